@@ -1,0 +1,18 @@
+"""How every command writes: one rich console, whole lines where there is no terminal, and one JSON option."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+from rich.console import Console
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on standard output or error; wide where that is no terminal, so that lines in logs are whole."""
+    plain = not (sys.stderr if stderr else sys.stdout).isatty()
+    width = 200 if plain else None
+    return Console(stderr=stderr, width=width, soft_wrap=plain, no_color=bool(os.environ.get("NO_COLOR")))

@@ -1,0 +1,157 @@
+"""The clip record and its file format: one JSON object a line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import AmexError
+
+
+class ManifestError(AmexError):
+    """A manifest or an annotation file cannot be used as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A stretch of one video, with what is said about it.
+
+    Attributes:
+        clip_id: unique within a manifest.
+        video: a path below the videos folder, with or without its extension, or an id that is a file name there.
+        start: seconds on the video's own clock, or None for the video's beginning.
+        end: seconds, exclusive, or None for the video's end.
+        split: ``train``, ``val``, ``test``, or ``""`` where there is none.
+        captions: what the clip shows, each in one sentence.
+
+    Raises:
+        ValueError: if a field has the wrong type or ``end <= start``.
+    """
+
+    clip_id: str
+    video: str
+    start: float | None = None
+    end: float | None = None
+    split: str = ""
+    captions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("clip_id", "video"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{name} must be a non-empty string, got {value!r}")
+        if not isinstance(self.split, str):
+            raise ValueError(f"split must be a string, got {self.split!r}")
+        for name in ("start", "end"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number of seconds or null, got {value!r}")
+        if self.end is not None and self.end <= (self.start or 0.0):
+            raise ValueError(f"a clip must end after it starts: [{self.start}, {self.end})")
+        if isinstance(self.captions, str) or not all(isinstance(text, str) for text in self.captions):
+            raise ValueError("captions must be a list of strings")
+        object.__setattr__(self, "captions", tuple(self.captions))
+
+    @classmethod
+    def from_json(cls, record: Any) -> Clip:
+        """The clip of one parsed manifest line; raises ValueError that says what is wrong with it."""
+        if not isinstance(record, dict):
+            raise ValueError(f"expected a JSON object, got {type(record).__name__}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(record) - known):
+            raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        if missing := [name for name in ("clip_id", "video") if name not in record]:
+            raise ValueError(f"field {missing[0]!r} is missing")
+        return cls(**record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A manifest line that is not a usable clip."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+def scan_manifest(path: str | os.PathLike[str]) -> Iterator[Clip | Problem]:
+    """Yields a Clip or a Problem for each line that is not blank, in file order, so that one bad line costs one clip.
+
+    A repeated ``clip_id`` is a Problem at its second place.
+
+    Raises:
+        ManifestError: if the file cannot be read at all.
+    """
+    path = Path(path)
+    first_line: dict[str, int] = {}
+    try:
+        handle = path.open("rb")
+    except OSError as error:
+        raise ManifestError(
+            f"cannot read the manifest {path}: {error.strerror}. Make one with: amex manifest build"
+        ) from error
+    with handle:
+        for number, raw in enumerate(handle, start=1):
+            if not raw.strip():
+                continue
+            try:
+                clip = Clip.from_json(json.loads(raw))
+            except (ValueError, TypeError) as error:  # json and unicode errors are ValueErrors
+                yield Problem(file=path.name, line=number, reason=f"not a clip: {error}")
+                continue
+            if clip.clip_id in first_line:
+                reason = f"duplicate clip_id {clip.clip_id!r}, first on line {first_line[clip.clip_id]}"
+                yield Problem(file=path.name, line=number, reason=reason)
+                continue
+            first_line[clip.clip_id] = number
+            yield clip
+
+
+def read_manifest(path: str | os.PathLike[str]) -> list[Clip]:
+    """All clips of a manifest.
+
+    Raises:
+        ManifestError: naming the file and the line of the first problem.
+    """
+    clips: list[Clip] = []
+    for item in scan_manifest(path):
+        if isinstance(item, Problem):
+            raise ManifestError(f"{Path(path).parent / str(item)}")
+        clips.append(item)
+    return clips
+
+
+def write_manifest(clips: Iterable[Clip], path: str | os.PathLike[str]) -> int:
+    """Writes clips as JSON lines, whole or not at all, and returns how many.
+
+    Raises:
+        ManifestError: if two clips share a ``clip_id``.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seen: set[str] = set()
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as handle:
+        try:
+            for clip in clips:
+                if clip.clip_id in seen:
+                    raise ManifestError(f"duplicate clip_id {clip.clip_id!r}: every clip needs its own")
+                seen.add(clip.clip_id)
+                handle.write(json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n")
+        except BaseException:
+            os.unlink(handle.name)
+            raise
+    os.chmod(handle.name, 0o644)
+    os.replace(handle.name, path)
+    return len(seen)

@@ -1,0 +1,71 @@
+"""Your own videos: every video file below a folder is a clip, with captions from a file beside them if there is one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..clip import Clip, ManifestError
+from ..videos import VideoError, VideoFinder
+from .base import Dataset, read_csv
+
+
+def build(annotations: Path, protocol: str) -> Iterator[Clip]:
+    """One whole-video clip a file; its ``clip_id`` is the path relative to the folder.
+
+    With a captions file (``captions.csv`` or ``captions.jsonl`` in the folder, or given itself as --annotations), rows
+    name a ``video`` and a ``caption``. Rows of one video are its captions. A row with ``start`` and ``end`` is a clip
+    of its own.
+    """
+    captions = annotations if annotations.is_file() else None
+    folder = annotations.parent if captions else annotations
+    for name in ("captions.jsonl", "captions.csv"):
+        if captions is None and (folder / name).exists():
+            captions = folder / name
+    finder = VideoFinder(folder)
+    files = finder.walk()
+    if not files:
+        raise ManifestError(f"no video files below {folder}")
+    whole: dict[str, list[str]] = {path.as_posix(): [] for path in files}
+    cut: dict[tuple[str, float, float], list[str]] = {}
+    for where, row in read_captions(captions) if captions else ():
+        try:
+            video = finder.find(row["video"]).as_posix()
+            if row.get("start") in (None, "") and row.get("end") in (None, ""):
+                whole[video].append(row["caption"])
+            else:
+                cut.setdefault((video, float(row["start"]), float(row["end"])), []).append(row["caption"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ManifestError(f"{where}: needs video and caption, and start and end together ({error!r})") from error
+        except VideoError as error:
+            raise ManifestError(f"{where}: {error}") from error
+    with_cuts = {video for video, _, _ in cut}
+    for video, texts in whole.items():
+        if texts or video not in with_cuts:
+            yield Clip(clip_id=video, video=video, captions=tuple(texts))
+    for (video, start, end), texts in cut.items():
+        clip_id = f"{video}_{start}_{end}"
+        yield Clip(clip_id=clip_id, video=video, start=start, end=end, captions=tuple(texts))
+
+
+def read_captions(path: Path) -> Iterator[tuple[str, dict]]:
+    """Rows of a captions file with the place each comes from."""
+    if path.suffix.lower() == ".csv":
+        for number, row in enumerate(read_csv(path, "video", "caption"), start=2):
+            yield f"{path}:{number}", row
+        return
+    with path.open(encoding="utf-8") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield f"{path}:{number}", dict(json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ManifestError(f"{path}:{number}: not a JSON object: {error}") from error
+
+
+DATASET = Dataset(
+    help="a folder of videos, optionally with captions.csv or captions.jsonl (columns video, caption[, start, end])",
+    build=build,
+)

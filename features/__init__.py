@@ -1,0 +1,34 @@
+"""Where features live: one Zarr store a project, one stream a kind of feature, one part a unit of writing.
+
+Knows no model and no video. Reading starts at ``open_store``:
+
+    rows = open_store("store.zarr")["r2plus1d_18"]["clip_id"]
+    rows.values   # (rows, 512) float16
+    rows.times    # (rows, 2) seconds, half-open
+"""
+
+from .reader import Batch, Rows, Store, Stream, open_store
+from .schema import ClipNotThere, DamagedPart, Failure, SpecMismatch, StoreError, diff_specs, fingerprint
+from .verify import Damage, verify
+from .writer import ClipRows, create_store, declare_stream, write_part
+
+__all__ = [
+    "Batch",
+    "ClipNotThere",
+    "ClipRows",
+    "Damage",
+    "DamagedPart",
+    "Failure",
+    "Rows",
+    "SpecMismatch",
+    "Store",
+    "StoreError",
+    "Stream",
+    "create_store",
+    "declare_stream",
+    "diff_specs",
+    "fingerprint",
+    "open_store",
+    "verify",
+    "write_part",
+]

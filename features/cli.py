@@ -1,0 +1,136 @@
+"""``amex features``: look at a store."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import click
+
+from ..console import console, json_option
+from ..errors import AmexError
+
+store_argument = click.argument("store", type=click.Path(path_type=Path))
+
+
+@click.group()
+def features() -> None:
+    """Look at a store: what is in it, whether it is intact, what failed."""
+
+
+@features.command("info")
+@store_argument
+@json_option
+def features_info(store: Path, as_json: bool) -> None:
+    """Streams with their clips, rows, bytes and settings."""
+    from . import open_store
+
+    opened = open_store(store)
+    record = {}
+    for name, stream in opened.items():
+        sizes = [sum(file["bytes"] for file in commit["files"].values()) for commit in stream.commits.values()]
+        record[name] = {
+            "clips": len(stream),
+            "failed": len(stream.failures),
+            "rows": stream.rows,
+            "parts": len(stream.commits),
+            "damaged_parts": len(stream.damaged),
+            "bytes": sum(sizes),
+            "fingerprint": stream.fingerprint,
+            "provenance": stream.provenance,
+            "spec": stream.spec,
+        }
+    if as_json:
+        click.echo(json.dumps(record, indent=1))
+        return
+    click.echo(f"{store}: {len(record)} streams" + ("" if record else "; add one with amex extract"))
+    for name, entry in record.items():
+        sampling, output = entry["spec"]["sampling"], entry["spec"]["output"]
+        rate = "native rate" if sampling["fps"] is None else f"{sampling['fps']:g} fps"
+        failed = f", {entry['failed']:,} failed" if entry["failed"] else ""
+        damaged = f", {entry['damaged_parts']} damaged parts" if entry["damaged_parts"] else ""
+        click.echo(
+            f"\n{name}\n  {entry['clips']:,} clips{failed}{damaged}, {entry['rows']:,} rows of "
+            f"{output['dtype']}{output['shape']}, {entry['bytes'] / 1e6:,.2f} MB in {entry['parts']:,} parts\n"
+            f"  {entry['spec']['network']}, {sampling['frames']} frames every {sampling['stride']} at {rate}, "
+            f"{entry['spec']['compute']['precision']}, weights {entry['provenance']['weights']}\n"
+            f"  fingerprint {entry['fingerprint'][:16]}"
+        )
+
+
+@features.command("ls")
+@store_argument
+@click.argument("stream", required=False)
+@click.option("--limit", default=20, show_default=True, help="Clips a stream to list; 0 for all.")
+def features_ls(store: Path, stream: str | None, limit: int) -> None:
+    """Clips of a stream, or of every stream, with their rows and times."""
+    from . import open_store
+
+    opened = open_store(store)
+    for name in [stream] if stream else list(opened):
+        found = opened[name]
+        click.echo(f"{name}: {len(found):,} clips")
+        for clip_id in itertools.islice(found, limit or None):
+            click.echo(f"  {clip_id}  {found[clip_id]!r}")
+        if limit and len(found) > limit:
+            click.echo(f"  ... {len(found) - limit:,} more; --limit 0 lists all")
+
+
+@features.command("verify")
+@store_argument
+@click.option("--prune", is_flag=True, help="Also remove what interrupted runs left behind. Not while one is running.")
+def features_verify(store: Path, prune: bool) -> None:
+    """Read every byte and compare it with its checksum. Exits with 1 if a part is damaged."""
+    import shutil
+
+    from rich.progress import Progress
+
+    from . import open_store, verify
+
+    damaged = leftovers = 0
+    opened = open_store(store)
+    with Progress(console=console(stderr=True), transient=True) as progress:
+        for name, stream in opened.items():
+            task = progress.add_task(name, total=len(stream.commits) + len(stream.damaged))
+            for found in verify(stream):
+                progress.advance(task)
+                if found is None:
+                    continue
+                click.echo(str(found))
+                damaged += found.committed
+                leftovers += not found.committed
+                if prune and not found.committed:
+                    shutil.rmtree(store / found.stream / "parts" / found.part)
+    if leftovers:
+        click.echo(f"{leftovers} leftovers {'removed' if prune else 'do no harm; --prune removes them'}")
+    if damaged:
+        raise AmexError(f"{damaged} damaged parts; run the same amex extract command with --repair to recompute them")
+    click.echo(f"{store} is intact")
+
+
+@features.command("failures")
+@store_argument
+@json_option
+def features_failures(store: Path, as_json: bool) -> None:
+    """The quarantine ledger: which clips have no rows, at which stage they failed, why, how often they were tried."""
+    from rich.table import Table
+
+    from . import open_store
+
+    opened = open_store(store)
+    entries = [{"stream": "", **vars(failure)} for failure in opened.problems]
+    for name, stream in opened.items():
+        entries += [{"stream": name, **vars(failure)} for failure in stream.failures.values()]
+    if as_json:
+        click.echo(json.dumps(entries, indent=1))
+        return
+    if not entries:
+        click.echo("nothing failed")
+        return
+    table = Table("stream", "clip", "video", "stage", "reason", "tries", box=None)
+    for entry in entries:
+        columns = ("stream", "clip_id", "video", "stage", "reason", "attempts")
+        table.add_row(*(str(entry[column]) for column in columns))
+    console().print(table)
+    click.echo(f"{len(entries)} failures; try them again with amex extract ... --retry-failed")

@@ -1,0 +1,147 @@
+"""What a store is made of: file layout, specs and their fingerprints, commit records, and the errors about them.
+
+store.zarr/
+  zarr.json                        format version, creation time
+  problems.json                    manifest lines of the last run that were not usable clips
+  <stream>/spec.json               spec, fingerprint, provenance
+  <stream>/parts/<part>/values     (rows, ...) the features
+  <stream>/parts/<part>/times      (rows, 2) float64 seconds, half-open
+  <stream>/parts/<part>/offsets    (clips + 1,) int64: rows offsets[i]:offsets[i+1] belong to clip i
+  <stream>/parts/<part>/clip_ids   (clips,) string
+  <stream>/commits/<part>.json     written last: a part without its commit does not exist
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import AmexError
+
+FORMAT = 1
+
+
+class StoreError(AmexError):
+    """A store cannot be read or written as asked."""
+
+
+class SpecMismatch(StoreError):
+    """Rows made in one way were about to be mixed with rows made in another."""
+
+
+class DamagedPart(StoreError):
+    """Bytes on disk are not the bytes that were committed."""
+
+
+class ClipNotThere(StoreError, KeyError):
+    """A clip has no rows in a stream: it was never extracted, or it failed."""
+
+    __str__ = Exception.__str__  # KeyError would quote the message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One entry of the quarantine ledger.
+
+    Attributes:
+        stage: ``find``, ``open``, ``decode``, ``sample``, ``encode`` or ``manifest``.
+        reason: one line, as a person would say it.
+        attempts: how many times this clip was tried.
+    """
+
+    clip_id: str
+    video: str
+    stage: str
+    reason: str
+    attempts: int = 1
+
+
+def canonical(record: Any) -> bytes:
+    """The one JSON text of a record: sorted keys, no spaces, no NaN."""
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def fingerprint(spec: dict[str, Any]) -> str:
+    """sha256 of a spec's canonical JSON: equal exactly when features were made in the same way."""
+    return hashlib.sha256(canonical(spec)).hexdigest()
+
+
+def diff_specs(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields (field, old value, new value) for every leaf in which two specs differ; dotted field names."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(set(old) | set(new)):
+            yield from diff_specs(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path, old, new
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Writes a JSON file so that it is there whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+            json.dump(record, handle, indent=1, ensure_ascii=False, allow_nan=False)
+            handle.write("\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def seal(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with the sha256 of its own content, so that a damaged commit is recognised too."""
+    return {**record, "sha256": hashlib.sha256(canonical(record)).hexdigest()}
+
+
+def read_commit(path: Path) -> dict[str, Any]:
+    """A commit record whose seal holds; raises DamagedPart otherwise."""
+    try:
+        record = json.loads(path.read_bytes())
+        sealed = record.pop("sha256")
+        intact = sealed == hashlib.sha256(canonical(record)).hexdigest()
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedPart(f"the commit record {path} is damaged ({error}); {REPAIR}") from error
+    if not intact:
+        raise DamagedPart(f"the commit record {path} is damaged (its checksum differs); {REPAIR}")
+    return record
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """A stream's spec.json whose fingerprint holds; raises StoreError otherwise."""
+    try:
+        record = json.loads(path.read_bytes())
+        intact = record["fingerprint"] == fingerprint(record["spec"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} is damaged: {error}") from error
+    if not intact:
+        raise StoreError(f"{path} is damaged: the spec does not have the fingerprint beside it")
+    return record
+
+
+def check_store(path: Path) -> None:
+    """Raises StoreError unless the Zarr group at ``path`` is an amex store of a format this amex reads."""
+    try:
+        form = json.loads((path / "zarr.json").read_bytes())["attributes"]["amex"]["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} is not an amex store: its zarr.json does not say so") from error
+    if form > FORMAT:
+        raise StoreError(f"{path} has store format {form}, this amex reads {FORMAT}: upgrade amex")
+
+
+# How every message about damage ends.
+REPAIR = "run the same amex extract command with --repair to recompute this part alone"

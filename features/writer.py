@@ -1,0 +1,177 @@
+"""Writing: a store, a stream's spec, and parts. One writer a part, the commit record last, so no lock is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from .schema import (
+    FORMAT,
+    Failure,
+    SpecMismatch,
+    StoreError,
+    check_store,
+    diff_specs,
+    fingerprint,
+    read_spec,
+    seal,
+    write_json,
+)
+
+# Inner chunks are the unit of reading. About 1 MiB is what Zarr advises; a clip's rows lie in one or two of them.
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRows:
+    """The rows of one clip, ready to be written.
+
+    Attributes:
+        values: (rows, ...), already of the stream's dtype. No rows means the clip is legitimately empty.
+        times: (rows, 2) float64, seconds on the video's own clock, half-open.
+        decoder: which decoder served the frames, and why when it was not the default.
+    """
+
+    clip_id: str
+    values: np.ndarray
+    times: np.ndarray
+    decoder: str
+
+
+def create_store(path: str | os.PathLike[str]) -> Path:
+    """Makes an empty store at ``path``, or finds the one that is there.
+
+    Raises:
+        StoreError: if something else is there, or the store was written by a later amex.
+    """
+    path = Path(path)
+    if (path / "zarr.json").is_file():
+        check_store(path)
+        return path
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StoreError(f"{path} exists and is not an amex store; choose another --store")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    zarr.create_group(path, attributes={"amex": {"format": FORMAT, "created": created}})
+    return path
+
+
+def declare_stream(store: Path, stream: str, spec: dict[str, Any], provenance: dict[str, Any]) -> str:
+    """Fixes what a stream holds, or checks that it holds that already. Returns the fingerprint.
+
+    Args:
+        spec: all that decides the numbers: encoder, weights, sampling, transform, output, precision, decoder.
+        provenance: what does not, but a reader wants to know: where weights came from, who wrote it.
+
+    Raises:
+        SpecMismatch: listing every field that differs from the spec in the store.
+    """
+    path = store / stream / "spec.json"
+    mark = fingerprint(spec)
+    if not path.exists():
+        zarr.create_group(store, path=stream)
+        zarr.create_group(store, path=f"{stream}/parts")
+        (store / stream / "commits").mkdir(exist_ok=True)
+        write_json(path, {"format": FORMAT, "fingerprint": mark, "spec": spec, "provenance": provenance})
+        return mark
+    there = read_spec(path)
+    if there["fingerprint"] != mark:
+        lines = [f"  {field}: {old!r} in the store, {new!r} now" for field, old, new in diff_specs(there["spec"], spec)]
+        raise SpecMismatch(
+            f"stream {stream!r} of {store} was made with other settings:\n" + "\n".join(lines) + "\n"
+            f"Use the store's settings, or give these a stream of their own: --stream NAME={stream}"
+        )
+    return mark
+
+
+def write_part(
+    store: Path,
+    stream: str,
+    part: str,
+    *,
+    mark: str,
+    clips: Sequence[ClipRows],
+    failures: Sequence[Failure],
+    row_shape: tuple[int, ...],
+    dtype: str,
+    run: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes one part and, once every byte of it is read back and on disk, its commit record. Returns the record.
+
+    What an interrupted attempt left under the same name is replaced: without a commit it never existed.
+
+    Args:
+        mark: the stream's fingerprint.
+        row_shape: shape of one row, needed where no clip has any.
+        run: host, seconds, versions: recorded, but no part of what two equal runs must agree on.
+    """
+    folder = store / stream / "parts" / part
+    if folder.exists():
+        shutil.rmtree(folder)
+    values = [clip.values for clip in clips]
+    arrays = {
+        "values": np.concatenate([np.empty((0, *row_shape), dtype), *values]).astype(dtype, copy=False),
+        "times": np.concatenate([np.empty((0, 2)), *(clip.times for clip in clips)]),
+        "offsets": np.cumsum([0, *(len(rows) for rows in values)], dtype=np.int64),
+        "clip_ids": np.array([clip.clip_id for clip in clips], dtype=np.dtypes.StringDType()),
+    }
+    zarr.create_group(store, path=f"{stream}/parts/{part}")
+    for name, array in arrays.items():
+        _write_array(store, f"{stream}/parts/{part}/{name}", array)
+    files = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": digest}
+    commit = seal(
+        {
+            "format": FORMAT,
+            "part": part,
+            "fingerprint": mark,
+            "rows": len(arrays["values"]),
+            "clips": [{"clip_id": c.clip_id, "rows": len(c.values), "decoder": c.decoder} for c in clips],
+            "failures": [dataclasses.asdict(failure) for failure in failures],
+            "files": files,
+            "run": run,
+        }
+    )
+    write_json(store / stream / "commits" / f"{part}.json", commit)
+    return commit
+
+
+def _write_array(store: Path, path: str, array: np.ndarray) -> None:
+    """One shard for the whole array, checksummed inner chunks, empty chunks written; then read back and compared."""
+    row_bytes = max(1, array.itemsize * int(np.prod(array.shape[1:], dtype=np.int64)))
+    rows = max(1, min(len(array), CHUNK_BYTES // row_bytes))
+    shard = max(rows, -(-len(array) // rows) * rows)
+    with warnings.catch_warnings():
+        # Strings have no final Zarr v3 specification yet. clip_ids are repeated in the commit record, which is read.
+        warnings.simplefilter("ignore")
+        written = zarr.create_array(
+            store,
+            name=path,
+            shape=array.shape,
+            dtype=str if array.dtype.kind == "T" else array.dtype,
+            chunks=(rows, *array.shape[1:]),
+            shards=(shard, *array.shape[1:]),
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            config={"write_empty_chunks": True},
+        )
+        if len(array):
+            written[:] = array
+            back = zarr.open_array(store, path=path, mode="r")[:]
+            if not np.array_equal(back, array, equal_nan=array.dtype.kind == "f"):
+                raise StoreError(f"{store}/{path} does not read back as it was written: check the disk and its space")

@@ -1,0 +1,253 @@
+"""``amex extract`` and ``amex streams``: from what the command line says to a run, and its result to text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..console import console, json_option
+
+
+@click.command()
+def streams() -> None:
+    """List the networks and the presets that `amex extract` knows."""
+    from rich.table import Table
+
+    from .encoders import NETWORKS
+    from .presets import DEFAULT_PRESET, PRESETS
+
+    table = Table("stream", "D", "default preset", "published weights", box=None)
+    for name, network in NETWORKS.items():
+        table.add_row(name, str(network.dim), DEFAULT_PRESET[name], network.published.source)
+    console().print(table)
+    table = Table("preset", "fps", "frames", "step", "stride", "whose", box=None)
+    for name, preset in PRESETS.items():
+        s = preset.sampling
+        row = [f"{s.fps:g}" if s.fps else "native", str(s.frames), str(s.step), str(s.stride), preset.source]
+        table.add_row(name, *row)
+    console().print()
+    console().print(table)
+
+
+@click.command()
+@click.option("--manifest", "manifest_path", type=click.Path(path_type=Path), help="The clips, from `manifest build`.")
+@click.option("--dataset", help="Instead of --manifest: a data set by name (folder for your own videos).")
+@click.option("--annotations", type=click.Path(path_type=Path), help="Its annotations, as `manifest build` takes them.")
+@click.option("--protocol", help="Which of its published splits.")
+@click.option(
+    "--videos", required=True, type=click.Path(path_type=Path), help="The folder the videos are in, any layout."
+)
+@click.option(
+    "--store", required=True, type=click.Path(path_type=Path), help="The Zarr store to write or to go on with."
+)
+@click.option(
+    "--stream",
+    "stream_names",
+    multiple=True,
+    metavar="NAME[=NETWORK]",
+    help="What to compute; repeat for several, all in one pass over each video. `amex streams` lists the networks. "
+    "NAME=NETWORK keeps a variant under a name of its own.  [default: r2plus1d_18]",
+)
+@click.option("--preset", "presets", multiple=True, metavar="NAME=PRESET", help="Feed a stream by another convention.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME.KEY=VALUE",
+    help="One sampling option of a stream: fps (a number or native), frames, step, stride (in samples), tail (pad or "
+    "drop). For example --set r2plus1d_18.stride=8",
+)
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="NAME=WHICH",
+    help="A checkpoint file, `default` (published, downloaded once), or random:SEED to try things out.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs) or cuda:INDEX.")
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    help="auto is bf16 where the device computes in it: faster, and part of what the store remembers.",
+)
+@click.option(
+    "--compile", "compiled", is_flag=True, help="torch.compile the networks: faster after 30 s; needs a C++ compiler."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Windows a batch.  [default: 1 on a CPU, 16 on a GPU]")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: 1, or one a GPU]")
+@click.option(
+    "--cluster", default="local", show_default=True, help="local, or the tcp://... address of a Dask scheduler."
+)
+@click.option(
+    "--part-clips",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Clips written together; a crash loses the parts in flight.",
+)
+@click.option(
+    "--deadline", default=60.0, show_default=True, help="Seconds without a frame after which a decoder is killed."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many clips of the manifest.")
+@click.option("--retry-failed", is_flag=True, help="Also try clips again that failed before.")
+@click.option("--repair", is_flag=True, help="First read every byte in the store; compute damaged parts again.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, how long and how many bytes; do nothing.")
+@json_option
+def extract(**options: Any) -> None:
+    """Compute what the store lacks of the clips, and only that.
+
+    The same command resumes an interrupted run, follows a manifest that has grown, and adds streams. A video that
+    cannot be read costs its own clips alone: `amex features failures STORE` says which and why.
+
+    \b
+    amex extract --dataset folder --videos DIR --store my.zarr
+    amex extract --dataset youcook2 --annotations youcookii_annotations_trainval.json --videos DIR --store yc2.zarr
+                 --stream r2plus1d_18 --stream resnet152
+
+    Exit status: 0 all done; 3 finished, but some clips failed; 1 an error; 2 wrong usage; 130 interrupted.
+    """
+    from ..manifests import dataset, scan_manifest
+    from .display import choose_display
+    from .encoders import choose_device
+    from .job import extract as run
+
+    if (options["manifest_path"] is None) == (options["dataset"] is None):
+        raise click.UsageError("give either --manifest or --dataset")
+    if options["dataset"]:
+        annotations = options["annotations"] or (options["videos"] if options["dataset"] == "folder" else None)
+        if annotations is None:
+            raise click.UsageError(f"--dataset {options['dataset']} needs --annotations")
+        items = dataset(options["dataset"]).clips(annotations, options["protocol"])
+    else:
+        items = list(scan_manifest(options["manifest_path"]))
+    items = items[: options["limit"]]
+    device = choose_device(options["device"]) if options["cluster"] == "local" else options["device"]
+    plans = stream_plans(options, device)
+    if options["dry_run"]:
+        return dry_run(items, plans, device, options)
+    outcome = run(
+        items,
+        plans,
+        store=options["store"],
+        videos=options["videos"],
+        device=device,
+        workers=options["workers"] or default_workers(device),
+        display=choose_display(console(stderr=True), quiet=options["as_json"]),
+        **{name: options[name] for name in ("cluster", "part_clips", "deadline", "retry_failed", "repair")},
+    )
+    print_outcome(outcome, options["store"], as_json=options["as_json"])
+    sys.exit(outcome.exit_code)
+
+
+def stream_plans(options: dict[str, Any], device: str) -> list:
+    """The streams that the options describe."""
+    from .encoders import NETWORKS, choose_precision
+    from .presets import known_network, plan_stream
+    from .weights import locate
+
+    names = dict(pair(text, alone=True) for text in options["stream_names"] or ("r2plus1d_18",))
+    presets = dict(pair(text) for text in options["presets"])
+    weights = dict(pair(text) for text in options["weights"])
+    settings: dict[str, dict[str, str]] = {}
+    for key, value in map(pair, options["settings"]):
+        name, dot, option = key.rpartition(".")
+        if not dot:
+            raise click.UsageError(f"--set takes NAME.KEY=VALUE, got {key}={value}")
+        settings.setdefault(name, {})[option] = value
+    for option, given in (("--preset", presets), ("--weights", weights), ("--set", settings)):
+        for name in given.keys() - names.keys():
+            raise click.UsageError(f"{option} names {name!r}, which is no stream of this run: {', '.join(names)}")
+    precision = choose_precision(options["precision"], device)
+    plans = []
+    for name, network in names.items():
+        network = known_network(network)
+        if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or name.startswith("."):
+            raise click.UsageError(f"{name!r} cannot be a stream's name: use letters, digits, _ and -")
+        plans.append(
+            plan_stream(
+                name,
+                network=network,
+                preset=presets.get(name),
+                options=settings.get(name, {}),
+                weights=locate(weights.get(name, "default"), NETWORKS[network].published),
+                precision=precision,
+                compiled=options["compiled"],
+                batch_size=options["batch_size"] or (1 if device == "cpu" else 16),
+            )
+        )
+    return plans
+
+
+def pair(text: str, alone: bool = False) -> tuple[str, str]:
+    """``A=B`` as (A, B); with ``alone``, ``A`` as (A, A)."""
+    left, equals, right = text.partition("=")
+    if not left or (not right and not (alone and not equals)):
+        raise click.UsageError(f"expected NAME=VALUE, got {text!r}")
+    return left, right or left
+
+
+def default_workers(device: str) -> int:
+    import torch
+
+    return torch.cuda.device_count() if device == "cuda" else 1
+
+
+def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> None:
+    from ..manifests import Clip, VideoFinder
+    from .plan import estimate, existing, plan_parts
+
+    clips = [item for item in items if isinstance(item, Clip)]
+    streams = [existing(options["store"], plan.name) for plan in plans]
+    finder = VideoFinder(options["videos"])
+    kept = {name: options[name] for name in ("part_clips", "retry_failed")}
+    parts = list(plan_parts(clips, finder, streams, **kept))
+    found = estimate(parts, options["videos"], plans, device)
+    if options["as_json"]:
+        click.echo(json.dumps(dataclasses.asdict(found), indent=1))
+        return
+    click.echo(
+        f"would compute {found.clips:,} of {len(clips):,} clips, {found.videos:,} videos in {found.parts:,} parts"
+    )
+    if found.missing_videos:
+        click.echo(
+            f"  {found.missing_videos:,} videos are not below {options['videos']}: they would be recorded as failed"
+        )
+    for name, rows in found.rows.items():
+        click.echo(f"  {name}: about {rows:,} rows")
+    click.echo(f"  about {found.video_hours:.2f} hours of video, {found.bytes / 1e6:,.1f} MB before compression")
+    click.echo(f"  about {found.hours:.2f} hours of encoding on one worker here, timed on this machine just now")
+
+
+def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
+    record = {
+        "report": vars(outcome.report),
+        "streams": outcome.states,
+        "problems": [str(problem) for problem in outcome.problems],
+        "broken": outcome.broken,
+        "repaired": outcome.repaired,
+        "exit_code": outcome.exit_code,
+    }
+    if as_json:
+        click.echo(json.dumps(record, indent=1))
+        return
+    report = outcome.report
+    click.echo(
+        f"computed {report.clips:,} clips, {report.rows:,} rows, {report.bytes / 1e6:.1f} MB; "
+        f"{report.frames_decoded:,} frames of {report.videos:,} videos, each decoded once"
+    )
+    for name, counts in outcome.states.items():
+        click.echo(f"  {name}: " + ", ".join(f"{count:,} {state}" for state, count in counts.items()))
+    for name in outcome.repaired:
+        click.echo(f"  repaired: {name}")
+    for problem in outcome.problems[:5]:
+        click.echo(f"  manifest: {problem}", err=True)
+    for part, error in outcome.broken.items():
+        click.echo(f"  part {part} broke: {error}", err=True)
+    if outcome.exit_code:
+        click.echo(f"  see what failed and why: amex features failures {store}", err=True)

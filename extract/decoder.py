@@ -1,0 +1,263 @@
+"""The near end of the decoding process: sends it videos, turns its bytes into events, and kills it past a deadline."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .decode import HEADER
+from .sampling import Sampling
+
+# decord reads this when it is imported. It counts how often decord asked for a frame that its threads had not finished,
+# so a low value fails good files on a busy machine (256 failed 10 of 27). A real stall is ended by the deadline.
+ENVIRONMENT = {"DECORD_EOF_RETRY_MAX": "131072"}
+
+
+@dataclass(frozen=True)
+class Track:
+    """One way of sampling one stretch of a video: what clips and streams that agree on it share."""
+
+    start: float | None
+    end: float | None
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Decoding begins. ``decoder`` is ``decord``, or ``pyav`` with the reason in parentheses."""
+
+    decoder: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame that the tracks ``users`` will have in a window: (height, width, 3) uint8 RGB, upright."""
+
+    key: int
+    users: tuple[int, ...]
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A window of a track. No later window has a frame before ``oldest`` (None: no news on that)."""
+
+    track: int
+    keys: tuple[int, ...]
+    start: float
+    end: float
+    oldest: int | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """All windows of a track have been sent; the clip has ``frames`` frames."""
+
+    track: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """No more of a track will come, and what came is not the whole."""
+
+    track: int
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Restart:
+    """The decoder changed: all that came of this video is void and comes again."""
+
+
+@dataclass(frozen=True)
+class End:
+    """The video is finished; ``frames`` were decoded in the pass that counts."""
+
+    frames: int
+
+
+Event = Opened | Frame | Sampled | Done | Failed | Restart | End
+
+
+class DecoderGone(Exception):
+    """The decoding process hung or died. The message says how."""
+
+
+class Decoder:
+    """Decodes videos in a process of its own, started at the first video and again after each death.
+
+    Args:
+        deadline: seconds without any news from the process after which it is taken for hung and killed.
+        threads: decoding threads; 0 leaves the number to the library.
+    """
+
+    def __init__(self, *, deadline: float = 60.0, threads: int = 0) -> None:
+        self.deadline = deadline
+        self.threads = threads
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: Any = None
+
+    @property
+    def pid(self) -> int | None:
+        """The decoding process, None while there is none."""
+        return self._process.pid if self._process else None
+
+    def read(self, path: Path, tracks: Sequence[Track]) -> Iterator[Event]:
+        """Yields the events of one pass over a video. Every track ends in a Done or a Failed; then comes the End.
+
+        Where the process hangs or dies on decord, a new one tries PyAV, once.
+        """
+        open_tracks = set(range(len(tracks)))
+        decord = True
+        frames = 0
+        while True:
+            decoder = ""
+            try:
+                for event in self._ask(path, tracks, decord):
+                    match event:
+                        case Opened():
+                            decoder = event.decoder
+                        case Restart():
+                            open_tracks = set(range(len(tracks)))
+                        case Done() | Failed():
+                            open_tracks.discard(event.track)
+                        case End():
+                            frames = event.frames
+                            break
+                        case _Broken():
+                            for track in sorted(open_tracks):
+                                yield Failed(track, event.stage, event.reason)
+                            break
+                    yield event
+            except DecoderGone as error:
+                if decoder == "decord":
+                    decord = False
+                    open_tracks = set(range(len(tracks)))
+                    yield Restart()
+                    continue
+                for track in sorted(open_tracks):
+                    yield Failed(track, "decode" if decoder else "open", str(error))
+            yield End(frames)
+            return
+
+    def close(self) -> None:
+        """Ends the decoding process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                pipe.close()
+            self._process = None
+            self._log.close()
+
+    def _ask(self, path: Path, tracks: Sequence[Track], decord: bool) -> Iterator[Event | _Broken]:
+        self._start()
+        request = {
+            "path": str(path),
+            "tracks": [[track.start, track.end, dataclasses.asdict(track.sampling)] for track in tracks],
+            "threads": self.threads,
+            "decord": decord,
+        }
+        finished = False
+        try:
+            try:
+                self._process.stdin.write(json.dumps(request).encode() + b"\n")
+                self._process.stdin.flush()
+            except BrokenPipeError:
+                raise self._gone() from None
+            while not finished:
+                event = self._receive()
+                if event is not None:
+                    finished = isinstance(event, End | _Broken)
+                    yield event
+        finally:
+            if not finished:  # also when the reader of these events stops early: what is left in the pipe is void
+                self.close()
+
+    def _receive(self) -> Event | _Broken | None:
+        text_length, length = HEADER.unpack(self._exactly(HEADER.size))
+        record = json.loads(self._exactly(text_length))
+        payload = self._exactly(length)
+        match record.pop("event"):
+            case "open":
+                return Opened(record["decoder"])
+            case "frame":
+                image = np.frombuffer(payload, np.uint8).reshape(record["shape"])
+                return Frame(record["key"], tuple(record["users"]), image)
+            case "window":
+                return Sampled(**{"oldest": None, **record, "keys": tuple(record["keys"])})
+            case "done":
+                return Done(**record)
+            case "fail":
+                return Failed(**record) if "track" in record else _Broken(**record)
+            case "restart":
+                return Restart()
+            case "end":
+                return End(**record)
+            case _:  # a beat: the process is alive
+                return None
+
+    def _exactly(self, length: int) -> bytearray:
+        data = bytearray(length)
+        view, filled = memoryview(data), 0
+        descriptor = self._process.stdout.fileno()
+        until = time.monotonic() + self.deadline
+        while filled < length:
+            ready, _, _ = select.select([descriptor], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                raise DecoderGone(f"the decoder hung: nothing for {self.deadline:g} s, killed")
+            count = os.readv(descriptor, [view[filled:]])
+            if not count:
+                raise self._gone()
+            filled += count
+            until = time.monotonic() + self.deadline
+        return data
+
+    def _gone(self) -> DecoderGone:
+        code = self._process.wait()
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = ", which is how a system out of memory ends a process" if name == "SIGKILL" else ""
+            return DecoderGone(f"the decoder was killed by {name}{hint}")
+        self._log.seek(0)
+        last = self._log.read().decode(errors="replace").strip().splitlines()[-1:]
+        return DecoderGone(f"the decoder ended with status {code}: {''.join(last)}")
+
+    def _start(self) -> None:
+        if self._process is not None:
+            return
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process, closed in close()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "amex.extract.decode"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**ENVIRONMENT, **os.environ},
+            bufsize=0,
+        )
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux: 1 MiB ahead instead of 64 KiB; the pipe is the only queue
+            fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, 1 << 20)
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """The whole video ends here."""
+
+    stage: str
+    reason: str

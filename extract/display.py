@@ -1,0 +1,110 @@
+"""How a run shows itself: a live display on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .part import Report
+
+# Seconds between lines where there is no terminal.
+LINE_INTERVAL = 10.0
+
+
+class Totals:
+    """The sum of the latest report of every part. A part that starts over replaces what it had reported."""
+
+    def __init__(self) -> None:
+        self.parts: dict[int, Report] = {}
+        self.started = time.monotonic()
+
+    def update(self, part: int, report: Report) -> Report:
+        self.parts[part] = report
+        total = Report()
+        for latest in self.parts.values():
+            total.add(latest)
+        return total
+
+    def rate(self, total: Report) -> float:
+        """Clips a second."""
+        return total.clips / max(1e-6, time.monotonic() - self.started)
+
+
+class LiveDisplay:
+    """A progress bar with clips a second, rows, failures and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("extracting"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("clips  {task.fields[rate]:.2f}/s  {task.fields[rows]} rows  {task.fields[failed]} failed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            speed_estimate_period=600,
+        )
+
+    def begin(self, parts: int, clips: int) -> None:
+        self.totals = Totals()
+        self.task = self.progress.add_task("", total=clips, rate=0.0, rows=0, failed=0)
+        self.progress.start()
+
+    def update(self, part: int, report: Report) -> None:
+        total = self.totals.update(part, report)
+        fields = {"rate": self.totals.rate(total), "rows": total.rows, "failed": total.failed}
+        self.progress.update(self.task, completed=total.clips, **fields)
+
+    def end(self) -> None:
+        self.progress.stop()
+
+
+class LineDisplay:
+    """A line every few seconds, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def begin(self, parts: int, clips: int) -> None:
+        self.totals = Totals()
+        self.clips = clips
+        self.next = time.monotonic()
+        self.console.print(f"extracting {clips} clips in {parts} parts")
+
+    def update(self, part: int, report: Report) -> None:
+        total = self.totals.update(part, report)
+        if time.monotonic() < self.next and total.clips < self.clips:
+            return
+        self.next = time.monotonic() + LINE_INTERVAL
+        rate = self.totals.rate(total)
+        left = (self.clips - total.clips) / rate if rate else 0.0
+        self.console.print(
+            f"{total.clips}/{self.clips} clips, {rate:.2f}/s, {total.rows} rows, {total.failed} failed, "
+            f"{left:.0f} s left"
+        )
+
+    def end(self) -> None:
+        pass
+
+
+class NoDisplay:
+    """Says nothing."""
+
+    def begin(self, parts: int, clips: int) -> None:
+        pass
+
+    def update(self, part: int, report: Report) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+def choose_display(console: Console, quiet: bool = False) -> LiveDisplay | LineDisplay | NoDisplay:
+    """The display that fits where the console writes."""
+    if quiet:
+        return NoDisplay()
+    return LiveDisplay(console) if console.is_terminal else LineDisplay(console)

@@ -1,0 +1,386 @@
+"""One task of a job: the clips of some videos, from files to a committed part of every stream.
+
+Read ``run_part`` from top to bottom to follow a video: decode -> sample -> transform -> encode -> write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from ..features import ClipRows, Failure, write_part
+from .decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
+from .decoder import End as VideoEnd
+from .encoders import DTYPES, NETWORKS, shared_encoder
+from .presets import StreamPlan
+
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+# Batches of windows that are decoded and transformed ahead of the encoder.
+PREFETCH = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTask:
+    """A clip, and the streams (by index) it is to be computed in."""
+
+    clip_id: str
+    video: str
+    start: float | None
+    end: float | None
+    attempt: int
+    streams: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoTask:
+    """A video file with the clips cut from it; or, where no file could be found, the reason."""
+
+    path: Path | None
+    missing: str
+    clips: tuple[ClipTask, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartTask:
+    """The clips that one worker computes and commits together."""
+
+    index: int
+    videos: tuple[VideoTask, ...]
+
+    def name(self, stream: int) -> str:
+        """The part's name in a stream: its place in the manifest, and a digest of the clips and attempts in it."""
+        clips = [f"{c.clip_id}\0{c.attempt}" for v in self.videos for c in v.clips if stream in c.streams]
+        return f"{self.index:06d}-{hashlib.sha256(chr(1).join(clips).encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all parts of a run have in common."""
+
+    store: Path
+    videos: Path
+    streams: tuple[StreamPlan, ...]
+    fingerprints: tuple[str, ...]
+    deadline: float  # seconds without a frame after which a decoder is killed
+    threads: int  # of each worker, for encoding and for decoding; 0 leaves both to the libraries
+
+
+@dataclass
+class Report:
+    """What a part came to; the sum of reports is the result of a run."""
+
+    clips: int = 0
+    failed: int = 0
+    rows: int = 0
+    bytes: int = 0
+    videos: int = 0
+    frames_decoded: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"wait": 0.0, "encode": 0.0, "write": 0.0})
+
+    def add(self, other: Report) -> None:
+        for name in ("clips", "failed", "rows", "bytes", "videos", "frames_decoded"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, seconds in other.seconds.items():
+            self.seconds[name] += seconds
+
+
+@dataclass
+class Stretch:
+    """What is known of one track in one stream: the rows as they are encoded, or why there are none.
+
+    When the decoder starts a video over, its stretches are replaced; windows of the old ones then lead nowhere.
+    """
+
+    values: dict[int, torch.Tensor] = field(default_factory=dict)  # by window, since batches finish out of order
+    times: list[tuple[float, float]] = field(default_factory=list)
+    failure: tuple[str, str] | None = ("decode", "the decoder gave no result")
+    decoder: str = ""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One window, ready for the encoder of ``stream``; its frames are (3, height, width), shared between windows."""
+
+    stream: int
+    stretch: Stretch
+    index: int
+    frames: tuple[torch.Tensor, ...]
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """(3, frames, height, width)."""
+        return torch.stack(self.frames, dim=1)
+
+
+@dataclass(frozen=True)
+class VideoDone:
+    """All windows of a video have been prepared."""
+
+    clips: int
+    failed: int
+    frames: int
+
+
+def run_part(
+    part: PartTask, job: Job, device: str = "cpu", progress: Callable[[Report], None] = lambda report: None
+) -> Report:
+    """Computes and commits a part in every stream it has clips for.
+
+    Args:
+        device: ``cpu`` or ``cuda:INDEX``.
+        progress: called after each video with what is done so far.
+    """
+    started = time.monotonic()
+    report = Report()
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    encoders = [
+        shared_encoder(plan.network, plan.weights, device, plan.precision, plan.compiled) for plan in job.streams
+    ]
+    decoder = _decoder(job.deadline, job.threads)
+    stretches: dict[tuple[int, Track, int], Stretch] = {}
+
+    def prepared() -> Iterator[Prepared | VideoDone]:
+        for number, video in enumerate(part.videos):
+            frames, failed = 0, len(video.clips)
+            if video.path is not None:
+                owners = _tracks(video, job.streams)
+                frames = yield from _prepare(number, video.path, owners, job, device, decoder, stretches)
+                failed = sum(
+                    any(stretches[number, _track(clip, job.streams[stream]), stream].failure for stream in clip.streams)
+                    for clip in video.clips
+                )
+            yield VideoDone(len(video.clips), failed, frames)
+
+    pending: list[list[Prepared]] = [[] for _ in job.streams]
+
+    def encode(stream: int) -> None:
+        batch, pending[stream] = pending[stream], []
+        begin = time.monotonic()
+        features = encoders[stream](torch.stack([window.pixels for window in batch]))
+        report.seconds["encode"] += time.monotonic() - begin
+        report.rows += len(batch)
+        for window, feature in zip(batch, features, strict=True):
+            window.stretch.values[window.index] = feature
+
+    decoded: dict[str, int] = {}
+    begin = time.monotonic()
+    for item in prefetch(prepared(), depth=PREFETCH * max(plan.batch_size for plan in job.streams)):
+        if isinstance(item, Prepared):
+            pending[item.stream].append(item)
+            if len(pending[item.stream]) == job.streams[item.stream].batch_size:
+                encode(item.stream)
+            continue
+        if (path := part.videos[report.videos].path) is not None:
+            decoded[path.as_posix()] = item.frames
+        report.videos += 1
+        report.clips += item.clips
+        report.failed += item.failed
+        report.frames_decoded += item.frames
+        progress(report)
+    for stream in range(len(job.streams)):
+        if pending[stream]:
+            encode(stream)
+    report.seconds["wait"] = time.monotonic() - begin - report.seconds["encode"]
+    begin = time.monotonic()
+    run = {
+        "host": socket.gethostname(),
+        "seconds": round(time.monotonic() - started, 3),
+        "frames_decoded": decoded,
+        "versions": versions(),
+    }
+    report.rows = 0  # so far they were windows: clips that agree share theirs, and failed ones keep none
+    report.failed = len(_write(part, job, stretches, report, run))
+    report.seconds["write"] = time.monotonic() - begin
+    return report
+
+
+def _tracks(video: VideoTask, streams: tuple[StreamPlan, ...]) -> dict[Track, list[int]]:
+    """The tracks of a video and the streams that want each. Clips that agree share a track, and so its encoding."""
+    tracks: dict[Track, list[int]] = {}
+    for clip in video.clips:
+        for stream in clip.streams:
+            wanted = tracks.setdefault(_track(clip, streams[stream]), [])
+            if stream not in wanted:
+                wanted.append(stream)
+    return tracks
+
+
+def _track(clip: ClipTask, plan: StreamPlan) -> Track:
+    return Track(clip.start, clip.end, plan.sampling)
+
+
+def _prepare(
+    number: int,
+    path: Path,
+    owners: dict[Track, list[int]],
+    job: Job,
+    device: str,
+    decoder: Decoder,
+    stretches: dict[tuple[int, Track, int], Stretch],
+) -> Iterator[Prepared]:
+    """One pass over one video: yields its windows and fills ``stretches``; returns the number of frames decoded."""
+    tracks = list(owners)
+    frames = 0
+
+    def begin(served_by: str) -> list[dict[int, torch.Tensor]]:
+        for track, streams in owners.items():
+            for stream in streams:
+                stretches[number, track, stream] = Stretch(decoder=served_by)
+        return [{} for _ in job.streams]  # the frames of each stream that a later window may need, by key
+
+    ring = begin("")
+    for event in decoder.read(job.videos / path, tracks):
+        match event:
+            case Opened():
+                ring = begin(event.decoder)
+            case Frame():
+                pixels = torch.from_numpy(event.image).to(device)
+                for stream in {stream for user in event.users for stream in owners[tracks[user]]}:
+                    plan = job.streams[stream]
+                    ring[stream][event.key] = plan.transform(pixels).to(DTYPES[plan.precision])
+            case Sampled():
+                for stream in owners[tracks[event.track]]:
+                    stretch = stretches[number, tracks[event.track], stream]
+                    frames_seen = tuple(ring[stream][key] for key in event.keys)
+                    stretch.times.append((event.start, event.end))
+                    yield Prepared(stream, stretch, len(stretch.times) - 1, frames_seen)
+                if event.oldest is not None:
+                    for frames_held in ring:
+                        for key in [key for key in frames_held if key < event.oldest]:
+                            del frames_held[key]
+            case Done() | Failed():
+                failure = None if isinstance(event, Done) else (event.stage, event.reason)
+                for stream in owners[tracks[event.track]]:
+                    stretches[number, tracks[event.track], stream].failure = failure
+            case Restart():
+                ring = begin("")
+            case VideoEnd():
+                frames = event.frames
+    return frames
+
+
+def _write(
+    part: PartTask,
+    job: Job,
+    stretches: dict[tuple[int, Track, int], Stretch],
+    report: Report,
+    run: dict[str, Any],
+) -> set[str]:
+    """Commits the part in each stream; returns the ids of clips that failed in any."""
+    failed: set[str] = set()
+    for stream, plan in enumerate(job.streams):
+        rows: list[ClipRows] = []
+        failures: list[Failure] = []
+        for number, video in enumerate(part.videos):
+            for clip in video.clips:
+                if stream not in clip.streams:
+                    continue
+                if video.path is None:
+                    result: ClipRows | tuple[str, str] = ("find", video.missing)
+                else:
+                    stretch = stretches[number, _track(clip, plan), stream]
+                    result = _rows(clip.clip_id, stretch, NETWORKS[plan.network].dim)
+                if isinstance(result, ClipRows):
+                    rows.append(result)
+                else:
+                    stage, reason = result
+                    entry = {"clip_id": clip.clip_id, "video": clip.video, "attempts": clip.attempt}
+                    failures.append(Failure(**entry, stage=stage, reason=reason))
+                    failed.add(clip.clip_id)
+        if not rows and not failures:
+            continue
+        commit = write_part(
+            job.store,
+            plan.name,
+            part.name(stream),
+            mark=job.fingerprints[stream],
+            clips=rows,
+            failures=failures,
+            row_shape=(NETWORKS[plan.network].dim,),
+            dtype="float16",
+            run=run,
+        )
+        report.rows += commit["rows"]
+        report.bytes += sum(file["bytes"] for file in commit["files"].values())
+    return failed
+
+
+def _rows(clip_id: str, stretch: Stretch, dim: int) -> ClipRows | tuple[str, str]:
+    """A clip's rows, or the stage and reason of its failure."""
+    if stretch.failure is not None:
+        return stretch.failure
+    values = [stretch.values[index].numpy() for index in range(len(stretch.times))]
+    features = np.stack(values) if values else np.empty((0, dim), np.float32)
+    for index, row in enumerate(features):
+        if not np.isfinite(row).all():
+            return "encode", f"the feature of window {index} is not finite"
+        if (largest := np.abs(row).max()) > FLOAT16_MAX:
+            return "encode", f"the feature of window {index} reaches {largest:.3g}, more than float16 holds"
+    times = np.array(stretch.times, dtype=np.float64).reshape(-1, 2)
+    return ClipRows(clip_id=clip_id, values=features.astype(np.float16), times=times, decoder=stretch.decoder)
+
+
+_decoders: dict[tuple[float, int], Decoder] = {}
+
+
+def _decoder(deadline: float, threads: int) -> Decoder:
+    """The one Decoder of this process."""
+    return _decoders.setdefault((deadline, threads), Decoder(deadline=deadline, threads=threads))
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that touches pixels or numbers."""
+    names = ("amex", "av", "decord2", "numpy", "torch", "torchvision", "zarr")
+    return {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in names}}
+
+
+Item = TypeVar("Item")
+
+
+def prefetch(items: Iterable[Item], *, depth: int) -> Iterator[Item]:
+    """Yields ``items`` in order while a thread makes up to ``depth`` of them ahead."""
+    ahead: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+    end = object()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                ahead.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(end)
+        except BaseException as error:  # raised again where the items are used
+            put(error)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while (item := ahead.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

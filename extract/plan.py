@@ -1,0 +1,150 @@
+"""What is left to do: a manifest, less what a store holds already, cut into parts; and what that will cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..features import Stream
+from ..manifests import Clip, VideoError, VideoFinder
+from .check import header
+from .decode import Unreadable
+from .encoders import NETWORKS, shared_encoder
+from .part import ClipTask, PartTask, VideoTask
+from .presets import StreamPlan
+
+# Durations for an estimate are read from at most so many video files, evenly spread over the manifest.
+ESTIMATE_FILES = 200
+
+
+def states(clips: Iterable[Clip], stream: Stream | None) -> Counter[str]:
+    """How many of ``clips`` are done, empty, failed and absent in a stream; all absent where it does not exist."""
+    return Counter(stream.state(clip.clip_id) if stream else "absent" for clip in clips)
+
+
+def existing(store: Path, name: str) -> Stream | None:
+    """A stream of a store as it is on disk now, None if it is not there."""
+    return Stream(store, name) if (store / name / "spec.json").exists() else None
+
+
+def plan_parts(
+    clips: Sequence[Clip],
+    finder: VideoFinder,
+    streams: Sequence[Stream | None],
+    *,
+    part_clips: int,
+    retry_failed: bool,
+) -> Iterator[PartTask]:
+    """Yields the parts that hold what ``streams`` lack, in manifest order.
+
+    Clips of a video stay together. Where the manifest is cut depends on the manifest alone, not on what is done, so an
+    interrupted run leaves whole parts to do and its repetition makes the parts that it would have made itself.
+    """
+    by_video: dict[str, list[Clip]] = {}
+    for clip in clips:
+        by_video.setdefault(clip.video, []).append(clip)
+    for index, group in enumerate(_groups(by_video, part_clips)):
+        videos = [_video_task(group[name], name, finder, streams, retry_failed) for name in group]
+        if videos := [video for video in videos if video.clips]:
+            yield PartTask(index=index, videos=tuple(videos))
+
+
+def _groups(by_video: dict[str, list[Clip]], part_clips: int) -> Iterator[dict[str, list[Clip]]]:
+    group: dict[str, list[Clip]] = {}
+    size = 0
+    for video, clips in by_video.items():
+        group[video] = clips
+        size += len(clips)
+        if size >= part_clips:
+            yield group
+            group, size = {}, 0
+    if group:
+        yield group
+
+
+def _video_task(
+    clips: list[Clip], video: str, finder: VideoFinder, streams: Sequence[Stream | None], retry_failed: bool
+) -> VideoTask:
+    tasks = []
+    for clip in clips:
+        attempts = {}
+        for index, stream in enumerate(streams):
+            state = stream.state(clip.clip_id) if stream else "absent"
+            if state == "absent":
+                attempts[index] = 1
+            elif state == "failed" and retry_failed:
+                attempts[index] = stream.failures[clip.clip_id].attempts + 1
+        # Streams in which a clip has been tried differently often are different tasks of the same video.
+        for attempt in sorted(set(attempts.values())):
+            chosen = tuple(index for index, tried in attempts.items() if tried == attempt)
+            fields = dataclasses.asdict(clip)
+            kept = {name: fields[name] for name in ("clip_id", "video", "start", "end")}
+            tasks.append(ClipTask(**kept, attempt=attempt, streams=chosen))
+    if not tasks:
+        return VideoTask(path=None, missing="", clips=())
+    try:
+        return VideoTask(path=finder.find(video), missing="", clips=tuple(tasks))
+    except VideoError as error:
+        return VideoTask(path=None, missing=str(error), clips=tuple(tasks))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What the parts of a plan will come to. Hours are of this machine, with the workers it would use."""
+
+    clips: int
+    parts: int
+    videos: int
+    missing_videos: int
+    video_hours: float
+    rows: dict[str, int]
+    bytes: int
+    hours: float
+
+
+def estimate(parts: Sequence[PartTask], videos: Path, plans: Sequence[StreamPlan], device: str) -> Estimate:
+    """Costs from the headers of a sample of the files and from one timed batch of each encoder."""
+    tasks = [video for part in parts for video in part.videos]
+    there = [video for video in tasks if video.path is not None]
+    sample = there[:: max(1, len(there) // ESTIMATE_FILES)]
+    seconds = 0.0
+    rows = Counter({plan.name: 0 for plan in plans})
+    for video in sample:
+        try:
+            duration, rate = header(videos / video.path)
+        except Unreadable:
+            continue
+        for clip in video.clips:
+            length = max(0.0, min(clip.end or duration, duration) - (clip.start or 0.0))
+            seconds += length
+            for index in clip.streams:
+                sampling = plans[index].sampling
+                rows[plans[index].name] += sampling.count(round(length * (sampling.fps or rate)))
+    scale = len(there) / len(sample) if sample else 0.0
+    rows = Counter({name: round(count * scale) for name, count in rows.items()})
+    return Estimate(
+        clips=sum(len(video.clips) for video in tasks),
+        parts=len(parts),
+        videos=len(tasks),
+        missing_videos=len(tasks) - len(there),
+        video_hours=seconds * scale / 3600,
+        rows=dict(rows),
+        bytes=sum(rows[plan.name] * (2 * NETWORKS[plan.network].dim + 16) for plan in plans),
+        hours=sum(rows[plan.name] * _seconds_a_row(plan, device) for plan in plans if rows[plan.name]) / 3600,
+    )
+
+
+def _seconds_a_row(plan: StreamPlan, device: str) -> float:
+    encoder = shared_encoder(plan.network, plan.weights, device, plan.precision, plan.compiled)
+    size = plan.transform.crop or NETWORKS[plan.network].example[-2:]
+    batch = torch.zeros(plan.batch_size, 3, plan.sampling.frames, *size)
+    encoder(batch)
+    begin = time.monotonic()
+    encoder(batch)
+    return (time.monotonic() - begin) / plan.batch_size

@@ -1,0 +1,188 @@
+"""The command line: one thin command a verb. Heavy imports stay inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .console import console, json_option
+from .errors import AmexError
+from .extract.cli import extract, print_outcome, streams
+from .features.cli import features, features_info
+
+
+class Group(click.Group):
+    """A group whose commands end in one line and exit status 1 on an AmexError, 130 when interrupted."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AmexError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("stopped; what is committed stays, and the same command goes on from there", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="amex")
+def main() -> None:
+    """Video features, extracted once into one Zarr store, for text-video retrieval.
+
+    \b
+    Try it:           amex demo
+    Your own videos:  amex extract --dataset folder --videos DIR --store features.zarr
+    What came of it:  amex features info features.zarr
+    """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # workers that are killed are reported by the run
+
+
+for command in (extract, streams, features):
+    main.add_command(command)
+
+
+@main.group()
+def manifest() -> None:
+    """Make and look at manifests: which clips, of which videos, with which captions and splits."""
+
+
+def dataset_help() -> str:
+    from .manifests import DATASETS
+
+    lines = []
+    for name, dataset in DATASETS.items():
+        protocols = f" Protocols: {', '.join(dataset.protocols)}." if dataset.protocols else ""
+        lines.append(f"{name}: {dataset.help}.{protocols}")
+    return "\n\n".join(lines)
+
+
+class BuildCommand(click.Command):
+    """A command whose help lists the data sets."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Data sets and what --annotations takes"):
+            formatter.write_text(dataset_help())
+
+
+@manifest.command("build", cls=BuildCommand)
+@click.argument("dataset")
+@click.option("--annotations", required=True, type=click.Path(path_type=Path), help="See below.")
+@click.option("--protocol", help="Which published split, where there are several; the first one listed otherwise.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The manifest to write, JSON lines.")
+def manifest_build(dataset: str, annotations: Path, protocol: str | None, out: Path) -> None:
+    """Write the manifest of DATASET from its annotation files."""
+    from .manifests import dataset as named
+    from .manifests import write_manifest
+
+    clips = named(dataset).clips(annotations, protocol)
+    write_manifest(clips, out)
+    click.echo(f"{out}: {summarise(clips)}")
+    without = sum(not clip.captions for clip in clips)
+    if without:
+        click.echo(f"{without} clips have no captions: enough to extract from, not to train on", err=True)
+
+
+@manifest.command("show")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--limit", default=5, show_default=True, help="How many clips to print.")
+def manifest_show(path: Path, limit: int) -> None:
+    """Print what a manifest holds, and its first clips."""
+    from .manifests import read_manifest
+
+    clips = read_manifest(path)
+    click.echo(f"{path}: {summarise(clips)}")
+    for clip in clips[:limit]:
+        start = 0.0 if clip.start is None else clip.start
+        end = "end" if clip.end is None else f"{clip.end:g}"
+        caption = f"  {clip.captions[0]!r}" if clip.captions else ""
+        more = f" and {len(clip.captions) - 1} more" if len(clip.captions) > 1 else ""
+        click.echo(f"  {clip.clip_id}  [{start:g}, {end}) of {clip.video}{caption}{more}")
+
+
+@manifest.command("check")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--videos", required=True, type=click.Path(path_type=Path), help="The folder the videos are in.")
+@json_option
+def manifest_check(path: Path, videos: Path, as_json: bool) -> None:
+    """Say which videos are missing, unreadable, or shorter than their clips.
+
+    Reads headers only: damage inside a file shows when it is extracted. Exits with 3 if anything is wrong.
+    """
+    from .extract.check import check_videos
+    from .manifests import scan_manifest
+
+    found = check_videos(list(scan_manifest(path)), videos)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), indent=1))
+    else:
+        for kind, entries in dataclasses.asdict(found).items():
+            if isinstance(entries, dict):
+                for name, reason in entries.items():
+                    click.echo(f"{kind}: {name}: {reason}")
+        click.echo(f"{found.videos} videos, {found.bad} with something wrong")
+    sys.exit(3 if found.bad else 0)
+
+
+def summarise(clips: list) -> str:
+    splits: dict[str, int] = {}
+    for clip in clips:
+        splits[clip.split or "no split"] = splits.get(clip.split or "no split", 0) + 1
+    counts = ", ".join(f"{count:,} {name}" for name, count in splits.items())
+    videos = len({clip.video for clip in clips})
+    return f"{len(clips):,} clips of {videos:,} videos ({counts}), {sum(len(c.captions) for c in clips):,} captions"
+
+
+@main.command()
+@click.option(
+    "--out", default="amex-demo", show_default=True, type=click.Path(path_type=Path), help="Where to put it all."
+)
+@click.option("--clips", default=24, show_default=True, type=click.IntRange(min=1), help="How many clips to draw.")
+@click.option("--seed", default=0, show_default=True, help="What they show.")
+@click.pass_context
+def demo(ctx: click.Context, out: Path, clips: int, seed: int) -> None:
+    """Draw a few real clips, extract features from them, and show what is in the store. No download, no GPU."""
+    from .extract.display import choose_display
+    from .extract.encoders import choose_device, choose_precision
+    from .extract.job import extract as run
+    from .extract.presets import plan_stream
+    from .manifests import read_manifest, scan_manifest
+    from .manifests.shapes import make_shapes
+
+    click.echo(f"drawing {clips} clips of moving shapes below {out}")
+    manifest_path = make_shapes(out, clips=clips, seed=seed)
+    click.echo(f"  for example {read_manifest(manifest_path)[0].captions[0]!r}")
+    store = out / "store.zarr"
+    click.echo("extracting r2plus1d_18 (its weights are random here: the demo downloads nothing)")
+    device = choose_device("auto")
+    precision = choose_precision("auto", device)
+    outcome = run(
+        list(scan_manifest(manifest_path)),
+        [plan_stream("r2plus1d_18", network="r2plus1d_18", weights="random:0", precision=precision)],
+        store=store,
+        videos=out / "videos",
+        device=device,
+        workers=1,
+        display=choose_display(console(stderr=True)),
+    )
+    print_outcome(outcome, store, as_json=False)
+    if outcome.exit_code:
+        sys.exit(outcome.exit_code)
+    ctx.invoke(features_info, store=store, as_json=False)
+    click.echo(
+        f"\nNext:\n"
+        f"  amex features ls {store}\n"
+        f"  amex features verify {store}\n"
+        f"  amex manifest show {manifest_path}\n"
+        f"  amex extract --dataset folder --videos YOUR_VIDEOS --store my.zarr --dry-run\n"
+        f"  python -c \"from amex.features import open_store; print(open_store('{store}')['r2plus1d_18'])\""
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+import av
+import av.error
 import numpy as np
 
 from .sampling import Sampler, Sampling
@@ -72,20 +74,18 @@ class Choice:
 
 def open_video(path: str) -> tuple[Any, Any]:
     """A PyAV container and its video stream; raises Unreadable."""
-    import av
-
     try:
-        if os.path.getsize(path) == 0:
+        if os.path.isfile(path) and os.path.getsize(path) == 0:
             raise Unreadable("open", "the file is empty")
         container = av.open(path)
-    except OSError as error:  # PyAV's errors are OSErrors or ValueErrors
-        raise Unreadable("open", _reason(error)) from error
-    except ValueError as error:
+    except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise Unreadable("open", f"not a video file ({_reason(error)})") from error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise Unreadable("open", _reason(error)) from error
     stream = container.streams.best("video")
-    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-        kinds = ", ".join(sorted({other.type for other in container.streams})) or "no stream"
-        raise Unreadable("open", f"no video in this file, only {kinds}")
+    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:  # a song's cover
+        kinds = sorted({other.type for other in container.streams if other is not stream})
+        raise Unreadable("open", f"no video in this file, only {', '.join(kinds) or 'a header'}")
     return container, stream
 
 
@@ -108,7 +108,7 @@ def choose(path: str, complaints: Callable[[], str]) -> Choice:
                     if packet.pts is None or packet.is_discard or packet.is_corrupt:
                         return Choice("edit list or incomplete packets")
                     packets.append((packet.pts, packet.duration or 0, packet.is_keyframe))
-        except (OSError, ValueError) as error:
+        except (av.error.FFmpegError, ValueError) as error:
             return Choice(f"damaged container ({_reason(error)})")
         if complaints():
             return Choice("damaged container")
@@ -189,7 +189,7 @@ def _pyav_timed(container: Any, stream: Any, complaints: Callable[[], str]) -> I
             # Matroska skips what it cannot read and goes on; only its log tells.
             if container.format.name == "matroska,webm" and "matroska" in (said := complaints()):
                 raise Unreadable("decode", f"damaged or truncated after {begin:.3f} s: {said}")
-    except (OSError, ValueError, IndexError) as error:
+    except (av.error.FFmpegError, ValueError, IndexError) as error:
         raise Unreadable("decode", f"damaged after {begin:.3f} s ({_reason(error)})") from error
     if packets < stream.frames:
         raise Unreadable("decode", f"truncated after {begin:.3f} s: {packets} of {stream.frames} frames are there")
@@ -259,6 +259,10 @@ class Server:
             self.run(pyav_frames(path, threads, self.complaints), request["tracks"], stop_on_complaint=False)
         except Unreadable as error:
             self.send("fail", stage=error.stage, reason=str(error))
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # a video that surprises us costs itself, not the process
+            self.send("fail", stage="decode", reason=f"{type(error).__name__}: {_reason(error)}")
 
     def run(self, frames: Iterator[Shown], tracks: list[Any], *, stop_on_complaint: bool) -> None:
         """Feeds every track's sampler from one pass and sends frames, windows and finished tracks."""
@@ -340,8 +344,6 @@ def die_with_parent(requests: BinaryIO, handle: Callable[[bytes], None]) -> None
 
 def main() -> None:
     """Serves requests from standard input; events go to standard output, logs to standard error (a file)."""
-    import av
-
     output = os.fdopen(os.dup(1), "wb", buffering=1 << 20)
     os.dup2(2, 1)  # nothing a library prints may end up among the events
     av.logging.restore_default_callback()  # to standard error, from any thread, without the interpreter

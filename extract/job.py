@@ -150,7 +150,7 @@ def discard_damaged(store: Path, name: str) -> list[str]:
     """Removes the damaged parts of a stream and nothing else; their clips are absent then. Returns ``stream/part``."""
     stream = existing(store, name)
     discarded = []
-    for damage in verify(stream) if stream else ():
+    for damage in verify(stream) if stream is not None else ():
         if damage is not None and damage.committed:
             (store / name / "commits" / f"{damage.part}.json").unlink()
             shutil.rmtree(store / name / "parts" / damage.part, ignore_errors=True)

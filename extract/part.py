@@ -153,6 +153,7 @@ def run_part(
     stretches: dict[tuple[int, Track, int], Stretch] = {}
 
     def prepared() -> Iterator[Prepared | VideoDone]:
+        torch.set_num_threads(1)  # of this thread, which runs beside the encoder's: transforms are small
         for number, video in enumerate(part.videos):
             frames, failed = 0, len(video.clips)
             if video.path is not None:

@@ -25,7 +25,7 @@ ESTIMATE_FILES = 200
 
 def states(clips: Iterable[Clip], stream: Stream | None) -> Counter[str]:
     """How many of ``clips`` are done, empty, failed and absent in a stream; all absent where it does not exist."""
-    return Counter(stream.state(clip.clip_id) if stream else "absent" for clip in clips)
+    return Counter(stream.state(clip.clip_id) if stream is not None else "absent" for clip in clips)
 
 
 def existing(store: Path, name: str) -> Stream | None:
@@ -75,7 +75,7 @@ def _video_task(
     for clip in clips:
         attempts = {}
         for index, stream in enumerate(streams):
-            state = stream.state(clip.clip_id) if stream else "absent"
+            state = stream.state(clip.clip_id) if stream is not None else "absent"
             if state == "absent":
                 attempts[index] = 1
             elif state == "failed" and retry_failed:

@@ -140,7 +140,8 @@ class Sampler:
             self._first = begin
         # The last frame takes every instant up to the end, others those nearer to them than to the next frame. Times
         # come from clocks as coarse as 1 ms: an instant within 1 % of a period of the end is the end.
-        limit = min(self.end, end) - 0.01 / self.sampling.fps if last else (begin + end) / 2
+        # An instant half-way between two frames is the earlier one's, whatever the rounding.
+        limit = min(self.end, end) - 0.01 / self.sampling.fps if last else (begin + end) / 2 + 1e-9
         repeats = 0
         while self._first + (self._targets + repeats) / self.sampling.fps <= limit or self._targets + repeats == 0:
             repeats += 1

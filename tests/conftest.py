@@ -1,0 +1,83 @@
+"""Fixtures that tests share: one Dask cluster for the session, small videos, and the places of real data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from distributed import LocalCluster
+from videos import encode
+
+from amex.cli import main
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _real(name: str, variable: str) -> Path:
+    path = Path(os.environ.get(variable, SHARED / name))
+    if not path.is_dir():
+        pytest.skip(f"no {path}; set {variable} to a folder laid out like it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real clips and annotations that are not part of the project."""
+    return _real("data", "AMEX_REAL_DATA")
+
+
+@pytest.fixture(scope="session")
+def parity() -> Path:
+    """Outputs of the official programs that need the real clips."""
+    return _real("parity", "AMEX_PARITY")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of a scheduler with one worker process, so that runs need not start one each."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, memory_limit=0, silence_logs=50
+    ) as local:
+        yield local.scheduler_address
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four numbered videos of 40 frames in different codecs."""
+    folder = tmp_path_factory.mktemp("clips")
+    encode(folder / "a.mp4", frames=40)
+    encode(folder / "b.webm", frames=40, codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"})
+    encode(folder / "c.avi", frames=40, codec="mpeg4", options={"b": "4000000"})
+    (folder / "deep" / "er").mkdir(parents=True)
+    encode(folder / "deep" / "er" / "d.mkv", frames=40)
+    return folder
+
+
+# A stream that is quick to compute and still is the real network: two frames a window, one window every 16 frames.
+QUICK = ("--weights", "r2plus1d_18=random:0", "--set", "r2plus1d_18.frames=2", "--set", "r2plus1d_18.stride=16")
+
+
+def amex(*arguments: Any) -> Result:
+    """Runs the command line in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def extract(videos: Path, store: Path, cluster: str, *more: Any, code: int = 0) -> dict[str, Any]:
+    """Runs ``amex extract --json`` on a folder or, with --manifest among ``more``, on a manifest; returns the result."""
+    source = () if "--manifest" in more else ("--dataset", "folder")
+    given = ("--videos", videos, "--store", store, "--cluster", cluster, "--device", "cpu", "--json")
+    result = amex("extract", *source, *given, *(QUICK if "--weights" not in more else ()), *more)
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout) if code in (0, 3) else {"output": result.output}
+
+
+def write_lines(path: Path, *records: dict[str, Any] | str) -> Path:
+    """Writes a manifest: records as JSON, strings as they are."""
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,137 @@
+"""Every command teaches, every error is one line that says what to do, and the demo is the whole pipeline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from conftest import QUICK, amex, extract
+
+from amex.cli import main
+from amex.features import open_store
+
+
+def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        yield (*prefix, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*prefix, name))
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands(main)), ids=lambda value: str(value))
+def test_every_command_and_option_has_help_and_is_documented(path: tuple[str, ...], command: click.Command) -> None:
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+    assert amex(*path, "--help").exit_code == 0
+    pages = [Path(__file__).parents[1] / "README.md", *(Path(__file__).parents[1] / "docs").glob("*.md")]
+    assert any(f"amex {' '.join(path)}" in page.read_text() for page in pages)
+
+
+def test_help_does_not_load_torch() -> None:
+    code = (
+        "import sys\nfrom amex.cli import main\n"
+        "try: main(['extract', '--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'zarr', 'dask', 'distributed', 'av', 'decord'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["extract", "--videos", ".", "--store", "s"], 2, "either --manifest or --dataset"),
+        (["extract", "--dataset", "youcook2", "--videos", ".", "--store", "s"], 2, "needs --annotations"),
+        (["extract", "--dataset", "kinetics", "--annotations", "x", "--videos", ".", "--store", "s"], 1, "unknown data set"),
+        (["extract", "--manifest", "none.jsonl", "--videos", ".", "--store", "s"], 1, "cannot read the manifest"),
+        (["extract", "--dataset", "folder", "--videos", "none", "--store", "s"], 1, "does not exist"),
+        (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", "--stream", "r2plus1d"], 1, "did you mean 'r2plus1d_18'"),
+        (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", "--weights", "x=random:0"], 2, "no stream of this run"),
+        (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", "--weights", "random:0"], 2, "NAME=VALUE"),
+        (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", *QUICK, "--set", "r2plus1d_18.frame=3"], 1, "did you mean 'frames'"),
+        (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", *QUICK, "--set", "r2plus1d_18.frames=x"], 1, "not a number"),
+        (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", "--stream", "i3d_rgb", "--weights", "i3d_rgb=random:0", "--set", "i3d_rgb.frames=4"], 1, "at least 9 frames"),
+        (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", "--stream", "../x=s3d", "--weights", "../x=random:0"], 2, "cannot be a stream's name"),
+        (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", *QUICK, "--cluster", "tcp://127.0.0.1:9"], 1, "no Dask scheduler answers"),
+        (["extract", "--dataset", "folder", "--videos", "V", "--store", "V", *QUICK], 1, "not an amex store"),
+        (["manifest", "build", "youcook2", "--annotations", "none.json", "--out", "m"], 1, "does not exist"),
+        (["manifest", "show", "none.jsonl"], 1, "amex manifest build"),
+        (["features", "info", "none.zarr"], 1, "not an amex store"),
+        (["extract", "--nonsense"], 2, "No such option"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line_that_says_what_to_do(
+    arguments: list[str], code: int, words: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(clips, tmp_path / "V")
+    monkeypatch.chdir(tmp_path)
+    result = amex(*arguments)
+    assert result.exit_code == code, result.output
+    assert words in result.output
+    assert "Traceback" not in result.output
+    assert len([line for line in result.output.splitlines() if line.startswith("Error")]) == 1
+
+
+def test_a_manifest_is_built_and_shown(clips: Path, tmp_path: Path) -> None:
+    built = amex("manifest", "build", "folder", "--annotations", clips, "--out", tmp_path / "m.jsonl")
+    assert "4 clips of 4 videos" in built.output
+    assert "4 clips have no captions" in built.output
+    shown = amex("manifest", "show", tmp_path / "m.jsonl", "--limit", 1)
+    assert "a.mp4  [0, end) of a.mp4" in shown.output
+
+
+def test_a_store_is_shown_listed_and_verified(clips: Path, tmp_path: Path, cluster: str) -> None:
+    store = tmp_path / "s.zarr"
+    extract(clips, store, cluster)
+    assert "4 clips, 12 rows of float16[512]" in amex("features", "info", store).output
+    record = json.loads(amex("features", "info", store, "--json").stdout)["r2plus1d_18"]
+    assert record["spec"]["sampling"]["stride"] == 16
+    assert record["provenance"]["weights"] == "random:0"
+    listing = amex("features", "ls", store, "--limit", 2).output
+    assert "a.mp4  Rows(float16[3, 512] over [0.000, 1.133) s)" in listing
+    assert "2 more" in listing
+    assert "nothing failed" in amex("features", "failures", store).output
+    (store / "r2plus1d_18" / "parts" / "orphan").mkdir()
+    assert "--prune removes them" in amex("features", "verify", store).output
+    assert "1 leftovers removed" in amex("features", "verify", store, "--prune").output
+    assert amex("features", "verify", store).output.endswith("is intact\n")
+
+
+def test_streams_lists_networks_and_presets() -> None:
+    from amex.extract.encoders import NETWORKS
+    from amex.extract.presets import PRESETS
+
+    output = amex("streams").output
+    assert all(name in output for name in (*NETWORKS, *PRESETS))
+
+
+@pytest.mark.slow
+def test_the_demo_goes_from_nothing_to_a_store_that_is_intact(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "amex.cli", "demo", "--out", "here", "--clips", "6"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "6 clips, 24 rows of float16[512]" in run.stdout
+    assert "6/6 clips" in run.stderr
+    assert "amex features verify here/store.zarr" in run.stdout
+    assert len(open_store(tmp_path / "here" / "store.zarr")["r2plus1d_18"]) == 6
+    assert amex("features", "verify", tmp_path / "here" / "store.zarr").exit_code == 0
+    again = subprocess.run(
+        [sys.executable, "-m", "amex.cli", "demo", "--out", "here", "--clips", "6"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "computed 0 clips" in again.stdout

@@ -1,0 +1,299 @@
+"""Whatever a file does to its decoder, the reader gets a reason and the next video is read."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil
+import pytest
+from videos import encode
+
+from amex.extract.decoder import Decoder, Done, End, Failed, Frame, Opened, Restart, Sampled, Track
+from amex.extract.sampling import Sampling
+
+WHOLE = Track(None, None, Sampling(frames=4, stride=4))
+BEGINNING = Track(0.0, 0.5, Sampling(frames=4, stride=4))
+
+
+@pytest.fixture
+def decoder() -> Iterator[Decoder]:
+    decoder = Decoder(deadline=20)
+    yield decoder
+    decoder.close()
+
+
+def outcome(decoder: Decoder, path: Path, *tracks: Track) -> list[Done | Failed]:
+    """What became of each track, in order; the events must end in one End."""
+    events = list(decoder.read(path, tracks or (WHOLE,)))
+    assert isinstance(events[-1], End)
+    final: dict[int, Done | Failed] = {}
+    for event in events:
+        if isinstance(event, Restart):
+            final = {}
+        if isinstance(event, Done | Failed):
+            assert event.track not in final
+            final[event.track] = event
+    return [final[index] for index in range(len(tracks or (WHOLE,)))]
+
+
+def damage(path: Path, begin: float, length: float) -> Path:
+    """Replaces a stretch of a file, given in shares of its size, with noise."""
+    data = bytearray(path.read_bytes())
+    at, count = int(len(data) * begin), int(len(data) * length)
+    data[at : at + count] = np.random.default_rng(0).bytes(count)
+    path.write_bytes(data)
+    return path
+
+
+def truncate(path: Path, share: float) -> Path:
+    os.truncate(path, int(path.stat().st_size * share))
+    return path
+
+
+def audio_only(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def no_frames(path: Path) -> Path:
+    """A video stream without a single frame."""
+    with av.open(str(encode(path.with_name("ten.mp4"), frames=10))) as reader, av.open(str(path), "w") as writer:
+        writer.add_stream_from_template(reader.streams.video[0])
+        writer.start_encoding()
+    return path
+
+
+def faststart(path: Path) -> Path:
+    """A file whose index comes first, so that it still opens when its end is missing."""
+    whole = encode(path.with_name("whole.mp4"), frames=120)
+    with av.open(str(whole)) as reader, av.open(str(path), "w", options={"movflags": "faststart"}) as writer:
+        stream = reader.streams.video[0]
+        out = writer.add_stream_from_template(stream)
+        for packet in reader.demux(stream):
+            if packet.dts is not None:
+                packet.stream = out
+                writer.mux(packet)
+    return path
+
+
+VP9 = {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}}
+MPEG4 = {"codec": "mpeg4", "options": {"bf": "2", "g": "12", "b": "4000000"}}
+MPEG2 = {"codec": "mpeg2video", "options": {"bf": "2", "g": "12", "b": "4000000"}}
+
+# name -> (how it is made, stage of the failure, words of the reason)
+BAD = {
+    "empty.mp4": (lambda p: p.write_bytes(b""), "open", "empty"),
+    "garbage.mp4": (lambda p: p.write_bytes(np.random.default_rng(1).bytes(50_000)), "open", "not a video"),
+    "text.avi": (lambda p: p.write_text("this is not a video\n" * 100), "open", "not a video"),
+    "folder.mp4": (lambda p: p.mkdir(), "open", "directory"),
+    "absent.mp4": (lambda p: None, "open", "No such file"),
+    "sound.mp4": (audio_only, "open", "only audio"),
+    "no_frames.avi": (no_frames, "decode", "no frames"),
+    "no_frames.mkv": (no_frames, "open", "not a video"),
+    "no_frames.mp4": (no_frames, "open", "no video"),
+    "no_index.mp4": (lambda p: truncate(encode(p, frames=120), 0.6), "open", "not a video"),
+    "truncated.mp4": (lambda p: truncate(faststart(p), 0.6), "decode", "truncated"),
+    "truncated.mkv": (lambda p: truncate(encode(p, frames=120), 0.6), "decode", "truncated"),
+    "truncated.webm": (lambda p: truncate(encode(p, frames=120, **VP9), 0.6), "decode", "truncated"),
+    "truncated.avi": (lambda p: truncate(encode(p, frames=120, **MPEG4), 0.6), "decode", "truncated"),
+    "damaged.mp4": (lambda p: damage(encode(p, frames=120), 0.45, 0.1), "decode", "damaged"),
+    "damaged.mkv": (lambda p: damage(encode(p, frames=120), 0.45, 0.1), "decode", "damaged"),
+    "damaged.webm": (lambda p: damage(encode(p, frames=120, **VP9), 0.45, 0.1), "decode", "damaged"),
+    "damaged.avi": (lambda p: damage(encode(p, frames=120, **MPEG4), 0.45, 0.1), "decode", "damaged"),
+    "damaged.mpg": (lambda p: damage(encode(p, frames=120, **MPEG2), 0.45, 0.1), "decode", "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_a_failure_with_a_reason_and_the_next_file_is_read(
+    name: str, tmp_path: Path, decoder: Decoder
+) -> None:
+    make, stage, words = BAD[name]
+    path = tmp_path / name
+    make(path)
+    (failed,) = outcome(decoder, path)
+    assert isinstance(failed, Failed)
+    assert failed.stage == stage
+    assert words in failed.reason
+    assert str(tmp_path) not in failed.reason, "the store must not depend on where the videos were"
+    good = encode(tmp_path / "good.mp4", frames=20)
+    assert outcome(decoder, good) == [Done(0, 20)]
+
+
+@pytest.mark.parametrize("name", [name for name in BAD if name.startswith(("truncated", "damaged"))])
+def test_clips_before_the_damage_are_whole(name: str, tmp_path: Path, decoder: Decoder) -> None:
+    BAD[name][0](tmp_path / name)
+    start = 16 / 30 if name.endswith("mpg") else 0.0
+    early = Track(start, start + 0.5, Sampling(frames=4, stride=4))
+    done, failed = outcome(decoder, tmp_path / name, early, WHOLE)
+    assert done == Done(0, 15)
+    assert isinstance(failed, Failed)
+
+
+def test_a_clip_outside_its_video_fails_and_one_between_two_frames_is_empty(tmp_path: Path, decoder: Decoder) -> None:
+    path = encode(tmp_path / "short.mp4", frames=20, fps=10)
+    sampling = Sampling(frames=1, stride=1)
+    outside, partly, between = outcome(
+        decoder, path, Track(5.0, 6.0, sampling), Track(1.5, 9.0, sampling), Track(0.11, 0.12, sampling)
+    )
+    assert outside == Failed(0, "sample", "the clip begins at 5.000 s, the video ends at 2.000 s")
+    assert partly == Done(1, 5)
+    assert between == Done(2, 0)
+
+
+def test_a_decoder_that_hangs_is_killed_at_the_deadline(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")  # opening it blocks for ever, in native code
+    decoder = Decoder(deadline=1.5)
+    encode(tmp_path / "good.mp4", frames=20)
+    outcome(decoder, tmp_path / "good.mp4")  # the process is up: its start is not what takes long
+    begin = time.monotonic()
+    (failed,) = outcome(decoder, tmp_path / "pipe.mp4")
+    assert isinstance(failed, Failed)
+    assert "hung" in failed.reason
+    assert time.monotonic() - begin < 10
+    decoder.deadline = 20
+    assert outcome(decoder, tmp_path / "good.mp4") == [Done(0, 20)]
+    decoder.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_decoder_that_dies_costs_one_video(number: signal.Signals, tmp_path: Path, decoder: Decoder) -> None:
+    long = encode(tmp_path / "long.mkv", frames=600, codec="mpeg4", options={"b": "400000"})  # PyAV serves it
+    events = decoder.read(long, [BEGINNING, Track(10.0, None, Sampling(frames=1, stride=1))])
+    seen = list(itertools.islice(events, 8))
+    os.kill(decoder.pid, number)
+    seen += events
+    assert isinstance(seen[0], Opened)
+    finished = [event for event in seen if isinstance(event, Done | Failed)]
+    assert isinstance(finished[-1], Failed)
+    assert number.name in finished[-1].reason
+    good = encode(tmp_path / "good.mp4", frames=20)
+    assert outcome(decoder, good) == [Done(0, 20)]
+
+
+def test_pyav_takes_over_where_decord_dies(tmp_path: Path, decoder: Decoder) -> None:
+    path = encode(tmp_path / "long.mp4", frames=400)
+    every = Track(None, None, Sampling(frames=1, stride=1))
+    events = decoder.read(path, [every])
+    seen = list(itertools.islice(events, 20))
+    assert seen[0] == Opened("decord")
+    os.kill(decoder.pid, signal.SIGSEGV)
+    seen += events
+    at = next(index for index, event in enumerate(seen) if isinstance(event, Restart))
+    assert seen[at + 1] == Opened("pyav (decord hung or died)")
+    assert sum(isinstance(event, Sampled) for event in seen[at:]) == 400
+    assert seen[-2:] == [Done(0, 400), End(400)]
+
+
+def test_the_decoder_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    os.mkfifo(tmp_path / "pipe.mp4")
+    code = (
+        "import sys; from pathlib import Path; from amex.extract.decoder import *\n"
+        "d = Decoder(deadline=600); d._start(); print(d.pid, flush=True)\n"
+        f"list(d.read(Path({str(tmp_path / 'pipe.mp4')!r}), [Track(None, None, Sampling())]))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    time.sleep(1.0)
+    parent.kill()
+    parent.wait()
+    child.wait(timeout=10)
+
+
+def test_a_song_with_a_cover_is_no_video(tmp_path: Path, decoder: Decoder) -> None:
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width = cover.height = 64
+        cover.pix_fmt = "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 16000
+        container.mux(sound.encode(samples))
+        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        container.mux(cover.encode(picture.reformat(format="yuvj420p")))
+        for stream in (cover, sound):
+            container.mux(stream.encode(None))
+    (failed,) = outcome(decoder, path)
+    assert failed == Failed(0, "open", "no video in this file, only audio")
+
+
+def test_large_files_are_left_to_pyav(tmp_path: Path, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = encode(tmp_path / "small.mp4", frames=30)
+    # 512 MiB of decoded frames are 1,165 of them at 320x240 and 87 at 1920x1080.
+    large = encode(tmp_path / "large.mp4", frames=100, width=1920, height=1080, options={"preset": "ultrafast"})
+    served = {}
+    for path in (small, large):
+        served[path.stem] = next(e.decoder for e in decoder.read(path, [BEGINNING]) if isinstance(e, Opened))
+    assert served == {"small": "decord", "large": "pyav (over 512 MiB decoded)"}
+
+
+def long_video(path: Path, minutes: int) -> Path:
+    """A 1080p video of ``minutes``, made by repeating the packets of a ten-second one."""
+    seed = path.with_name("seed.mp4")
+    if not seed.exists():
+        # Fine noise keeps the bit rate, and with it the file, as large as a camera's.
+        encode(seed, frames=250, fps=25, width=1920, height=1080, options={"preset": "ultrafast", "crf": "12"})
+    with av.open(str(path), "w") as writer:
+        out = None
+        for repeat in range(minutes * 6):
+            with av.open(str(seed)) as reader:
+                stream = reader.streams.video[0]
+                out = out or writer.add_stream_from_template(stream)
+                shift = round(repeat * 10 / stream.time_base)
+                for packet in reader.demux(stream):
+                    if packet.dts is not None:
+                        packet.pts += shift
+                        packet.dts += shift
+                        packet.stream = out
+                        writer.mux(packet)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("minutes", [10, 120])
+def test_memory_is_bounded_whatever_the_length(minutes: int, tmp_path: Path, decoder: Decoder) -> None:
+    """A 10-minute 1080p video is decoded to its end; of a 2-hour one, enough to see that memory does not grow."""
+    path = long_video(tmp_path / "long.mp4", minutes)
+    peak = 0
+    stop = threading.Event()
+
+    def measure() -> None:
+        nonlocal peak
+        while not stop.wait(0.2):
+            if decoder.pid and psutil.pid_exists(decoder.pid):
+                peak = max(peak, psutil.Process(decoder.pid).memory_info().rss)
+
+    watcher = threading.Thread(target=measure)
+    watcher.start()
+    frames = 0
+    begin = time.monotonic()
+    for event in decoder.read(path, [Track(None, None, Sampling(fps=1, frames=16, stride=8))]):
+        frames += isinstance(event, Frame)
+        if minutes > 10 and time.monotonic() - begin > 25:
+            break
+    else:
+        assert frames == minutes * 60
+    stop.set()
+    watcher.join()
+    assert frames > 60
+    # The process that decodes; the one that encodes is measured with it in test_extract.
+    assert peak < 700 << 20

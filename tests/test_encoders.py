@@ -1,0 +1,141 @@
+"""The networks are the published ones: the same layout, the same features."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import extract, write_lines
+from parity_weights import fill, fill_calibrated
+
+from amex.errors import AmexError
+from amex.extract.encoders import NETWORKS, Encoder, choose_device
+from amex.extract.i3d import InceptionI3D
+from amex.extract.transform import Transform
+from amex.features import open_store
+
+DATA = Path(__file__).parent / "data"
+
+
+def relative_error(ours: torch.Tensor, theirs: np.ndarray) -> float:
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours.numpy() - theirs).max() / np.abs(theirs).max())
+
+
+def test_i3d_is_the_official_one() -> None:
+    network = InceptionI3D().eval()
+    shapes = json.loads((DATA / "i3d_state_dict_shapes.json").read_text())
+    assert {name: list(tensor.shape) for name, tensor in network.state_dict().items()} == shapes
+    network.load_state_dict(fill(network.state_dict()), strict=True)
+    generator = np.random.RandomState(0)
+    x = torch.from_numpy(generator.rand(2, 3, 16, 224, 224).astype(np.float32) * 2 - 1)
+    y = torch.from_numpy(generator.rand(1, 3, 33, 225, 256).astype(np.float32) * 2 - 1)
+    with np.load(DATA / "i3d_reference.npz") as reference, torch.inference_mode():
+        assert relative_error(network.features(x), reference["features"]) < 1e-4
+        assert relative_error(network.classify(x).mean(2), reference["logits"].reshape(2, 400)) < 1e-4
+        assert relative_error(network.features(y), reference["features_odd"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_fast_form_of_a_network_gives_its_features(name: str, precision: str) -> None:
+    kind = NETWORKS[name]
+    encoder = Encoder(name, "random:3", device="cpu", precision=precision)
+    from amex.extract.weights import load
+
+    plain = kind.headless(load(kind.build, "random:3", kind.example).eval())
+    channels, *frames, height, width = kind.example
+    x = torch.randn(1, channels, *(frames or [1]), height, width, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        truth = plain(x[:, :, 0] if kind.of_images else x)
+    features = encoder(x)
+    assert features.shape == (1, kind.dim)
+    assert features.dtype == torch.float32
+    assert torch.isfinite(features).all()
+    cosine = torch.nn.functional.cosine_similarity(features, truth).item()
+    assert cosine > (0.99999 if precision == "fp32" else 0.99)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_r2plus1d_gives_the_reference_extractors_features_on_real_clips(
+    precision: str, tmp_path: Path, real_data: Path, parity: Path, cluster: str
+) -> None:
+    network = torchvision.models.video.r2plus1d_18()
+    checkpoint = tmp_path / "weights.pt"
+    torch.save(fill_calibrated(network.state_dict(), str(parity / "r2plus1d_18_batchnorm.npz")), checkpoint)
+    with np.load(parity / "r2plus1d_18_reference.npz") as reference:
+        manifest = write_lines(tmp_path / "m.jsonl", *({"clip_id": name, "video": name} for name in reference.files))
+        options = ("--manifest", manifest, "--precision", precision, "--weights", f"r2plus1d_18={checkpoint}")
+        # The reference drops its tail.
+        extract(real_data / "videos", tmp_path / "s.zarr", cluster, *options, "--set", "r2plus1d_18.tail=drop")
+        stream = open_store(tmp_path / "s.zarr")["r2plus1d_18"]
+        for name in reference.files:
+            ours, theirs = stream[name].values.astype(np.float32), reference[name]
+            assert ours.shape == theirs.shape
+            cosine = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+            spread = np.linalg.norm(theirs - theirs.mean(0), axis=1).mean()
+            error = np.linalg.norm(ours - theirs, axis=1).max() / spread
+            if precision == "fp32":
+                assert cosine.min() > 0.9999
+                assert error < 0.01
+            else:
+                assert cosine.min() > 0.998
+
+
+@pytest.mark.slow
+def test_one_pixel_of_crop_would_fail_the_comparison(tmp_path: Path, real_data: Path, parity: Path) -> None:
+    import av
+
+    from amex.extract.presets import PRESETS
+
+    name = "Daft__sample_video"
+    torch.save(
+        fill_calibrated(torchvision.models.video.r2plus1d_18().state_dict(), str(parity / "r2plus1d_18_batchnorm.npz")),
+        tmp_path / "weights.pt",
+    )
+    encoder = Encoder("r2plus1d_18", str(tmp_path / "weights.pt"), device="cpu", precision="fp32")
+    with av.open(str(real_data / "videos" / f"{name}.mp4")) as container:
+        frames = [
+            torch.from_numpy(f.to_ndarray(format="rgb24"))
+            for f, _ in zip(container.decode(video=0), range(16), strict=False)
+        ]
+    given = PRESETS["r2plus1d_18"].transform
+    wide = Transform(resize=given.resize, crop=(112, 116), mean=given.mean, std=given.std)  # left edge 28, not 30
+    theirs = np.load(parity / "r2plus1d_18_reference.npz")[name]
+    spread = np.linalg.norm(theirs - theirs.mean(0), axis=1).mean()
+    errors = []
+    for left in (1, 2, 3):
+        window = torch.stack([wide(frame)[..., left : left + 112] for frame in frames], dim=1)
+        errors.append(np.linalg.norm(encoder(window[None])[0].numpy() - theirs[0]) / spread)
+    assert errors[1] < 0.01
+    assert min(errors[0], errors[2]) > 0.02
+
+
+def test_transforms_are_those_of_torchvision_and_pillow() -> None:
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (90, 161, 3), dtype=np.uint8))
+    mean, std = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+    ours = Transform(resize=(64, 85), crop=(56, 56), mean=mean, std=std)(image)
+    chain = v2.Compose([v2.Resize((64, 85), antialias=False), v2.CenterCrop(56), v2.Normalize(mean, std)])
+    torch.testing.assert_close(ours, chain(image.permute(2, 0, 1).float() / 255), atol=1e-4, rtol=0)
+    half = (0.5, 0.5, 0.5)
+    ours = Transform(resize=64, antialias=True, crop=(56, 56), mean=half, std=half)(image)
+    pillow = Image.fromarray(image.numpy()).resize((114, 64), Image.Resampling.BILINEAR)
+    theirs = torch.from_numpy(np.array(pillow)).permute(2, 0, 1)[:, 4:60, 29:85].float() / 127.5 - 1
+    assert (ours - theirs).abs().max() <= 1.01 / 127.5  # a whole pixel value, where rounding differs
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    assert choose_device("cpu") == "cpu"
+    for name in ("gpu", "cuda:x", "cpu:1", "mps"):
+        with pytest.raises(AmexError, match="use auto, cpu, cuda"):
+            choose_device(name)
+    with pytest.raises(AmexError, match="torch sees"):
+        choose_device("cuda:99")

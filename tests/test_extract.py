@@ -1,0 +1,337 @@
+"""``amex extract`` end to end: real encodes, a real Dask worker, a real store."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import torchvision
+from conftest import QUICK, amex, extract, write_lines
+from test_decoder import BAD, long_video
+from videos import encode
+
+from amex.extract.part import prefetch
+from amex.features import open_store
+
+R2 = "r2plus1d_18"
+FRAMES_STREAM = ("--stream", R2, "--stream", "resnet152", "--weights", "resnet152=random:0", *QUICK)
+
+
+def tree(store: Path) -> dict[str, bytes]:
+    """Every file of a store, with what may differ between two equal runs left out: when, where, how long."""
+    files = {}
+    for path in sorted(store.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.parent.name == "commits" or path == store / "zarr.json":
+                record = json.loads(data)
+                record.pop("run", None)
+                record.pop("sha256", None)
+                if "attributes" in record:
+                    record["attributes"]["amex"].pop("created")
+                data = json.dumps(record, sort_keys=True).encode()
+            files[path.relative_to(store).as_posix()] = data
+    return files
+
+
+def test_a_folder_of_videos_becomes_a_store(clips: Path, tmp_path: Path, cluster: str) -> None:
+    result = extract(clips, tmp_path / "s.zarr", cluster)
+    assert result["streams"] == {R2: {"done": 4, "empty": 0, "failed": 0, "absent": 0}}
+    assert result["report"]["frames_decoded"] == 4 * 40
+    stream = open_store(tmp_path / "s.zarr")[R2]
+    assert sorted(stream) == ["a.mp4", "b.webm", "c.avi", "deep/er/d.mkv"]
+    rows = stream["a.mp4"]
+    assert rows.values.shape == (3, 512)
+    assert rows.values.dtype == np.float16
+    np.testing.assert_allclose(rows.times, [[0, 2 / 30], [16 / 30, 18 / 30], [32 / 30, 34 / 30]], atol=1e-4)
+    commits = list(stream.commits.values())
+    assert commits[0]["clips"][0]["decoder"] == "decord"
+    assert commits[0]["clips"][2]["decoder"] == "pyav (codec mpeg4)"
+    assert "torch" in commits[0]["run"]["versions"]
+
+
+def test_the_same_command_again_does_nothing(clips: Path, tmp_path: Path, cluster: str) -> None:
+    extract(clips, tmp_path / "s.zarr", cluster)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s.zarr" / R2).rglob("*") if path.is_file()}
+    again = extract(clips, tmp_path / "s.zarr", cluster)
+    assert again["report"]["clips"] == again["report"]["frames_decoded"] == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "s.zarr" / R2).rglob("*") if path.is_file()}
+
+
+def test_a_grown_manifest_and_an_added_stream_compute_only_what_is_new(
+    clips: Path, tmp_path: Path, cluster: str
+) -> None:
+    store, manifest = tmp_path / "s.zarr", tmp_path / "m.jsonl"
+    first = {"clip_id": "a", "video": "a"}
+    second = {"clip_id": "b", "video": "b", "start": 0.2, "end": 0.9}
+    write_lines(manifest, first)
+    extract(clips, store, cluster, "--manifest", manifest)
+    write_lines(manifest, first, second)
+    grown = extract(clips, store, cluster, "--manifest", manifest)
+    assert grown["report"]["clips"] == 1
+    assert grown["report"]["frames_decoded"] == 27  # 0.9 s of 30 frames a second
+    added = extract(clips, store, cluster, "--manifest", manifest, *FRAMES_STREAM)
+    assert added["streams"]["resnet152"]["done"] == added["streams"][R2]["done"] == 2
+    assert len(open_store(store)[R2].commits) == 2
+    assert len(open_store(store)["resnet152"].commits) == 1
+
+
+def test_clips_and_streams_share_one_pass_over_each_video(clips: Path, tmp_path: Path, cluster: str) -> None:
+    manifest = write_lines(
+        tmp_path / "m.jsonl",
+        {"clip_id": "whole", "video": "a"},
+        {"clip_id": "early", "video": "a", "start": 0.0, "end": 0.8},
+        {"clip_id": "overlapping", "video": "a", "start": 0.4, "end": 1.2},
+        {"clip_id": "same", "video": "a", "start": 0.4, "end": 1.2},
+        {"clip_id": "other", "video": "b"},
+    )
+    result = extract(clips, tmp_path / "s.zarr", cluster, "--manifest", manifest, *FRAMES_STREAM)
+    assert result["report"]["frames_decoded"] == 40 + 40
+    for name in (R2, "resnet152"):
+        stream = open_store(tmp_path / "s.zarr")[name]
+        (commit,) = stream.commits.values()
+        assert commit["run"]["frames_decoded"] == {"a.mp4": 40, "b.webm": 40}
+        np.testing.assert_array_equal(stream["same"].values, stream["overlapping"].values)
+        for clip_id, start, end in (("early", 0.0, 0.8), ("overlapping", 0.4, 1.2)):
+            times = stream[clip_id].times
+            assert start <= times[0, 0]
+            assert times[-1, 0] < end
+    # What a clip gives does not depend on which clips it shared the pass with.
+    alone = write_lines(tmp_path / "alone.jsonl", {"clip_id": "overlapping", "video": "a", "start": 0.4, "end": 1.2})
+    extract(clips, tmp_path / "alone.zarr", cluster, "--manifest", alone)
+    np.testing.assert_array_equal(
+        open_store(tmp_path / "alone.zarr")[R2]["overlapping"].values,
+        open_store(tmp_path / "s.zarr")[R2]["overlapping"].values,
+    )
+
+
+def test_every_kind_of_bad_input_is_in_the_ledger_and_the_rest_is_done(tmp_path: Path, cluster: str) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name, (make, _, _) in BAD.items():
+        make(videos / name)
+    for helper in ("whole.mp4", "ten.mp4"):
+        (videos / helper).unlink()
+    encode(videos / "good.mp4", frames=40)
+    (videos / "twice.avi").touch()
+    (videos / "twice.mkv").touch()
+    records = [{"clip_id": name, "video": name} for name in BAD]
+    manifest = write_lines(
+        tmp_path / "m.jsonl",
+        *records,
+        {"clip_id": "good", "video": "good"},
+        {"clip_id": "outside", "video": "good", "start": 60, "end": 70},
+        {"clip_id": "gone", "video": "never-downloaded"},
+        {"clip_id": "ambiguous", "video": "twice"},
+        {"clip_id": "escape", "video": "../../etc/passwd"},
+        {"clip_id": "remote", "video": "https://example.org/x.mp4"},
+        {"clip_id": "good", "video": "good"},
+        '{"clip_id": "half a line',
+        {"clip_id": "last", "video": "good.mp4", "start": 0.5},
+    )
+    store = tmp_path / "s.zarr"
+    result = extract(videos, store, cluster, "--manifest", manifest, code=3)
+    total = len(BAD) + 7
+    assert result["streams"][R2] == {"done": 2, "empty": 0, "failed": total - 2, "absent": 0}
+    assert len(result["problems"]) == 2
+    entries = {entry["clip_id"]: entry for entry in json.loads(amex("features", "failures", store, "--json").stdout)}
+    assert len(entries) == total - 2 + 2
+    for name, (_, stage, words) in BAD.items():
+        if name in ("absent.mp4", "folder.mp4"):
+            stage, words = "find", "no video"
+        assert entries[name]["stage"] == stage, entries[name]
+        assert words in entries[name]["reason"]
+    assert entries["outside"]["stage"] == "sample"
+    for name, words in [
+        ("gone", "no video"),
+        ("ambiguous", "twice.avi, twice.mkv"),
+        ("escape", "leaves"),
+        ("remote", "URL"),
+    ]:
+        assert entries[name]["stage"] == "find"
+        assert words in entries[name]["reason"]
+    lines = manifest.read_text().splitlines()
+    assert "duplicate clip_id 'good'" in entries[f"m.jsonl:{len(lines) - 2}"]["reason"]
+    assert entries[f"m.jsonl:{len(lines) - 1}"]["stage"] == "manifest"
+    assert len(open_store(store)[R2]["last"]) == 2
+    assert "decode" in amex("features", "failures", store).output
+
+
+def test_failed_clips_are_tried_again_only_on_request_and_attempts_are_counted(tmp_path: Path, cluster: str) -> None:
+    videos, store = tmp_path / "videos", tmp_path / "s.zarr"
+    videos.mkdir()
+    (videos / "v.mp4").write_bytes(b"")
+    encode(videos / "w.mp4", frames=40)
+    extract(videos, store, cluster, code=3)
+    encode(videos / "v.mp4", frames=40)
+    idle = extract(videos, store, cluster, code=3)
+    assert idle["report"]["clips"] == 0
+    (videos / "v.mp4").write_bytes(b"")
+    extract(videos, store, cluster, "--retry-failed", code=3)
+    assert open_store(store)[R2].failures["v.mp4"].attempts == 2
+    encode(videos / "v.mp4", frames=40)
+    healed = extract(videos, store, cluster, "--retry-failed")
+    assert healed["report"]["clips"] == 1
+    assert healed["streams"][R2]["done"] == 2
+    assert amex("features", "verify", store).exit_code == 0
+
+
+def test_a_clip_too_short_for_a_window_is_empty_where_the_tail_is_dropped(
+    clips: Path, tmp_path: Path, cluster: str
+) -> None:
+    manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "x", "video": "a", "start": 0.0, "end": 0.2})
+    options = ("--manifest", manifest, "--weights", f"{R2}=random:0", "--set", f"{R2}.tail=drop")
+    result = extract(clips, tmp_path / "s.zarr", cluster, *options)
+    assert result["streams"][R2]["empty"] == 1
+    stream = open_store(tmp_path / "s.zarr")[R2]
+    assert stream.state("x") == "empty"
+    assert stream["x"].values.shape == (0, 512)
+
+
+@pytest.mark.parametrize(("factor", "words"), [(float("nan"), "not finite"), (1e7, "more than float16 holds")])
+def test_features_that_are_no_numbers_are_failures(
+    factor: float, words: str, clips: Path, tmp_path: Path, cluster: str
+) -> None:
+    torch.manual_seed(0)
+    state = torchvision.models.video.r2plus1d_18().state_dict()
+    state["layer4.1.conv2.1.weight"] *= factor  # the last batch-norm
+    torch.save(state, tmp_path / "w.pt")
+    manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "x", "video": "a"})
+    options = ("--manifest", manifest, "--weights", f"{R2}={tmp_path / 'w.pt'}", "--set", f"{R2}.frames=2")
+    extract(clips, tmp_path / "s.zarr", cluster, *options, code=3)
+    failure = open_store(tmp_path / "s.zarr")[R2].failures["x"]
+    assert failure.stage == "encode"
+    assert words in failure.reason
+
+
+def test_another_setting_under_the_same_name_is_refused_and_under_another_name_is_welcome(
+    clips: Path, tmp_path: Path, cluster: str
+) -> None:
+    store = tmp_path / "s.zarr"
+    extract(clips, store, cluster, "--limit", 1)
+    refused = extract(
+        clips, store, cluster, "--limit", 1, "--precision", "fp32", *QUICK, "--set", f"{R2}.fps=5", code=1
+    )
+    assert "sampling.fps: None in the store, 5.0 now" in refused["output"]
+    assert f"--stream NAME={R2}" in refused["output"]
+    variant = ("--stream", f"slow={R2}", "--weights", "slow=random:0", "--set", "slow.fps=5", "--set", "slow.frames=2")
+    extract(clips, store, cluster, "--limit", 1, *variant)
+    assert sorted(open_store(store)) == [R2, "slow"]
+    other = extract(clips, store, cluster, "--weights", f"{R2}=random:1", *QUICK[2:], code=1)
+    assert "weights_sha256" in other["output"]
+
+
+def test_a_flipped_bit_is_found_and_repair_recomputes_only_its_part(clips: Path, tmp_path: Path, cluster: str) -> None:
+    store = tmp_path / "s.zarr"
+    extract(clips, store, cluster, "--part-clips", 1)
+    whole = tree(store)
+    parts = sorted(open_store(store)[R2].commits)
+    assert len(parts) == 4
+    untouched = {p: p.stat().st_mtime_ns for p in (store / R2).rglob("*") if p.is_file() and parts[2] not in str(p)}
+    shard = next(p for p in (store / R2 / "parts" / parts[2] / "values" / "c").rglob("*") if p.is_file())
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    found = amex("features", "verify", store)
+    assert found.exit_code == 1
+    assert f"{R2}/{parts[2]}" in found.output
+    assert "--repair" in found.output
+    repaired = extract(clips, store, cluster, "--part-clips", 1, "--repair")
+    assert repaired["repaired"] == [f"{R2}/{parts[2]}"]
+    assert repaired["report"]["clips"] == 1
+    assert tree(store) == whole
+    assert untouched == {p: p.stat().st_mtime_ns for p in untouched}
+    (store / R2 / "commits" / f"{parts[0]}.json").write_text("{")
+    assert "is damaged" in extract(clips, store, cluster, "--part-clips", 1, code=1)["output"]
+    extract(clips, store, cluster, "--part-clips", 1, "--repair")
+    assert tree(store) == whole
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(clips: Path, tmp_path: Path) -> None:
+    arguments = (
+        "extract",
+        "--dataset",
+        "folder",
+        "--videos",
+        clips,
+        "--store",
+        tmp_path / "s.zarr",
+        "--dry-run",
+        *QUICK,
+    )
+    text = amex(*arguments)
+    assert "would compute 4 of 4 clips" in text.output
+    estimate = json.loads(amex(*arguments, "--json").stdout)
+    assert estimate["rows"] == {R2: 4 * 3}
+    assert estimate["bytes"] == 12 * (512 * 2 + 16)
+    assert estimate["hours"] > 0
+    assert estimate["video_hours"] == pytest.approx(4 * 40 / 30 / 3600, rel=0.05)
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_check_names_missing_unreadable_and_short_videos(clips: Path, tmp_path: Path) -> None:
+    manifest = write_lines(
+        tmp_path / "m.jsonl",
+        {"clip_id": "fine", "video": "a", "end": 1.0},
+        {"clip_id": "long", "video": "b", "start": 1.0, "end": 30.0},
+        {"clip_id": "none", "video": "nowhere"},
+        "{}",
+    )
+    result = amex("manifest", "check", manifest, "--videos", clips, "--json")
+    assert result.exit_code == 3
+    found = json.loads(result.stdout)
+    assert list(found["missing"]) == ["nowhere"]
+    assert "needs 30.0 s of b, which has 1.3 s" in found["too_short"]["long"]
+    assert list(found["manifest"]) == ["m.jsonl:4"]
+    assert "4 with something wrong" not in amex("manifest", "check", manifest, "--videos", clips).output
+
+
+def test_prefetch_keeps_order_and_passes_errors_on() -> None:
+    assert list(prefetch(iter(range(100)), depth=3)) == list(range(100))
+
+    def broken() -> object:
+        yield 1
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        list(prefetch(broken(), depth=2))
+    endless = prefetch(iter(int, 1), depth=2)
+    next(endless)
+    endless.close()
+    assert threading.active_count() < 50
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_long_video_stays_under_two_gigabytes_worker_and_decoder_together(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    long_video(videos / "long.mp4", 10)
+    (videos / "seed.mp4").unlink()
+    import subprocess
+    import sys
+
+    options = ["--weights", f"{R2}=random:0", "--set", f"{R2}.fps=2", "--device", "cpu"]
+    command = [sys.executable, "-m", "amex.cli", "extract", "--dataset", "folder", "--videos", videos]
+    run = subprocess.Popen([*map(str, command), "--store", str(tmp_path / "s.zarr"), *options])
+    peak = 0
+    while run.poll() is None:
+        total = {}
+        for process in psutil.Process(run.pid).children(recursive=True):
+            try:
+                total[" ".join(process.cmdline())] = process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+        workers = [rss for name, rss in total.items() if "spawn_main" in name]
+        decoders = [rss for name, rss in total.items() if "amex.extract.decode" in name]
+        peak = max(peak, max(workers, default=0) + max(decoders, default=0))
+        time.sleep(0.2)
+    assert run.returncode == 0
+    assert len(open_store(tmp_path / "s.zarr")[R2]["long.mp4"]) == 75  # 600 s at 2 a second, 16 each
+    assert 0 < peak < 2 << 30

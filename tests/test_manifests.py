@@ -1,0 +1,196 @@
+"""Manifests keep what they are given, say where a bad line is, and agree with the published counts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import amex, write_lines
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amex.manifests import (
+    DATASETS,
+    Clip,
+    ManifestError,
+    Problem,
+    VideoError,
+    VideoFinder,
+    dataset,
+    read_manifest,
+    scan_manifest,
+    write_manifest,
+)
+
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+seconds = st.floats(0, 1e5, allow_nan=False)
+clips = st.builds(
+    lambda clip_id, video, start, length, split, captions: Clip(
+        clip_id=clip_id, video=video, start=start, end=(start or 0) + length, split=split, captions=captions
+    ),
+    words,
+    words,
+    st.none() | seconds,
+    st.floats(0.001, 1e4),
+    st.sampled_from(["", "train", "val", "test"]),
+    st.lists(words, max_size=3).map(tuple),
+)
+
+
+@given(st.lists(clips, unique_by=lambda clip: clip.clip_id))
+def test_a_manifest_reads_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip]) -> None:
+    path = tmp_path_factory.mktemp("m") / "m.jsonl"
+    assert write_manifest(clips, path) == len(clips)
+    assert read_manifest(path) == clips
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "not a clip"),
+        ("[]", "expected a JSON object"),
+        ('{"clip_id": "x"}', "'video' is missing"),
+        ('{"clip_id": "", "video": "v"}', "clip_id must be a non-empty string"),
+        ('{"clip_id": "x", "video": "v", "start": "0"}', "start must be a finite number"),
+        ('{"clip_id": "x", "video": "v", "start": NaN}', "start must be a finite number"),
+        ('{"clip_id": "x", "video": "v", "start": 3, "end": 2}', "must end after it starts"),
+        ('{"clip_id": "x", "video": "v", "captions": "one"}', "captions must be a list"),
+        ('{"clip_id": "x", "video": "v", "ends": 2}', "unknown field 'ends'"),
+        ('{"clip_id": "a", "video": "v"}', "duplicate clip_id 'a', first on line 1"),
+        ("\udcff\udcfe", "not a clip"),
+    ],
+)
+def test_a_bad_line_is_named_and_costs_only_itself(tmp_path: Path, line: str, reason: str) -> None:
+    good = [json.dumps({"clip_id": name, "video": name}) for name in "ab"]
+    path = tmp_path / "m.jsonl"
+    path.write_bytes("\n".join([good[0], line, "", good[1]]).encode(errors="surrogateescape"))
+    first, problem, last = scan_manifest(path)
+    assert (first.clip_id, last.clip_id) == ("a", "b")
+    assert isinstance(problem, Problem)
+    assert str(problem).startswith("m.jsonl:2: ")
+    assert reason in problem.reason
+    with pytest.raises(ManifestError, match=r"m\.jsonl:2"):
+        read_manifest(path)
+
+
+def test_a_manifest_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="amex manifest build"):
+        read_manifest(tmp_path / "m.jsonl")
+
+
+def test_videos_are_found_by_path_and_by_id_in_any_layout(tmp_path: Path) -> None:
+    for name in ("flat.mp4", "train/226/xHr8X2Wpmno.mkv", "b/-dash_.mp4.webm", "v1.5 final.mov", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    finder = VideoFinder(tmp_path)
+    assert finder.find("flat") == Path("flat.mp4")
+    assert finder.find("flat.mp4") == Path("flat.mp4")
+    assert finder.find("xHr8X2Wpmno") == Path("train/226/xHr8X2Wpmno.mkv")
+    assert finder.find("226/xHr8X2Wpmno") == Path("train/226/xHr8X2Wpmno.mkv")
+    assert finder.find("-dash_") == Path("b/-dash_.mp4.webm")
+    assert finder.find("v1.5 final") == Path("v1.5 final.mov")
+    for absent in ("notes", "227/xHr8X2Wpmno", "xHr8"):
+        with pytest.raises(VideoError, match="no video"):
+            finder.find(absent)
+
+
+@pytest.mark.parametrize("path", ["../secret.mp4", "a/../../secret.mp4", "/etc/passwd", "..", "a\\..\\..\\b", "a\0b"])
+def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, path: str) -> None:
+    (tmp_path / "secret.mp4").touch()
+    (tmp_path / "videos").mkdir()
+    with pytest.raises(VideoError, match="leaves the videos folder"):
+        VideoFinder(tmp_path / "videos").find(path)
+
+
+def test_two_files_with_one_id_are_refused_by_name(tmp_path: Path) -> None:
+    for name in ("a/x.mp4", "b/x.webm"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(VideoError, match=r"a/x\.mp4, b/x\.webm"):
+        VideoFinder(tmp_path).find("x")
+
+
+def test_every_data_set_module_is_registered_with_help() -> None:
+    assert {"youcook2", "msrvtt", "folder"} <= set(DATASETS)
+    listed = amex("manifest", "build", "--help").output
+    for name, entry in DATASETS.items():
+        assert entry.help
+        assert f"{name}:" in listed
+
+
+def test_youcook2_steps_become_clips(tmp_path: Path) -> None:
+    step = {"segment": [47, 60], "id": 3, "sentence": "pick the ends off"}
+    database = {"abc": {"subset": "validation", "annotations": [step]}, "t": {"subset": "testing"}}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"database": database}))
+    clip = Clip(clip_id="abc_3", video="abc", start=47.0, end=60.0, split="val", captions=("pick the ends off",))
+    assert dataset("youcook2").clips(path) == [clip]
+    path.write_text("[]")
+    with pytest.raises(ManifestError, match="not laid out as expected"):
+        dataset("youcook2").clips(path)
+    path.write_text("{")
+    with pytest.raises(ManifestError, match="is not JSON"):
+        dataset("youcook2").clips(path)
+
+
+def test_a_folder_takes_captions_from_csv_or_json_lines(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.webm", "sub/c.mov"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [clip.clip_id for clip in dataset("folder").clips(tmp_path)] == ["a.mp4", "b.webm", "sub/c.mov"]
+    (tmp_path / "captions.csv").write_text("video,caption,start,end\na,one,,\na.mp4,two,,\nc,cut,1,2.5\n")
+    made = {clip.clip_id: clip for clip in dataset("folder").clips(tmp_path)}
+    assert made["a.mp4"].captions == ("one", "two")
+    assert made["b.webm"].captions == ()
+    assert (made["sub/c.mov_1.0_2.5"].start, made["sub/c.mov_1.0_2.5"].end) == (1.0, 2.5)
+    assert "sub/c.mov" not in made
+    (tmp_path / "captions.csv").unlink()
+    write_lines(tmp_path / "captions.jsonl", {"video": "b", "caption": "three"})
+    assert {c.clip_id: c.captions for c in dataset("folder").clips(tmp_path)}["b.webm"] == ("three",)
+    write_lines(tmp_path / "captions.jsonl", {"video": "b", "caption": "x"}, {"video": "zz", "caption": "y"})
+    with pytest.raises(ManifestError, match=r"captions\.jsonl:2: no video 'zz'"):
+        dataset("folder").clips(tmp_path)
+
+
+def test_msrvtt_protocols_come_from_their_lists(tmp_path: Path) -> None:
+    (tmp_path / "MSRVTT_train.9k.csv").write_text("video_id\nvideo0\nvideo1\n")
+    (tmp_path / "MSRVTT_JSFUSION_test.csv").write_text(
+        "key,vid_key,video_id,sentence\nret0,msr9770,video9770,a person is connecting something\n"
+    )
+    sentences = [{"video_id": "video0", "caption": f"caption {k}"} for k in range(3)]
+    (tmp_path / "MSRVTT_data.json").write_text(json.dumps({"sentences": sentences}))
+    clips = dataset("msrvtt").clips(tmp_path)
+    assert [(clip.clip_id, clip.split, len(clip.captions)) for clip in clips] == [
+        ("video0", "train", 3),
+        ("video1", "train", 0),
+        ("video9770", "test", 1),
+    ]
+    with pytest.raises(ManifestError, match=r"train_list_miech\.txt is missing"):
+        dataset("msrvtt").clips(tmp_path, "1k-B")
+    with pytest.raises(ManifestError, match="choose from 1k-A, 7k, full, 1k-B"):
+        dataset("msrvtt").clips(tmp_path, "9k")
+
+
+def splits(clips: list[Clip]) -> dict[str, int]:
+    return dict(Counter(clip.split for clip in clips))
+
+
+def test_real_annotations_give_the_published_counts(real_data: Path) -> None:
+    cooking = real_data / "annotations" / "youcook2"
+    official = dataset("youcook2").clips(cooking / "youcookii_annotations_trainval.json")
+    assert splits(official) == {"train": 10_337, "val": 3_492}
+    assert len({clip.clip_id for clip in official}) == 13_829
+    howto = dataset("youcook2").clips(cooking / "validation_youcook.csv")
+    assert splits(howto) == {"val": 3_350}
+    assert len({clip.clip_id for clip in howto}) == 3_350
+    msrvtt = real_data / "annotations" / "msrvtt"
+    counts = {name: splits(dataset("msrvtt").clips(msrvtt, name)) for name in ("1k-A", "7k", "full", "1k-B")}
+    assert counts == {
+        "1k-A": {"train": 9_000, "test": 1_000},
+        "7k": {"train": 7_010, "test": 1_000},
+        "full": {"train": 6_513, "val": 497, "test": 2_990},
+        "1k-B": {"train": 6_656, "test": 1_000},
+    }

@@ -1,0 +1,152 @@
+"""Killed at any moment, a run that is started again ends in the store that an undisturbed run makes, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import QUICK, amex
+from test_extract import R2, tree
+from videos import encode
+
+from amex.features import open_store
+
+VIDEOS = 10
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten videos, one of them empty: a part each."""
+    folder = tmp_path_factory.mktemp("many")
+    for index in range(VIDEOS - 1):
+        encode(folder / f"v{index}.mp4", frames=90, options={"preset": "ultrafast"}, first=index)
+    (folder / "v9.mp4").write_bytes(b"")
+    return folder
+
+
+def start(videos: Path, store: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "amex.cli", "extract", "--dataset", "folder", "--videos", str(videos)]
+    options = ["--store", str(store), "--device", "cpu", "--part-clips", "1", "--workers", "1", "--json", *QUICK]
+    return subprocess.Popen([*command, *options, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(many: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    store = tmp_path_factory.mktemp("whole") / "s.zarr"
+    run = start(many, store)
+    output, errors = run.communicate(timeout=120)
+    assert run.returncode == 3, errors
+    assert json.loads(output)["streams"][R2] == {"done": VIDEOS - 1, "empty": 0, "failed": 1, "absent": 0}
+    return tree(store)
+
+
+def committed(store: Path) -> set[str]:
+    return {path.name for path in (store / R2 / "commits").glob("*.json")} if store.exists() else set()
+
+
+def wait_for_parts(store: Path, count: int, run: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 90
+    while len(committed(store)) < count and run.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def workers_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(run.pid).children(recursive=True):
+        try:
+            if "spawn_main" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_killed_again_and_again_ends_in_the_same_store(
+    many: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    chance = random.Random(0)
+    store = tmp_path / "s.zarr"
+    kills = 0
+    while True:
+        before = committed(store)
+        if len(before) >= VIDEOS:
+            break
+        run = start(many, store)
+        wait_for_parts(store, len(before) + chance.randint(1, 3), run)
+        time.sleep(chance.random() * 0.3)
+        children = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
+        run.kill()
+        run.communicate()
+        kills += 1
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive, "workers and decoders end with the run"
+        # Nothing that was committed is touched again.
+        assert before <= committed(store)
+        assert all((store / R2 / "commits" / name).stat().st_size for name in before)
+    assert kills >= 3
+    run = start(many, store)
+    output, _ = run.communicate(timeout=120)
+    assert json.loads(output)["report"]["clips"] == 0
+    assert tree(store) == undisturbed
+    assert not [path for path in store.rglob("*") if "partial" in path.name or path.name.startswith(".")]
+    assert amex("features", "verify", store).output.endswith("is intact\n")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_workers_lose_only_the_parts_in_flight(
+    many: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    chance = random.Random(1)
+    store = tmp_path / "s.zarr"
+    run = start(many, store)
+    kills = 0
+    for target in (1, 3, 5, 7):
+        wait_for_parts(store, target, run)
+        time.sleep(chance.random() * 0.2)
+        before = {name: (store / R2 / "commits" / name).stat().st_mtime_ns for name in committed(store)}
+        for worker in workers_of(run):
+            worker.send_signal(signal.SIGKILL)
+            kills += 1
+        assert before.items() <= {n: (store / R2 / "commits" / n).stat().st_mtime_ns for n in committed(store)}.items()
+    output, errors = run.communicate(timeout=300)
+    assert run.returncode == 3, errors
+    assert kills >= 4
+    assert json.loads(output)["streams"][R2]["done"] == VIDEOS - 1
+    assert tree(store) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_sigterm_stops_a_run_that_goes_on_later(many: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    store = tmp_path / "s.zarr"
+    run = start(many, store)
+    wait_for_parts(store, 2, run)
+    run.terminate()
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "the same command goes on from there" in errors
+    assert len(open_store(store)[R2]) >= 2
+    run = start(many, store)
+    run.communicate(timeout=120)
+    assert tree(store) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_workers_make_the_same_parts_as_one(many: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    store = tmp_path / "s.zarr"
+    run = start(many, store, "--workers", "2")
+    _, errors = run.communicate(timeout=200)
+    assert run.returncode == 3, errors
+    assert tree(store).keys() == undisturbed.keys()

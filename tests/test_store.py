@@ -1,0 +1,215 @@
+"""What goes into a store comes out of it; what has changed on disk is found; what does not belong is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amex.features import (
+    ClipNotThere,
+    ClipRows,
+    DamagedPart,
+    Failure,
+    SpecMismatch,
+    StoreError,
+    create_store,
+    declare_stream,
+    diff_specs,
+    fingerprint,
+    open_store,
+    verify,
+    write_part,
+)
+
+DIM = 6
+SPEC = {"network": "test", "sampling": {"fps": None, "frames": 16}, "output": {"shape": [DIM], "dtype": "float16"}}
+
+
+def rows_of(clip_id: str, count: int, seed: int = 0) -> ClipRows:
+    generator = np.random.default_rng([seed, count, *clip_id.encode()])
+    values = generator.normal(size=(count, DIM)).astype(np.float16)
+    starts = np.sort(generator.uniform(0, 1e5, count))
+    return ClipRows(clip_id=clip_id, values=values, times=np.stack([starts, starts + 0.5], 1), decoder="decord")
+
+
+def make(path: Path, parts: dict[str, list[ClipRows]], failures: dict[str, list[Failure]] | None = None) -> Path:
+    store = create_store(path)
+    mark = declare_stream(store, "s", SPEC, {"weights": "none"})
+    for part, clips in parts.items():
+        fails = (failures or {}).get(part, [])
+        write_part(
+            store,
+            "s",
+            part,
+            mark=mark,
+            clips=clips,
+            failures=fails,
+            row_shape=(DIM,),
+            dtype="float16",
+            run={"host": ""},
+        )
+    return store
+
+
+ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
+contents = st.lists(st.dictionaries(ids, st.integers(0, 40), max_size=6), min_size=1, max_size=3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(contents, st.randoms())
+def test_rows_come_back_bit_for_bit_by_clip_and_in_batches(
+    tmp_path_factory: pytest.TempPathFactory, contents: list[dict[str, int]], order: object
+) -> None:
+    seen: set[str] = set()
+    parts: dict[str, list[ClipRows]] = {}
+    for index, content in enumerate(contents):
+        parts[f"{index:06d}-x"] = [rows_of(c, n) for c, n in content.items() if c not in seen]
+        seen |= content.keys()
+    store = make(tmp_path_factory.mktemp("store") / "s.zarr", parts)
+    stream = open_store(store)["s"]
+    truth = {clip.clip_id: clip for clips in parts.values() for clip in clips}
+    assert set(stream) == truth.keys()
+    for clip_id, clip in truth.items():
+        rows = stream[clip_id]
+        assert rows.values.dtype == np.float16
+        np.testing.assert_array_equal(rows.values, clip.values)
+        np.testing.assert_array_equal(rows.times, clip.times)
+        assert stream.state(clip_id) == ("done" if len(clip.values) else "empty")
+    wanted = list(truth) * 2
+    order.shuffle(wanted)  # type: ignore[attr-defined]
+    batch = stream.read(wanted)
+    assert batch.clip_ids == tuple(wanted)
+    assert batch.offsets[-1] == len(batch)
+    for clip_id, rows in zip(wanted, batch, strict=True):
+        np.testing.assert_array_equal(rows.values, truth[clip_id].values)
+        np.testing.assert_array_equal(rows.times, truth[clip_id].times)
+    assert stream.to_dask().shape == (stream.rows, DIM)
+    assert stream.to_dask("times").shape == (stream.rows, 2)
+    assert all(found is None for found in verify(stream))
+
+
+def test_any_zarr_reader_can_read_a_part(tmp_path: Path) -> None:
+    clips = [rows_of("a", 3), rows_of("b", 0), rows_of("ü/ñ.mp4", 2)]
+    part = zarr.open_group(make(tmp_path / "s.zarr", {"p": clips}), mode="r")["s/parts/p"]
+    assert list(part["clip_ids"][:]) == ["a", "b", "ü/ñ.mp4"]
+    assert list(part["offsets"][:]) == [0, 3, 3, 5]
+    assert part["values"].shape == (5, DIM)
+    assert part["times"].dtype == np.float64
+
+
+def test_whole_stream_statistics_through_dask(tmp_path: Path) -> None:
+    clips = [rows_of("a", 30), rows_of("b", 50)]
+    stream = open_store(make(tmp_path / "s.zarr", {"0": clips[:1], "1": clips[1:]}))["s"]
+    truth = np.concatenate([clip.values for clip in clips]).astype(np.float64)
+    np.testing.assert_allclose(stream.to_dask().astype("float64").mean(axis=0).compute(), truth.mean(axis=0))
+
+
+def test_every_flipped_bit_is_found_and_its_part_is_named(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr", {"one": [rows_of("a", 3)], "two": [rows_of("b", 4)]})
+    generator = np.random.default_rng(0)
+    files = [p for p in (store / "s").rglob("*") if p.is_file() and "two" in str(p.relative_to(store))]
+    assert len(files) >= 9  # four arrays with metadata and data, and the commit record
+    for file in files:
+        good = file.read_bytes()
+        for _ in range(12):
+            bad = bytearray(good)
+            bad[generator.integers(len(bad))] ^= 1 << generator.integers(8)
+            file.write_bytes(bad)
+            found = [damage for damage in verify(open_store(store)["s"]) if damage is not None]
+            assert [damage.part for damage in found] == ["two"], file
+        file.write_bytes(good)
+    assert all(found is None for found in verify(open_store(store)["s"]))
+
+
+def test_reading_damaged_values_is_an_error_not_a_number(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 3)]})
+    shard = next(p for p in (store / "s/parts/p/values/c").rglob("*") if p.is_file())
+    data = bytearray(shard.read_bytes())
+    data[3] ^= 4
+    shard.write_bytes(data)
+    with pytest.raises(DamagedPart, match=r"part p of stream 's'.*--repair"):
+        open_store(store)["s"]["a"]
+
+
+def test_missing_and_added_files_are_damage(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 3)]})
+    (store / "s/parts/p/values/c/extra").write_bytes(b"")
+    (damage,) = verify(open_store(store)["s"])
+    assert "extra" in damage.reason
+    (store / "s/parts/p/values/c/extra").unlink()
+    shutil.rmtree(store / "s/parts/p/times")
+    (damage,) = verify(open_store(store)["s"])
+    assert "times" in damage.reason
+
+
+def test_a_part_without_its_commit_does_not_exist_and_is_written_anew(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 3)]})
+    (store / "s/commits/p.json").unlink()
+    stale = store / "s/parts/p/values/c/0/0.partial"
+    stale.write_bytes(b"half a shard")
+    stream = open_store(store)["s"]
+    assert stream.state("a") == "absent"
+    (leftover,) = verify(stream)
+    assert not leftover.committed
+    make(store, {"p": [rows_of("a", 5, seed=1)]})
+    assert len(open_store(store)["s"]["a"]) == 5
+    assert not stale.exists()
+
+
+def test_another_spec_under_the_same_name_is_refused_field_by_field(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr", {})
+    other = json.loads(json.dumps(SPEC))
+    other["sampling"]["fps"] = 25
+    other["network"] = "other"
+    with pytest.raises(SpecMismatch) as caught:
+        declare_stream(store, "s", other, {})
+    assert "network: 'test' in the store, 'other' now" in str(caught.value)
+    assert "sampling.fps: None in the store, 25 now" in str(caught.value)
+    assert declare_stream(store, "s", SPEC, {"weights": "elsewhere"}) == fingerprint(SPEC)
+
+
+@given(st.recursive(st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner), max_leaves=8))
+def test_equal_specs_have_no_difference_and_one_fingerprint(spec: object) -> None:
+    again = json.loads(json.dumps(spec))
+    assert list(diff_specs(spec, again)) == []
+    assert fingerprint({"a": spec}) == fingerprint({"a": again})
+
+
+def test_a_later_success_ends_a_failure_and_the_last_failure_counts(tmp_path: Path) -> None:
+    first = [
+        Failure(clip_id="a", video="a", stage="decode", reason="x"),
+        Failure(clip_id="b", video="b", stage="open", reason="y"),
+    ]
+    second = [Failure(clip_id="b", video="b", stage="decode", reason="z", attempts=2)]
+    stream = open_store(make(tmp_path / "s.zarr", {"0": [], "1": [rows_of("a", 2)]}, {"0": first, "1": second}))["s"]
+    assert stream.state("a") == "done"
+    assert stream.failures == {"b": second[0]}
+    with pytest.raises(ClipNotThere, match="'b' failed in s: decode: z"):
+        stream["b"]
+    with pytest.raises(ClipNotThere, match="'c' is not in stream"):
+        stream["c"]
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="not an amex store"):
+        open_store(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match="choose another --store"):
+        create_store(tmp_path)
+    zarr.create_group(tmp_path / "other.zarr")
+    with pytest.raises(StoreError, match="not an amex store"):
+        open_store(tmp_path / "other.zarr")
+    store = make(tmp_path / "s.zarr", {})
+    with pytest.raises(StoreError, match="no stream 'r2'; there is s|no stream 'r2'"):
+        open_store(store)["r2"]
+    spec = store / "s" / "spec.json"
+    spec.write_text(spec.read_text().replace('"frames": 16', '"frames": 17'))
+    with pytest.raises(StoreError, match="damaged"):
+        open_store(store)["s"]

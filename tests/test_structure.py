@@ -1,0 +1,76 @@
+"""Dependencies point one way, and the documentation runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from conftest import extract
+
+ROOT = Path(__file__).parents[1]
+# Which packages each package may import; besides these, only the small modules at the root.
+ALLOWED = {
+    "features": set(),
+    "manifests": set(),
+    "extract": {"features", "manifests"},
+}
+SMALL = {"errors", "console", ""}
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_point_one_way(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        depth = len(path.relative_to(ROOT).parts) - 1
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level > depth:
+                target = (node.module or "").split(".")[0]
+                assert target in ALLOWED[package] | SMALL, f"{path}:{node.lineno} imports {target}"
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            assert not any(name == "amex" or name.startswith("amex.") for name in modules), f"{path}:{node.lineno}"
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [
+        (f"{page.name}:{number}", block)
+        for page in pages
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    ]
+
+
+@pytest.mark.parametrize(("place", "block"), python_blocks(), ids=[place for place, _ in python_blocks()])
+def test_python_in_the_documentation_runs(
+    place: str, block: str, clips: Path, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    extract(clips, tmp_path / "features.zarr", cluster)
+    exec(compile(block, place, "exec"), {})
+
+
+def test_commands_in_the_documentation_parse() -> None:
+    import shlex
+
+    import click
+
+    from amex.cli import main
+
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = 0
+    for page in pages:
+        for block in re.findall(r"```(?:sh|console)\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line.split("#")[0].split("&&")[-1])
+                if words[:1] != ["amex"]:
+                    continue
+                found += 1
+                command, arguments = main, words[1:]
+                while isinstance(command, click.Group):
+                    assert arguments, line
+                    assert arguments[0] in command.commands, line
+                    command, arguments = command.commands[arguments[0]], arguments[1:]
+                command.make_context(line, list(arguments))
+    assert found > 5

@@ -1,0 +1,143 @@
+"""Weights are the ones asked for, checked, cached, and never a program."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from amex.extract.encoders import NETWORKS
+from amex.extract.i3d import InceptionI3D
+from amex.extract.weights import Published, WeightsError, digest, file_sha256, load, locate
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """A web server on this machine, its folder, and the paths it was asked for."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            asked.append(self.path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder)) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}", folder, asked
+        httpd.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+
+
+def published(url: str, sha256: str) -> Published:
+    return Published(url=url, sha256=sha256, licence="none", source="a test")
+
+
+def test_published_weights_are_downloaded_once_and_checked(server: tuple[str, Path, list[str]]) -> None:
+    base, folder, asked = server
+    torch.save(small().state_dict(), folder / "w.pth")
+    entry = published(f"{base}/w.pth", file_sha256(folder / "w.pth"))
+    path = locate("default", entry)
+    assert locate("default", entry) == path
+    assert asked == ["/w.pth"]
+    load(small, path, (3, 8, 8))
+    Path(path).write_bytes(b"someone else's")
+    with pytest.raises(WeightsError, match="sha256 differs"):
+        locate("default", entry)
+
+
+def test_a_download_with_another_digest_is_refused_and_not_kept(server: tuple[str, Path, list[str]]) -> None:
+    base, folder, _ = server
+    (folder / "w.pth").write_bytes(b"tampered")
+    entry = published(f"{base}/w.pth", "0" * 64)
+    with pytest.raises(WeightsError, match="invalid hash"):
+        locate("default", entry)
+    assert not entry.path.exists()
+
+
+def test_without_a_network_the_error_says_what_to_do(server: tuple[str, Path, list[str]]) -> None:
+    entry = published("http://127.0.0.1:9/w.pth", "00")
+    with pytest.raises(WeightsError) as caught:
+        locate("default", entry)
+    for words in ("cannot download http://127.0.0.1:9/w.pth", str(entry.path), "--weights STREAM=FILE", "random:0"):
+        assert words in str(caught.value)
+
+
+def test_every_network_has_a_published_default_with_a_digest() -> None:
+    for network in NETWORKS.values():
+        assert network.published.url.startswith("https://")
+        assert len(network.published.sha256) >= 8
+        assert int(network.published.sha256, 16)
+        assert network.published.licence
+        assert network.published.source
+
+
+def test_a_seed_is_the_same_network_everywhere() -> None:
+    assert digest(small, "random:1") == digest(small, "random:1") != digest(small, "random:2")
+    first, second = (load(small, "random:1", (3, 8, 8)).state_dict() for _ in range(2))
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name])
+    before = torch.get_rng_state()
+    load(small, "random:1", (3, 8, 8))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("choice", ["random:", "random:x", "random:-1", "nowhere.pth", ""])
+def test_weights_that_cannot_be_are_refused(choice: str) -> None:
+    with pytest.raises(WeightsError):
+        locate(choice, None)
+
+
+def test_a_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
+    for state, words in [
+        ({}, "lacks 0.weight"),
+        ({**small().state_dict(), "fc.bias": torch.zeros(1)}, "unknown fc.bias"),
+        ({**small().state_dict(), "0.weight": torch.zeros(1)}, "another shape for 0.weight"),
+        ({"x": 1}, "no state dict"),
+    ]:
+        torch.save(state, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match=words):
+            load(small, str(tmp_path / "w.pth"), (3, 8, 8))
+    (tmp_path / "w.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(WeightsError, match="not a checkpoint"):
+        load(small, str(tmp_path / "w.pth"), (3, 8, 8))
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"0.weight": Evil()}, tmp_path / "w.pth")
+    (tmp_path / "old.pth").write_bytes(pickle.dumps(Evil(), protocol=2))
+    for name in ("w.pth", "old.pth"):
+        with pytest.raises(WeightsError, match="cannot be loaded safely|not a checkpoint"):
+            load(small, str(tmp_path / name), (3, 8, 8))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_public_i3d_checkpoint_loads_without_its_missing_counters(tmp_path: Path) -> None:
+    state = {k: v for k, v in InceptionI3D().state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert len(state) == 344 - 57
+    torch.save(state, tmp_path / "rgb_imagenet.pt")
+    loaded = load(InceptionI3D, str(tmp_path / "rgb_imagenet.pt"), (3, 9, 224, 224)).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    state.pop("Mixed_5c.b0.bn.running_mean")
+    torch.save(state, tmp_path / "rgb_imagenet.pt")
+    with pytest.raises(WeightsError, match=r"lacks Mixed_5c\.b0\.bn\.running_mean"):
+        load(InceptionI3D, str(tmp_path / "rgb_imagenet.pt"), (3, 9, 224, 224))

@@ -1,0 +1,97 @@
+"""Real video files whose every frame carries its own number, painted as black and white blocks.
+
+Tests encode them with PyAV, decode them through amex and read the number back, so "the right frame" is a fact about
+pixels and not about an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+BITS = 12
+BLOCK = 16  # pixels: survives chroma subsampling and coarse quantisation
+
+
+def paint(number: int, width: int = 320, height: int = 240) -> np.ndarray:
+    """One RGB frame (height, width, 3) uint8 with ``number`` in its top two block rows, over a moving gradient."""
+    x = np.arange(width)[None, :] + 3 * number
+    y = np.arange(height)[:, None]
+    image = np.stack([(x + 0 * y) % 256, (y + 0 * x) % 256, (x + y) % 256], axis=-1).astype(np.uint8) // 2 + 64
+    for bit in range(BITS):
+        value = 235 if number >> bit & 1 else 20
+        image[:BLOCK, bit * BLOCK : (bit + 1) * BLOCK] = value
+        image[BLOCK : 2 * BLOCK, bit * BLOCK : (bit + 1) * BLOCK] = 255 - value  # the complement guards the reading
+    return image
+
+
+def read_number(image: np.ndarray) -> int:
+    """The number painted into ``image``; raises AssertionError where the blocks contradict each other."""
+    number = 0
+    for bit in range(BITS):
+        column = slice(bit * BLOCK + 4, (bit + 1) * BLOCK - 4)
+        upper = image[4 : BLOCK - 4, column].mean()
+        lower = image[BLOCK + 4 : 2 * BLOCK - 4, column].mean()
+        assert abs(upper - lower) > 80, f"bit {bit} is unreadable: {upper:.0f} against {lower:.0f}"
+        number |= int(upper > lower) << bit
+    return number
+
+
+def encode(
+    path: Path,
+    *,
+    frames: int = 60,
+    codec: str = "libx264",
+    fps: int | Fraction = 30,
+    options: dict[str, str] | None = None,
+    pts: Sequence[int] | None = None,
+    pix_fmt: str = "yuv420p",
+    width: int = 320,
+    height: int = 240,
+    first: int = 0,
+) -> Path:
+    """Writes ``frames`` numbered frames; ``pts`` (in 1/1000 s) makes the rate variable or the start non-zero."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(fps), options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        if pts is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        else:
+            stream.codec_context.time_base = 1 / Fraction(fps)
+        for index in range(frames):
+            frame = av.VideoFrame.from_ndarray(paint(first + index, width, height), format="rgb24")
+            frame.pts = index if pts is None else pts[index]
+            frame.time_base = stream.codec_context.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def remux(source: Path, target: Path, *, cut: float = 0.0, offset: float = 0.0) -> Path:
+    """Copies packets without decoding. ``cut`` starts the presentation inside a GOP, as ``ffmpeg -ss T -c copy`` does:
+    the packets from the keyframe before it stay, under negative times and an edit list."""
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        stream = reader.streams.video[0]
+        out = writer.add_stream_from_template(stream)
+        shift = round((offset - cut) / stream.time_base)
+        if cut:
+            reader.seek(round(cut / stream.time_base), stream=stream, backward=True)
+        for packet in reader.demux(stream):
+            if packet.dts is None:
+                continue
+            packet.pts += shift
+            packet.dts += shift
+            packet.stream = out
+            writer.mux(packet)
+    return target
+
+
+def pts_of(source: Path) -> Iterator[float]:
+    """Presentation times of the packets of a file, in seconds, in presentation order."""
+    with av.open(str(source)) as reader:
+        stream = reader.streams.video[0]
+        yield from sorted(float(p.pts * stream.time_base) for p in reader.demux(stream) if p.pts is not None)

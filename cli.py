@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
+from .cli_extract import extract, print_outcome, streams
+from .cli_features import features, features_info
 from .console import console, json_option
 from .errors import AmexError
-from .extract.cli import extract, print_outcome, streams
-from .features.cli import features, features_info
 
 
 class Group(click.Group):

@@ -178,7 +178,7 @@ def connect(cluster: str, workers: int) -> Iterator[Any]:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,  # Dask's own limit would pause workers; a model and its frames are bounded by design
             silence_logs=logging.CRITICAL,
         ) as local:

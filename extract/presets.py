@@ -223,8 +223,9 @@ def _parse(stream: str, options: Mapping[str, str]) -> dict[str, Any]:
     }
     parsed = {}
     for key, text in options.items():
+        parser = parsers[_known(key, parsers, f"option of stream {stream}:")]
         try:
-            parsed[_known(key, parsers, f"option of stream {stream}:")] = parsers[key](text)
+            parsed[key] = parser(text)
         except ValueError as error:
             raise AmexError(f"stream {stream}: {key}={text!r} is not a number") from error
     return parsed

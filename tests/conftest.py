@@ -41,7 +41,7 @@ def parity() -> Path:
 def cluster() -> Iterator[str]:
     """The address of a scheduler with one worker process, so that runs need not start one each."""
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, memory_limit=0, silence_logs=50
+        n_workers=1, host="127.0.0.1", threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0
     ) as local:
         yield local.scheduler_address
 
@@ -68,7 +68,7 @@ def amex(*arguments: Any) -> Result:
 
 
 def extract(videos: Path, store: Path, cluster: str, *more: Any, code: int = 0) -> dict[str, Any]:
-    """Runs ``amex extract --json`` on a folder or, with --manifest among ``more``, on a manifest; returns the result."""
+    """Runs ``amex extract --json`` on a folder, or on the --manifest among ``more``, and returns the result."""
     source = () if "--manifest" in more else ("--dataset", "folder")
     given = ("--videos", videos, "--store", store, "--cluster", cluster, "--device", "cpu", "--json")
     result = amex("extract", *source, *given, *(QUICK if "--weights" not in more else ()), *more)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ def edges_of(timeline: tuple[int, list[int], int]) -> list[float]:
 def run(sampling: Sampling, edges: list[float], start: float | None = None, end: float | None = None) -> list[Window]:
     sampler = Sampler(sampling, start, end)
     windows: list[Window] = []
-    for key, (begin, until) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for key, (begin, until) in enumerate(itertools.pairwise(edges)):
         windows += sampler.push(key, begin, until, last=key == len(edges) - 2)
     return windows + sampler.finish()
 

@@ -207,7 +207,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not an amex store"):
         open_store(tmp_path / "other.zarr")
     store = make(tmp_path / "s.zarr", {})
-    with pytest.raises(StoreError, match="no stream 'r2'; there is s|no stream 'r2'"):
+    with pytest.raises(StoreError, match="no stream 'r2' in"):
         open_store(store)["r2"]
     spec = store / "s" / "spec.json"
     spec.write_text(spec.read_text().replace('"frames": 16', '"frames": 17'))

@@ -16,7 +16,7 @@ ALLOWED = {
     "manifests": set(),
     "extract": {"features", "manifests"},
 }
-SMALL = {"errors", "console", ""}
+SMALL = {"errors", ""}
 
 
 @pytest.mark.parametrize("package", ALLOWED)

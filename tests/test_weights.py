@@ -126,7 +126,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     torch.save({"0.weight": Evil()}, tmp_path / "w.pth")
     (tmp_path / "old.pth").write_bytes(pickle.dumps(Evil(), protocol=2))
     for name in ("w.pth", "old.pth"):
-        with pytest.raises(WeightsError, match="cannot be loaded safely|not a checkpoint"):
+        with pytest.raises(WeightsError, match=r"not a checkpoint"):
             load(small, str(tmp_path / name), (3, 8, 8))
     assert not (tmp_path / "ran").exists()
 

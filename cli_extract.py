@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..console import console, json_option
+from .console import console, json_option
 
 
 @click.command()
@@ -18,8 +18,8 @@ def streams() -> None:
     """List the networks and the presets that `amex extract` knows."""
     from rich.table import Table
 
-    from .encoders import NETWORKS
-    from .presets import DEFAULT_PRESET, PRESETS
+    from .extract.encoders import NETWORKS
+    from .extract.presets import DEFAULT_PRESET, PRESETS
 
     table = Table("stream", "D", "default preset", "published weights", box=None)
     for name, network in NETWORKS.items():
@@ -112,10 +112,10 @@ def extract(**options: Any) -> None:
 
     Exit status: 0 all done; 3 finished, but some clips failed; 1 an error; 2 wrong usage; 130 interrupted.
     """
-    from ..manifests import dataset, scan_manifest
-    from .display import choose_display
-    from .encoders import choose_device
-    from .job import extract as run
+    from .extract.display import choose_display
+    from .extract.encoders import choose_device
+    from .extract.job import extract as run
+    from .manifests import dataset, scan_manifest
 
     if (options["manifest_path"] is None) == (options["dataset"] is None):
         raise click.UsageError("give either --manifest or --dataset")
@@ -147,9 +147,9 @@ def extract(**options: Any) -> None:
 
 def stream_plans(options: dict[str, Any], device: str) -> list:
     """The streams that the options describe."""
-    from .encoders import NETWORKS, choose_precision
-    from .presets import known_network, plan_stream
-    from .weights import locate
+    from .extract.encoders import NETWORKS, choose_precision
+    from .extract.presets import known_network, plan_stream
+    from .extract.weights import locate
 
     names = dict(pair(text, alone=True) for text in options["stream_names"] or ("r2plus1d_18",))
     presets = dict(pair(text) for text in options["presets"])
@@ -199,8 +199,8 @@ def default_workers(device: str) -> int:
 
 
 def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> None:
-    from ..manifests import Clip, VideoFinder
-    from .plan import estimate, existing, plan_parts
+    from .extract.plan import estimate, existing, plan_parts
+    from .manifests import Clip, VideoFinder
 
     clips = [item for item in items if isinstance(item, Clip)]
     streams = [existing(options["store"], plan.name) for plan in plans]

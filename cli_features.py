@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from ..console import console, json_option
-from ..errors import AmexError
+from .console import console, json_option
+from .errors import AmexError
 
 store_argument = click.argument("store", type=click.Path(path_type=Path))
 
@@ -24,7 +24,7 @@ def features() -> None:
 @json_option
 def features_info(store: Path, as_json: bool) -> None:
     """Streams with their clips, rows, bytes and settings."""
-    from . import open_store
+    from .features import open_store
 
     opened = open_store(store)
     record = {}
@@ -65,7 +65,7 @@ def features_info(store: Path, as_json: bool) -> None:
 @click.option("--limit", default=20, show_default=True, help="Clips a stream to list; 0 for all.")
 def features_ls(store: Path, stream: str | None, limit: int) -> None:
     """Clips of a stream, or of every stream, with their rows and times."""
-    from . import open_store
+    from .features import open_store
 
     opened = open_store(store)
     for name in [stream] if stream else list(opened):
@@ -86,7 +86,7 @@ def features_verify(store: Path, prune: bool) -> None:
 
     from rich.progress import Progress
 
-    from . import open_store, verify
+    from .features import open_store, verify
 
     damaged = leftovers = 0
     opened = open_store(store)
@@ -116,7 +116,7 @@ def features_failures(store: Path, as_json: bool) -> None:
     """The quarantine ledger: which clips have no rows, at which stage they failed, why, how often they were tried."""
     from rich.table import Table
 
-    from . import open_store
+    from .features import open_store
 
     opened = open_store(store)
     entries = [{"stream": "", **vars(failure)} for failure in opened.problems]

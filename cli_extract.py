@@ -127,7 +127,9 @@ def extract(**options: Any) -> None:
     else:
         items = list(scan_manifest(options["manifest_path"]))
     items = items[: options["limit"]]
-    device = choose_device(options["device"]) if options["cluster"] == "local" else options["device"]
+    device = options["device"]
+    if device == "auto" or options["cluster"] == "local" or options["dry_run"]:
+        device = choose_device(device)  # elsewhere the workers will tell whether they have what is named
     plans = stream_plans(options, device)
     if options["dry_run"]:
         return dry_run(items, plans, device, options)
@@ -239,7 +241,7 @@ def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
     report = outcome.report
     click.echo(
         f"computed {report.clips:,} clips, {report.rows:,} rows, {report.bytes / 1e6:.1f} MB; "
-        f"{report.frames_decoded:,} frames of {report.videos:,} videos, each decoded once"
+        f"{report.frames_decoded:,} frames decoded of {report.videos:,} videos"
     )
     for name, counts in outcome.states.items():
         click.echo(f"  {name}: " + ", ".join(f"{count:,} {state}" for state, count in counts.items()))

@@ -179,6 +179,8 @@ def choose_device(choice: str) -> str:
 
 def choose_precision(choice: str, device: str) -> str:
     """``fp32``, ``bf16`` or ``fp16``; ``auto`` is bf16 where the device computes in it, else fp32."""
+    if choice == "fp16" and device == "cpu":
+        raise AmexError("fp16 is for GPUs; on a CPU use --precision fp32, or bf16 where it has it")
     if choice != "auto":
         return choice
     if device != "cpu":

@@ -37,13 +37,12 @@ class Transform:
         Raises:
             AmexError: if the frame is smaller than the crop.
         """
-        pixels = image.permute(2, 0, 1)[None]
-        if not self.antialias:
-            pixels = pixels.float()
+        pixels = image.permute(2, 0, 1)[None].float()
         if self.resize is not None:
-            pixels = F.interpolate(
-                pixels, size=self._size(*pixels.shape[-2:]), mode=self.interpolation, antialias=self.antialias
-            )
+            size = self._size(*pixels.shape[-2:])
+            pixels = F.interpolate(pixels, size=size, mode=self.interpolation, antialias=self.antialias)
+            if self.antialias:
+                pixels = pixels.round().clamp(0, 255)
         if self.crop is not None:
             (height, width), (crop_height, crop_width) = pixels.shape[-2:], self.crop
             if height < crop_height or width < crop_width:
@@ -52,7 +51,7 @@ class Transform:
             pixels = pixels[..., top : top + crop_height, left : left + crop_width]
         mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
         std = torch.tensor(self.std, device=pixels.device)[:, None, None]
-        return (pixels[0].float() / 255 - mean) / std
+        return (pixels[0] / 255 - mean) / std
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         if not isinstance(self.resize, int):

@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from distributed import LocalCluster
+from hypothesis import HealthCheck, settings
 from videos import encode
 
 from amex.cli import main
+
+# Machines are noisy: how long an example takes is no property of the code.
+settings.register_profile("amex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("amex")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -62,7 +62,7 @@ ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
 contents = st.lists(st.dictionaries(ids, st.integers(0, 40), max_size=6), min_size=1, max_size=3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(contents, st.randoms())
 def test_rows_come_back_bit_for_bit_by_clip_and_in_batches(
     tmp_path_factory: pytest.TempPathFactory, contents: list[dict[str, int]], order: object

@@ -119,7 +119,7 @@ def extract(
         deadline=deadline,
         threads=max(1, (os.cpu_count() or 1) // count) if cluster == "local" else 0,
     )
-    report, broken = Report(), {}
+    report, broken = Report(), dict[str, str]()
     if parts:
         display.begin(len(parts), sum(len(video.clips) for part in parts for video in part.videos))
         try:
@@ -193,7 +193,10 @@ def run_parts(
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
-    client.wait_for_workers(1, timeout=120)
+    try:
+        client.wait_for_workers(1, timeout=120)
+    except TimeoutError as error:
+        raise AmexError("the scheduler answers, but has had no worker for two minutes") from error
     topic = f"amex-{uuid.uuid4().hex}"
     client.subscribe_topic(topic, lambda event: display.update(event[1]["part"], Report(**event[1]["report"])))
     total, broken = Report(), {}
@@ -209,7 +212,7 @@ def run_parts(
         by_key[key] = part
         return client.submit(work, part, job, device, topic, key=key, pure=False)
 
-    bound = QUEUED_PARTS * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    bound = QUEUED_PARTS * max(1, len(client.ncores()))
     first = [future for future in (submit() for _ in range(bound)) if future is not None]
     running = as_completed(first, loop=client.loop)
     with on_sigterm():

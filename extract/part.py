@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -231,7 +231,7 @@ def _prepare(
     device: str,
     decoder: Decoder,
     stretches: dict[tuple[int, Track, int], Stretch],
-) -> Iterator[Prepared]:
+) -> Generator[Prepared, None, int]:
     """One pass over one video: yields its windows and fills ``stretches``; returns the number of frames decoded."""
     tracks = list(owners)
     frames = 0

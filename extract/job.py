@@ -171,7 +171,11 @@ def connect(cluster: str, workers: int) -> Iterator[Any]:
         with client:
             yield client
         return
-    settings = {"distributed.worker.daemon": True, "distributed.worker.profile.enabled": False}
+    settings = {
+        # Dask has the allocator hand memory back at every chance, and a network asks for it again with every layer.
+        "distributed.nanny.pre-spawn-environ": {},
+        "distributed.worker.profile.enabled": False,
+    }
     with dask.config.set(settings):
         with LocalCluster(
             n_workers=workers,

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from distributed import LocalCluster
 from hypothesis import HealthCheck, settings
 from videos import encode
 
 from amex.cli import main
+from amex.extract.job import connect
 
 # Machines are noisy: how long an example takes is no property of the code.
 settings.register_profile("amex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -45,10 +45,8 @@ def parity() -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The address of a scheduler with one worker process, so that runs need not start one each."""
-    with LocalCluster(
-        n_workers=1, host="127.0.0.1", threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0
-    ) as local:
-        yield local.scheduler_address
+    with connect("local", 1) as client:
+        yield client.scheduler.address
 
 
 @pytest.fixture(scope="session")

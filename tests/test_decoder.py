@@ -223,7 +223,7 @@ def test_a_song_with_a_cover_is_no_video(tmp_path: Path, decoder: Decoder) -> No
         cover = container.add_stream("mjpeg", rate=1)
         cover.width = cover.height = 64
         cover.pix_fmt = "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value  # PyAV 15 takes the number alone
         samples = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
         samples.sample_rate = 16000
         container.mux(sound.encode(samples))

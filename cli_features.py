@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -37,6 +38,7 @@ def features_info(store: Path, as_json: bool) -> None:
             "parts": len(stream.commits),
             "damaged_parts": len(stream.damaged),
             "bytes": sum(sizes),
+            "decoders": dict(Counter(c["decoder"] for commit in stream.commits.values() for c in commit["clips"])),
             "fingerprint": stream.fingerprint,
             "provenance": stream.provenance,
             "spec": stream.spec,
@@ -49,12 +51,14 @@ def features_info(store: Path, as_json: bool) -> None:
         sampling, output = entry["spec"]["sampling"], entry["spec"]["output"]
         rate = "native rate" if sampling["fps"] is None else f"{sampling['fps']:g} fps"
         failed = f", {entry['failed']:,} failed" if entry["failed"] else ""
+        served = ", ".join(f"{decoder}: {count:,}" for decoder, count in entry["decoders"].items())
         damaged = f", {entry['damaged_parts']} damaged parts" if entry["damaged_parts"] else ""
         click.echo(
             f"\n{name}\n  {entry['clips']:,} clips{failed}{damaged}, {entry['rows']:,} rows of "
             f"{output['dtype']}{output['shape']}, {entry['bytes'] / 1e6:,.2f} MB in {entry['parts']:,} parts\n"
             f"  {entry['spec']['network']}, {sampling['frames']} frames every {sampling['stride']} at {rate}, "
             f"{entry['spec']['compute']['precision']}, weights {entry['provenance']['weights']}\n"
+            f"  decoded by {served or 'nothing yet'}\n"
             f"  fingerprint {entry['fingerprint'][:16]}"
         )
 

@@ -20,7 +20,7 @@ import torchvision
 
 from amex.extract.decoder import Decoder, Frame, Sampled
 from amex.extract.decoder import Track as DecodedTrack
-from amex.extract.encoders import choose_device, choose_precision, device_name, shared_encoder
+from amex.extract.encoders import choose_device, choose_precision, device_name
 from amex.extract.part import ClipTask, Job, PartTask, VideoTask, run_part
 from amex.extract.presets import StreamPlan, plan_stream
 from amex.features import create_store, declare_stream
@@ -49,7 +49,7 @@ def plain(device: str) -> float:
 
 
 def encode_only(plan: StreamPlan, device: str) -> float:
-    encoder = shared_encoder(plan.network, plan.weights, device, plan.precision, plan.compiled)
+    encoder = plan.encoder(device)
     batch = torch.randn(plan.batch_size, 3, 16, 112, 112).to(device)
     return rate(lambda: encoder(batch), plan.batch_size, 8)
 

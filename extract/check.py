@@ -54,6 +54,8 @@ def check_videos(items: Sequence[Clip | Problem], root: Path) -> Check:
 
 def header(path: Path) -> tuple[float, float]:
     """Where a video ends, in seconds on its own clock, and its frames per second, as its header states them."""
+    if not path.is_file():  # this process has no deadline: opening a pipe would wait for ever
+        raise Unreadable("open", "not a regular file")
     container, stream = open_video(str(path))
     with container:
         rate = float(stream.average_rate or 25)

@@ -14,7 +14,7 @@ from torch.fx.experimental.optimization import fuse
 
 from ..errors import AmexError
 from .i3d import InceptionI3D
-from .weights import Published, load
+from .weights import Published, digest, load
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -156,8 +156,17 @@ class Encoder:
 
 
 @functools.lru_cache(maxsize=16)
-def shared_encoder(network: str, weights: str, device: str, precision: str, compiled: bool) -> Encoder:
-    """The one Encoder of its kind in this process: a model is loaded once, however many parts it works on."""
+def shared_encoder(
+    network: str, weights: str, weights_sha256: str, *, device: str, precision: str, compiled: bool
+) -> Encoder:
+    """The one Encoder of its kind in this process: a model is loaded once, however many parts it works on.
+
+    Raises:
+        AmexError: if the weights here are not those the run began with: another file on this machine, or a torch that
+            draws other random numbers.
+    """
+    if digest(NETWORKS[network].build, weights) != weights_sha256:
+        raise AmexError(f"the weights {weights} of {network} differ between this worker and the start of the run")
     return Encoder(network, weights, device=device, precision=precision, compiled=compiled)
 
 

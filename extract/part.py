@@ -23,7 +23,7 @@ import torch
 from ..features import ClipRows, Failure, write_part
 from .decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
 from .decoder import End as VideoEnd
-from .encoders import DTYPES, NETWORKS, shared_encoder
+from .encoders import DTYPES, NETWORKS
 from .presets import StreamPlan
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -146,9 +146,7 @@ def run_part(
     report = Report()
     if job.threads:
         torch.set_num_threads(job.threads)
-    encoders = [
-        shared_encoder(plan.network, plan.weights, device, plan.precision, plan.compiled) for plan in job.streams
-    ]
+    encoders = [plan.encoder(device) for plan in job.streams]
     decoder = _decoder(job.deadline, job.threads)
     stretches: dict[tuple[int, Track, int], Stretch] = {}
 

@@ -15,7 +15,7 @@ from ..features import Stream
 from ..manifests import Clip, VideoError, VideoFinder
 from .check import header
 from .decode import Unreadable
-from .encoders import NETWORKS, shared_encoder
+from .encoders import NETWORKS
 from .part import ClipTask, PartTask, VideoTask
 from .presets import StreamPlan
 
@@ -141,7 +141,7 @@ def estimate(parts: Sequence[PartTask], videos: Path, plans: Sequence[StreamPlan
 
 
 def _seconds_a_row(plan: StreamPlan, device: str) -> float:
-    encoder = shared_encoder(plan.network, plan.weights, device, plan.precision, plan.compiled)
+    encoder = plan.encoder(device)
     size = plan.transform.crop or NETWORKS[plan.network].example[-2:]
     batch = torch.zeros(plan.batch_size, 3, plan.sampling.frames, *size)
     encoder(batch)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import AmexError
 from .decode import DECORD_CODECS, DECORD_FILE_BYTES, DECORD_FRAME_BYTES
-from .encoders import NETWORKS
+from .encoders import NETWORKS, Encoder, shared_encoder
 from .sampling import Sampling
 from .transform import Transform
 from .weights import digest
@@ -136,6 +136,17 @@ class StreamPlan:
     precision: str
     compiled: bool
     batch_size: int
+
+    def encoder(self, device: str) -> Encoder:
+        """The stream's network on a device, loaded once a process."""
+        return shared_encoder(
+            self.network,
+            self.weights,
+            self.weights_sha256,
+            device=device,
+            precision=self.precision,
+            compiled=self.compiled,
+        )
 
     @property
     def spec(self) -> dict[str, Any]:

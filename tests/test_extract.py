@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -276,6 +277,10 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(clips: Path, tmp_pat
 
 
 def test_check_names_missing_unreadable_and_short_videos(clips: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    pipe = write_lines(tmp_path / "pipe.jsonl", {"clip_id": "pipe", "video": "pipe"})
+    waiting = json.loads(amex("manifest", "check", pipe, "--videos", tmp_path, "--json").stdout)
+    assert waiting["unreadable"] == {"pipe": "not a regular file"}
     manifest = write_lines(
         tmp_path / "m.jsonl",
         {"clip_id": "fine", "video": "a", "end": 1.0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import http.server
 import pickle
@@ -129,6 +130,15 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=r"not a checkpoint"):
             load(small, str(tmp_path / name), (3, 8, 8))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_worker_with_other_weights_than_the_run_began_with_refuses() -> None:
+    from amex.errors import AmexError
+    from amex.extract.presets import plan_stream
+
+    plan = plan_stream("x", network="r2plus1d_18", weights="random:0", precision="fp32")
+    with pytest.raises(AmexError, match="differ between this worker and the start of the run"):
+        dataclasses.replace(plan, weights="random:1").encoder("cpu")
 
 
 def test_the_public_i3d_checkpoint_loads_without_its_missing_counters(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ class Encoder:
     def __init__(self, network: str, weights: str, *, device: str, precision: str, compiled: bool = False) -> None:
         kind = NETWORKS[network]
         module = load(kind.build, weights, kind.example)
-        module = fuse(kind.headless(module).eval())
+        module = fuse(kind.headless(module).eval(), inplace=True)
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
         self.of_images = kind.of_images

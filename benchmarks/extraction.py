@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import torchvision
 
 from amex.extract.decoder import Decoder, Frame, Sampled
 from amex.extract.decoder import Track as DecodedTrack
-from amex.extract.encoders import choose_device, choose_precision, device_name
+from amex.extract.encoders import choose_device, choose_precision
 from amex.extract.part import ClipTask, Job, PartTask, VideoTask, run_part
 from amex.extract.presets import StreamPlan, plan_stream
 from amex.features import create_store, declare_stream
@@ -93,6 +94,11 @@ def end_to_end(plan: StreamPlan, root: Path, files: list[Path], device: str) -> 
         begin = time.perf_counter()
         report = run_part(part(1, files), job, device)
         return report.rows / (time.perf_counter() - begin)
+
+
+def device_name(device: str) -> str:
+    """What a report calls the device."""
+    return torch.cuda.get_device_name(device) if device != "cpu" else platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -196,8 +195,3 @@ def choose_precision(choice: str, device: str) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
-
-
-def device_name(device: str) -> str:
-    """What a report calls the device."""
-    return torch.cuda.get_device_name(device) if device != "cpu" else platform.processor() or platform.machine()

@@ -32,7 +32,8 @@ def main() -> None:
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         store = create_store(Path(folder) / "s.zarr")
-        mark = declare_stream(store, "s", {"output": {"shape": [DIM], "dtype": "float16"}}, {})
+        spec = {"output": {"shape": [DIM], "dtype": "float16"}}
+        declare_stream(store, "s", spec, {})
         loose = Path(folder) / "npy"
         loose.mkdir()
         seconds = {"store": 0.0, "npy": 0.0}
@@ -42,19 +43,9 @@ def main() -> None:
                 rows = int(generator.integers(5, 60))
                 values = generator.normal(size=(rows, DIM)).astype(np.float16)
                 times = np.arange(rows)[:, None] + np.array([0.0, 1.0])
-                clips.append(ClipRows(clip_id=f"clip{index}", values=values, times=times, decoder="decord"))
+                clips.append(ClipRows(clip_id=f"clip{index}", arrays={"values": values, "times": times}))
             begin = time.perf_counter()
-            write_part(
-                store,
-                "s",
-                f"{first // PART:06d}",
-                mark=mark,
-                clips=clips,
-                failures=[],
-                row_shape=(DIM,),
-                dtype="float16",
-                run={},
-            )
+            write_part(store, "s", f"{first // PART:06d}", spec=spec, clips=clips, failures=[], run={})
             seconds["store"] += time.perf_counter() - begin
             begin = time.perf_counter()
             for clip in clips:

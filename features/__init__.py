@@ -8,7 +8,17 @@ Knows no model and no video. Reading starts at ``open_store``:
 """
 
 from .reader import Batch, Rows, Store, Stream, open_store
-from .schema import ClipNotThere, DamagedPart, Failure, SpecMismatch, StoreError, diff_specs, fingerprint
+from .schema import (
+    ClipNotThere,
+    DamagedPart,
+    Failure,
+    SpecMismatch,
+    StoreError,
+    clip_arrays,
+    diff_specs,
+    fingerprint,
+    row_arrays,
+)
 from .verify import Damage, verify
 from .writer import ClipRows, create_store, declare_stream, write_part
 
@@ -24,11 +34,13 @@ __all__ = [
     "Store",
     "StoreError",
     "Stream",
+    "clip_arrays",
     "create_store",
     "declare_stream",
     "diff_specs",
     "fingerprint",
     "open_store",
+    "row_arrays",
     "verify",
     "write_part",
 ]

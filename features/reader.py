@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from .schema import REPAIR, ClipNotThere, DamagedPart, Failure, StoreError, check_store, read_commit, read_spec
+from .schema import (
+    REPAIR,
+    ClipNotThere,
+    DamagedPart,
+    Failure,
+    StoreError,
+    check_store,
+    clip_arrays,
+    read_commit,
+    read_spec,
+    row_arrays,
+)
 
 if TYPE_CHECKING:
     import dask.array
@@ -21,22 +33,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Rows:
-    """The rows of one clip in one stream.
+    """The rows of one clip in one stream; in a stream of text, the tokens of one caption.
 
     Attributes:
-        values: (rows, ...), the stream's dtype.
-        times: (rows, 2) float64, [start, end) seconds on the video's own clock.
+        arrays: by name; ``rows["boxes"]`` is short for ``rows.arrays["boxes"]``.
     """
 
-    values: np.ndarray
-    times: np.ndarray
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def values(self) -> np.ndarray:
+        """The features: (rows, ...), the stream's dtype."""
+        return self.arrays["values"]
+
+    @property
+    def times(self) -> np.ndarray:
+        """(rows, 2) float64, [start, end) seconds on the video's own clock. Streams of text have none."""
+        return self.arrays["times"]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __repr__(self) -> str:
-        span = f" over [{self.times[0, 0]:.3f}, {self.times[-1, 1]:.3f}) s" if len(self) else ""
-        return f"{type(self).__name__}({self.values.dtype}{list(self.values.shape)}{span})"
+        timed = len(self) and "times" in self.arrays
+        span = f" over [{self.times[0, 0]:.3f}, {self.times[-1, 1]:.3f}) s" if timed else ""
+        more = "".join(f", {name}" for name in self.arrays if name not in ("values", "times"))
+        return f"{type(self).__name__}({self.values.dtype}{list(self.values.shape)}{span}{more})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,14 +71,17 @@ class Batch(Rows):
     Attributes:
         offsets: (clips + 1,) int64.
         clip_ids: in the order asked for.
+        clip_arrays: names of those arrays that have one entry a clip instead of one a row.
     """
 
     offsets: np.ndarray
     clip_ids: tuple[str, ...]
+    clip_arrays: frozenset[str]
 
     def __iter__(self) -> Iterator[Rows]:
-        for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
-            yield Rows(self.values[begin:end], self.times[begin:end])
+        for index, (begin, end) in enumerate(itertools.pairwise(self.offsets)):
+            arrays = self.arrays.items()
+            yield Rows({n: array[index] if n in self.clip_arrays else array[begin:end] for n, array in arrays})
 
     def __repr__(self) -> str:
         return f"Batch({len(self.clip_ids)} clips, {self.values.dtype}{list(self.values.shape)})"
@@ -100,7 +128,7 @@ class Store(Mapping[str, "Stream"]):
 
 
 class Stream:
-    """One kind of feature: a mapping from clip ids to rows.
+    """One kind of feature: a mapping from clip ids, or for text from captions, to rows.
 
     Attributes:
         spec: how the features were made.
@@ -122,7 +150,7 @@ class Stream:
         self.commits: dict[str, dict[str, Any]] = {}
         self.damaged: dict[str, str] = {}
         self.failures: dict[str, Failure] = {}
-        self._where: dict[str, tuple[str, int, int]] = {}  # clip_id -> part, first row, rows
+        self._where: dict[str, tuple[str, int, int, int]] = {}  # clip_id -> part, place in it, first row, rows
         for path in sorted((self.path / "commits").glob("*.json")):
             try:
                 self._index(path.stem, read_commit(path))
@@ -134,8 +162,8 @@ class Stream:
     def _index(self, part: str, commit: dict[str, Any]) -> None:
         self.commits[part] = commit
         first = 0
-        for clip in commit["clips"]:
-            self._where.setdefault(clip["clip_id"], (part, first, clip["rows"]))
+        for place, clip in enumerate(commit["clips"]):
+            self._where.setdefault(clip["clip_id"], (part, place, first, clip["rows"]))
             first += clip["rows"]
         for entry in commit["failures"]:
             failure = Failure(**entry)
@@ -159,49 +187,58 @@ class Stream:
             ClipNotThere: if the clip was never extracted or failed; the message says which, and why.
             DamagedPart: if a checksum does not hold.
         """
-        part, first, rows = self._locate(clip_id)
-        return Rows(self._take(part, "values", first, rows), self._take(part, "times", first, rows))
+        return next(iter(self.read([clip_id])))
 
     def read(self, clip_ids: Sequence[str]) -> Batch:
         """The rows of many clips, in the order given. Clips that lie side by side are read in one go."""
         places = [self._locate(clip_id) for clip_id in clip_ids]
-        runs: list[tuple[str, int, int]] = []
-        for part, first, rows in places:
-            if runs and runs[-1][0] == part and runs[-1][1] + runs[-1][2] == first:
-                runs[-1] = (part, runs[-1][1], runs[-1][2] + rows)
+        runs: list[list[Any]] = []  # part, place of the first clip, clips, first row, rows
+        for part, place, first, rows in places:
+            last = runs[-1] if runs else None
+            if last and last[0] == part and last[1] + last[2] == place:
+                last[2] += 1
+                last[4] += rows
             else:
-                runs.append((part, first, rows))
-        shape, dtype = tuple(self.spec["output"]["shape"]), self.spec["output"]["dtype"]
-        values = [np.empty((0, *shape), dtype), *(self._take(part, "values", f, n) for part, f, n in runs)]
-        times = [np.empty((0, 2)), *(self._take(part, "times", f, n) for part, f, n in runs)]
-        offsets = np.cumsum([0, *(rows for _, _, rows in places)], dtype=np.int64)
-        return Batch(np.concatenate(values), np.concatenate(times), offsets, tuple(clip_ids))
+                runs.append([part, place, 1, first, rows])
+        arrays = {}
+        for name, (shape, dtype) in row_arrays(self.spec).items():
+            taken = (self._take(part, name, first, rows) for part, _, _, first, rows in runs)
+            arrays[name] = np.concatenate([np.empty((0, *shape), dtype), *taken])
+        for name, (shape, dtype) in clip_arrays(self.spec).items():
+            taken = (self._take(part, name, place, clips) for part, place, clips, _, _ in runs)
+            arrays[name] = np.concatenate([np.empty((0, *shape), dtype), *taken])
+        offsets = np.cumsum([0, *(rows for *_, rows in places)], dtype=np.int64)
+        return Batch(arrays, offsets, tuple(clip_ids), frozenset(clip_arrays(self.spec)))
 
     def to_dask(self, array: str = "values") -> dask.array.Array:
-        """A whole array of the stream, ``values`` or ``times``, one block a part, for statistics over all rows."""
+        """A whole array of the stream, one block a part, for statistics over all of it."""
         import dask.array as da
 
-        shape = tuple(self.spec["output"]["shape"]) if array == "values" else (2,)
-        dtype = self.spec["output"]["dtype"] if array == "values" else "float64"
+        shape, dtype = {**row_arrays(self.spec), **clip_arrays(self.spec)}[array]
         blocks = [da.zeros((0, *shape), dtype=dtype)]
-        for part, commit in self.commits.items():
-            if commit["rows"]:
-                source = self._open(part, array)
+        for part in self.commits:
+            source = self._open(part, array)
+            if source.shape[0]:
                 blocks.append(da.from_array(source, chunks=source.shape, name=f"{self.name}-{part}-{array}"))
         return da.concatenate(blocks)
+
+    def video(self, clip_id: str) -> str:
+        """The file a clip's rows come from, below the folder of videos. Raises ClipNotThere."""
+        part, place, _, _ = self._locate(clip_id)
+        return self.commits[part]["clips"][place].get("video", "")
 
     def state(self, clip_id: str) -> str:
         """``done``, ``empty`` (decoded, and legitimately nothing there), ``failed`` or ``absent``."""
         if clip_id in self._where:
-            return "done" if self._where[clip_id][2] else "empty"
+            return "done" if self._where[clip_id][3] else "empty"
         return "failed" if clip_id in self.failures else "absent"
 
     @property
     def rows(self) -> int:
         """Rows in the stream."""
-        return sum(rows for _, _, rows in self._where.values())
+        return sum(rows for *_, rows in self._where.values())
 
-    def _locate(self, clip_id: str) -> tuple[str, int, int]:
+    def _locate(self, clip_id: str) -> tuple[str, int, int, int]:
         try:
             return self._where[clip_id]
         except KeyError:
@@ -216,9 +253,9 @@ class Stream:
     def _open(self, part: str, array: str) -> zarr.Array:
         return zarr.open_array(self._store, path=f"{self.name}/parts/{part}/{array}", mode="r")
 
-    def _take(self, part: str, array: str, first: int, rows: int) -> np.ndarray:
+    def _take(self, part: str, array: str, first: int, count: int) -> np.ndarray:
         try:
-            return self._open(part, array)[first : first + rows]
+            return self._open(part, array)[first : first + count]
         except (ValueError, RuntimeError, OSError, KeyError) as error:
             raise DamagedPart(f"part {part} of stream {self.name!r} in {self._store}: {error}; {REPAIR}") from error
 

@@ -9,6 +9,10 @@ store.zarr/
   <stream>/parts/<part>/offsets    (clips + 1,) int64: rows offsets[i]:offsets[i+1] belong to clip i
   <stream>/parts/<part>/clip_ids   (clips,) string
   <stream>/commits/<part>.json     written last: a part without its commit does not exist
+
+Streams of objects have further arrays with one entry a row: boxes, scores, labels, counts, frame_size. In a stream of
+text the ids are the captions themselves, a row is a token, tokens have no times, and ``sentence`` has one entry a
+caption. ``row_arrays`` and ``clip_arrays`` tell which arrays a stream has.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ class Failure:
     """One entry of the quarantine ledger.
 
     Attributes:
+        clip_id: the clip; in a stream of text, the caption.
         stage: ``find``, ``open``, ``decode``, ``sample``, ``encode`` or ``manifest``.
         reason: one line, as a person would say it.
         attempts: how many times this clip was tried.
@@ -70,6 +75,21 @@ def canonical(record: Any) -> bytes:
 def fingerprint(spec: dict[str, Any]) -> str:
     """sha256 of a spec's canonical JSON: equal exactly when features were made in the same way."""
     return hashlib.sha256(canonical(spec)).hexdigest()
+
+
+def row_arrays(spec: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The arrays of a stream that have one entry a row: name -> (shape of an entry, dtype); ``values`` first."""
+    output = spec["output"]
+    arrays = {"values": output, **output.get("arrays", {})}
+    if output.get("of") != "captions":
+        arrays["times"] = {"shape": [2], "dtype": "float64"}
+    return {name: (tuple(array["shape"]), array["dtype"]) for name, array in arrays.items()}
+
+
+def clip_arrays(spec: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Those that have one entry a clip, or in a stream of text a caption: name -> (shape of an entry, dtype)."""
+    arrays = spec["output"].get("clip_arrays", {})
+    return {name: (tuple(array["shape"]), array["dtype"]) for name, array in arrays.items()}
 
 
 def diff_specs(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +23,11 @@ from .schema import (
     SpecMismatch,
     StoreError,
     check_store,
+    clip_arrays,
     diff_specs,
     fingerprint,
     read_spec,
+    row_arrays,
     seal,
     write_json,
 )
@@ -39,15 +41,20 @@ class ClipRows:
     """The rows of one clip, ready to be written.
 
     Attributes:
-        values: (rows, ...), already of the stream's dtype. No rows means the clip is legitimately empty.
-        times: (rows, 2) float64, seconds on the video's own clock, half-open.
+        clip_id: the clip; in a stream of text, the caption.
+        arrays: each of the stream's ``row_arrays``, and of its ``clip_arrays`` the entry of this clip, by name and of
+            the stream's dtypes. No rows means the clip is legitimately empty.
         decoder: which decoder served the frames, and why when it was not the default.
+        video: the file they come from, below the videos folder.
     """
 
     clip_id: str
-    values: np.ndarray
-    times: np.ndarray
-    decoder: str
+    arrays: Mapping[str, np.ndarray]
+    decoder: str = ""
+    video: str = ""
+
+    def __len__(self) -> int:
+        return len(self.arrays["values"])
 
 
 def create_store(path: str | os.PathLike[str]) -> Path:
@@ -101,11 +108,9 @@ def write_part(
     stream: str,
     part: str,
     *,
-    mark: str,
+    spec: dict[str, Any],
     clips: Sequence[ClipRows],
     failures: Sequence[Failure],
-    row_shape: tuple[int, ...],
-    dtype: str,
     run: dict[str, Any],
 ) -> dict[str, Any]:
     """Writes one part and, once every byte of it is read back and on disk, its commit record. Returns the record.
@@ -113,20 +118,20 @@ def write_part(
     What an interrupted attempt left under the same name is replaced: without a commit it never existed.
 
     Args:
-        mark: the stream's fingerprint.
-        row_shape: shape of one row, needed where no clip has any.
+        spec: the stream's, as it was declared.
         run: host, seconds, versions: recorded, but no part of what two equal runs must agree on.
     """
     folder = store / stream / "parts" / part
     if folder.exists():
         shutil.rmtree(folder)
-    values = [clip.values for clip in clips]
     arrays = {
-        "values": np.concatenate([np.empty((0, *row_shape), dtype), *values]).astype(dtype, copy=False),
-        "times": np.concatenate([np.empty((0, 2)), *(clip.times for clip in clips)]),
-        "offsets": np.cumsum([0, *(len(rows) for rows in values)], dtype=np.int64),
-        "clip_ids": np.array([clip.clip_id for clip in clips], dtype=np.dtypes.StringDType()),
+        name: np.concatenate([np.empty((0, *shape), dtype), *(clip.arrays[name] for clip in clips)], dtype=dtype)
+        for name, (shape, dtype) in row_arrays(spec).items()
     }
+    for name, (shape, dtype) in clip_arrays(spec).items():
+        arrays[name] = np.array([clip.arrays[name] for clip in clips], dtype).reshape(len(clips), *shape)
+    arrays["offsets"] = np.cumsum([0, *(len(clip) for clip in clips)], dtype=np.int64)
+    arrays["clip_ids"] = np.array([clip.clip_id for clip in clips], dtype=np.dtypes.StringDType())
     zarr.create_group(store, path=f"{stream}/parts/{part}")
     for name, array in arrays.items():
         _write_array(store, f"{stream}/parts/{part}/{name}", array)
@@ -140,9 +145,9 @@ def write_part(
         {
             "format": FORMAT,
             "part": part,
-            "fingerprint": mark,
+            "fingerprint": fingerprint(spec),
             "rows": len(arrays["values"]),
-            "clips": [{"clip_id": c.clip_id, "rows": len(c.values), "decoder": c.decoder} for c in clips],
+            "clips": [{"clip_id": c.clip_id, "rows": len(c), "decoder": c.decoder, "video": c.video} for c in clips],
             "failures": [dataclasses.asdict(failure) for failure in failures],
             "files": files,
             "run": run,
@@ -150,6 +155,12 @@ def write_part(
     )
     write_json(store / stream / "commits" / f"{part}.json", commit)
     return commit
+
+
+def _entry(clip: ClipRows) -> dict[str, Any]:
+    """A clip, or a caption, as the commit record has it."""
+    source = {"decoder": clip.decoder, "video": clip.video}
+    return {"clip_id": clip.clip_id, "rows": len(clip)} | {name: value for name, value in source.items() if value}
 
 
 def _write_array(store: Path, path: str, array: np.ndarray) -> None:

@@ -19,11 +19,13 @@ from amex.features import (
     Failure,
     SpecMismatch,
     StoreError,
+    clip_arrays,
     create_store,
     declare_stream,
     diff_specs,
     fingerprint,
     open_store,
+    row_arrays,
     verify,
     write_part,
 )
@@ -36,25 +38,16 @@ def rows_of(clip_id: str, count: int, seed: int = 0) -> ClipRows:
     generator = np.random.default_rng([seed, count, *clip_id.encode()])
     values = generator.normal(size=(count, DIM)).astype(np.float16)
     starts = np.sort(generator.uniform(0, 1e5, count))
-    return ClipRows(clip_id=clip_id, values=values, times=np.stack([starts, starts + 0.5], 1), decoder="decord")
+    arrays = {"values": values, "times": np.stack([starts, starts + 0.5], 1)}
+    return ClipRows(clip_id=clip_id, arrays=arrays, decoder="decord")
 
 
 def make(path: Path, parts: dict[str, list[ClipRows]], failures: dict[str, list[Failure]] | None = None) -> Path:
     store = create_store(path)
-    mark = declare_stream(store, "s", SPEC, {"weights": "none"})
+    declare_stream(store, "s", SPEC, {"weights": "none"})
     for part, clips in parts.items():
         fails = (failures or {}).get(part, [])
-        write_part(
-            store,
-            "s",
-            part,
-            mark=mark,
-            clips=clips,
-            failures=fails,
-            row_shape=(DIM,),
-            dtype="float16",
-            run={"host": ""},
-        )
+        write_part(store, "s", part, spec=SPEC, clips=clips, failures=fails, run={"host": ""})
     return store
 
 
@@ -79,17 +72,17 @@ def test_rows_come_back_bit_for_bit_by_clip_and_in_batches(
     for clip_id, clip in truth.items():
         rows = stream[clip_id]
         assert rows.values.dtype == np.float16
-        np.testing.assert_array_equal(rows.values, clip.values)
-        np.testing.assert_array_equal(rows.times, clip.times)
-        assert stream.state(clip_id) == ("done" if len(clip.values) else "empty")
+        np.testing.assert_array_equal(rows.values, clip.arrays["values"])
+        np.testing.assert_array_equal(rows.times, clip.arrays["times"])
+        assert stream.state(clip_id) == ("done" if len(clip.arrays["values"]) else "empty")
     wanted = list(truth) * 2
     order.shuffle(wanted)  # type: ignore[attr-defined]
     batch = stream.read(wanted)
     assert batch.clip_ids == tuple(wanted)
     assert batch.offsets[-1] == len(batch)
     for clip_id, rows in zip(wanted, batch, strict=True):
-        np.testing.assert_array_equal(rows.values, truth[clip_id].values)
-        np.testing.assert_array_equal(rows.times, truth[clip_id].times)
+        np.testing.assert_array_equal(rows.values, truth[clip_id].arrays["values"])
+        np.testing.assert_array_equal(rows.times, truth[clip_id].arrays["times"])
     assert stream.to_dask().shape == (stream.rows, DIM)
     assert stream.to_dask("times").shape == (stream.rows, 2)
     assert all(found is None for found in verify(stream))
@@ -107,7 +100,7 @@ def test_any_zarr_reader_can_read_a_part(tmp_path: Path) -> None:
 def test_whole_stream_statistics_through_dask(tmp_path: Path) -> None:
     clips = [rows_of("a", 30), rows_of("b", 50)]
     stream = open_store(make(tmp_path / "s.zarr", {"0": clips[:1], "1": clips[1:]}))["s"]
-    truth = np.concatenate([clip.values for clip in clips]).astype(np.float64)
+    truth = np.concatenate([clip.arrays["values"] for clip in clips]).astype(np.float64)
     np.testing.assert_allclose(stream.to_dask().astype("float64").mean(axis=0).compute(), truth.mean(axis=0))
 
 
@@ -213,3 +206,58 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     spec.write_text(spec.read_text().replace('"frames": 16', '"frames": 17'))
     with pytest.raises(StoreError, match="damaged"):
         open_store(store)["s"]
+
+
+OBJECTS = {
+    "network": "test",
+    "output": {
+        "shape": [3, DIM],
+        "dtype": "float16",
+        "arrays": {"boxes": {"shape": [3, 4], "dtype": "float32"}, "counts": {"shape": [], "dtype": "int32"}},
+    },
+}
+TEXT = {
+    "network": "test",
+    "output": {
+        "of": "captions",
+        "shape": [DIM],
+        "dtype": "float16",
+        "arrays": {"tokens": {"shape": [], "dtype": "int32"}},
+        "clip_arrays": {"sentence": {"shape": [4], "dtype": "float16"}},
+    },
+}
+
+
+@settings(max_examples=20)
+@given(st.sampled_from([OBJECTS, TEXT]), contents, st.randoms())
+def test_every_array_of_objects_and_text_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, spec: dict, contents: list[dict[str, int]], order: object
+) -> None:
+    generator = np.random.default_rng(0)
+    store = create_store(tmp_path_factory.mktemp("store") / "s.zarr")
+    declare_stream(store, "s", spec, {})
+    truth: dict[str, dict[str, np.ndarray]] = {}
+    for index, content in enumerate(contents):
+        clips = []
+        for clip_id, count in content.items():
+            if clip_id in truth:
+                continue
+            shapes = {name: ((count, *shape), dtype) for name, (shape, dtype) in row_arrays(spec).items()}
+            shapes |= clip_arrays(spec)
+            arrays = {name: generator.integers(0, 99, shape).astype(dtype) for name, (shape, dtype) in shapes.items()}
+            truth[clip_id] = arrays
+            clips.append(ClipRows(clip_id=clip_id, arrays=arrays))
+        write_part(store, "s", f"{index:06d}-x", spec=spec, clips=clips, failures=[], run={})
+    stream = open_store(store)["s"]
+    assert ("times" in row_arrays(spec)) == (spec is OBJECTS)
+    wanted = list(truth)
+    order.shuffle(wanted)
+    for clip_id, rows in zip(wanted, stream.read(wanted), strict=True):
+        assert rows.arrays.keys() == truth[clip_id].keys()
+        for name, array in truth[clip_id].items():
+            np.testing.assert_array_equal(rows[name], array)
+            assert rows[name].dtype == array.dtype
+            np.testing.assert_array_equal(stream[clip_id][name], array)
+    for name in (*row_arrays(spec), *clip_arrays(spec)):
+        assert len(stream.to_dask(name)) == (len(truth) if name == "sentence" else stream.rows)
+    assert not [damage for damage in verify(stream) if damage]

@@ -11,6 +11,7 @@ or fails on, PyAV serves: as fast, streaming, and with an honest report of damag
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -38,6 +39,7 @@ DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
 WITHOUT_PTS = frozenset({"avi"})
 # Tell the other end at least every so many frames that decoding moves on.
 BEAT_FRAMES = 16
+BEAT_PACKETS = 4096
 
 HEADER = struct.Struct("<II")  # lengths of the JSON text and of the bytes after it
 
@@ -161,6 +163,20 @@ def pyav_frames(path: str, threads: int, complaints: Callable[[], str]) -> Itera
         yield Shown(held[0], held[0] + held[1], _imager(held[2]), True)
 
 
+def video_end(path: str, alive: Callable[[], None]) -> float:
+    """When the last frame ceases to be shown, from the packets, in seconds. Calls ``alive`` now and then."""
+    container, stream = open_video(path)
+    end = 0
+    with container, contextlib.suppress(av.error.FFmpegError, ValueError):  # what is damaged shows when it is decoded
+        for number, packet in enumerate(container.demux(stream)):
+            if number % BEAT_PACKETS == 0:
+                alive()
+            ticks = packet.dts if container.format.name in WITHOUT_PTS else packet.pts
+            if packet.size and ticks is not None and not packet.is_discard:
+                end = max(end, ticks + (packet.duration or 0))
+    return float(end * stream.time_base)
+
+
 def _pyav_timed(container: Any, stream: Any, complaints: Callable[[], str]) -> Iterator[tuple[float, float, Any]]:
     """(begin, duration, frame) of every presented frame."""
     base = float(stream.time_base)
@@ -243,6 +259,11 @@ class Server:
         self.output.write(text)
         self.output.write(payload)
 
+    def alive(self) -> None:
+        """Says that work goes on."""
+        self.send("beat")
+        self.output.flush()
+
     def serve(self, request: dict[str, Any]) -> None:
         path, threads = request["path"], request["threads"]
         try:
@@ -250,13 +271,16 @@ class Server:
             if not choice.why:
                 try:
                     self.send("open", decoder="decord")
-                    self.run(decord_frames(path, choice.times, threads), request["tracks"], stop_on_complaint=True)
+                    until = choice.times[-1][1]
+                    self.run(decord_frames(path, choice.times, threads), request["tracks"], until, decord=True)
                     return
                 except DecordFailed as error:
                     choice.why = f"decord: {error}"
                     self.send("restart")
             self.send("open", decoder=f"pyav ({choice.why})")
-            self.run(pyav_frames(path, threads, self.complaints), request["tracks"], stop_on_complaint=False)
+            counted = any(sampling.get("count") for _, _, sampling in request["tracks"])
+            until = video_end(path, self.alive) if counted else float("inf")
+            self.run(pyav_frames(path, threads, self.complaints), request["tracks"], until, decord=False)
         except Unreadable as error:
             self.send("fail", stage=error.stage, reason=str(error))
         except BrokenPipeError:
@@ -264,18 +288,24 @@ class Server:
         except Exception as error:  # a video that surprises us costs itself, not the process
             self.send("fail", stage="decode", reason=f"{type(error).__name__}: {_reason(error)}")
 
-    def run(self, frames: Iterator[Shown], tracks: list[Any], *, stop_on_complaint: bool) -> None:
-        """Feeds every track's sampler from one pass and sends frames, windows and finished tracks."""
+    def run(self, frames: Iterator[Shown], tracks: list[Any], until: float, *, decord: bool) -> None:
+        """Feeds every track's sampler from one pass and sends frames, windows and finished tracks.
+
+        Args:
+            until: when the video ends, where a track asks for so many samples a clip.
+            decord: whether frames are decord's, whose complaints are a reason to start over.
+        """
+        samplers = [Sampler(Sampling(**sampling), start, end, until) for start, end, sampling in tracks]
         waiting = sorted(
-            ((Sampler(Sampling(**sampling), start, end), index) for index, (start, end, sampling) in enumerate(tracks)),
+            ((sampler, index) for index, sampler in enumerate(samplers)),
             key=lambda pair: pair[0].start,
             reverse=True,
         )
         active: list[tuple[Sampler, int]] = []
-        key, until = -1, 0.0
+        key, shown_until = -1, 0.0
         self.complaints()
         for key, shown in enumerate(frames):
-            until = shown.end
+            shown_until = shown.end
             while waiting and waiting[-1][0].start <= shown.begin:
                 active.append(waiting.pop())
             windows, users = [], []
@@ -294,17 +324,16 @@ class Server:
             if not active and not waiting:
                 break
             if key % BEAT_FRAMES == 0:
-                self.send("beat", frames=key + 1)
-                if stop_on_complaint and (said := self.complaints()):
+                self.alive()
+                if decord and (said := self.complaints()):
                     raise DecordFailed(said)
-                self.output.flush()
-        if stop_on_complaint and (said := self.complaints()):
+        if decord and (said := self.complaints()):
             raise DecordFailed(said)
         for sampler, index in waiting:  # tracks that begin after the last frame
-            if sampler.start < until:
+            if sampler.start < shown_until:
                 self._finish(sampler, index, active)
             else:
-                reason = f"the clip begins at {sampler.start:.3f} s, the video ends at {until:.3f} s"
+                reason = f"the clip begins at {sampler.start:.3f} s, the video ends at {shown_until:.3f} s"
                 self.send("fail", track=index, stage="sample", reason=reason)
         self.send("end", frames=key + 1)
 

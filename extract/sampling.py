@@ -7,7 +7,8 @@ can share one forward pass over a video of any length.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..errors import AmexError
 
@@ -19,6 +20,8 @@ class Sampling:
     Attributes:
         fps: frames per second on the clock of presentation times, or None for every frame of the file. The clip's
             first frame is the first sample; the k-th is the frame whose time is nearest to ``first + k / fps``.
+        count: instead of ``fps``, so many samples of every clip, however long: the frames shown in the middle of that
+            many equal stretches of it. A clip of fewer frames shows some of them twice.
         frames: samples a window.
         step: distance between the samples of a window, in samples.
         stride: distance between the starts of windows, in samples.
@@ -30,27 +33,41 @@ class Sampling:
     """
 
     fps: float | None = None
+    count: int | None = None
     frames: int = 16
     step: int = 1
     stride: int = 16
     tail: str = "pad"
 
     def __post_init__(self) -> None:
-        for name in ("frames", "step", "stride"):
+        for name in ("count", "frames", "step", "stride"):
             value = getattr(self, name)
+            if name == "count" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise AmexError(f"sampling: {name} must be a whole number of at least 1, got {value!r}")
         if self.fps is not None and not (isinstance(self.fps, int | float) and 0 < self.fps < float("inf")):
             raise AmexError(f"sampling: fps must be positive, or native, got {self.fps!r}")
+        if self.fps is not None and self.count is not None:
+            raise AmexError("sampling: give fps or count, not both; fps=native with count")
         if self.tail not in ("pad", "drop"):
             raise AmexError(f"sampling: tail must be pad or drop, got {self.tail!r}")
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """As specs record it: without ``count`` where it is not used."""
+        return {name: value for name, value in asdict(self).items() if name != "count" or value is not None}
 
     @property
     def span(self) -> int:
         """Samples from the first to the last of a window, both counted."""
         return (self.frames - 1) * self.step + 1
 
-    def count(self, samples: int) -> int:
+    def samples(self, seconds: float, rate: float) -> int:
+        """About how many samples a clip of ``seconds`` has in a video of ``rate`` frames a second."""
+        return self.count if self.count is not None else round(seconds * (self.fps or rate))
+
+    def windows(self, samples: int) -> int:
         """How many windows ``samples`` samples make."""
         if samples == 0:
             return 0
@@ -81,12 +98,20 @@ class Sampler:
     Args:
         start: seconds, None for the beginning of the video.
         end: seconds, exclusive, None for its end.
+        until: when the video ends; needed for ``Sampling.count`` alone.
     """
 
-    def __init__(self, sampling: Sampling, start: float | None = None, end: float | None = None) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        start: float | None = None,
+        end: float | None = None,
+        until: float = float("inf"),
+    ) -> None:
         self.sampling = sampling
         self.start = float("-inf") if start is None else start
         self.end = float("inf") if end is None else end
+        self.until = min(self.end, until)
         self.frames = 0  # frames inside [start, end) so far
         self._held: deque[tuple[int, int, float, float]] = (
             deque()
@@ -118,7 +143,7 @@ class Sampler:
     def finish(self) -> list[Window]:
         """The windows that the tail makes. Call once, after the last frame of the clip."""
         windows = []
-        while self._windows < self.sampling.count(self._samples):
+        while self._windows < self.sampling.windows(self._samples):
             windows.append(self._cut())
         self._held.clear()
         return windows
@@ -134,10 +159,20 @@ class Sampler:
 
     def _repeats(self, begin: float, end: float, last: bool) -> int:
         """How often the frame stands in the sampled sequence: 1 at native rate, any number when resampling."""
-        if self.sampling.fps is None:
+        if self.sampling.fps is None and self.sampling.count is None:
             return 1
         if self._first is None:
             self._first = begin
+        if self.sampling.count is not None:
+            repeats = self.sampling.count - self._targets
+            if not last:
+                period = (self.until - self._first) / self.sampling.count
+                repeats = sum(
+                    self._first + (target + 0.5) * period < end - 1e-9
+                    for target in range(self._targets, self.sampling.count)
+                )
+            self._targets += repeats
+            return repeats
         # The last frame takes every instant up to the end, others those nearer to them than to the next frame. Times
         # come from clocks as coarse as 1 ms: an instant within 1 % of a period of the end is the end.
         # An instant half-way between two frames is the earlier one's, whatever the rounding.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from videos import encode, paint, read_number, remux
+from videos import encode, paint, read_number, remux, rotate
 
 from amex.extract.decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
 from amex.extract.sampling import Sampling
@@ -163,16 +163,7 @@ def test_overlapping_windows_and_cut_clips_hold_the_right_frames(
 @pytest.mark.parametrize("decord", [True, False], ids=["decord", "pyav"])
 def test_rotation_tags_are_honoured(tmp_path: Path, degrees: int, turns: int, decord: bool) -> None:
     path = encode(tmp_path / "turned.mp4", frames=8, options={"crf": "1"})
-    data = bytearray(path.read_bytes())
-    # The display matrix of the track header: the only thing a phone writes when it is held another way.
-    matrix = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
-    at = data.index(b"tkhd") + 4 + 40
-    identity = [1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30]
-    assert data[at : at + 36] == b"".join(value.to_bytes(4, "big") for value in identity)
-    a, b, c, d = (value << 16 for value in matrix)
-    turned = [a, b, 0, c, d, 0, 0, 0, 1 << 30]
-    data[at : at + 36] = b"".join((value % (1 << 32)).to_bytes(4, "big") for value in turned)
-    path.write_bytes(data)
+    rotate(path, degrees)
     decoder = Decoder(deadline=30)
     events = list(decoder._ask(path, [Track(None, None, Sampling(frames=1, stride=1))], decord))
     decoder.close()
@@ -195,6 +186,19 @@ def test_frames_are_decoded_once_however_many_tracks_want_them(decoder: Decoder,
     assert frames == list(range(FRAMES))
     assert events[-1].frames == FRAMES
     assert sum(isinstance(event, Done) for event in events) == len(tracks)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "b.webm", "c.avi", "deep/er/d.mkv"])
+def test_so_many_frames_a_clip_are_spread_evenly_by_both_decoders(decoder: Decoder, clips: Path, name: str) -> None:
+    four = Sampling(count=4, frames=1, stride=1)
+    tracks = [Track(None, None, four), Track(0.5, None, four), Track(0.2, 0.8, four)]
+    truth = [[5, 15, 25, 35], [18, 24, 30, 36], [8, 13, 17, 21]]
+    found: list[list[int]] = [[], [], []]
+    for event in decoder.read(clips / name, tracks):
+        if isinstance(event, Sampled):
+            found[event.track].append(event.keys[0])
+    # Clips begin and end on frames' edges, and middles may fall on one, where containers round differently.
+    assert np.abs(np.array(found) - truth).max() <= 1
 
 
 def test_decoding_stops_when_the_last_clip_ends(decoder: Decoder, files: Callable[[str], Path]) -> None:

@@ -34,7 +34,7 @@ def edges_of(timeline: tuple[int, list[int], int]) -> list[float]:
 
 
 def run(sampling: Sampling, edges: list[float], start: float | None = None, end: float | None = None) -> list[Window]:
-    sampler = Sampler(sampling, start, end)
+    sampler = Sampler(sampling, start, end, edges[-1])
     windows: list[Window] = []
     for key, (begin, until) in enumerate(itertools.pairwise(edges)):
         windows += sampler.push(key, begin, until, last=key == len(edges) - 2)
@@ -91,7 +91,7 @@ def test_a_clip_has_exactly_the_frames_in_its_interval(
 def test_count_is_the_number_of_windows_made(sampling: Sampling, samples: int) -> None:
     native = Sampling(frames=sampling.frames, step=sampling.step, stride=sampling.stride, tail=sampling.tail)
     windows = run(native, [key / 25 for key in range(samples + 1)]) if samples else []
-    assert native.count(samples) == len(windows)
+    assert native.windows(samples) == len(windows)
 
 
 @given(samplings, timelines)
@@ -103,6 +103,24 @@ def test_no_more_than_a_window_of_frames_is_held(sampling: Sampling, timeline: t
         sampler.push(key, edges[key], edges[key + 1], last=key == len(edges) - 2)
         repeats = 1 if sampling.fps is None else max(1, len(sampler._held) - before + sampling.stride)
         assert len(sampler._held) <= sampling.span + repeats
+
+
+@given(st.integers(1, 20), timelines, st.integers(-600, 9000), st.integers(1, 9000))
+def test_so_many_samples_a_clip_are_the_middles_of_equal_stretches(
+    count: int, timeline: tuple, start: int, length: int
+) -> None:
+    edges = edges_of(timeline)
+    begin, end = start / 1000, (start + length) / 1000
+    windows = run(Sampling(count=count, frames=1, stride=1), edges, begin, end)
+    inside = [key for key, time in enumerate(edges[:-1]) if begin <= time < end]
+    assert len(windows) == (count if inside else 0)
+    for index, window in enumerate(windows):
+        first, last = edges[inside[0]], min(end, edges[-1])
+        middle = first + (index + 0.5) * (last - first) / count
+        (key,) = window.keys
+        assert edges[key] - 1e-8 <= middle <= edges[key + 1] + 1e-8
+    whole = run(Sampling(count=count, frames=count, stride=count), edges, begin, end)
+    assert [key for window in whole for key in window.keys] == [window.keys[0] for window in windows]
 
 
 def test_resampling_to_the_same_rate_repeats_and_skips_nothing_on_a_millisecond_clock() -> None:
@@ -123,7 +141,10 @@ def test_the_tail_is_padded_with_its_last_frame_or_dropped() -> None:
     assert len(run(Sampling(frames=16, stride=16, tail="drop"), edges)) == 1
 
 
-@pytest.mark.parametrize("wrong", [{"frames": 0}, {"stride": 0}, {"step": -1}, {"fps": 0}, {"tail": "mirror"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"frames": 0}, {"stride": 0}, {"step": -1}, {"fps": 0}, {"tail": "mirror"}, {"count": 0}, {"count": 2, "fps": 1}],
+)
 def test_impossible_sampling_is_refused_by_name(wrong: dict) -> None:
     with pytest.raises(AmexError, match=next(iter(wrong))):
         Sampling(**wrong)

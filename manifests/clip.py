@@ -7,8 +7,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Clip:
         end: seconds, exclusive, or None for the video's end.
         split: ``train``, ``val``, ``test``, or ``""`` where there is none.
         captions: what the clip shows, each in one sentence.
+        extras: whatever else a data set knows of the clip, as JSON has it: boxes, labels, links to other clips.
 
     Raises:
         ValueError: if a field has the wrong type or ``end <= start``.
@@ -41,6 +42,7 @@ class Clip:
     end: float | None = None
     split: str = ""
     captions: tuple[str, ...] = ()
+    extras: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("clip_id", "video"):
@@ -59,6 +61,8 @@ class Clip:
             raise ValueError(f"a clip must end after it starts: [{self.start}, {self.end})")
         if isinstance(self.captions, str) or not all(isinstance(text, str) for text in self.captions):
             raise ValueError("captions must be a list of strings")
+        if not isinstance(self.extras, Mapping):
+            raise ValueError(f"extras must be a JSON object, got {self.extras!r}")
         object.__setattr__(self, "captions", tuple(self.captions))
 
     @classmethod

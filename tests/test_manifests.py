@@ -27,8 +27,14 @@ from amex.manifests import (
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 seconds = st.floats(0, 1e5, allow_nan=False)
 clips = st.builds(
-    lambda clip_id, video, start, length, split, captions: Clip(
-        clip_id=clip_id, video=video, start=start, end=(start or 0) + length, split=split, captions=captions
+    lambda clip_id, video, start, length, split, captions, extras: Clip(
+        clip_id=clip_id,
+        video=video,
+        start=start,
+        end=(start or 0) + length,
+        split=split,
+        captions=captions,
+        extras=extras,
     ),
     words,
     words,
@@ -36,6 +42,7 @@ clips = st.builds(
     st.floats(0.001, 1e4),
     st.sampled_from(["", "train", "val", "test"]),
     st.lists(words, max_size=3).map(tuple),
+    st.dictionaries(words, st.none() | words | st.lists(st.integers())),
 )
 
 
@@ -58,6 +65,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path_factory: pytest.TempPa
         ('{"clip_id": "x", "video": "v", "start": NaN}', "start must be a finite number"),
         ('{"clip_id": "x", "video": "v", "start": 3, "end": 2}', "must end after it starts"),
         ('{"clip_id": "x", "video": "v", "captions": "one"}', "captions must be a list"),
+        ('{"clip_id": "x", "video": "v", "extras": [1]}', "extras must be a JSON object"),
         ('{"clip_id": "x", "video": "v", "ends": 2}', "unknown field 'ends'"),
         ('{"clip_id": "a", "video": "v"}', "duplicate clip_id 'a', first on line 1"),
         ("\udcff\udcfe", "not a clip"),

@@ -1,0 +1,36 @@
+"""R(2+1)D in a size for a laptop: each 3D convolution a spatial one and a temporal one (Tran et al., CVPR 2018)."""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
+
+WIDTHS = (24, 48, 96, 128)
+
+
+def r2plus1d_tiny(classes: int = 36) -> nn.Sequential:
+    """A tenth of R(2+1)D-18's layers' width and half its depth: 1.3 million parameters.
+
+    Takes (batch, 3, frames, height, width); its last layer, ``fc``, takes features of length 128.
+    """
+    first = WIDTHS[0]
+    stem = nn.Sequential(
+        nn.Conv3d(3, first, (1, 5, 5), (1, 2, 2), (0, 2, 2), bias=False),
+        nn.BatchNorm3d(first),
+        nn.ReLU(inplace=True),
+        nn.Conv3d(first, first, (3, 3, 3), (1, 2, 2), (1, 1, 1), bias=False),
+        nn.BatchNorm3d(first),
+        nn.ReLU(inplace=True),
+    )
+    blocks = []
+    width = first
+    for stage, planes in enumerate(WIDTHS):
+        stride = 1 if stage == 0 else 2
+        shortcut = None
+        if stride > 1:
+            shortcut = nn.Sequential(nn.Conv3d(width, planes, 1, stride, bias=False), nn.BatchNorm3d(planes))
+        blocks.append(BasicBlock(width, planes, Conv2Plus1D, stride, shortcut))
+        width = planes
+    module = nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    module.add_module("fc", nn.Linear(width, classes))
+    return module

@@ -15,15 +15,28 @@ from .console import console, json_option
 
 @click.command()
 def streams() -> None:
-    """List the networks and the presets that `amex extract` knows."""
+    """List the streams and the presets that `amex extract` knows."""
     from rich.table import Table
 
     from .extract.encoders import NETWORKS
+    from .extract.objects import ALIASES
     from .extract.presets import DEFAULT_PRESET, PRESETS
+    from .extract.streams import KINDS
+    from .extract.text import DEFAULT_MODELS
 
     table = Table("stream", "D", "default preset", "published weights", box=None)
     for name, network in NETWORKS.items():
         table.add_row(name, str(network.dim), DEFAULT_PRESET[name], network.published.source)
+    console().print(table)
+    table = Table("objects and text", "by default", box=None)
+    for name, which in {**ALIASES, **DEFAULT_MODELS}.items():
+        table.add_row(name, which)
+    console().print()
+    console().print(table)
+    table = Table("NAME=KIND:WHICH", "what", box=None)
+    for name, what in KINDS.items():
+        table.add_row(f"{name}:...", what)
+    console().print()
     console().print(table)
     table = Table("preset", "fps", "frames", "step", "stride", "whose", box=None)
     for name, preset in PRESETS.items():
@@ -40,7 +53,9 @@ def streams() -> None:
 @click.option("--annotations", type=click.Path(path_type=Path), help="Its annotations, as `manifest build` takes them.")
 @click.option("--protocol", help="Which of its published splits.")
 @click.option(
-    "--videos", required=True, type=click.Path(path_type=Path), help="The folder the videos are in, any layout."
+    "--videos",
+    type=click.Path(path_type=Path),
+    help="The folder the videos are in, any layout; not needed for text alone.",
 )
 @click.option(
     "--store", required=True, type=click.Path(path_type=Path), help="The Zarr store to write or to go on with."
@@ -50,8 +65,9 @@ def streams() -> None:
     "stream_names",
     multiple=True,
     metavar="NAME[=NETWORK]",
-    help="What to compute; repeat for several, all in one pass over each video. `amex streams` lists the networks. "
-    "NAME=NETWORK keeps a variant under a name of its own.  [default: r2plus1d_18]",
+    help="What to compute; repeat for several, all in one pass over each video. `amex streams` lists what there is. "
+    "NAME=NETWORK keeps a variant under a name of its own; NETWORK may also be mmdet:CONFIG, clip:MODEL or text:MODEL."
+    "  [default: r2plus1d_18]",
 )
 @click.option("--preset", "presets", multiple=True, metavar="NAME=PRESET", help="Feed a stream by another convention.")
 @click.option(
@@ -59,14 +75,22 @@ def streams() -> None:
     "settings",
     multiple=True,
     metavar="NAME.KEY=VALUE",
-    help="One sampling option of a stream: fps (a number or native), frames, step, stride (in samples), tail (pad or "
-    "drop). For example --set r2plus1d_18.stride=8",
+    help="One option of a stream. Windows: fps (a number or native) or count (so many samples a clip), frames, step, "
+    "stride (in samples), tail (pad or drop). Objects: fps or count, boxes, score (the lowest), classes (a,b,...). "
+    "Text: layers, max_tokens. For example --set r2plus1d_18.stride=8",
+)
+@click.option(
+    "--text-encoder",
+    metavar="MODEL",
+    help="What text_bert is: minilm (needs no download), a directory, or a name on the model hub.  "
+    "[default: BERT base, uncased]",
 )
 @click.option(
     "--weights",
     multiple=True,
     metavar="NAME=WHICH",
-    help="A checkpoint file, `default` (published, downloaded once), or random:SEED to try things out.",
+    help="A checkpoint file (of CLIP and text models: a directory), `default` (published, downloaded once), or "
+    "random:SEED to try things out.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs) or cuda:INDEX.")
 @click.option(
@@ -77,9 +101,16 @@ def streams() -> None:
     help="auto is bf16 where the device computes in it: faster, and part of what the store remembers.",
 )
 @click.option(
-    "--compile", "compiled", is_flag=True, help="torch.compile the networks: faster after 30 s; needs a C++ compiler."
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="torch.compile the networks of windows: faster after 30 s; needs a C++ compiler.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Windows a batch.  [default: 1 on a CPU, 16 on a GPU]")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Windows, or frames with objects, a batch.  [default: 1 on a CPU; on a GPU 16, and 4 with objects]",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: 1, or one a GPU]")
 @click.option(
     "--cluster", default="local", show_default=True, help="local, or the tcp://... address of a Dask scheduler."
@@ -119,6 +150,8 @@ def extract(**options: Any) -> None:
 
     if (options["manifest_path"] is None) == (options["dataset"] is None):
         raise click.UsageError("give either --manifest or --dataset")
+    if options["dataset"] == "folder" and not options["annotations"] and not options["videos"]:
+        raise click.UsageError("--dataset folder needs --videos")
     if options["dataset"]:
         annotations = options["annotations"] or (options["videos"] if options["dataset"] == "folder" else None)
         if annotations is None:
@@ -131,6 +164,8 @@ def extract(**options: Any) -> None:
     if device == "auto" or options["cluster"] == "local" or options["dry_run"]:
         device = choose_device(device)  # elsewhere the workers will tell whether they have what is named
     plans = stream_plans(options, device)
+    if options["videos"] is None and any("sampling" in plan.spec for plan in plans):
+        raise click.UsageError("give --videos: only streams of text need none")
     if options["dry_run"]:
         return dry_run(items, plans, device, options)
     outcome = run(
@@ -149,9 +184,8 @@ def extract(**options: Any) -> None:
 
 def stream_plans(options: dict[str, Any], device: str) -> list:
     """The streams that the options describe."""
-    from .extract.encoders import NETWORKS, choose_precision
-    from .extract.presets import known_network, plan_stream
-    from .extract.weights import locate
+    from .extract.encoders import choose_precision
+    from .extract.streams import plan_stream
 
     names = dict(pair(text, alone=True) for text in options["stream_names"] or ("r2plus1d_18",))
     presets = dict(pair(text) for text in options["presets"])
@@ -166,21 +200,25 @@ def stream_plans(options: dict[str, Any], device: str) -> list:
         for name in given.keys() - names.keys():
             raise click.UsageError(f"{option} names {name!r}, which is no stream of this run: {', '.join(names)}")
     precision = choose_precision(options["precision"], device)
+    if options["text_encoder"] and "text_bert" not in names.values():
+        raise click.UsageError("--text-encoder says what text_bert is: add --stream text_bert")
     plans = []
     for name, network in names.items():
-        network = known_network(network)
         if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or name.startswith("."):
             raise click.UsageError(f"{name!r} cannot be a stream's name: use letters, digits, _ and -")
+        if network == "text_bert" and options["text_encoder"]:
+            network = f"text:{options['text_encoder']}"
         plans.append(
             plan_stream(
                 name,
-                network=network,
+                network,
+                device=device,
+                precision=precision,
+                weights=weights.get(name, "default"),
                 preset=presets.get(name),
                 options=settings.get(name, {}),
-                weights=locate(weights.get(name, "default"), NETWORKS[network].published),
-                precision=precision,
                 compiled=options["compiled"],
-                batch_size=options["batch_size"] or (1 if device == "cpu" else 16),
+                batch_size=options["batch_size"],
             )
         )
     return plans
@@ -201,20 +239,29 @@ def default_workers(device: str) -> int:
 
 
 def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> None:
+    from .extract.captions import captions_of, plan_captions
     from .extract.plan import estimate, existing, plan_parts
+    from .extract.text import TextPlan
     from .manifests import Clip, VideoFinder
 
     clips = [item for item in items if isinstance(item, Clip)]
-    streams = [existing(options["store"], plan.name) for plan in plans]
-    finder = VideoFinder(options["videos"])
-    kept = {name: options[name] for name in ("part_clips", "retry_failed")}
-    parts = list(plan_parts(clips, finder, streams, **kept))
-    found = estimate(parts, options["videos"], plans, device)
+    texts = [plan for plan in plans if isinstance(plan, TextPlan)]
+    seeing = [plan for plan in plans if not isinstance(plan, TextPlan)]
+    retry = {"retry_failed": options["retry_failed"]}
+    captions, parts = [], []
+    for number, plan in enumerate(texts):
+        captions += plan_captions(captions_of(clips), existing(options["store"], plan.name), number, **retry)
+    if seeing:
+        streams = [existing(options["store"], plan.name) for plan in seeing]
+        finder = VideoFinder(options["videos"])
+        parts = list(plan_parts(clips, finder, streams, part_clips=options["part_clips"], **retry))
+    found = estimate(parts, captions, options["videos"], seeing, texts, device)
     if options["as_json"]:
         click.echo(json.dumps(dataclasses.asdict(found), indent=1))
         return
+    text = f" and {found.captions:,} captions" if texts else ""
     click.echo(
-        f"would compute {found.clips:,} of {len(clips):,} clips, {found.videos:,} videos in {found.parts:,} parts"
+        f"would compute {found.clips:,} of {len(clips):,} clips{text}, {found.videos:,} videos in {found.parts:,} parts"
     )
     if found.missing_videos:
         click.echo(
@@ -239,8 +286,9 @@ def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
         click.echo(json.dumps(record, indent=1))
         return
     report = outcome.report
+    text = f" and {report.captions:,} captions" if report.captions else ""
     click.echo(
-        f"computed {report.clips:,} clips, {report.rows:,} rows, {report.bytes / 1e6:.1f} MB; "
+        f"computed {report.clips:,} clips{text}, {report.rows:,} rows, {report.bytes / 1e6:.1f} MB; "
         f"{report.frames_decoded:,} frames decoded of {report.videos:,} videos"
     )
     for name, counts in outcome.states.items():

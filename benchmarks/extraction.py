@@ -23,7 +23,8 @@ from amex.extract.decoder import Decoder, Frame, Sampled
 from amex.extract.decoder import Track as DecodedTrack
 from amex.extract.encoders import choose_device, choose_precision
 from amex.extract.part import ClipTask, Job, PartTask, VideoTask, run_part
-from amex.extract.presets import StreamPlan, plan_stream
+from amex.extract.presets import WindowPlan
+from amex.extract.streams import plan_stream
 from amex.features import create_store, declare_stream
 from amex.manifests import VideoFinder
 
@@ -49,8 +50,8 @@ def plain(device: str) -> float:
         return rate(lambda: network(batch).cpu(), 1, 4)
 
 
-def encode_only(plan: StreamPlan, device: str) -> float:
-    encoder = plan.encoder(device)
+def encode_only(plan: WindowPlan, device: str) -> float:
+    encoder = plan.encoder(device).encoder
     batch = torch.randn(plan.batch_size, 3, 16, 112, 112).to(device)
     return rate(lambda: encoder(batch), plan.batch_size, 8)
 
@@ -61,7 +62,7 @@ def matmul(dtype: torch.dtype, device: str) -> float:
     return 2 * 2048**3 / 1e12 * rate(lambda: (a @ a)[0, 0].item(), 1, 8)
 
 
-def decode_only(plan: StreamPlan, root: Path, files: list[Path], device: str) -> float:
+def decode_only(plan: WindowPlan, root: Path, files: list[Path], device: str) -> float:
     decoder = Decoder()
     windows = 0
     begin = 0.0
@@ -76,12 +77,12 @@ def decode_only(plan: StreamPlan, root: Path, files: list[Path], device: str) ->
     return windows / (time.perf_counter() - begin)
 
 
-def end_to_end(plan: StreamPlan, root: Path, files: list[Path], device: str) -> float:
+def end_to_end(plan: WindowPlan, root: Path, files: list[Path], device: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         store = create_store(Path(folder) / "s.zarr")
-        mark = declare_stream(store, NAME, plan.spec, {})
+        declare_stream(store, NAME, plan.spec, {})
         threads = torch.get_num_threads()
-        job = Job(store=store, videos=root, streams=(plan,), fingerprints=(mark,), deadline=60, threads=threads)
+        job = Job(store=store, videos=root, streams=(plan,), texts=(), deadline=60, threads=threads)
 
         def part(index: int, chosen: list[Path]) -> PartTask:
             videos = []
@@ -114,11 +115,12 @@ def main() -> None:
     files = VideoFinder(given.videos).walk()[: given.clips]
     plan = plan_stream(
         NAME,
-        network=NAME,
+        NAME,
         weights="random:0",
+        device=device,
         precision=choose_precision("auto", device),
         compiled=given.compile,
-        batch_size=given.batch_size or (1 if device == "cpu" else 16),
+        batch_size=given.batch_size,
     )
     found = {"plain": plain(device), "encode": encode_only(plan, device)}
     found["decode"] = decode_only(plan, given.videos, files, device)

@@ -14,11 +14,18 @@ LINE_INTERVAL = 10.0
 
 
 class Totals:
-    """The sum of the latest report of every part. A part that starts over replaces what it had reported."""
+    """The sum of the latest report of every part. A part that starts over replaces what it had reported.
 
-    def __init__(self) -> None:
+    Attributes:
+        what: ``clips``; in a run of text alone, ``captions``, which cost next to nothing beside clips.
+        total: how many of them there will be.
+    """
+
+    def __init__(self, clips: int, captions: int) -> None:
         self.parts: dict[int, Report] = {}
         self.started = time.monotonic()
+        self.what = "clips" if clips else "captions"
+        self.total = clips or captions
 
     def update(self, part: int, report: Report) -> Report:
         self.parts[part] = report
@@ -27,9 +34,12 @@ class Totals:
             total.add(latest)
         return total
 
+    def done(self, total: Report) -> int:
+        return getattr(total, self.what)
+
     def rate(self, total: Report) -> float:
-        """Clips a second."""
-        return total.clips / max(1e-6, time.monotonic() - self.started)
+        """Clips, or captions, a second."""
+        return self.done(total) / max(1e-6, time.monotonic() - self.started)
 
 
 class LiveDisplay:
@@ -40,7 +50,9 @@ class LiveDisplay:
             TextColumn("extracting"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("clips  {task.fields[rate]:.2f}/s  {task.fields[rows]} rows  {task.fields[failed]} failed"),
+            TextColumn(
+                "{task.fields[what]}  {task.fields[rate]:.2f}/s  {task.fields[rows]} rows  {task.fields[failed]} failed"
+            ),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -48,15 +60,16 @@ class LiveDisplay:
             speed_estimate_period=600,
         )
 
-    def begin(self, parts: int, clips: int) -> None:
-        self.totals = Totals()
-        self.task = self.progress.add_task("", total=clips, rate=0.0, rows=0, failed=0)
+    def begin(self, parts: int, clips: int, captions: int) -> None:
+        self.totals = Totals(clips, captions)
+        fields = {"what": self.totals.what, "rate": 0.0, "rows": 0, "failed": 0}
+        self.task = self.progress.add_task("", total=self.totals.total, **fields)
         self.progress.start()
 
     def update(self, part: int, report: Report) -> None:
         total = self.totals.update(part, report)
         fields = {"rate": self.totals.rate(total), "rows": total.rows, "failed": total.failed}
-        self.progress.update(self.task, completed=total.clips, **fields)
+        self.progress.update(self.task, completed=self.totals.done(total), **fields)
 
     def end(self) -> None:
         self.progress.stop()
@@ -68,21 +81,22 @@ class LineDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    def begin(self, parts: int, clips: int) -> None:
-        self.totals = Totals()
-        self.clips = clips
+    def begin(self, parts: int, clips: int, captions: int) -> None:
+        self.totals = Totals(clips, captions)
         self.next = time.monotonic()
-        self.console.print(f"extracting {clips} clips in {parts} parts")
+        text = f" and {captions} captions" if clips and captions else ""
+        self.console.print(f"extracting {self.totals.total} {self.totals.what}{text} in {parts} parts")
 
     def update(self, part: int, report: Report) -> None:
         total = self.totals.update(part, report)
-        if time.monotonic() < self.next and total.clips < self.clips:
+        done = self.totals.done(total)
+        if time.monotonic() < self.next and done < self.totals.total:
             return
         self.next = time.monotonic() + LINE_INTERVAL
         rate = self.totals.rate(total)
-        left = (self.clips - total.clips) / rate if rate else 0.0
+        left = (self.totals.total - done) / rate if rate else 0.0
         self.console.print(
-            f"{total.clips}/{self.clips} clips, {rate:.2f}/s, {total.rows} rows, {total.failed} failed, "
+            f"{done}/{self.totals.total} {self.totals.what}, {rate:.2f}/s, {total.rows} rows, {total.failed} failed, "
             f"{left:.0f} s left"
         )
 
@@ -93,7 +107,7 @@ class LineDisplay:
 class NoDisplay:
     """Says nothing."""
 
-    def begin(self, parts: int, clips: int) -> None:
+    def begin(self, parts: int, clips: int, captions: int) -> None:
         pass
 
     def update(self, part: int, report: Report) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torchvision.models as models
 from torch import nn
@@ -13,7 +15,10 @@ from torch.fx.experimental.optimization import fuse
 
 from ..errors import AmexError
 from .i3d import InceptionI3D
-from .weights import Published, digest, load
+from .pretrained import R2PLUS1D_TINY
+from .r2plus1d import r2plus1d_tiny
+from .transform import Transform
+from .weights import FromHub, Packaged, Published, changed_weights, digest, load, load_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,7 +41,7 @@ class Network:
     dim: int
     example: tuple[int, ...]
     least_frames: int
-    published: Published
+    published: Published | Packaged | FromHub
 
     @property
     def of_images(self) -> bool:
@@ -67,6 +72,26 @@ def _s3d_features(module: nn.Module) -> nn.Module:
     module.avgpool = Float(module.avgpool)
     module.classifier = nn.Identity()
     return module
+
+
+def clip_vision(weights: str = "") -> nn.Module:
+    """CLIP's vision tower with its projection: that of the directory ``weights``, or a ViT-B/32 without weights."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    if not weights:
+        return CLIPVisionModelWithProjection(CLIPVisionConfig())
+    return load_model(CLIPVisionModelWithProjection, weights, torch.float32)
+
+
+class ImageEmbedding(nn.Module):
+    """A transformers vision tower that returns the projection of its class token."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.tower(pixel_values=pixels).image_embeds
 
 
 def _torchvision(weights: models.Weights, source: str) -> Published:
@@ -113,24 +138,62 @@ NETWORKS: dict[str, Network] = {
         least_frames=1,
         published=_torchvision(models.ResNet152_Weights.IMAGENET1K_V1, "ImageNet-1k, torchvision"),
     ),
+    "clip_vit_b32": Network(
+        build=clip_vision,
+        headless=ImageEmbedding,
+        dim=512,
+        example=(3, 224, 224),
+        least_frames=1,
+        published=FromHub(name="openai/clip-vit-base-patch32", licence="MIT", source="CLIP, OpenAI; by the model hub"),
+    ),
+    "r2plus1d_tiny": Network(
+        build=r2plus1d_tiny,
+        headless=_without("fc"),
+        dim=128,
+        example=(3, 12, 96, 96),
+        least_frames=1,
+        published=R2PLUS1D_TINY,
+    ),
 }
+
+
+def find_network(name: str, weights: str = "") -> Network:
+    """A network by its name: a key of NETWORKS; or ``clip``, the vision tower of the CLIP in the directory ``weights``.
+
+    Raises:
+        AmexError: if there is no CLIP in the directory.
+    """
+    if name != "clip":
+        return NETWORKS[name]
+    from transformers import CLIPConfig
+
+    try:
+        config = CLIPConfig.from_pretrained(weights, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise AmexError(f"{weights} is no CLIP: {str(error).splitlines()[0]}") from error
+    if config.model_type != "clip":
+        raise AmexError(f"{weights} is a {config.model_type}, not a CLIP")
+    side = config.vision_config.image_size
+    kind = NETWORKS["clip_vit_b32"]
+    return dataclasses.replace(kind, dim=config.projection_dim, example=(3, side, side))
 
 
 class Encoder:
     """A network on a device: batch-norms folded into convolutions, channels last, in the precision asked for.
 
     Args:
-        network: a key of NETWORKS.
-        weights: from ``weights.locate``.
+        network: for ``find_network``.
+        weights: from ``weights.locate``, or a CLIP's directory from ``weights.locate_model``.
         device: ``cpu`` or ``cuda:INDEX``.
         precision: a key of DTYPES.
         compiled: also run the network through ``torch.compile`` (needs a C++ compiler, and half a minute at the start).
     """
 
     def __init__(self, network: str, weights: str, *, device: str, precision: str, compiled: bool = False) -> None:
-        kind = NETWORKS[network]
-        module = load(kind.build, weights, kind.example)
-        module = fuse(kind.headless(module).eval(), inplace=True)
+        kind = find_network(network, weights)
+        module = kind.headless(load(kind.build, weights, kind.example)).eval()
+        if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()):
+            module = fuse(module, inplace=True)
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
         self.of_images = kind.of_images
@@ -154,6 +217,22 @@ class Encoder:
         return self.module(batch).float().cpu()
 
 
+@dataclass(frozen=True)
+class WindowEncoder:
+    """An Encoder with the transform of one stream: what a run asks of the encoder of a stream of windows."""
+
+    encoder: Encoder
+    transform: Transform
+
+    def prepare(self, image: torch.Tensor) -> torch.Tensor:
+        """(height, width, 3) uint8 to (3, height, width), normalised, on the device and in the precision of it."""
+        return self.transform(image.to(self.encoder.device)).to(self.encoder.dtype)
+
+    def __call__(self, windows: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, np.ndarray]:
+        """``values`` (windows, dim) float32, of windows of prepared frames of one size."""
+        return {"values": self.encoder(torch.stack([torch.stack(frames, dim=1) for frames in windows])).numpy()}
+
+
 @functools.lru_cache(maxsize=16)
 def shared_encoder(
     network: str, weights: str, weights_sha256: str, *, device: str, precision: str, compiled: bool
@@ -161,11 +240,10 @@ def shared_encoder(
     """The one Encoder of its kind in this process: a model is loaded once, however many parts it works on.
 
     Raises:
-        AmexError: if the weights here are not those the run began with: another file on this machine, or a torch that
-            draws other random numbers.
+        WeightsError: if the weights here are not those the run began with.
     """
-    if digest(NETWORKS[network].build, weights) != weights_sha256:
-        raise AmexError(f"the weights {weights} of {network} differ between this worker and the start of the run")
+    if digest(find_network(network, weights).build, weights) != weights_sha256:
+        raise changed_weights(weights, network)
     return Encoder(network, weights, device=device, precision=precision, compiled=compiled)
 
 

@@ -22,9 +22,11 @@ from ..errors import AmexError
 from ..features import Failure, create_store, declare_stream, verify
 from ..features.schema import write_json
 from ..manifests import Clip, Problem, VideoFinder
+from .captions import CaptionsTask, captions_of, plan_captions, run_captions
 from .part import Job, PartTask, Report, run_part
 from .plan import existing, plan_parts, states
-from .presets import StreamPlan
+from .streams import StreamPlan
+from .text import TextPlan
 
 # Parts that each worker has waiting, so that none idles while the next is sent.
 QUEUED_PARTS = 2
@@ -35,10 +37,10 @@ BROKEN_IN_A_ROW = 5
 class Display(Protocol):
     """Shows a run as it goes."""
 
-    def begin(self, parts: int, clips: int) -> None: ...
+    def begin(self, parts: int, clips: int, captions: int) -> None: ...
 
     def update(self, part: int, report: Report) -> None:
-        """``report`` is what ``part`` has come to so far."""
+        """``report`` is what the task with the number ``part`` has come to so far."""
 
     def end(self) -> None: ...
 
@@ -49,7 +51,7 @@ class Outcome:
 
     Attributes:
         report: what this run did.
-        states: stream -> how many clips of the manifest are done, empty, failed, absent now.
+        states: stream -> how many clips of the manifest, or of its captions, are done, empty, failed, absent now.
         problems: manifest lines that are not usable clips.
         broken: part -> error, for parts that broke for another reason than their videos.
         repaired: ``stream/part`` of the parts that were found damaged and computed again.
@@ -74,7 +76,7 @@ def extract(
     plans: Sequence[StreamPlan],
     *,
     store: Path,
-    videos: Path,
+    videos: Path | None,
     device: str,
     workers: int,
     display: Display,
@@ -88,6 +90,8 @@ def extract(
 
     Args:
         items: from ``manifests.scan_manifest``.
+        plans: from ``streams.plan_stream``.
+        videos: the folder they are in; None if all streams are of text.
         device: from ``encoders.choose_device``.
         workers: processes on this machine; not used with a scheduler's address.
         cluster: ``local`` or a scheduler's address.
@@ -99,44 +103,59 @@ def extract(
     """
     clips = [item for item in items if isinstance(item, Clip)]
     problems = [item for item in items if isinstance(item, Problem)]
-    finder = VideoFinder(videos)
+    texts = tuple(plan for plan in plans if isinstance(plan, TextPlan))
+    seeing = tuple(plan for plan in plans if not isinstance(plan, TextPlan))
+    finder = VideoFinder(videos) if seeing else None
     store = create_store(store).absolute()
-    marks = tuple(declare_stream(store, plan.name, plan.spec, provenance(plan)) for plan in plans)
+    for plan in plans:
+        declare_stream(store, plan.name, plan.spec, provenance(plan))
     repaired = [name for plan in plans for name in discard_damaged(store, plan.name)] if repair else []
     write_json(store / "problems.json", [ledger_entry(problem) for problem in problems])
 
-    streams = [existing(store, plan.name) for plan in plans]
-    for stream in streams:
+    streams = {plan.name: existing(store, plan.name) for plan in plans}
+    for stream in streams.values():
         if stream is not None and stream.damaged:
             raise AmexError(next(iter(stream.damaged.values())))
-    parts = list(plan_parts(clips, finder, streams, part_clips=part_clips, retry_failed=retry_failed))
-    count = min(workers, max(1, len(parts))) if cluster == "local" else 1
+    captions = captions_of(clips) if texts else []
+    tasks: list[PartTask | CaptionsTask] = []
+    for number, plan in enumerate(texts):
+        tasks += plan_captions(captions, streams[plan.name], number, retry_failed=retry_failed)
+    if seeing:
+        there = [streams[plan.name] for plan in seeing]
+        tasks += plan_parts(clips, finder, there, part_clips=part_clips, retry_failed=retry_failed)
+    count = min(workers, max(1, len(tasks))) if cluster == "local" else 1
     job = Job(
         store=store,
-        videos=videos.absolute(),
-        streams=tuple(plans),
-        fingerprints=marks,
+        videos=videos.absolute() if videos else store,
+        streams=seeing,
+        texts=texts,
         deadline=deadline,
         threads=max(1, (os.cpu_count() or 1) // count) if cluster == "local" else 0,
     )
     report, broken = Report(), dict[str, str]()
-    if parts:
-        display.begin(len(parts), sum(len(video.clips) for part in parts for video in part.videos))
+    if tasks:
+        clip_count = sum(len(v.clips) for task in tasks if isinstance(task, PartTask) for v in task.videos)
+        display.begin(len(tasks), clip_count, sum(len(t.captions) for t in tasks if isinstance(t, CaptionsTask)))
         try:
             with connect(cluster, count) as client:
-                report, broken = run_parts(client, parts, job, device, display)
+                report, broken = run_tasks(client, tasks, job, device, display)
         finally:
             display.end()
-    after = {plan.name: dict(states(clips, existing(store, plan.name))) for plan in plans}
-    for counts in after.values():
-        for state in ("done", "empty", "failed", "absent"):
-            counts.setdefault(state, 0)
+    after = {}
+    for plan in plans:
+        keys = captions if isinstance(plan, TextPlan) else [clip.clip_id for clip in clips]
+        counts = states(keys, existing(store, plan.name))
+        after[plan.name] = {state: counts[state] for state in ("done", "empty", "failed", "absent")}
     return Outcome(report=report, states=after, problems=problems, broken=broken, repaired=repaired)
 
 
 def provenance(plan: StreamPlan) -> dict[str, Any]:
     """What a reader of the store wants to know of a stream beyond its spec."""
-    weights = plan.weights if plan.weights.startswith("random:") else Path(plan.weights).name
+    path = Path(plan.weights)
+    # Of a directory the last parts: a hub's cache has the model's name and its revision there.
+    weights = (
+        plan.weights if plan.weights.startswith("random:") else "/".join(path.parts[-3 if path.is_dir() else -1 :])
+    )
     return {"weights": weights, "amex": __version__, "torch": torch.__version__}
 
 
@@ -191,10 +210,10 @@ def connect(cluster: str, workers: int) -> Iterator[Any]:
                 yield client
 
 
-def run_parts(
-    client: Any, parts: Sequence[PartTask], job: Job, device: str, display: Display
+def run_tasks(
+    client: Any, tasks: Sequence[PartTask | CaptionsTask], job: Job, device: str, display: Display
 ) -> tuple[Report, dict[str, str]]:
-    """Keeps every worker busy until all parts are committed or broken; returns the sum of their reports."""
+    """Keeps every worker busy until all tasks are committed or broken; returns the sum of their reports."""
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
@@ -205,34 +224,34 @@ def run_parts(
     topic = f"amex-{uuid.uuid4().hex}"
     client.subscribe_topic(topic, lambda event: display.update(event[1]["part"], Report(**event[1]["report"])))
     total, broken = Report(), {}
-    waiting = iter(parts)
-    by_key: dict[str, PartTask] = {}
+    waiting = iter(enumerate(tasks))
+    by_key: dict[str, int] = {}
     in_a_row = 0
 
     def submit() -> Any:
-        part = next(waiting, None)
-        if part is None:
+        number, task = next(waiting, (None, None))
+        if task is None:
             return None
-        key = f"{topic}-{part.index}"
-        by_key[key] = part
-        return client.submit(work, part, job, device, topic, key=key, pure=False)
+        key = f"{topic}-{number}"
+        by_key[key] = number
+        return client.submit(work, number, task, job, device, topic, key=key, pure=False)
 
     bound = QUEUED_PARTS * max(1, len(client.ncores()))
     first = [future for future in (submit() for _ in range(bound)) if future is not None]
     running = as_completed(first, loop=client.loop)
     with on_sigterm():
         for future in running:
-            part = by_key[future.key]
+            number = by_key[future.key]
             if future.status == "finished":
                 report = future.result()
-                display.update(part.index, report)
+                display.update(number, report)
                 total.add(report)
                 in_a_row = 0
             else:
                 error = future.exception()
                 if isinstance(error, KilledWorker):
                     error = AmexError("it ended its worker process again and again (out of memory?)")
-                broken[f"{part.index:06d}"] = f"{type(error).__name__}: {error}"
+                broken[describe(tasks[number], job)] = f"{type(error).__name__}: {error}"
                 in_a_row += 1
                 if in_a_row == BROKEN_IN_A_ROW:
                     raise AmexError(f"{in_a_row} parts in a row broke, the last with {type(error).__name__}: {error}")
@@ -242,8 +261,13 @@ def run_parts(
     return total, broken
 
 
-def work(part: PartTask, job: Job, device: str, topic: str) -> Report:
-    """A part, on a Dask worker: picks the device that is this worker's and reports progress."""
+def describe(task: PartTask | CaptionsTask, job: Job) -> str:
+    """A task's part as a person finds it in the store."""
+    return f"{job.texts[task.stream].name}/{task.name}" if isinstance(task, CaptionsTask) else f"{task.index:06d}"
+
+
+def work(number: int, task: PartTask | CaptionsTask, job: Job, device: str, topic: str) -> Report:
+    """A task, on a Dask worker: picks the device that is this worker's and reports progress."""
     from distributed import get_worker
 
     worker = get_worker()
@@ -251,9 +275,11 @@ def work(part: PartTask, job: Job, device: str, topic: str) -> Report:
         device = f"cuda:{(worker.name if isinstance(worker.name, int) else 0) % torch.cuda.device_count()}"
 
     def progress(report: Report) -> None:
-        worker.log_event(topic, {"part": part.index, "report": vars(report)})
+        worker.log_event(topic, {"part": number, "report": vars(report)})
 
-    return run_part(part, job, device, progress)
+    if isinstance(task, CaptionsTask):
+        return run_captions(task, job, device)
+    return run_part(task, job, device, progress)
 
 
 @contextlib.contextmanager

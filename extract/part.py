@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +20,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..features import ClipRows, Failure, write_part
+from ..features import ClipRows, Failure, row_arrays, write_part
 from .decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
 from .decoder import End as VideoEnd
-from .encoders import DTYPES, NETWORKS
-from .presets import StreamPlan
+from .objects import ObjectsPlan
+from .presets import WindowPlan
+from .text import TextPlan
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 # Batches of windows that are decoded and transformed ahead of the encoder.
@@ -71,8 +72,8 @@ class Job:
 
     store: Path
     videos: Path
-    streams: tuple[StreamPlan, ...]
-    fingerprints: tuple[str, ...]
+    streams: tuple[WindowPlan | ObjectsPlan, ...]  # those that look at frames, in one pass
+    texts: tuple[TextPlan, ...]
     deadline: float  # seconds without a frame after which a decoder is killed
     threads: int  # of each worker, for encoding and for decoding; 0 leaves both to the libraries
 
@@ -82,6 +83,7 @@ class Report:
     """What a part came to; the sum of reports is the result of a run."""
 
     clips: int = 0
+    captions: int = 0
     failed: int = 0
     rows: int = 0
     bytes: int = 0
@@ -90,7 +92,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=lambda: {"wait": 0.0, "encode": 0.0, "write": 0.0})
 
     def add(self, other: Report) -> None:
-        for name in ("clips", "failed", "rows", "bytes", "videos", "frames_decoded"):
+        for name in ("clips", "captions", "failed", "rows", "bytes", "videos", "frames_decoded"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name, seconds in other.seconds.items():
             self.seconds[name] += seconds
@@ -103,7 +105,8 @@ class Stretch:
     When the decoder starts a video over, its stretches are replaced; windows of the old ones then lead nowhere.
     """
 
-    values: dict[int, torch.Tensor] = field(default_factory=dict)  # by window, since batches finish out of order
+    rows: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by window: batches finish out of order
+    unfit: dict[int, str] = field(default_factory=dict)  # windows whose feature the store cannot hold, and why
     times: list[tuple[float, float]] = field(default_factory=list)
     failure: tuple[str, str] | None = ("decode", "the decoder gave no result")
     decoder: str = ""
@@ -111,17 +114,12 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One window, ready for the encoder of ``stream``; its frames are (3, height, width), shared between windows."""
+    """One window, ready for the encoder of ``stream``; its frames are as that prepared them, shared between windows."""
 
     stream: int
     stretch: Stretch
     index: int
-    frames: tuple[torch.Tensor, ...]
-
-    @property
-    def pixels(self) -> torch.Tensor:
-        """(3, frames, height, width)."""
-        return torch.stack(self.frames, dim=1)
+    frames: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -147,6 +145,7 @@ def run_part(
     if job.threads:
         torch.set_num_threads(job.threads)
     encoders = [plan.encoder(device) for plan in job.streams]
+    layouts = [row_arrays(plan.spec) for plan in job.streams]
     decoder = _decoder(job.deadline, job.threads)
     stretches: dict[tuple[int, Track, int], Stretch] = {}
 
@@ -156,31 +155,35 @@ def run_part(
             frames, failed = 0, len(video.clips)
             if video.path is not None:
                 owners = _tracks(video, job.streams)
-                frames = yield from _prepare(number, video.path, owners, job, device, decoder, stretches)
+                frames = yield from _prepare(number, video.path, owners, job, encoders, decoder, stretches)
                 failed = sum(
                     any(stretches[number, _track(clip, job.streams[stream]), stream].failure for stream in clip.streams)
                     for clip in video.clips
                 )
             yield VideoDone(len(video.clips), failed, frames)
 
-    pending: list[list[Prepared]] = [[] for _ in job.streams]
+    pending: dict[tuple[int, tuple[int, ...]], list[Prepared]] = {}  # windows that make a batch: one stream, one size
 
-    def encode(stream: int) -> None:
-        batch, pending[stream] = pending[stream], []
+    def encode(batch: list[Prepared]) -> None:
         begin = time.monotonic()
-        features = encoders[stream](torch.stack([window.pixels for window in batch]))
+        arrays = encoders[batch[0].stream]([window.frames for window in batch])
         report.seconds["encode"] += time.monotonic() - begin
         report.rows += len(batch)
-        for window, feature in zip(batch, features, strict=True):
-            window.stretch.values[window.index] = feature
+        for row, window in enumerate(batch):
+            if reason := unfit(arrays["values"][row]):
+                window.stretch.unfit[window.index] = reason
+            else:  # as small as it will be stored: rows wait here until the part is written
+                kept = {name: array[row].astype(layouts[window.stream][name][1]) for name, array in arrays.items()}
+                window.stretch.rows[window.index] = kept
 
     decoded: dict[str, int] = {}
     begin = time.monotonic()
     for item in prefetch(prepared(), depth=PREFETCH * max(plan.batch_size for plan in job.streams)):
         if isinstance(item, Prepared):
-            pending[item.stream].append(item)
-            if len(pending[item.stream]) == job.streams[item.stream].batch_size:
-                encode(item.stream)
+            key = (item.stream, tuple(item.frames[0].shape))
+            pending.setdefault(key, []).append(item)
+            if len(pending[key]) == job.streams[item.stream].batch_size:
+                encode(pending.pop(key))
             continue
         if (path := part.videos[report.videos].path) is not None:
             decoded[path.as_posix()] = item.frames
@@ -189,9 +192,8 @@ def run_part(
         report.failed += item.failed
         report.frames_decoded += item.frames
         progress(report)
-    for stream in range(len(job.streams)):
-        if pending[stream]:
-            encode(stream)
+    for batch in pending.values():
+        encode(batch)
     report.seconds["wait"] = time.monotonic() - begin - report.seconds["encode"]
     begin = time.monotonic()
     run = {
@@ -206,7 +208,7 @@ def run_part(
     return report
 
 
-def _tracks(video: VideoTask, streams: tuple[StreamPlan, ...]) -> dict[Track, list[int]]:
+def _tracks(video: VideoTask, streams: tuple[WindowPlan | ObjectsPlan, ...]) -> dict[Track, list[int]]:
     """The tracks of a video and the streams that want each. Clips that agree share a track, and so its encoding."""
     tracks: dict[Track, list[int]] = {}
     for clip in video.clips:
@@ -217,7 +219,7 @@ def _tracks(video: VideoTask, streams: tuple[StreamPlan, ...]) -> dict[Track, li
     return tracks
 
 
-def _track(clip: ClipTask, plan: StreamPlan) -> Track:
+def _track(clip: ClipTask, plan: WindowPlan | ObjectsPlan) -> Track:
     return Track(clip.start, clip.end, plan.sampling)
 
 
@@ -226,7 +228,7 @@ def _prepare(
     path: Path,
     owners: dict[Track, list[int]],
     job: Job,
-    device: str,
+    encoders: Sequence[Any],
     decoder: Decoder,
     stretches: dict[tuple[int, Track, int], Stretch],
 ) -> Generator[Prepared, None, int]:
@@ -234,7 +236,7 @@ def _prepare(
     tracks = list(owners)
     frames = 0
 
-    def begin(served_by: str) -> list[dict[int, torch.Tensor]]:
+    def begin(served_by: str) -> list[dict[int, Any]]:
         for track, streams in owners.items():
             for stream in streams:
                 stretches[number, track, stream] = Stretch(decoder=served_by)
@@ -246,10 +248,9 @@ def _prepare(
             case Opened():
                 ring = begin(event.decoder)
             case Frame():
-                pixels = torch.from_numpy(event.image).to(device)
+                pixels = torch.from_numpy(event.image)
                 for stream in {stream for user in event.users for stream in owners[tracks[user]]}:
-                    plan = job.streams[stream]
-                    ring[stream][event.key] = plan.transform(pixels).to(DTYPES[plan.precision])
+                    ring[stream][event.key] = encoders[stream].prepare(pixels)
             case Sampled():
                 for stream in owners[tracks[event.track]]:
                     stretch = stretches[number, tracks[event.track], stream]
@@ -281,6 +282,7 @@ def _write(
     """Commits the part in each stream; returns the ids of clips that failed in any."""
     failed: set[str] = set()
     for stream, plan in enumerate(job.streams):
+        spec = plan.spec
         rows: list[ClipRows] = []
         failures: list[Failure] = []
         for number, video in enumerate(part.videos):
@@ -291,7 +293,7 @@ def _write(
                     result: ClipRows | tuple[str, str] = ("find", video.missing)
                 else:
                     stretch = stretches[number, _track(clip, plan), stream]
-                    result = _rows(clip.clip_id, stretch, NETWORKS[plan.network].dim)
+                    result = _rows(clip.clip_id, video.path, stretch, spec)
                 if isinstance(result, ClipRows):
                     rows.append(result)
                 else:
@@ -305,11 +307,9 @@ def _write(
             job.store,
             plan.name,
             part.name(stream),
-            mark=job.fingerprints[stream],
+            spec=spec,
             clips=rows,
             failures=failures,
-            row_shape=(NETWORKS[plan.network].dim,),
-            dtype="float16",
             run=run,
         )
         report.rows += commit["rows"]
@@ -317,19 +317,27 @@ def _write(
     return failed
 
 
-def _rows(clip_id: str, stretch: Stretch, dim: int) -> ClipRows | tuple[str, str]:
+def _rows(clip_id: str, video: Path, stretch: Stretch, spec: dict[str, Any]) -> ClipRows | tuple[str, str]:
     """A clip's rows, or the stage and reason of its failure."""
     if stretch.failure is not None:
         return stretch.failure
-    values = [stretch.values[index].numpy() for index in range(len(stretch.times))]
-    features = np.stack(values) if values else np.empty((0, dim), np.float32)
-    for index, row in enumerate(features):
-        if not np.isfinite(row).all():
-            return "encode", f"the feature of window {index} is not finite"
-        if (largest := np.abs(row).max()) > FLOAT16_MAX:
-            return "encode", f"the feature of window {index} reaches {largest:.3g}, more than float16 holds"
-    times = np.array(stretch.times, dtype=np.float64).reshape(-1, 2)
-    return ClipRows(clip_id=clip_id, values=features.astype(np.float16), times=times, decoder=stretch.decoder)
+    if stretch.unfit:
+        index = min(stretch.unfit)
+        return "encode", f"the feature of window {index} {stretch.unfit[index]}"
+    rows = [stretch.rows[index] for index in range(len(stretch.times))]
+    arrays = {"times": np.array(stretch.times, dtype=np.float64).reshape(-1, 2)}
+    for name, (shape, dtype) in row_arrays(spec).items():
+        if name != "times":
+            arrays[name] = np.array([row[name] for row in rows], dtype).reshape(len(rows), *shape)
+    return ClipRows(clip_id=clip_id, arrays=arrays, decoder=stretch.decoder, video=video.as_posix())
+
+
+def unfit(values: np.ndarray) -> str:
+    """Why float16 cannot hold a feature, or nothing."""
+    if not np.isfinite(values).all():
+        return "is not finite"
+    largest = np.abs(values).max(initial=0)
+    return f"reaches {largest:.3g}, more than float16 holds" if largest > FLOAT16_MAX else ""
 
 
 _decoders: dict[tuple[float, int], Decoder] = {}
@@ -342,7 +350,7 @@ def _decoder(deadline: float, threads: int) -> Decoder:
 
 def versions() -> dict[str, str]:
     """Versions of everything that touches pixels or numbers."""
-    names = ("amex", "av", "decord2", "numpy", "torch", "torchvision", "zarr")
+    names = ("amex", "av", "decord2", "numpy", "onedl-mmdetection", "torch", "torchvision", "transformers", "zarr")
     return {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in names}}
 
 

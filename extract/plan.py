@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ..features import Stream
+from ..features import Stream, clip_arrays, row_arrays
 from ..manifests import Clip, VideoError, VideoFinder
+from .captions import CaptionsTask
 from .check import header
 from .decode import Unreadable
-from .encoders import NETWORKS
+from .objects import ObjectsPlan
 from .part import ClipTask, PartTask, VideoTask
-from .presets import StreamPlan
+from .presets import WindowPlan
+from .text import TextPlan
 
 # Durations for an estimate are read from at most so many video files, evenly spread over the manifest.
 ESTIMATE_FILES = 200
 
 
-def states(clips: Iterable[Clip], stream: Stream | None) -> Counter[str]:
-    """How many of ``clips`` are done, empty, failed and absent in a stream; all absent where it does not exist."""
-    return Counter(stream.state(clip.clip_id) if stream is not None else "absent" for clip in clips)
+def states(clip_ids: Iterable[str], stream: Stream | None) -> Counter[str]:
+    """How many clips, or captions, are done, empty, failed and absent in a stream; all absent where there is none."""
+    return Counter(stream.state(clip_id) if stream is not None else "absent" for clip_id in clip_ids)
 
 
 def existing(store: Path, name: str) -> Stream | None:
@@ -83,8 +86,7 @@ def _video_task(
         # Streams in which a clip has been tried differently often are different tasks of the same video.
         for attempt in sorted(set(attempts.values())):
             chosen = tuple(index for index, tried in attempts.items() if tried == attempt)
-            fields = dataclasses.asdict(clip)
-            kept = {name: fields[name] for name in ("clip_id", "video", "start", "end")}
+            kept = {name: getattr(clip, name) for name in ("clip_id", "video", "start", "end")}
             tasks.append(ClipTask(**kept, attempt=attempt, streams=chosen))
     if not tasks:
         return VideoTask(path=None, missing="", clips=())
@@ -99,6 +101,7 @@ class Estimate:
     """What the parts of a plan will come to. Hours are of this machine, with the workers it would use."""
 
     clips: int
+    captions: int
     parts: int
     videos: int
     missing_videos: int
@@ -108,8 +111,15 @@ class Estimate:
     hours: float
 
 
-def estimate(parts: Sequence[PartTask], videos: Path, plans: Sequence[StreamPlan], device: str) -> Estimate:
-    """Costs from the headers of a sample of the files and from one timed batch of each encoder."""
+def estimate(
+    parts: Sequence[PartTask],
+    captions: Sequence[CaptionsTask],
+    videos: Path,
+    plans: Sequence[WindowPlan | ObjectsPlan],
+    texts: Sequence[TextPlan],
+    device: str,
+) -> Estimate:
+    """Costs from the headers of a sample of the files, and from one timed batch of each encoder."""
     tasks = [video for part in parts for video in part.videos]
     there = [video for video in tasks if video.path is not None]
     sample = there[:: max(1, len(there) // ESTIMATE_FILES)]
@@ -125,25 +135,44 @@ def estimate(parts: Sequence[PartTask], videos: Path, plans: Sequence[StreamPlan
             seconds += length
             for index in clip.streams:
                 sampling = plans[index].sampling
-                rows[plans[index].name] += sampling.count(round(length * (sampling.fps or rate)))
+                rows[plans[index].name] += sampling.windows(sampling.samples(length, rate))
     scale = len(there) / len(sample) if sample else 0.0
     rows = Counter({name: round(count * scale) for name, count in rows.items()})
+    size = sum(rows[plan.name] * entry_bytes(row_arrays(plan.spec)) for plan in plans)
+    time_taken = sum(rows[plan.name] * _seconds_a_row(plan, device) for plan in plans if rows[plan.name])
+    for number, plan in enumerate(texts):
+        wanted = [caption for task in captions if task.stream == number for caption in task.captions]
+        if not wanted:
+            continue
+        encoder = plan.encoder(device)
+        encoder(wanted[:1])
+        begin = time.monotonic()
+        encoder(wanted[: plan.batch_size])
+        time_taken += (time.monotonic() - begin) * len(wanted) / len(wanted[: plan.batch_size])
+        rows[plan.name] = sum(map(len, encoder.tokenize(wanted)[0]))
+        size += rows[plan.name] * entry_bytes(row_arrays(plan.spec)) + len(wanted) * entry_bytes(clip_arrays(plan.spec))
     return Estimate(
         clips=sum(len(video.clips) for video in tasks),
-        parts=len(parts),
+        captions=sum(len(task.captions) for task in captions),
+        parts=len(parts) + len(captions),
         videos=len(tasks),
         missing_videos=len(tasks) - len(there),
         video_hours=seconds * scale / 3600,
         rows=dict(rows),
-        bytes=sum(rows[plan.name] * (2 * NETWORKS[plan.network].dim + 16) for plan in plans),
-        hours=sum(rows[plan.name] * _seconds_a_row(plan, device) for plan in plans if rows[plan.name]) / 3600,
+        bytes=size,
+        hours=time_taken / 3600,
     )
 
 
-def _seconds_a_row(plan: StreamPlan, device: str) -> float:
+def entry_bytes(arrays: dict[str, tuple[tuple[int, ...], str]]) -> int:
+    """Bytes of one entry of each array, before compression."""
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
+
+
+def _seconds_a_row(plan: WindowPlan | ObjectsPlan, device: str) -> float:
     encoder = plan.encoder(device)
-    size = plan.transform.crop or NETWORKS[plan.network].example[-2:]
-    batch = torch.zeros(plan.batch_size, 3, plan.sampling.frames, *size)
+    frame = encoder.prepare(torch.zeros(240, 320, 3, dtype=torch.uint8))
+    batch = [(frame,) * plan.sampling.frames] * plan.batch_size
     encoder(batch)
     begin = time.monotonic()
     encoder(batch)

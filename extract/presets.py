@@ -6,7 +6,6 @@ Every number here changes features. None may change under its name: a new conven
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import AmexError
-from .decode import DECORD_CODECS, DECORD_FILE_BYTES, DECORD_FRAME_BYTES
-from .encoders import NETWORKS, Encoder, shared_encoder
+from .encoders import NETWORKS, WindowEncoder, find_network, shared_encoder
 from .sampling import Sampling
+from .settings import decoder_rules, known, parse
 from .transform import Transform
-from .weights import digest
+from .weights import FromHub, digest, locate, locate_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +32,7 @@ class Preset:
 KINETICS = {"mean": (0.43216, 0.394666, 0.37645), "std": (0.22803, 0.22145, 0.216989)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 SIGNED = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # to [-1, 1]
+TINY = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # to [0, 1]
 HOWTO100M = {"mean": (110.6 / 255, 103.2 / 255, 96.3 / 255), "std": (1 / 255, 1 / 255, 1 / 255)}
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
@@ -47,6 +47,11 @@ PRESETS: dict[str, Preset] = {
         sampling=Sampling(frames=16, stride=16),
         transform=_R2PLUS1D,
         source="video_features r21d: native rate, 16 every 16, 128x171/112; the tail padded, not dropped",
+    ),
+    "r2plus1d_tiny": Preset(
+        sampling=Sampling(fps=8, frames=12, stride=4),
+        transform=Transform(resize=(96, 96), antialias=True, crop=None, **TINY),
+        source="amex's own network for Shapes: 8 fps, 12 frames every 4, 96x96",
     ),
     "s3d": Preset(
         sampling=Sampling(frames=64, stride=64),
@@ -111,17 +116,25 @@ PRESETS: dict[str, Preset] = {
 }
 
 # What each network is fed unless another preset is asked for.
-DEFAULT_PRESET = {"r2plus1d_18": "r2plus1d_18", "s3d": "s3d", "i3d_rgb": "i3d", "resnet152": "frames_1fps"}
+DEFAULT_PRESET = {
+    "r2plus1d_18": "r2plus1d_18",
+    "s3d": "s3d",
+    "i3d_rgb": "i3d",
+    "resnet152": "frames_1fps",
+    "clip_vit_b32": "clip4clip",
+    "clip": "clip4clip",
+    "r2plus1d_tiny": "r2plus1d_tiny",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamPlan:
-    """One stream of a run: all that a worker needs to compute it. Small, and sent with every part.
+class WindowPlan:
+    """One stream of windows of frames of a run: all that a worker needs to compute it. Small, and sent with every part.
 
     Attributes:
         name: in the store.
-        network: a key of NETWORKS.
-        weights: from ``weights.locate``.
+        network: for ``encoders.find_network``.
+        weights: from ``weights.locate`` or ``weights.locate_model``.
         weights_sha256: their digest.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: windows a batch; no part of the spec.
@@ -137,9 +150,9 @@ class StreamPlan:
     compiled: bool
     batch_size: int
 
-    def encoder(self, device: str) -> Encoder:
+    def encoder(self, device: str) -> WindowEncoder:
         """The stream's network on a device, loaded once a process."""
-        return shared_encoder(
+        shared = shared_encoder(
             self.network,
             self.weights,
             self.weights_sha256,
@@ -147,6 +160,7 @@ class StreamPlan:
             precision=self.precision,
             compiled=self.compiled,
         )
+        return WindowEncoder(shared, self.transform)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -154,21 +168,16 @@ class StreamPlan:
         spec = {
             "network": self.network,
             "weights_sha256": self.weights_sha256,
-            "sampling": dataclasses.asdict(self.sampling),
+            "sampling": self.sampling.spec,
             "transform": dataclasses.asdict(self.transform),
-            "output": {"shape": [NETWORKS[self.network].dim], "dtype": "float16"},
+            "output": {"shape": [find_network(self.network, self.weights).dim], "dtype": "float16"},
             "compute": {"precision": self.precision, "compiled": self.compiled},
-            "decoder": {
-                "name": "decord, else pyav",
-                "decord_codecs": sorted(DECORD_CODECS),
-                "decord_file_bytes": DECORD_FILE_BYTES,
-                "decord_frame_bytes": DECORD_FRAME_BYTES,
-            },
+            "decoder": decoder_rules(),
         }
         return json.loads(json.dumps(spec))  # as it reads back: lists, not tuples
 
 
-def plan_stream(
+def plan_windows(
     name: str,
     *,
     network: str,
@@ -178,65 +187,58 @@ def plan_stream(
     options: Mapping[str, str] = MappingProxyType({}),
     compiled: bool = False,
     batch_size: int = 1,
-) -> StreamPlan:
-    """A stream from what the command line says of it.
+) -> WindowPlan:
+    """A stream of windows from what the command line says of it.
 
     Args:
-        weights: from ``weights.locate``.
+        network: a key of NETWORKS, or ``clip``.
+        weights: ``default``, a path or ``random:SEED``; a CLIP's directory or name on a hub.
         preset: a key of PRESETS, None for the network's own.
-        options: sampling options by name, as text: fps, frames, step, stride, tail.
+        options: sampling options by name, as text: fps, count, frames, step, stride, tail.
 
     Raises:
-        AmexError: naming the stream and what is unknown or out of range.
+        AmexError: naming the stream and what is unknown, out of range or not to be had.
     """
-    chosen = PRESETS[_known(preset or DEFAULT_PRESET[network], PRESETS, "preset")]
-    sampling = dataclasses.replace(chosen.sampling, **_parse(name, options))
-    kind = NETWORKS[network]
+    chosen = PRESETS[known(preset or DEFAULT_PRESET[network], PRESETS, "preset")]
+    parsers = {
+        "fps": lambda text: None if text == "native" else float(text),
+        **dict.fromkeys(("count", "frames", "step", "stride"), int),
+        "tail": str,
+    }
+    parsed = parse(name, options, parsers)
+    if "count" in parsed:
+        parsed.setdefault("fps", None)
+    sampling = dataclasses.replace(chosen.sampling, **parsed)
+    located = locate_network(network, weights)
+    kind = find_network(network, located)
     if kind.of_images and sampling.frames != 1:
         raise AmexError(f"stream {name}: {network} looks at single frames: --set {name}.frames=1")
     if sampling.frames < kind.least_frames:
         raise AmexError(
             f"stream {name}: {network} needs windows of at least {kind.least_frames} frames, got {sampling.frames}"
         )
-    return StreamPlan(
+    transform = chosen.transform
+    if network == "clip" and transform.crop not in (None, kind.example[-2:]):
+        transform = dataclasses.replace(transform, resize=kind.example[-1], crop=kind.example[-2:])
+    return WindowPlan(
         name=name,
         network=network,
         sampling=sampling,
-        transform=chosen.transform,
-        weights=weights,
-        weights_sha256=digest(kind.build, weights),
+        transform=transform,
+        weights=located,
+        weights_sha256=digest(kind.build, located),
         precision=precision,
         compiled=compiled,
         batch_size=batch_size,
     )
 
 
-def known_network(name: str) -> str:
-    """``name`` if it is a network; raises AmexError with the nearest ones otherwise."""
-    return _known(name, NETWORKS, "stream")
-
-
-def _known(name: str, table: dict[str, Any], what: str) -> str:
-    if name in table:
-        return name
-    near = difflib.get_close_matches(name, table, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise AmexError(f"unknown {what} {name!r}; {hint}there is {', '.join(table)}")
-
-
-def _parse(stream: str, options: Mapping[str, str]) -> dict[str, Any]:
-    parsers = {
-        "fps": lambda text: None if text == "native" else float(text),
-        "frames": int,
-        "step": int,
-        "stride": int,
-        "tail": str,
-    }
-    parsed = {}
-    for key, text in options.items():
-        parser = parsers[_known(key, parsers, f"option of stream {stream}:")]
-        try:
-            parsed[key] = parser(text)
-        except ValueError as error:
-            raise AmexError(f"stream {stream}: {key}={text!r} is not a number") from error
-    return parsed
+def locate_network(network: str, weights: str) -> str:
+    """Where the weights of a network are; AmexError if they cannot be had or are another network's."""
+    default = None if network == "clip" else NETWORKS[network].published
+    if weights.startswith("random:") or not (network == "clip" or isinstance(default, FromHub)):
+        return locate(weights, default)
+    located = locate_model(default.name if weights == "default" and default else weights)
+    if default and find_network("clip", located).dim != NETWORKS[network].dim:
+        raise AmexError(f"{located} is not {network}, but another CLIP: --stream NAME=clip:{weights}")
+    return located

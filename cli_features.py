@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,7 +39,9 @@ def features_info(store: Path, as_json: bool) -> None:
             "parts": len(stream.commits),
             "damaged_parts": len(stream.damaged),
             "bytes": sum(sizes),
-            "decoders": dict(Counter(c["decoder"] for commit in stream.commits.values() for c in commit["clips"])),
+            "decoders": dict(
+                Counter(c["decoder"] for commit in stream.commits.values() for c in commit["clips"] if "decoder" in c)
+            ),
             "fingerprint": stream.fingerprint,
             "provenance": stream.provenance,
             "spec": stream.spec,
@@ -48,19 +51,34 @@ def features_info(store: Path, as_json: bool) -> None:
         return
     click.echo(f"{store}: {len(record)} streams" + ("" if record else "; add one with amex extract"))
     for name, entry in record.items():
-        sampling, output = entry["spec"]["sampling"], entry["spec"]["output"]
-        rate = "native rate" if sampling["fps"] is None else f"{sampling['fps']:g} fps"
+        output = entry["spec"]["output"]
         failed = f", {entry['failed']:,} failed" if entry["failed"] else ""
-        served = ", ".join(f"{decoder}: {count:,}" for decoder, count in entry["decoders"].items())
         damaged = f", {entry['damaged_parts']} damaged parts" if entry["damaged_parts"] else ""
+        of_text = output.get("of") == "captions"
+        arrays = "".join(f", {array}" for array in (*output.get("arrays", ()), *output.get("clip_arrays", ())))
         click.echo(
-            f"\n{name}\n  {entry['clips']:,} clips{failed}{damaged}, {entry['rows']:,} rows of "
-            f"{output['dtype']}{output['shape']}, {entry['bytes'] / 1e6:,.2f} MB in {entry['parts']:,} parts\n"
-            f"  {entry['spec']['network']}, {sampling['frames']} frames every {sampling['stride']} at {rate}, "
-            f"{entry['spec']['compute']['precision']}, weights {entry['provenance']['weights']}\n"
-            f"  decoded by {served or 'nothing yet'}\n"
-            f"  fingerprint {entry['fingerprint'][:16]}"
+            f"\n{name}\n  {entry['clips']:,} {'captions' if of_text else 'clips'}{failed}{damaged}, "
+            f"{entry['rows']:,} rows of {output['dtype']}{output['shape']}{arrays}, {entry['bytes'] / 1e6:,.2f} MB in "
+            f"{entry['parts']:,} parts\n"
+            f"  {entry['spec']['network']}, {fed(entry['spec'])}, {entry['spec']['compute']['precision']}, "
+            f"weights {entry['provenance']['weights']}"
         )
+        if not of_text:
+            served = ", ".join(f"{decoder}: {count:,}" for decoder, count in entry["decoders"].items())
+            click.echo(f"  decoded by {served or 'nothing yet'}")
+        click.echo(f"  fingerprint {entry['fingerprint'][:16]}")
+
+
+def fed(spec: dict[str, Any]) -> str:
+    """What a stream's encoder looked at, in words."""
+    if "sampling" not in spec:
+        return f"up to {spec['max_tokens']} tokens"
+    sampling = spec["sampling"]
+    rate = "native rate" if sampling["fps"] is None else f"{sampling['fps']:g} fps"
+    rate = f"{sampling['count']} samples a clip" if sampling.get("count") else rate
+    if sampling["frames"] == sampling["stride"] == 1:
+        return f"frames, {rate}"
+    return f"{sampling['frames']} frames every {sampling['stride']}, {rate}"
 
 
 @features.command("ls")
@@ -79,6 +97,28 @@ def features_ls(store: Path, stream: str | None, limit: int) -> None:
             click.echo(f"  {clip_id}  {found[clip_id]!r}")
         if limit and len(found) > limit:
             click.echo(f"  ... {len(found) - limit:,} more; --limit 0 lists all")
+
+
+@features.command("show")
+@store_argument
+@click.argument("clip")
+@click.option(
+    "--videos", required=True, type=click.Path(path_type=Path), help="The folder the videos were extracted from."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The PNG to write.  [default: CLIP.png, here]")
+@click.option("--stream", help="Whose frames and boxes to show.  [default: one of objects, if there is one]")
+@click.option("--frames", default=12, show_default=True, type=click.IntRange(min=1), help="At most so many.")
+@click.option("--boxes", default=10, show_default=True, type=click.IntRange(min=0), help="At most so many a frame.")
+def features_show(
+    store: Path, clip: str, videos: Path, out: Path | None, stream: str | None, frames: int, boxes: int
+) -> None:
+    """Draw a contact sheet of CLIP: its frames with boxes, labels and scores, and all windows on a time axis."""
+    from .extract.sheet import contact_sheet
+    from .features import open_store
+
+    out = out or Path(clip.replace("/", "_")).with_suffix(".png")
+    shown = contact_sheet(open_store(store), clip, videos, out, stream=stream, frames=frames, boxes=boxes)
+    click.echo(f"{out}: {shown} frames")
 
 
 @features.command("verify")

@@ -1,0 +1,125 @@
+"""A contact sheet: frames of a clip with the boxes that were found on them, and every stream's windows on a time axis.
+
+People look before they trust. What is drawn is read from the store; only the pixels come from the video.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ..errors import AmexError
+from ..features import ClipNotThere, Rows, Store, Stream
+from .decoder import Decoder, Failed, Frame, Track
+from .sampling import Sampling
+
+COLUMNS = 4
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#e377c2")
+# Presentation times are stored as they were decoded; this only bridges the rounding of arithmetic on them.
+SAME_TIME = 1e-6
+
+
+def contact_sheet(
+    store: Store, clip_id: str, videos: Path, out: Path, *, stream: str | None, frames: int, boxes: int
+) -> int:
+    """Writes the PNG ``out`` and returns how many frames it shows.
+
+    Args:
+        stream: whose frames and boxes to show; None for a stream of objects, else of anything that has times.
+        frames: at most so many, evenly spread over those of the stream.
+        boxes: at most so many a frame, those with the highest scores.
+
+    Raises:
+        AmexError: if the clip is in no stream of frames, or its video is not there or has changed.
+    """
+    timed = {name: found for name, found in store.items() if "sampling" in found.spec}
+    rows = {name: found[clip_id] for name, found in timed.items() if clip_id in found and len(found[clip_id])}
+    if stream is not None:
+        rows = {stream: store[stream][clip_id], **rows}
+        if "times" not in rows[stream].arrays:
+            raise AmexError(f"stream {stream!r} is of text, which has no frames to show")
+    if not rows:
+        for found in timed.values():
+            found[clip_id]  # tells which failed, and why
+        raise ClipNotThere(f"clip {clip_id!r} has no frames in {store.path}")
+    chosen = stream or next((name for name, found in rows.items() if "boxes" in found.arrays), next(iter(rows)))
+    shown = rows[chosen]
+    picked = np.unique(np.linspace(0, len(shown) - 1, min(frames, len(shown))).round().astype(int))
+    images = read_frames(videos / timed[chosen].video(clip_id), [float(shown.times[row, 0]) for row in picked])
+
+    height = 2.6 * math.ceil(len(picked) / COLUMNS)
+    figure = Figure(figsize=(13, height + 0.8 + 0.45 * len(rows)), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{clip_id}: {chosen}, {len(picked)} of {len(shown)} rows", fontsize=11)
+    top, bottom = figure.subfigures(2, 1, height_ratios=[height, 0.4 + 0.45 * len(rows)])
+    grid = list(top.subplots(math.ceil(len(picked) / COLUMNS), COLUMNS, squeeze=False).flat)
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, row, image in zip(grid, picked, images, strict=False):
+        axes.imshow(image, interpolation="antialiased")
+        axes.set_title(f"{shown.times[row, 0]:.3f} s", fontsize=8, loc="left")
+        if "boxes" in shown.arrays:
+            draw_boxes(axes, shown, row, timed[chosen], boxes)
+    draw_windows(bottom.subplots(), rows, shown.times[picked, 0])
+    figure.savefig(out)
+    return len(picked)
+
+
+def read_frames(path: Path, times: list[float]) -> list[np.ndarray]:
+    """The frames of a video that are shown from exactly ``times`` on; AmexError if one of them cannot be had."""
+    one = Sampling(frames=1, stride=1)
+    tracks = [Track(max(0.0, time - SAME_TIME) or None, time + SAME_TIME, one) for time in times]
+    images: dict[int, np.ndarray] = {}
+    decoder = Decoder()
+    try:
+        for event in decoder.read(path, tracks):
+            if isinstance(event, Failed):
+                raise AmexError(f"{path}: {event.reason}")
+            if isinstance(event, Frame):
+                images.update(dict.fromkeys(event.users, event.image))
+    finally:
+        decoder.close()
+    for index, time in enumerate(times):
+        if index not in images:
+            raise AmexError(f"{path} has no frame at {time:.3f} s: it is not the video that the features were made of")
+    return [images[index] for index in range(len(times))]
+
+
+def draw_boxes(axes: Axes, rows: Rows, row: int, stream: Stream, boxes: int) -> None:
+    """The boxes of a row, in the pixels of its frame."""
+    names = stream.spec["output"]["labels"]
+    for index in range(min(boxes, int(rows["counts"][row]))):
+        x0, y0, x1, y1 = rows["boxes"][row, index]
+        label = int(rows["labels"][row, index])
+        colour = COLOURS[label % len(COLOURS)]
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.2))
+        inside = y0 < 0.08 * rows["frame_size"][row, 1]
+        text = f"{names[label]} {rows['scores'][row, index]:.2f}"
+        style = {"facecolor": colour, "alpha": 0.75, "pad": 0.8, "edgecolor": "none"}
+        axes.text(x0, y0, text, fontsize=6, color="white", va="top" if inside else "bottom", bbox=style, clip_on=True)
+
+
+def draw_windows(axes: Axes, rows: Mapping[str, Rows], marks: np.ndarray) -> None:
+    """A lane a stream, a bar a row, beside one another where they overlap. ``marks`` are when the frames above are."""
+    for lane, found in enumerate(rows.values()):
+        starts, ends = found.times[:, 0], found.times[:, 1]
+        beside = max(1, int((np.arange(len(found)) - np.searchsorted(ends, starts + SAME_TIME) + 1).max()))
+        for index, (start, end) in enumerate(found.times):
+            at = (start, lane - 0.4 + 0.8 * (index % beside) / beside)
+            style = {"facecolor": COLOURS[lane % len(COLOURS)], "alpha": 0.6, "edgecolor": "white"}
+            axes.add_patch(Rectangle(at, end - start, 0.7 / beside, **style))
+    for mark in marks:
+        axes.axvline(mark, color="black", linewidth=0.6, linestyle=":")
+    times = np.concatenate([found.times for found in rows.values()])
+    axes.set_xlim(times.min() - 0.02 * np.ptp(times), times.max() + 0.02 * np.ptp(times))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [f"{name} ({len(found)})" for name, found in rows.items()], fontsize=8)
+    axes.set_xlabel("seconds", fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)

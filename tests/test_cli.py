@@ -15,6 +15,7 @@ from conftest import QUICK, amex, extract
 
 from amex.cli import main
 from amex.features import open_store
+from amex.manifests import read_manifest
 
 
 def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -56,6 +57,11 @@ def test_help_does_not_load_torch() -> None:
         (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", "--stream", "r2plus1d"], 1, "did you mean 'r2plus1d_18'"),
         (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", "--weights", "x=random:0"], 2, "no stream of this run"),
         (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", "--weights", "random:0"], 2, "NAME=VALUE"),
+        (["extract", "--dataset", "folder", "--store", "s"], 2, "--dataset folder needs --videos"),
+        (["extract", "--dataset", "folder", "--annotations", "V", "--store", "s", *QUICK], 2, "give --videos"),
+        (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", *QUICK, "--text-encoder", "minilm"], 2, "add --stream text_bert"),
+        (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", "--stream", "x=yolo:v8"], 1, "there is mmdet:WHICH"),
+        (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", "--stream", "shapes_detector", "--set", "shapes_detector.boxs=3"], 1, "did you mean 'boxes'"),
         (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", *QUICK, "--set", "r2plus1d_18.frame=3"], 1, "did you mean 'frames'"),
         (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", *QUICK, "--set", "r2plus1d_18.frames=x"], 1, "not a number"),
         (["extract", "--dataset", "folder", "--videos", "V", "--store", "s", "--stream", "i3d_rgb", "--weights", "i3d_rgb=random:0", "--set", "i3d_rgb.frames=4"], 1, "at least 9 frames"),
@@ -108,10 +114,13 @@ def test_a_store_is_shown_listed_and_verified(clips: Path, tmp_path: Path, clust
 
 def test_streams_lists_networks_and_presets() -> None:
     from amex.extract.encoders import NETWORKS
+    from amex.extract.objects import ALIASES
     from amex.extract.presets import PRESETS
+    from amex.extract.streams import KINDS
+    from amex.extract.text import DEFAULT_MODELS
 
     output = amex("streams").output
-    assert all(name in output for name in (*NETWORKS, *PRESETS))
+    assert all(name in output for name in (*NETWORKS, *PRESETS, *ALIASES, *DEFAULT_MODELS, *KINDS))
 
 
 @pytest.mark.slow
@@ -123,10 +132,19 @@ def test_the_demo_goes_from_nothing_to_a_store_that_is_intact(tmp_path: Path) ->
         text=True,
         check=True,
     )
-    assert "6 clips, 24 rows of float16[512]" in run.stdout
+    assert "6 clips, 18 rows of float16[128]" in run.stdout
+    assert "6 clips, 72 rows of float16[6, 128], boxes" in run.stdout
+    assert "18 captions" in run.stdout
     assert "6/6 clips" in run.stderr
     assert "amex features verify here/store.zarr" in run.stdout
-    assert len(open_store(tmp_path / "here" / "store.zarr")["r2plus1d_18"]) == 6
+    assert (tmp_path / "here" / "sheet.png").stat().st_size > 50_000
+    store = open_store(tmp_path / "here" / "store.zarr")
+    assert {name: len(stream) for name, stream in store.items()} == {"objects": 6, "r2plus1d_tiny": 6, "text_bert": 18}
+    # The features carry signal: what the detector is surest of is there.
+    for clip in read_manifest(tmp_path / "here" / "manifest.jsonl"):
+        rows = store["objects"][clip.clip_id]
+        found = {store["objects"].spec["output"]["labels"][label] for label in rows["labels"][rows["scores"] > 0.9]}
+        assert found == {thing["label"] for thing in clip.extras["objects"]}
     assert amex("features", "verify", tmp_path / "here" / "store.zarr").exit_code == 0
     again = subprocess.run(
         [sys.executable, "-m", "amex.cli", "demo", "--out", "here", "--clips", "6"],

@@ -145,11 +145,12 @@ def test_captions_and_videos_go_in_one_command(models: Path, clips: Path, tmp_pa
         {"clip_id": "b", "video": "none.mp4", "captions": ["a blue circle"]},
     )
     options = ("--videos", clips, "--stream", "text_bert", "--text-encoder", models / "bert")
-    frames = ("--stream", f"f=clip:{models / 'clip'}", "--stream", "r2plus1d_tiny")
+    frames = ("--stream", f"f=clip:{models / 'clip'}", "--stream", "r2plus1d_tiny", "--stream", "o=shapes_detector")
     found = run(manifest, tmp_path / "s.zarr", cluster, *options, *frames, code=3)
     assert found["streams"]["text_bert"]["done"] == 2
     assert found["streams"]["f"] == {"done": 1, "empty": 0, "failed": 1, "absent": 0}
-    assert found["report"]["frames_decoded"] == 40
+    assert found["streams"]["o"] == found["streams"]["r2plus1d_tiny"] == found["streams"]["f"]
+    assert found["report"]["frames_decoded"] == 40  # once, for three streams
     assert open_store(tmp_path / "s.zarr")["f"]["a"].values.shape == (2, 24)
     dry = amex("extract", "--manifest", manifest, "--store", tmp_path / "n", *options, *frames, "--dry-run").output
     assert "2 of 2 clips and 2 captions" in dry

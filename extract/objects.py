@@ -132,16 +132,15 @@ def plan_objects(
         "classes": lambda text: tuple(part.strip() for part in text.split(",")),
     }
     chosen = parse(name, options, parsers)
-    if chosen.get("boxes", 1) < 1:
-        raise AmexError(f"stream {name}: boxes must be at least 1, got {chosen['boxes']}")
-    sampling = DEFAULT_SAMPLING
     if "count" in chosen:
-        sampling = dataclasses.replace(sampling, fps=chosen.get("fps"), count=chosen["count"])
-    elif "fps" in chosen:
-        sampling = dataclasses.replace(sampling, fps=chosen["fps"])
+        chosen.setdefault("fps", None)
+    sampling = dataclasses.replace(DEFAULT_SAMPLING, **{key: chosen[key] for key in ("fps", "count") if key in chosen})
+    boxes = chosen.get("boxes", DEFAULT_BOXES)
+    if boxes < 1:
+        raise AmexError(f"stream {name}: boxes must be at least 1, got {boxes}")
     labels = class_names(loaded)
     classes = tuple(labels.index(known(wanted, labels, f"class of {config}:")) for wanted in chosen.get("classes", ()))
-    model = inference_model(loaded, chosen.get("score"), chosen.get("boxes", DEFAULT_BOXES))
+    model = inference_model(loaded, chosen.get("score"), boxes)
     located = locate(weights, published(file))
     return ObjectsPlan(
         name=name,
@@ -149,7 +148,7 @@ def plan_objects(
         model=model,
         pipeline=image_pipeline(loaded),
         sampling=sampling,
-        boxes=chosen.get("boxes", DEFAULT_BOXES),
+        boxes=boxes,
         classes=classes,
         labels=labels,
         dim=feature_length(build(model), config),
@@ -274,8 +273,10 @@ def feature_length(model: nn.Module, config: str) -> int:
             return head.shared_out_channels
         if type(head) is BBoxHead:
             return head.in_channels
-    elif isinstance(model, SingleStageDetector) and isinstance(getattr(model.bbox_head, "in_channels", None), int):
-        return model.bbox_head.in_channels
+    elif isinstance(model, SingleStageDetector) and hasattr(model.bbox_head, "prior_generator"):
+        channels = model.bbox_head.in_channels
+        if isinstance(channels, int):
+            return channels
     raise AmexError(
         f"{config}: a {type(model).__name__} has no box head or neck that features can be pooled from; two-stage "
         "detectors with fully connected box heads, and one-stage ones whose levels have the same channels, do"

@@ -269,8 +269,8 @@ def fill(module: nn.Module, path: Path) -> nn.Module:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not a checkpoint
         raise WeightsError(
-            f"{path} is not a checkpoint that can be loaded safely: {str(error).splitlines()[0]} If you trust it, keep "
-            "its weights alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
+            f"{path} is not a checkpoint that can be loaded safely: {str(error).splitlines()[0]} A file of "
+            "weights alone can; MMDetection's tools/model_converters/publish_model.py makes one of a training run's"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]

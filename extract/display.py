@@ -94,10 +94,10 @@ class LineDisplay:
             return
         self.next = time.monotonic() + LINE_INTERVAL
         rate = self.totals.rate(total)
-        left = (self.totals.total - done) / rate if rate else 0.0
+        left = f"{(self.totals.total - done) / rate:.0f} s left" if rate else "time left not known yet"
         self.console.print(
             f"{done}/{self.totals.total} {self.totals.what}, {rate:.2f}/s, {total.rows} rows, {total.failed} failed, "
-            f"{left:.0f} s left"
+            f"{left}"
         )
 
     def end(self) -> None:

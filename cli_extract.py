@@ -239,27 +239,18 @@ def default_workers(device: str) -> int:
 
 
 def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> None:
-    from .extract.captions import captions_of, plan_captions
-    from .extract.plan import estimate, existing, plan_parts
-    from .extract.text import TextPlan
+    from .extract.plan import estimate, existing, plan_tasks
     from .manifests import Clip, VideoFinder
 
     clips = [item for item in items if isinstance(item, Clip)]
-    texts = [plan for plan in plans if isinstance(plan, TextPlan)]
-    seeing = [plan for plan in plans if not isinstance(plan, TextPlan)]
-    retry = {"retry_failed": options["retry_failed"]}
-    captions, parts = [], []
-    for number, plan in enumerate(texts):
-        captions += plan_captions(captions_of(clips), existing(options["store"], plan.name), number, **retry)
-    if seeing:
-        streams = [existing(options["store"], plan.name) for plan in seeing]
-        finder = VideoFinder(options["videos"])
-        parts = list(plan_parts(clips, finder, streams, part_clips=options["part_clips"], **retry))
-    found = estimate(parts, captions, options["videos"], seeing, texts, device)
+    streams = {plan.name: existing(options["store"], plan.name) for plan in plans}
+    finder = VideoFinder(options["videos"]) if any("sampling" in plan.spec for plan in plans) else None
+    kept = {name: options[name] for name in ("part_clips", "retry_failed")}
+    found = estimate(plan_tasks(clips, finder, plans, streams, **kept), options["videos"], plans, device)
     if options["as_json"]:
         click.echo(json.dumps(dataclasses.asdict(found), indent=1))
         return
-    text = f" and {found.captions:,} captions" if texts else ""
+    text = f" and {found.captions:,} captions" if found.captions else ""
     click.echo(
         f"would compute {found.clips:,} of {len(clips):,} clips{text}, {found.videos:,} videos in {found.parts:,} parts"
     )

@@ -22,10 +22,10 @@ from ..errors import AmexError
 from ..features import Failure, create_store, declare_stream, verify
 from ..features.schema import write_json
 from ..manifests import Clip, Problem, VideoFinder
-from .captions import CaptionsTask, captions_of, plan_captions, run_captions
+from .captions import CaptionsTask, captions_of, run_captions
 from .part import Job, PartTask, Report, run_part
-from .plan import existing, plan_parts, states
-from .streams import StreamPlan
+from .plan import existing, plan_tasks, states
+from .streams import StreamPlan, by_kind
 from .text import TextPlan
 
 # Parts that each worker has waiting, so that none idles while the next is sent.
@@ -103,8 +103,7 @@ def extract(
     """
     clips = [item for item in items if isinstance(item, Clip)]
     problems = [item for item in items if isinstance(item, Problem)]
-    texts = tuple(plan for plan in plans if isinstance(plan, TextPlan))
-    seeing = tuple(plan for plan in plans if not isinstance(plan, TextPlan))
+    seeing, texts = by_kind(plans)
     finder = VideoFinder(videos) if seeing else None
     store = create_store(store).absolute()
     for plan in plans:
@@ -116,17 +115,11 @@ def extract(
     for stream in streams.values():
         if stream is not None and stream.damaged:
             raise AmexError(next(iter(stream.damaged.values())))
-    captions = captions_of(clips) if texts else []
-    tasks: list[PartTask | CaptionsTask] = []
-    for number, plan in enumerate(texts):
-        tasks += plan_captions(captions, streams[plan.name], number, retry_failed=retry_failed)
-    if seeing:
-        there = [streams[plan.name] for plan in seeing]
-        tasks += plan_parts(clips, finder, there, part_clips=part_clips, retry_failed=retry_failed)
+    tasks = plan_tasks(clips, finder, plans, streams, part_clips=part_clips, retry_failed=retry_failed)
     count = min(workers, max(1, len(tasks))) if cluster == "local" else 1
     job = Job(
         store=store,
-        videos=videos.absolute() if videos else store,
+        videos=videos and videos.absolute(),
         streams=seeing,
         texts=texts,
         deadline=deadline,
@@ -143,7 +136,7 @@ def extract(
             display.end()
     after = {}
     for plan in plans:
-        keys = captions if isinstance(plan, TextPlan) else [clip.clip_id for clip in clips]
+        keys = captions_of(clips) if isinstance(plan, TextPlan) else [clip.clip_id for clip in clips]
         counts = states(keys, existing(store, plan.name))
         after[plan.name] = {state: counts[state] for state in ("done", "empty", "failed", "absent")}
     return Outcome(report=report, states=after, problems=problems, broken=broken, repaired=repaired)
@@ -151,11 +144,11 @@ def extract(
 
 def provenance(plan: StreamPlan) -> dict[str, Any]:
     """What a reader of the store wants to know of a stream beyond its spec."""
-    path = Path(plan.weights)
-    # Of a directory the last parts: a hub's cache has the model's name and its revision there.
-    weights = (
-        plan.weights if plan.weights.startswith("random:") else "/".join(path.parts[-3 if path.is_dir() else -1 :])
-    )
+    weights = plan.weights
+    if not weights.startswith("random:"):
+        path = Path(weights)
+        # Of a directory the last parts: a hub's cache has the model's name and its revision there.
+        weights = "/".join(path.parts[-3:]) if path.is_dir() else path.name
     return {"weights": weights, "amex": __version__, "torch": torch.__version__}
 
 

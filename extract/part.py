@@ -71,7 +71,7 @@ class Job:
     """What all parts of a run have in common."""
 
     store: Path
-    videos: Path
+    videos: Path | None  # None where all streams are of text
     streams: tuple[WindowPlan | ObjectsPlan, ...]  # those that look at frames, in one pass
     texts: tuple[TextPlan, ...]
     deadline: float  # seconds without a frame after which a decoder is killed

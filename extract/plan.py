@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,13 @@ import torch
 
 from ..features import Stream, clip_arrays, row_arrays
 from ..manifests import Clip, VideoError, VideoFinder
-from .captions import CaptionsTask
+from .captions import CaptionsTask, captions_of, plan_captions
 from .check import header
 from .decode import Unreadable
 from .objects import ObjectsPlan
 from .part import ClipTask, PartTask, VideoTask
 from .presets import WindowPlan
-from .text import TextPlan
+from .streams import StreamPlan, by_kind
 
 # Durations for an estimate are read from at most so many video files, evenly spread over the manifest.
 ESTIMATE_FILES = 200
@@ -34,6 +34,30 @@ def states(clip_ids: Iterable[str], stream: Stream | None) -> Counter[str]:
 def existing(store: Path, name: str) -> Stream | None:
     """A stream of a store as it is on disk now, None if it is not there."""
     return Stream(store, name) if (store / name / "spec.json").exists() else None
+
+
+def plan_tasks(
+    clips: Sequence[Clip],
+    finder: VideoFinder | None,
+    plans: Sequence[StreamPlan],
+    streams: Mapping[str, Stream | None],
+    *,
+    part_clips: int,
+    retry_failed: bool,
+) -> list[CaptionsTask | PartTask]:
+    """All that ``streams``, by name, lack: captions first, which are quick, then parts.
+
+    Args:
+        finder: None where all plans are of text.
+    """
+    seeing, texts = by_kind(plans)
+    tasks: list[CaptionsTask | PartTask] = []
+    for number, plan in enumerate(texts):
+        tasks += plan_captions(captions_of(clips), streams[plan.name], number, retry_failed=retry_failed)
+    if finder is not None:
+        there = [streams[plan.name] for plan in seeing]
+        tasks += plan_parts(clips, finder, there, part_clips=part_clips, retry_failed=retry_failed)
+    return tasks
 
 
 def plan_parts(
@@ -112,16 +136,13 @@ class Estimate:
 
 
 def estimate(
-    parts: Sequence[PartTask],
-    captions: Sequence[CaptionsTask],
-    videos: Path,
-    plans: Sequence[WindowPlan | ObjectsPlan],
-    texts: Sequence[TextPlan],
-    device: str,
+    tasks: Sequence[CaptionsTask | PartTask], videos: Path | None, streams: Sequence[StreamPlan], device: str
 ) -> Estimate:
     """Costs from the headers of a sample of the files, and from one timed batch of each encoder."""
-    tasks = [video for part in parts for video in part.videos]
-    there = [video for video in tasks if video.path is not None]
+    plans, texts = by_kind(streams)
+    captions = [task for task in tasks if isinstance(task, CaptionsTask)]
+    video_tasks = [video for task in tasks if isinstance(task, PartTask) for video in task.videos]
+    there = [video for video in video_tasks if video.path is not None]
     sample = there[:: max(1, len(there) // ESTIMATE_FILES)]
     seconds = 0.0
     rows = Counter({plan.name: 0 for plan in plans})
@@ -152,11 +173,11 @@ def estimate(
         rows[plan.name] = sum(map(len, encoder.tokenize(wanted)[0]))
         size += rows[plan.name] * entry_bytes(row_arrays(plan.spec)) + len(wanted) * entry_bytes(clip_arrays(plan.spec))
     return Estimate(
-        clips=sum(len(video.clips) for video in tasks),
+        clips=sum(len(video.clips) for video in video_tasks),
         captions=sum(len(task.captions) for task in captions),
-        parts=len(parts) + len(captions),
-        videos=len(tasks),
-        missing_videos=len(tasks) - len(there),
+        parts=len(tasks),
+        videos=len(video_tasks),
+        missing_videos=len(video_tasks) - len(there),
         video_hours=seconds * scale / 3600,
         rows=dict(rows),
         bytes=size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from ..errors import AmexError
@@ -74,3 +74,9 @@ def plan_stream(
     if kind == "clip" and colon:
         return plan_windows(name, network="clip", weights=which, preset=preset, compiled=compiled, **common)
     return plan_windows(name, network=network, weights=weights, preset=preset, compiled=compiled, **common)
+
+
+def by_kind(plans: Sequence[StreamPlan]) -> tuple[tuple[WindowPlan | ObjectsPlan, ...], tuple[TextPlan, ...]]:
+    """Those that look at frames, and those of text."""
+    texts = tuple(plan for plan in plans if isinstance(plan, TextPlan))
+    return tuple(plan for plan in plans if not isinstance(plan, TextPlan)), texts

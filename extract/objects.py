@@ -142,7 +142,7 @@ def plan_objects(
     classes = tuple(labels.index(known(wanted, labels, f"class of {config}:")) for wanted in chosen.get("classes", ()))
     model = inference_model(loaded, chosen.get("score"), boxes)
     located = locate(weights, published(file))
-    return ObjectsPlan(
+    plan = ObjectsPlan(
         name=name,
         config=file.stem,
         model=model,
@@ -157,6 +157,23 @@ def plan_objects(
         precision=precision,
         batch_size=batch_size,
     )
+    try_out(plan)
+    return plan
+
+
+def try_out(plan: ObjectsPlan) -> None:
+    """Detects in a small picture; AmexError if the detector needs what is not here, before a run starts."""
+    from mmdet.structures import DetDataSample
+
+    side = 128
+    size = {"ori_shape": (side, side), "img_shape": (side, side), "scale_factor": (1.0, 1.0)}
+    frame = Resized(torch.zeros(3, side, side, dtype=torch.uint8), DetDataSample(metainfo=size), (side, side))
+    try:
+        Detector(dataclasses.replace(plan, weights="random:0", precision="fp32"), "cpu")([(frame,)])
+    except AmexError:
+        raise
+    except Exception as error:  # of any kind: it is the user's configuration
+        raise AmexError(f"{plan.config} cannot be used: {type(error).__name__}: {error}") from error
 
 
 def find_config(config: str) -> Path:

@@ -260,6 +260,8 @@ def test_classes_score_and_number_of_boxes_are_kept_to(shapes: Path) -> None:
         ("shapes_detector", {"classes": "red circel"}, "did you mean 'red circle'"),
         ("shapes_detector", {"count": "3", "fps": "2"}, "give fps or count"),
         ("detr_r50_8xb2-150e_coco", {}, "no box head or neck"),
+        ("faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco", {}, "deform_conv_forward of mmcv's compiled extension"),
+        ("htc_r50_fpn_1x_coco", {}, "htc_r50_fpn_1x_coco cannot be used"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(config: str, options: dict[str, str], words: str) -> None:

@@ -3,3 +3,8 @@
 
 class AmexError(Exception):
     """Anything a user can mend. The command line prints it without a traceback and exits with status 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ import torchvision.models as models
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
-from ..errors import AmexError
+from ..errors import AmexError, first_line
 from .i3d import InceptionI3D
 from .pretrained import R2PLUS1D_TINY
 from .r2plus1d import r2plus1d_tiny
@@ -170,7 +170,7 @@ def find_network(name: str, weights: str = "") -> Network:
     try:
         config = CLIPConfig.from_pretrained(weights, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise AmexError(f"{weights} is no CLIP: {str(error).splitlines()[0]}") from error
+        raise AmexError(f"{weights} is no CLIP: {first_line(error)}") from error
     if config.model_type != "clip":
         raise AmexError(f"{weights} is a {config.model_type}, not a CLIP")
     side = config.vision_config.image_size

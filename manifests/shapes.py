@@ -1,9 +1,9 @@
 """Shapes, the embedded data set: short H.264 clips in which coloured shapes do things, alone or to one another.
 
 For trying amex, and for comparing models, without downloading anything. Every clip has one event: a motion of one
-object, or a relation between two; the others stand by. In the test split clips come in pairs, and in most of them the
-second is the first with the roles exchanged ("a red circle pushes a blue square", "a blue square pushes a red circle"),
-so that a model that only knows which objects there are, and that there was a push, is right half of the time.
+object, or a relation between two; the others stand by. For validation and testing clips come in pairs, and in most of
+them the second is the first with the roles exchanged ("a red circle pushes a blue square", "a blue square pushes a red
+circle"), so that a model that only knows which objects there are, and that there was a push, is right half of the time.
 
 Knows how to draw; what to do with the clips is told by their manifest, whose extras hold the event and all boxes.
 """
@@ -145,10 +145,13 @@ def clip_name(seed: int, index: int) -> str:
 
 
 def twin_of(index: int) -> int | None:
-    """The clip of the test split that shows the same with the roles exchanged. Every third pair is of other clips."""
-    if index % 10 < 8 or index // 10 % 3 == 2:
+    """The clip of the same split that shows the same with the roles exchanged. Every third pair is of other clips."""
+    block, place = divmod(index, 10)
+    if place < 7 or (block // 2 if place == 7 else block) % 3 == 2:
         return None
-    return index + 1 if index % 10 == 8 else index - 1
+    if place == 7:  # one of ten is for validation: its twin is among the next ten, or the last
+        return index + (10 if block % 2 == 0 else -10)
+    return index + 1 if place == 8 else index - 1
 
 
 def scene_of(seed: int, index: int) -> tuple[Scene, np.random.Generator]:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from .text import TextPlan
 QUEUED_PARTS = 2
 # A run stops when so many parts in a row break for reasons that are not the videos': a full disk breaks all of them.
 BROKEN_IN_A_ROW = 5
+# A run stops when for so many seconds there was nobody to do the work.
+WITHOUT_WORKERS = 120.0
 
 
 class Display(Protocol):
@@ -188,6 +191,9 @@ def connect(cluster: str, workers: int) -> Iterator[Any]:
         # it again with every layer. Few arenas instead: each thread's keeps what the others could use.
         "distributed.nanny.pre-spawn-environ": {"MALLOC_ARENA_MAX": 2},
         "distributed.worker.profile.enabled": False,
+        # A worker that dies is started again by its nanny. Dask ends that nanny too if the worker is not there so long
+        # after its death: also one that is still starting, or has died again. Nobody would then do what is left.
+        "distributed.deploy.lost-worker-timeout": "365 days",
     }
     with dask.config.set(settings):
         with LocalCluster(
@@ -211,9 +217,9 @@ def run_tasks(
     from distributed.scheduler import KilledWorker
 
     try:
-        client.wait_for_workers(1, timeout=120)
+        client.wait_for_workers(1, timeout=WITHOUT_WORKERS)
     except TimeoutError as error:
-        raise AmexError("the scheduler answers, but has had no worker for two minutes") from error
+        raise NoWorkers from error
     topic = f"amex-{uuid.uuid4().hex}"
     client.subscribe_topic(topic, lambda event: display.update(event[1]["part"], Report(**event[1]["report"])))
     total, broken = Report(), {}
@@ -233,7 +239,7 @@ def run_tasks(
     first = [future for future in (submit() for _ in range(bound)) if future is not None]
     running = as_completed(first, loop=client.loop)
     with on_sigterm():
-        for future in running:
+        for future in as_they_end(running, client):
             number = by_key[future.key]
             if future.status == "finished":
                 report = future.result()
@@ -252,6 +258,34 @@ def run_tasks(
             if (following := submit()) is not None:
                 running.add(following)
     return total, broken
+
+
+class NoWorkers(AmexError):
+    """Nobody does the work."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"the scheduler answers, but has had no worker for {WITHOUT_WORKERS:g} seconds; "
+            "what is committed stays, and the same command goes on from there"
+        )
+
+
+def as_they_end(running: Any, client: Any) -> Iterator[Any]:
+    """The futures of Dask's ``as_completed`` in its order; raises NoWorkers instead of waiting for ever."""
+    looked = seen = time.monotonic()
+    while not running.is_empty():
+        if running.has_ready():
+            yield next(running)
+            seen = time.monotonic()
+            continue
+        time.sleep(0.05)
+        if (now := time.monotonic()) - looked < WITHOUT_WORKERS / 10:
+            continue
+        looked = now
+        if client.ncores():
+            seen = now
+        elif now - seen > WITHOUT_WORKERS:
+            raise NoWorkers
 
 
 def describe(task: PartTask | CaptionsTask, job: Job) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import QUICK, amex
+from distributed import as_completed
 from test_extract import R2, tree
 from videos import encode
 
+from amex.extract import job
 from amex.features import open_store
 
 VIDEOS = 10
@@ -34,7 +37,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(videos: Path, store: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "amex.cli", "extract", "--dataset", "folder", "--videos", str(videos)]
     options = ["--store", str(store), "--device", "cpu", "--part-clips", "1", "--workers", "1", "--json", *QUICK]
-    return subprocess.Popen([*command, *options, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Dask gives up workers so long after their death, 15 s of its own accord: too early for one that starts slowly.
+    env = os.environ | {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "50ms"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *options, *more], env=env, **pipes)
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +156,12 @@ def test_two_workers_make_the_same_parts_as_one(many: Path, tmp_path: Path, undi
     _, errors = run.communicate(timeout=200)
     assert run.returncode == 3, errors
     assert tree(store).keys() == undisturbed.keys()
+
+
+def test_a_run_without_workers_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "WITHOUT_WORKERS", 1.0)
+    with job.connect("local", 1) as client:
+        running = as_completed([client.submit(time.sleep, 60)], loop=client.loop)
+        client.cluster.scale(0)
+        with pytest.raises(job.NoWorkers, match="the same command goes on"):
+            next(job.as_they_end(running, client))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections import Counter
@@ -18,7 +19,7 @@ store_argument = click.argument("store", type=click.Path(path_type=Path))
 
 @click.group()
 def features() -> None:
-    """Look at a store: what is in it, whether it is intact, what failed."""
+    """Look at a store: what is in it, whether it is intact, what failed. Bring features in, take them out."""
 
 
 @features.command("info")
@@ -60,10 +61,9 @@ def features_info(store: Path, as_json: bool) -> None:
             f"\n{name}\n  {entry['clips']:,} {'captions' if of_text else 'clips'}{failed}{damaged}, "
             f"{entry['rows']:,} rows of {output['dtype']}{output['shape']}{arrays}, {entry['bytes'] / 1e6:,.2f} MB in "
             f"{entry['parts']:,} parts\n"
-            f"  {entry['spec']['network']}, {fed(entry['spec'])}, {entry['spec']['compute']['precision']}, "
-            f"weights {entry['provenance']['weights']}"
+            f"  {entry['spec']['network']}, {fed(entry['spec'])}{computed(entry)}"
         )
-        if not of_text:
+        if not of_text and "source" not in entry["spec"]:
             served = ", ".join(f"{decoder}: {count:,}" for decoder, count in entry["decoders"].items())
             click.echo(f"  decoded by {served or 'nothing yet'}")
         click.echo(f"  fingerprint {entry['fingerprint'][:16]}")
@@ -71,6 +71,8 @@ def features_info(store: Path, as_json: bool) -> None:
 
 def fed(spec: dict[str, Any]) -> str:
     """What a stream's encoder looked at, in words."""
+    if "source" in spec:
+        return f"array {spec['source']['array']} of sha256 {spec['source']['sha256'][:12]}"
     if "sampling" not in spec:
         return f"up to {spec['max_tokens']} tokens"
     sampling = spec["sampling"]
@@ -79,6 +81,13 @@ def fed(spec: dict[str, Any]) -> str:
     if sampling["frames"] == sampling["stride"] == 1:
         return f"frames, {rate}"
     return f"{sampling['frames']} frames every {sampling['stride']}, {rate}"
+
+
+def computed(entry: dict[str, Any]) -> str:
+    """How a stream was computed, in words; of imported ones that is not known."""
+    if "compute" not in entry["spec"]:
+        return f", from {entry['provenance']['imported_from']}"
+    return f", {entry['spec']['compute']['precision']}, weights {entry['provenance']['weights']}"
 
 
 @features.command("ls")
@@ -178,3 +187,141 @@ def features_failures(store: Path, as_json: bool) -> None:
         table.add_row(*(str(entry[column]) for column in columns))
     console().print(table)
     click.echo(f"{len(entries)} failures; try them again with amex extract ... --retry-failed")
+
+
+@features.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--store", required=True, type=click.Path(path_type=Path), help="The store to write or to go on with.")
+@click.option(
+    "--format",
+    "form",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "npy", "hdf5", "hgr", "butd"]),
+    help="npy: .npy, .npz or an exported folder. hdf5: one dataset a clip. hgr: HGR's folders. butd: bottom-up "
+    "attention's TSV.",
+)
+@click.option("--stream", "name", help="What to call it.  [default: the array's, file's or folder's name]")
+@click.option("--array", "arrays", multiple=True, help="Of several arrays in SOURCE, one to take; repeat for more.")
+@click.option(
+    "--captions",
+    type=click.Path(path_type=Path),
+    help="JSON lines with video (or clip_id), and captions and split if known: names the rows of NumPy files, in order "
+    "or by their field row.",
+)
+@click.option(
+    "--manifest", "manifest_path", type=click.Path(path_type=Path), help="Write a manifest of the clips here."
+)
+def features_import(
+    source: Path,
+    store: Path,
+    form: str,
+    name: str | None,
+    arrays: tuple[str, ...],
+    captions: Path | None,
+    manifest_path: Path | None,
+) -> None:
+    """Bring features from elsewhere into a store, value for value.
+
+    \b
+    amex features import features.npz --captions captions.jsonl --store s.zarr --manifest m.jsonl
+    amex features import clips.hdf5 --stream resnet152 --store s.zarr
+    amex features import hgr_root --store s.zarr --manifest m.jsonl
+    amex features import train2014_obj36.tsv --stream objects --store s.zarr
+    """
+    from rich.progress import Progress
+
+    from .features import find_sources, import_stream
+    from .manifests import Clip, write_manifest
+
+    described = read_captions(captions) if captions else None
+    found = find_sources(source, form, [clip.clip_id for clip in described] if described else None, arrays)
+    if name and len(found) > 1:
+        raise AmexError(f"{source} holds {', '.join(s.name for s in found)}: with --stream, choose one by --array")
+    with Progress(console=console(stderr=True), transient=True) as bar:
+        for entry in found:
+            stream = name or entry.name
+            task = bar.add_task(stream, total=entry.count)
+            written, known = import_stream(
+                entry, store, stream, origin=source, progress=lambda count, task=task: bar.advance(task, count)
+            )
+            were = f", {known:,} were there" if known else ""
+            click.echo(f"{store}: stream {stream}, {written:,} clips imported{were}")
+    if manifest_path:
+        clips = described or [
+            Clip(
+                clip_id=clip_id,
+                video=clip_id,
+                split=found[0].splits.get(clip_id, ""),
+                captions=tuple(found[0].captions.get(clip_id, ())),
+            )
+            for clip_id in dict.fromkeys(clip.clip_id for clip in found[0].clips())
+        ]
+        click.echo(f"{manifest_path}: {write_manifest(clips, manifest_path):,} clips")
+
+
+def read_captions(path: Path) -> list[Any]:
+    """Clips from JSON lines as data sets come with them: a name, perhaps a row, captions, a split."""
+    from .manifests import Clip, ManifestError
+
+    records: list[tuple[int, Any]] = []
+    number = 0
+    try:
+        with path.open("rb") as handle:
+            for line in handle:
+                number += 1
+                if not line.strip():
+                    continue
+                record = json.loads(line)
+                clip_id = record.get("clip_id", record.get("video"))
+                said = record.get("captions", record.get("caption", ()))
+                clip = Clip(
+                    clip_id=clip_id,
+                    video=record.get("video", clip_id),
+                    split=record.get("split") or "",
+                    captions=(said,) if isinstance(said, str) else tuple(said),
+                )
+                records.append((record.get("row", len(records)), clip))
+    except OSError as error:
+        raise ManifestError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ManifestError(f"{path}:{number}: not a clip with its captions: {error}") from error
+    records.sort(key=lambda entry: entry[0])
+    if [row for row, _ in records] != list(range(len(records))):
+        raise ManifestError(f"{path}: rows must be 0 to {len(records) - 1}, each once")
+    return [clip for _, clip in records]
+
+
+@features.command("export")
+@store_argument
+@click.argument("stream")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write; for hdf5 the file.")
+@click.option(
+    "--format",
+    "form",
+    default="npy",
+    show_default=True,
+    type=click.Choice(["npy", "hdf5", "hgr"]),
+    help="npy and hdf5 hold all there is, and can be imported again; hgr is what HGR's programs read.",
+)
+@click.option("--manifest", "manifest_path", type=click.Path(path_type=Path), help="For hgr: splits and captions.")
+def features_export(store: Path, stream: str, out: Path, form: str, manifest_path: Path | None) -> None:
+    """Write a stream as files that other programs read."""
+    from rich.progress import Progress
+
+    from .features import export_hdf5, export_hgr, export_npy, open_store
+    from .manifests import read_manifest
+
+    found = open_store(store)[stream]
+    with Progress(console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(stream, total=len(found))
+        tick = functools.partial(bar.advance, task)
+        if form == "hgr":
+            if manifest_path is None:
+                raise click.UsageError("--format hgr needs --manifest, for splits and captions")
+            clips = read_manifest(manifest_path)
+            splits = {clip.clip_id: clip.split for clip in clips}
+            export_hgr(found, out, splits, {clip.clip_id: clip.captions for clip in clips}, tick)
+        else:
+            {"npy": export_npy, "hdf5": export_hdf5}[form](found, out, tick)
+    click.echo(f"{out}: {len(found):,} clips of {stream} as {form}")

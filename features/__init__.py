@@ -7,6 +7,8 @@ Knows no model and no video. Reading starts at ``open_store``:
     rows.times    # (rows, 2) seconds, half-open
 """
 
+from .exporting import export_hdf5, export_hgr, export_npy
+from .importing import FORMATS, Source, find_sources, import_stream
 from .reader import Batch, Rows, Store, Stream, open_store
 from .schema import (
     ClipNotThere,
@@ -23,6 +25,7 @@ from .verify import Damage, verify
 from .writer import ClipRows, create_store, declare_stream, write_part
 
 __all__ = [
+    "FORMATS",
     "Batch",
     "ClipNotThere",
     "ClipRows",
@@ -30,6 +33,7 @@ __all__ = [
     "DamagedPart",
     "Failure",
     "Rows",
+    "Source",
     "SpecMismatch",
     "Store",
     "StoreError",
@@ -38,7 +42,12 @@ __all__ = [
     "create_store",
     "declare_stream",
     "diff_specs",
+    "export_hdf5",
+    "export_hgr",
+    "export_npy",
+    "find_sources",
     "fingerprint",
+    "import_stream",
     "open_store",
     "row_arrays",
     "verify",

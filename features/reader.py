@@ -111,6 +111,9 @@ class Store(Mapping[str, "Stream"]):
             self._streams[name] = Stream(self.path, name)
         return self._streams[name]
 
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (self.path / name / "spec.json").is_file()
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(path.parent.name for path in self.path.glob("*/spec.json")))
 
@@ -232,6 +235,10 @@ class Stream:
         if clip_id in self._where:
             return "done" if self._where[clip_id][3] else "empty"
         return "failed" if clip_id in self.failures else "absent"
+
+    def rows_of(self, clip_id: str) -> int:
+        """How many rows a clip has, or a caption tokens. Raises ClipNotThere."""
+        return self._locate(clip_id)[3]
 
     @property
     def rows(self) -> int:

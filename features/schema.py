@@ -78,10 +78,13 @@ def fingerprint(spec: dict[str, Any]) -> str:
 
 
 def row_arrays(spec: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The arrays of a stream that have one entry a row: name -> (shape of an entry, dtype); ``values`` first."""
+    """The arrays of a stream that have one entry a row: name -> (shape of an entry, dtype); ``values`` first.
+
+    Features that were imported without times have none.
+    """
     output = spec["output"]
     arrays = {"values": output, **output.get("arrays", {})}
-    if output.get("of") != "captions":
+    if output.get("of") != "captions" and output.get("times", True):
         arrays["times"] = {"shape": [2], "dtype": "float64"}
     return {name: (tuple(array["shape"]), array["dtype"]) for name, array in arrays.items()}
 

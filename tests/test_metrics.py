@@ -1,0 +1,193 @@
+"""Metrics mean what docs/metrics.md says, on every matrix, in every block size."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from amex.train.metrics import MetricsError, Scores, Truth, dual_softmax, evaluate, positions
+
+DIAGONAL = Truth(captions=[[i] for i in range(20)], queries=20)
+
+
+def figures(matrix: np.ndarray, ties: str) -> tuple[float, ...]:
+    found = evaluate(Scores.of(matrix), DIAGONAL, ties=ties)["text_to_video"]
+    return tuple(round(found[name], 2) for name in ("R@1", "R@5", "MedR", "MeanR"))
+
+
+@pytest.mark.parametrize(
+    ("ties", "expected"),
+    [("mean", (0, 0, 10.5, 10.5)), ("argsort", (5, 25, 10.5, 10.5)), ("c4c", (5, 25, 10.5, 10.5))],
+)
+def test_a_collapsed_model_scores_as_the_programs_of_each_rule_say(ties: str, expected: tuple[float, ...]) -> None:
+    """Values measured with CLIP4Clip's, CE's and HGR's own functions."""
+    assert figures(np.ones((20, 20)), ties) == expected
+
+
+@pytest.mark.parametrize(("ties", "r1", "mean"), [("mean", 90, 1.05), ("argsort", 100, 1.0), ("c4c", 90.91, 1.09)])
+def test_two_queries_tied_with_a_distractor_score_as_the_programs_of_each_rule_say(
+    ties: str, r1: float, mean: float
+) -> None:
+    matrix = np.eye(20)
+    matrix[0, 5] = matrix[1, 6] = 1
+    assert figures(matrix, ties)[0] == r1
+    assert figures(matrix, ties)[3] == mean
+
+
+def test_an_even_number_of_queries_has_the_plain_median() -> None:
+    matrix = np.array([[4, 0, 0, 0], [4, 3, 0, 0], [4, 3, 2, 0], [4, 3, 2, 1.0]])
+    result = evaluate(Scores.of(matrix), Truth(captions=[[0], [1], [2], [3]], queries=4))
+    assert result["text_to_video"]["MedR"] == 2.5
+    assert result["text_to_video"]["MeanR"] == 2.5
+    assert result["text_to_video"]["mAP"] == pytest.approx(100 * (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[np.ndarray, list[list[int]]]:
+    """Scores with many ties, and some captions a video: none for some, several for others."""
+    own = draw(st.lists(st.integers(0, 3), min_size=1, max_size=7).filter(any))
+    starts = np.cumsum([0, *own])
+    captions = [list(range(a, b)) for a, b in itertools.pairwise(starts)]
+    shape = (int(starts[-1]), len(own))
+    matrix = draw(hnp.arrays(np.float32, shape, elements=st.integers(-2, 2).map(float)))
+    return matrix, captions
+
+
+@given(problems(), st.integers(0, 2**32 - 1))
+def test_mean_positions_are_the_mean_over_all_ways_to_break_ties(
+    problem: tuple[np.ndarray, list[list[int]]], seed: int
+) -> None:
+    matrix, captions = problem
+    truth = Truth(captions=captions, queries=len(matrix))
+    rng = np.random.default_rng(seed)
+    for forwards, own in ((True, truth.videos), (False, captions)):
+        expected = positions(Scores.of(matrix), own, "mean", text_to_video=forwards)
+        table = matrix if forwards else matrix.T
+        queries = [q for q in range(len(table)) if own[q]]
+        draws = np.zeros(len(queries))
+        rounds = 300
+        for _ in range(rounds):
+            for place, query in enumerate(queries):
+                order = np.lexsort((rng.random(table.shape[1]), -table[query]))
+                draws[place] += 1 + min(int(np.flatnonzero(order == positive)[0]) for positive in own[query])
+        spread = table.shape[1] / np.sqrt(rounds)
+        assert np.abs(draws / rounds - [found[0] for found in expected]).max() <= 2.5 * spread
+
+
+@given(problems())
+def test_without_ties_all_rules_agree_and_are_the_textbooks(problem: tuple[np.ndarray, list[list[int]]]) -> None:
+    matrix, captions = problem
+    matrix = matrix + np.random.default_rng(0).permutation(matrix.size).reshape(matrix.shape) / (4 * matrix.size)
+    truth = Truth(captions=captions, queries=len(matrix))
+    results = {ties: evaluate(Scores.of(matrix), truth, ties=ties) for ties in ("mean", "argsort", "c4c")}
+    ranks, precisions = [], []
+    for video, own in enumerate(captions):
+        if not own:
+            continue
+        order = list(np.argsort(-matrix[:, video]))
+        at = sorted(order.index(caption) + 1 for caption in own)
+        ranks.append(at[0])
+        precisions.append(np.mean([(i + 1) / place for i, place in enumerate(at)]))
+    for result in results.values():
+        found = result["video_to_text"]
+        assert found["queries"] == len(ranks)
+        assert found["MeanR"] == pytest.approx(np.mean(ranks))
+        assert found["R@1"] == pytest.approx(100 * np.mean(np.array(ranks) == 1))
+        assert result["text_to_video"]["gallery"] == len(captions)
+    assert results["mean"]["video_to_text"]["mAP"] == pytest.approx(100 * np.mean(precisions))
+    assert "mAP" not in results["c4c"]["text_to_video"]
+
+
+@given(problems())
+def test_ranking_groups_is_never_worse_than_ranking_captions(problem: tuple[np.ndarray, list[list[int]]]) -> None:
+    matrix, captions = problem
+    matrix = matrix + np.random.default_rng(1).permutation(matrix.size).reshape(matrix.shape) / (4 * matrix.size)
+    result = evaluate(Scores.of(matrix), Truth(captions=captions, queries=len(matrix)))
+    if "video_to_text_groups" not in result:
+        return
+    by_caption, by_group = result["video_to_text"], result["video_to_text_groups"]
+    assert by_group["R@1"] == pytest.approx(by_caption["R@1"])
+    assert by_group["MeanR"] <= by_caption["MeanR"] + 1e-9
+    assert by_group["R@5"] >= by_caption["R@5"] - 1e-9
+
+
+def test_a_caption_of_several_videos_is_found_at_the_best_of_them() -> None:
+    matrix = np.array([[0.9, 0.1, 0.5]])
+    found = positions(Scores.of(matrix), [[1, 2]], "mean", text_to_video=True)
+    assert found[0].tolist() == [2, 3]
+
+
+@given(problems(), st.integers(1, 40))
+def test_the_size_of_blocks_changes_nothing(problem: tuple[np.ndarray, list[list[int]]], size: int) -> None:
+    import amex.train.metrics as metrics
+
+    matrix, captions = problem
+    truth = Truth(captions=captions, queries=len(matrix))
+    whole = evaluate(Scores.of(matrix), truth)
+    before, Scores.rows.__defaults__ = Scores.rows.__defaults__, (size,)
+    try:
+        assert evaluate(Scores.of(matrix), truth) == whole
+    finally:
+        Scores.rows.__defaults__ = before
+    assert before[0] == metrics.BLOCK
+
+
+def test_dual_softmax_is_the_formula_and_can_repair_a_hub() -> None:
+    rng = np.random.default_rng(0)
+    plain = rng.uniform(-1, 1, (6, 6))
+    plain[:, 2] += 0.8  # a video that everything is near to
+    scores = dual_softmax(Scores.of(plain), True, 0.1)
+    prior = np.exp(plain / 0.1) / np.exp(plain / 0.1).sum(axis=0)
+    assert np.allclose(scores.block(slice(None), slice(None)).numpy(), plain * prior * 6)
+    backwards = dual_softmax(Scores.of(plain), False, 0.1)
+    prior = np.exp(plain / 0.1) / np.exp(plain / 0.1).sum(axis=1, keepdims=True)
+    assert np.allclose(backwards.block(slice(None), slice(None)).numpy(), plain * prior * 6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
+    matrix = np.eye(20)
+    matrix[3, 4] = bad
+    with pytest.raises(MetricsError, match="NaN or infinity"):
+        evaluate(Scores.of(matrix), DIAGONAL)
+
+
+@pytest.mark.parametrize(
+    ("captions", "queries", "words"),
+    [([[0], [3]], 2, "numbered 0 to 1"), ([[], []], 0, "no video has a caption")],
+)
+def test_a_truth_that_cannot_be_is_refused(captions: list[list[int]], queries: int, words: str) -> None:
+    with pytest.raises(MetricsError, match=words):
+        Truth(captions=captions, queries=queries)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.slow
+def test_sixty_thousand_captions_and_three_thousand_videos_take_less_than_two_gigabytes() -> None:
+    code = """
+import torch
+from amex.train.metrics import Scores, Truth, evaluate
+generator = torch.Generator().manual_seed(0)
+videos = torch.nn.functional.normalize(torch.randn(3000, 256, generator=generator))
+noise = torch.randn(60000, 256, generator=generator) / 4
+texts = torch.nn.functional.normalize(videos.repeat_interleave(20, 0) + noise)
+scores = Scores(block=lambda c, v: texts[c] @ videos[v].T, shape=(60000, 3000))
+result = evaluate(scores, Truth(captions=[list(range(20 * i, 20 * i + 20)) for i in range(3000)], queries=60000))
+assert result["video_to_text"]["queries"] == 3000 and result["text_to_video"]["queries"] == 60000
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 2e6  # kilobytes
+
+
+def test_torch_matrices_are_taken_too() -> None:
+    assert evaluate(Scores.of(torch.eye(20)), DIAGONAL)["rsum"] == 600

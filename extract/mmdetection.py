@@ -7,7 +7,7 @@ there, and of it, for most detectors, only NMS and RoIAlign.
 from __future__ import annotations
 
 import contextlib
-import functools
+import importlib.machinery
 import importlib.util
 import io
 import sys
@@ -22,9 +22,10 @@ import torchvision
 from ..errors import AmexError
 
 
-@functools.cache
 def use_mmdetection() -> None:
-    """Makes ``mmdet`` importable and registers its models. Steps aside where mmcv's compiled extension is there.
+    """Makes ``mmdet`` importable and its names those that are looked up, which training in between may have changed.
+
+    Steps aside where mmcv's compiled extension is there.
 
     Raises:
         AmexError: where OpenCV, which mmcv imports, cannot load; it says what to install.
@@ -53,6 +54,7 @@ class Extension(types.ModuleType):
 
     def __init__(self, name: str) -> None:
         super().__init__(name, __doc__)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)  # mmengine's Runner looks for one
         for function in (nms, roi_align_forward, roi_align_backward):
             setattr(self, function.__name__, function)
 

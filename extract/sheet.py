@@ -5,6 +5,7 @@ People look before they trust. What is drawn is read from the store; only the pi
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from ..errors import AmexError
 from ..features import ClipNotThere, Rows, Store, Stream
@@ -72,6 +74,21 @@ def contact_sheet(
     draw_windows(bottom.subplots(), rows, shown.times[picked, 0])
     figure.savefig(out)
     return len(picked)
+
+
+def thumbnail(store: Store, clip_id: str, videos: Path, height: int = 160) -> bytes:
+    """A JPEG of the frame in the middle of a clip, that is where its middle row begins. Raises AmexError."""
+    for stream in store.values():
+        if "sampling" in stream.spec and clip_id in stream and len(rows := stream[clip_id]):
+            path = videos / stream.video(clip_id)
+            if not path.is_file():
+                raise AmexError(f"{path} does not exist")
+            picture = Image.fromarray(read_frames(path, [float(rows.times[len(rows) // 2, 0])])[0])
+            picture.thumbnail((4 * height, height))
+            written = io.BytesIO()
+            picture.save(written, "JPEG", quality=85)
+            return written.getvalue()
+    raise ClipNotThere(f"clip {clip_id!r} has no frames in {store.path}")
 
 
 def read_frames(path: Path, times: list[float]) -> list[np.ndarray]:

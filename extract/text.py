@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..errors import AmexError, first_line
+from ..features import Stream
 from .encoders import DTYPES
 from .settings import parse
 from .weights import changed_weights, directory_sha256, load_model, locate_model
@@ -136,6 +137,35 @@ def plan_text(
         dims=(layers * inner.hidden_size, projected),
         precision=precision,
         batch_size=batch_size,
+    )
+
+
+def encode_like(stream: Stream, texts: Sequence[str], model: str | None = None) -> list[np.ndarray]:
+    """Token features (tokens, D) of texts, made exactly as those of a stream.
+
+    Args:
+        model: as of ``plan_text``; None tries those that need no telling.
+
+    Raises:
+        AmexError: if the stream was imported, or was made with another model.
+    """
+    spec = stream.spec
+    if "compute" not in spec:
+        raise AmexError(f"stream {stream.name!r} was imported: how to encode a new text is not known")
+    options = {"layers": str(spec["layers"]), "max_tokens": str(spec["max_tokens"])}
+    reasons = []
+    for candidate in [model] if model else ["minilm", *DEFAULT_MODELS.values()]:
+        try:
+            plan = plan_text(stream.name, model=candidate, precision=spec["compute"]["precision"], options=options)
+        except AmexError as error:
+            reasons.append(str(error))
+            continue
+        if plan.spec == spec:
+            return [arrays["values"].astype(np.float16) for arrays in plan.encoder("cpu")(texts)[0]]
+        reasons.append(f"{candidate} is another model")
+    raise AmexError(
+        f"stream {stream.name!r} was made with {stream.provenance['weights']}, which is needed to encode a new text: "
+        f"name it with --text-encoder ({reasons[0]})"
     )
 
 

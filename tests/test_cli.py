@@ -39,8 +39,8 @@ def test_every_command_and_option_has_help_and_is_documented(path: tuple[str, ..
 def test_help_does_not_load_torch() -> None:
     code = (
         "import sys\nfrom amex.cli import main\n"
-        "try: main(['extract', '--help'])\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'zarr', 'dask', 'distributed', 'av', 'decord'} & set(sys.modules)\n"
+        "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'mmengine', 'faiss', 'zarr', 'dask', 'distributed', 'av', 'decord'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
@@ -124,30 +124,36 @@ def test_streams_lists_networks_and_presets() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_goes_from_nothing_to_a_store_that_is_intact(tmp_path: Path) -> None:
+def test_the_demo_goes_from_nothing_to_a_trained_model_and_a_report(tmp_path: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "amex.cli", "demo", "--out", "here", "--clips", "6"],
+        [sys.executable, "-m", "amex.cli", "demo", "--out", "here", "--clips", "10", "--epochs", "2"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "6 clips, 18 rows of float16[128]" in run.stdout
-    assert "6 clips, 72 rows of float16[6, 128], boxes" in run.stdout
-    assert "18 captions" in run.stdout
-    assert "6/6 clips" in run.stderr
-    assert "amex features verify here/store.zarr" in run.stdout
+    assert "10 clips, 30 rows of float16[128]" in run.stdout
+    assert "10 clips, 120 rows of float16[6, 128], boxes" in run.stdout
+    assert "30 captions" in run.stdout
+    assert "10/10 clips" in run.stderr
+    assert "amenet on split test" in run.stdout
+    assert "relation-swapped pairs" in run.stdout
+    assert "<svg" in (tmp_path / "here" / "amenet" / "report.html").read_text()
     assert (tmp_path / "here" / "sheet.png").stat().st_size > 50_000
     store = open_store(tmp_path / "here" / "store.zarr")
-    assert {name: len(stream) for name, stream in store.items()} == {"objects": 6, "r2plus1d_tiny": 6, "text_bert": 18}
+    assert {name: len(stream) for name, stream in store.items()} == {
+        "objects": 10,
+        "r2plus1d_tiny": 10,
+        "text_bert": 30,
+    }
     # The features carry signal: what the detector is surest of is there.
-    for clip in read_manifest(tmp_path / "here" / "manifest.jsonl"):
+    for clip in read_manifest(tmp_path / "here" / "manifest.jsonl")[:6]:
         rows = store["objects"][clip.clip_id]
         found = {store["objects"].spec["output"]["labels"][label] for label in rows["labels"][rows["scores"] > 0.9]}
         assert found == {thing["label"] for thing in clip.extras["objects"]}
     assert amex("features", "verify", tmp_path / "here" / "store.zarr").exit_code == 0
     again = subprocess.run(
-        [sys.executable, "-m", "amex.cli", "demo", "--out", "here", "--clips", "6"],
+        [sys.executable, "-m", "amex.cli", "demo", "--out", "here", "--clips", "10", "--epochs", "2"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import subprocess
 import sys
@@ -144,3 +145,19 @@ def test_opencv_that_cannot_load_says_what_to_install(tmp_path: Path) -> None:
 def test_importing_mmdetection_prints_nothing(tmp_path: Path) -> None:
     code = "from amex.extract.mmdetection import use_mmdetection; use_mmdetection()"
     assert run(code, tmp_path) == ""
+
+
+def test_the_module_in_the_extensions_place_can_be_looked_up() -> None:
+    """mmengine's Runner looks for it when a model is trained in the process that extracted."""
+    use_mmdetection()
+    assert importlib.util.find_spec("mmcv._ext") is not None
+
+
+def test_a_detector_is_built_after_a_training_run_has_changed_where_names_are_looked_up() -> None:
+    from mmengine.registry import DefaultScope
+
+    from amex.extract.objects import build
+    from amex.extract.pretrained.shapes_detector import model
+
+    DefaultScope.get_instance("a-training-run", scope_name="mmengine")
+    assert type(build(model)).__name__ == model["type"].split(".")[-1]

@@ -15,8 +15,9 @@ ALLOWED = {
     "features": set(),
     "manifests": set(),
     "extract": {"features", "manifests"},
+    "train": {"features", "manifests"},
 }
-SMALL = {"errors", ""}
+SMALL = {"errors", "console", ""}
 
 
 @pytest.mark.parametrize("package", ALLOWED)

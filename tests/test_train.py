@@ -1,0 +1,543 @@
+"""Training, evaluation and search, from the command line, on a store that the test makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import amex, write_lines
+
+from amex.features import open_store
+from amex.train.checkpoint import load_checkpoint, read_checkpoint
+from amex.train.config import ConfigError, load_config
+
+# A model of a few thousand numbers; words are learned, so that no text model is needed.
+TINY = (
+    "model.text=words", "model.word_dim=8", "model.dim=16", "model.graph_dim=8", "model.graphs=2", "model.key_dim=4",
+    "model.adversarial_hidden=8", "data.batch_size=8", "train.epochs=3", "train.lr=3e-3", "train.schedule=cosine",
+)  # fmt: skip
+KINDS = ("dog", "cat", "horse", "car", "boat", "bird")
+
+
+def settings(*more: str) -> list[str]:
+    return [word for setting in (*TINY, *more) for word in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A store of clips and objects that carry what their captions say, and its manifest: 48 train, 12 val, 12 test."""
+    folder = tmp_path_factory.mktemp("made")
+    rng = np.random.default_rng(0)
+    words = rng.standard_normal((len(KINDS), 16)).astype(np.float32)
+    lines, clips, offsets, objects = [], [], [0], []
+    for i in range(72):
+        a, b = (int(x) for x in rng.choice(len(KINDS), 2, replace=False))
+        split = "train" if i < 48 else "val" if i < 60 else "test"
+        captions = [f"a {KINDS[a]} chases a {KINDS[b]}", f"the {KINDS[b]} is chased by a {KINDS[a]}"]
+        lines.append({"clip_id": f"c{i}", "video": f"c{i}.mp4", "split": split, "captions": captions})
+        clips.append((words[a] + words[b] + 0.1 * rng.standard_normal((3, 16))).astype(np.float16))
+        rows = int(rng.integers(1, 5))
+        offsets.append(offsets[-1] + rows)
+        objects.append(np.stack([words[[a, b]] + 0.1 * rng.standard_normal((2, 16)) for _ in range(rows)]))
+    rows = offsets[-1]
+    np.savez(folder / "clips.npz", motion=np.array(clips))
+    np.savez(
+        folder / "objects.npz",
+        clip_ids=np.array([line["clip_id"] for line in lines]),
+        offsets=np.array(offsets),
+        values=np.concatenate(objects).astype(np.float16),
+        times=np.stack([np.arange(rows) / 5, np.arange(rows) / 5 + 0.04], axis=1),
+        boxes=np.sort(rng.random((rows, 2, 2, 2)), axis=2).reshape(rows, 2, 4).astype(np.float32) * 160,
+        scores=np.ones((rows, 2), np.float32),
+        labels=np.zeros((rows, 2), np.int32),
+        counts=np.full(rows, 2, np.int32),
+        frame_size=np.full((rows, 2), 160, np.int32),
+    )
+    manifest = write_lines(folder / "m.jsonl", *lines)
+    store = folder / "s.zarr"
+    for source in ("clips.npz", "objects.npz"):
+        result = amex("features", "import", folder / source, "--captions", manifest, "--store", store)
+        assert result.exit_code == 0, result.output
+    return store, manifest
+
+
+def train(made: tuple[Path, Path], work: Path, *more: str, which: str = "amenet", flags: tuple[str, ...] = ()) -> str:
+    store, manifest = made
+    given = ("--store", store, "--manifest", manifest, "--work-dir", work)
+    result = amex("train", which, *given, *settings(*more), *flags)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def trained(made: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("trained") / "w"
+    train(made, work, "train.epochs=40")
+    return work
+
+
+def history(work: Path) -> list[dict[str, Any]]:
+    """A run's history, without how long it took."""
+    lines = [json.loads(line) for line in (work / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return {name: x for name, x in read_checkpoint(path)["state_dict"].items() if torch.is_tensor(x)}
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = weights(a), weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_model_learns_and_its_checkpoint_says_what_it_is(trained: Path, made: tuple[Path, Path]) -> None:
+    lines = history(trained)
+    assert [line["epoch"] for line in lines] == list(range(1, 41))
+    assert lines[-1]["train"]["loss_relation"] < 0.3 * lines[0]["train"]["loss_relation"]
+    best = load_checkpoint(trained)
+    assert best.val["rsum"] == max(line["val"]["rsum"] for line in lines)
+    assert best.val["rsum"] > 350  # chance is near 200
+    store = open_store(made[0])
+    assert best.fingerprints == {name: store[name].fingerprint for name in ("objects", "motion")}
+    assert best.config.model.objects == "objects"
+    assert "chases" in best.vocabulary
+    assert list((trained / "tensorboard").rglob("events.out.tfevents*"))
+    assert not list(trained.glob(".*"))  # nothing half written
+
+
+def test_tensorboard_holds_the_losses_and_the_recalls(trained: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = (trained / "tensorboard").rglob("events.out.tfevents*")
+    scalars = EventAccumulator(str(events))
+    scalars.Reload()
+    assert {"loss", "loss_relation", "loss_global", "loss_adversarial", "rsum", "t2v R@1"} <= set(
+        scalars.Tags()["scalars"]
+    )
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(made: tuple[Path, Path], tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(made, tmp_path / name, f"train.seed={seed}")
+    assert same_weights(tmp_path / "a" / "last.pth", tmp_path / "b" / "last.pth")
+    assert history(tmp_path / "a") == history(tmp_path / "b") != history(tmp_path / "c")
+
+
+@pytest.mark.parametrize("more", [(), ("model.adversarial=alternating", "train.schedule=plateau", "train.patience=1")])
+def test_a_killed_run_goes_on_bit_for_bit(made: tuple[Path, Path], tmp_path: Path, more: tuple[str, ...]) -> None:
+    more = ("train.epochs=8", *more)
+    train(made, tmp_path / "whole", *more)
+    store, manifest = made
+    command = [
+        sys.executable, "-m", "amex.cli", "train", "amenet", "--store", store, "--manifest", manifest,
+        "--work-dir", tmp_path / "killed", *settings(*more),
+    ]  # fmt: skip
+    run = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "killed" / "history.jsonl"
+    while run.poll() is None and (not log.exists() or log.read_text().count("\n") < 3):
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert log.read_text().count("\n") >= 3
+    train(made, tmp_path / "killed", *more, flags=("--resume",))
+    assert same_weights(tmp_path / "whole" / "last.pth", tmp_path / "killed" / "last.pth")
+    assert same_weights(tmp_path / "whole" / "best.pth", tmp_path / "killed" / "best.pth")
+    assert history(tmp_path / "whole") == history(tmp_path / "killed")
+
+
+def test_resuming_with_other_settings_is_refused_field_by_field(made: tuple[Path, Path], tmp_path: Path) -> None:
+    train(made, tmp_path / "w")
+    given = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
+    other = amex("train", "amenet", *given, *settings("train.lr=1e-3", "model.margin=0.3"), "--resume")
+    assert other.exit_code == 1
+    assert "train.lr: 0.003 then, 0.001 now" in other.output
+    assert "model.margin: 0.2 then, 0.3 now" in other.output
+    again = amex("train", "amenet", *given, *settings())
+    assert again.exit_code == 1
+    assert "--resume" in again.output
+
+
+SPLIT_LOSS = """
+import os, sys, torch
+sys.path.insert(0, {tests!r})
+from test_models import SMALL, WIDTHS, batch
+from amex.train.config import AMENet
+from amex.train.models import build_model
+from mmengine.model import MMDistributedDataParallel
+
+def part(x, rank, world):
+    return {{k: part(v, rank, world) for k, v in x.items()}} if isinstance(x, dict) else x[rank::world]
+
+torch.manual_seed(0)
+model = build_model(AMENet(**SMALL, **{switches!r}), WIDTHS)
+model.progress = 0.5
+made = batch(1, size=8)
+made["caption"][5] = made["caption"][2]
+rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+wrapped = model
+if world > 1:
+    torch.distributed.init_process_group("gloo")
+    wrapped = MMDistributedDataParallel(module=model)
+losses = wrapped(mode="loss", **part(made, rank, world))
+ranking = sum(v for k, v in losses.items() if k in ("loss_relation", "loss_global"))
+sum(v for k, v in losses.items() if k.startswith("loss")).backward()
+if rank == 0:
+    grads = {{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
+    torch.save((ranking.detach(), grads), sys.argv[1])
+if world > 1:
+    torch.distributed.barrier()
+    os._exit(0)  # the threads of gloo now and then abort an interpreter that is shutting down
+"""
+
+
+@pytest.mark.parametrize("switches", [{"negatives": "hardest"}, {"ranking": "contrastive"}, {"adversarial": "off"}])
+def test_two_processes_give_the_loss_and_the_gradients_of_one(switches: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "split.py"
+    script.write_text(SPLIT_LOSS.format(tests=str(Path(__file__).parent), switches=switches))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, script, tmp_path / "one.pt"], check=True, env=environment, timeout=120)
+    subprocess.run([*torchrun, script, tmp_path / "two.pt"], check=True, env=environment, timeout=120)
+    (one, grads), (two, shared) = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    assert one == pytest.approx(two.item(), rel=1e-5)
+    assert grads.keys() == shared.keys()
+    for name, grad in grads.items():
+        assert torch.allclose(grad, shared[name], atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_a_run_under_torchrun_goes_like_one_of_a_single_process(made: tuple[Path, Path], tmp_path: Path) -> None:
+    more = ("model.dropout=0", "train.epochs=2")
+    train(made, tmp_path / "one", *more)
+    store, manifest = made
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "amex.cli",
+        "train", "amenet", "--store", store, "--manifest", manifest, "--work-dir", tmp_path / "two", *settings(*more),
+    ]  # fmt: skip
+    run = subprocess.run(
+        [str(w) for w in command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    for a, b in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
+        assert a["train"]["loss_relation"] == pytest.approx(b["train"]["loss_relation"], rel=0.02)
+        assert a["val"]["t2v MeanR"] == pytest.approx(b["val"]["t2v MeanR"], abs=0.5)
+
+
+def test_features_that_do_not_fit_into_memory_give_the_same_numbers(made: tuple[Path, Path], tmp_path: Path) -> None:
+    train(made, tmp_path / "a")
+    train(made, tmp_path / "b", "data.memory_gb=0", "data.workers=1")
+    assert same_weights(tmp_path / "a" / "last.pth", tmp_path / "b" / "last.pth")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("model.name=global",),
+        ("model.relation_branch=false", "model.adversarial=off"),
+        ("model.graph=joint", "model.text_sequence=gru", "model.text_heads=separate", "data.captions=all"),
+        ("model.adversarial=alternating", "train.clip_grad=1.0", "train.optimizer=adamw", "train.warmup=4"),
+    ],
+)
+def test_every_kind_of_model_trains_evaluates_and_searches(
+    made: tuple[Path, Path], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    train(made, tmp_path / "w", *more)
+    assert "text to video" in amex("eval", tmp_path / "w").output
+    assert "c" in amex("search", tmp_path / "w", "a dog chases a cat", "-k", "2").output
+
+
+def test_evaluation_names_its_numbers_and_writes_them(trained: Path) -> None:
+    result = amex("eval", trained / "best.pth", "--dsl")
+    assert result.exit_code == 0, result.output
+    assert "amenet on split test, ties by mean" in result.output
+    for line in ("text to video", "video to text", "video to text, groups", "text to video, dual softmax"):
+        assert line in result.output
+    record = json.loads((trained / "eval-test.json").read_text())
+    assert record["text_to_video"]["queries"] == 24
+    assert record["text_to_video"]["gallery"] == 12
+    assert record["rsum"] == pytest.approx(
+        sum(record[way][f"R@{k}"] for way in ("text_to_video", "video_to_text") for k in (1, 5, 10))
+    )
+    assert json.loads(amex("eval", trained, "--split", "val", "--json").stdout)["rsum"] == pytest.approx(
+        load_checkpoint(trained).val["rsum"]
+    )
+    merged = json.loads(amex("eval", trained, "--merge", "--json").stdout)
+    captions = {
+        c
+        for line in Path(load_checkpoint(trained).sources["manifest"]).read_text().splitlines()[60:]
+        for c in json.loads(line)["captions"]
+    }
+    assert merged["text_to_video"]["queries"] == len(captions)
+
+
+def test_search_finds_what_the_scores_say(trained: Path, tmp_path: Path) -> None:
+    hits = json.loads(amex("search", trained, "a dog chases a horse", "--json", "-k", "5").stdout)
+    assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
+    assert hits[0]["score"] >= hits[-1]["score"]
+    assert all("dog" in hit["caption"] or "horse" in hit["caption"] for hit in hits[:2])
+    assert hits[0]["end"] > hits[0]["start"] >= 0
+    kept = next((trained / "embeddings").iterdir())
+    before = {path: path.stat().st_mtime_ns for path in kept.iterdir()}
+    approximate = json.loads(
+        amex("search", trained, "a dog chases a horse", "--json", "-k", "5", "--index", "HNSW16").stdout
+    )
+    assert [hit["clip"]["clip_id"] for hit in approximate][:2] == [hit["clip"]["clip_id"] for hit in hits][:2]
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())  # nothing was encoded again
+    own = hits[0]["clip"]
+    backwards = json.loads(amex("search", trained, "--video", own["clip_id"], "--json", "-k", "3").stdout)
+    words = set(" ".join(own["captions"]).split())
+    assert len(words & set(backwards[0]["caption"].split()) & set(KINDS)) >= 1
+
+
+def test_captions_without_features_are_left_out_of_a_search_and_shift_no_other(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    clips = [json.loads(line) for line in made[1].read_text().splitlines()]
+    captions = list(dict.fromkeys(caption for clip in clips for caption in clip["captions"]))
+    vectors = {word: np.random.default_rng(i).standard_normal(8) for i, word in enumerate(KINDS)}
+    tokens = [[vectors[word] for word in caption.split() if word in KINDS] for caption in captions]
+    folder = tmp_path / "text"
+    folder.mkdir()
+    np.save(folder / "values.npy", np.concatenate(tokens).astype(np.float32))
+    np.save(folder / "offsets.npy", np.cumsum([0, *map(len, tokens)]))
+    (folder / "clip_ids.json").write_text(json.dumps(captions))
+    spec = {"network": "ours", "source": {}, "output": {"of": "captions", "shape": [8], "dtype": "float32"}}
+    (folder / "spec.json").write_text(json.dumps({"stream": "text", "spec": spec}))
+    shutil.copytree(made[0], tmp_path / "s.zarr")
+    done = amex("features", "import", folder, "--store", tmp_path / "s.zarr")
+    assert done.exit_code == 0, done.output
+    train((tmp_path / "s.zarr", made[1]), tmp_path / "w", "model.text=text")
+    newer = ({**clip, "captions": ["never encoded", *clip["captions"]]} for clip in clips)
+    manifest = write_lines(tmp_path / "newer.jsonl", *newer)
+    found = [
+        json.loads(amex("search", tmp_path / "w", "--video", "c3", "--json", "--manifest", path).stdout)
+        for path in (made[1], manifest)
+    ]
+    assert [hit["caption"] for hit in found[0]] == [hit["caption"] for hit in found[1]]
+
+
+def test_a_baseline_of_the_test_split_cannot_be_chosen_on_it(made: tuple[Path, Path], tmp_path: Path) -> None:
+    given = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
+    refused = amex("train", "amenet", *given, *settings("data.val=test"))
+    assert refused.exit_code == 1
+    assert "data.select_on_test=true" in refused.output
+    train(made, tmp_path / "w", "data.val=test", "data.select_on_test=true", "train.epochs=1")
+
+
+def test_an_ablation_compares_variants_over_seeds_and_resumes(made: tuple[Path, Path], tmp_path: Path) -> None:
+    config = tmp_path / "mine.py"
+    config.write_text("model = {'name': 'amenet'}\nvariants = {'full': [], 'no graph': ['model.graph=none']}\n")
+    given = (
+        "--store",
+        made[0],
+        "--manifest",
+        made[1],
+        "--work-dir",
+        tmp_path / "w",
+        "--seeds",
+        "0,1",
+        *settings("train.epochs=1"),
+    )
+    first = amex("ablate", config, *given, "--json")
+    assert first.exit_code == 0, first.output
+    results = json.loads(first.stdout)
+    runs = [results["no graph"]["runs"][seed]["figures"]["rsum"] for seed in ("0", "1")]
+    assert results["no graph"]["mean"]["rsum"] == pytest.approx(np.mean(runs))
+    assert results["no graph"]["std"]["rsum"] == pytest.approx(np.std(runs, ddof=1))
+    assert results["full"]["runs"]["0"]["parameters"] > results["no graph"]["runs"]["0"]["parameters"]
+    started = time.monotonic()
+    again = amex("ablate", config, *given)
+    assert time.monotonic() - started < 5
+    assert "±" in again.output
+    assert "no graph" in again.output
+    assert json.loads((tmp_path / "w" / "ablation-test.json").read_text()).keys() == results.keys()
+
+
+def test_all_errors_of_a_configuration_come_at_once(tmp_path: Path) -> None:
+    config = tmp_path / "c.py"
+    config.write_text("model = {'dims': 5, 'graph': 'both'}\ntrain = {'lr': -1}\nnonsense = {}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(config), ["data.batch_size=one", "train.epoch=3", "what=1"])
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("6 errors")
+    for words in ("'dim'", "train.lr", "nonsense", "data.batch_size", "'epochs'", "--set what=1"):
+        assert any(words in line for line in lines[1:]), words
+
+
+def test_every_configuration_that_comes_with_amex_is_valid() -> None:
+    from amex.train.config import known_configs
+
+    assert {"amenet_shapes", "amenet_youcook2", "amenet_msrvtt"} <= set(known_configs())
+    for name in known_configs():
+        load_config(name)
+        assert name in amex("configs").output
+        assert "model" in amex("configs", name).output
+    assert "train.lr" in amex("configs", "KEYS").output
+
+
+@pytest.mark.parametrize(
+    ("which", "more", "words"),
+    [
+        ("amenett", (), "did you mean 'amenet'"),
+        ("none.py", (), "does not exist"),
+        ("amenet", ("model.objects=boxes",), "no such stream"),
+        ("amenet", ("model.objects=motion",), "is a stream of clips, not of objects"),
+        ("amenet", ("model.streams=[objects]",), "is a stream of objects, not of clips"),
+        ("amenet", ("model.text=text_bert",), "no such stream"),
+        ("amenet", ("model.text=''",), "has no stream of text"),
+        ("amenet", ("data.train=trian",), "no clip of split 'trian'; it has test, train, val"),
+        ("amenet", ("model.relation_branch=false", "model.global_branch=false"), "at least one of"),
+        ("amenet", ("train.amp=fp16",), "needs a GPU"),
+        ("global", ("train.epochs=0",), "greater than or equal to 1"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_it_starts(
+    which: str, more: tuple[str, ...], words: str, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    if "amp" in str(more) and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    given = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
+    result = amex("train", which, *given, *settings(*more))
+    assert result.exit_code == 1
+    assert words in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "w" / "history.jsonl").exists()
+
+
+def test_a_clip_without_features_is_named_with_the_command_that_makes_them(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    lines = made[1].read_text().splitlines()
+    late = {"clip_id": "late", "video": "late.mp4", "split": "train", "captions": ["a dog chases a cat"]}
+    manifest = write_lines(tmp_path / "m.jsonl", *lines, late)
+    given = ("--store", made[0], "--manifest", manifest, "--work-dir", tmp_path / "w")
+    result = amex("train", "amenet", *given, *settings())
+    assert result.exit_code == 1
+    assert "'late'" in result.output
+    assert f"amex extract --manifest M --videos V --store {made[0]} --stream objects --stream motion" in result.output
+
+
+def test_captions_that_are_missing_are_an_error_and_single_ones_are_left_out(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    clips = [json.loads(line) for line in made[1].read_text().splitlines()]
+    none = write_lines(tmp_path / "none.jsonl", *({**clip, "captions": []} for clip in clips))
+    given = ("--store", made[0], "--work-dir", tmp_path / "w")
+    result = amex("train", "amenet", *given, "--manifest", none, *settings())
+    assert result.exit_code == 1
+    assert "has a caption" in result.output
+    some = write_lines(
+        tmp_path / "some.jsonl", *({**c, "captions": c["captions"] if i % 4 else []} for i, c in enumerate(clips))
+    )
+    result = amex("train", "amenet", *given, "--manifest", some, *settings("train.epochs=1"))
+    assert result.exit_code == 0, result.output
+    record = json.loads(amex("eval", tmp_path / "w", "--json").stdout)
+    assert record["text_to_video"]["gallery"] == 12  # clips without captions are still in the way
+    assert record["video_to_text"]["queries"] == 9
+
+
+def test_nan_features_are_named(made: tuple[Path, Path], tmp_path: Path) -> None:
+    values = np.zeros((72, 4), np.float32)
+    values[5, 1] = np.nan
+    np.save(tmp_path / "bad.npy", values)
+    shutil.copytree(made[0], tmp_path / "s.zarr")
+    done = amex("features", "import", tmp_path / "bad.npy", "--captions", made[1], "--store", tmp_path / "s.zarr")
+    assert done.exit_code == 0, done.output
+    given = ("--store", tmp_path / "s.zarr", "--manifest", made[1], "--work-dir", tmp_path / "w")
+    result = amex("train", "amenet", *given, *settings("model.streams=[bad]"))
+    assert result.exit_code == 1
+    assert "NaN or infinity for 'c5'" in result.output
+
+
+class Trap:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("trapped",)
+
+
+@pytest.mark.parametrize("command", ["eval", "search", "report", "train"])
+@pytest.mark.parametrize("what", ["none", "text", "trap", "weights", "half", "later"])
+def test_what_is_no_checkpoint_is_refused_and_nothing_in_it_runs(
+    command: str, what: str, trained: Path, made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    work = tmp_path / "w"
+    work.mkdir()
+    for name in ("best.pth", "last.pth"):
+        path = work / name
+        match what:
+            case "text":
+                path.write_text("hello")
+            case "trap":
+                path.write_bytes(pickle.dumps({"amex": Trap(), "state_dict": {}}))
+            case "weights":
+                torch.save({"state_dict": {"a": torch.ones(2)}}, path)
+            case "half":
+                path.write_bytes((trained / "best.pth").read_bytes()[:5000])
+            case "later":
+                record = read_checkpoint(trained / "best.pth")
+                record["amex"]["format"] = 99
+                torch.save(record, path)
+    if command == "train":
+        if what == "none":
+            pytest.skip("--resume begins a run where there is none")
+        given = ("--store", made[0], "--manifest", made[1], "--work-dir", work, "--resume")
+        result = amex("train", "amenet", *given, *settings())
+    else:
+        result = amex(command, work, *(["a dog"] if command == "search" else []))
+    assert result.exit_code == 1
+    assert "checkpoint" in result.output or "later amex" in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert not Path("trapped").exists()
+
+
+def test_features_of_another_fingerprint_are_refused(trained: Path, made: tuple[Path, Path], tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    np.savez(tmp_path / "o.npz", motion=rng.standard_normal((72, 3, 16)).astype(np.float16))
+    for source, name in ((tmp_path / "o.npz", "motion"),):
+        done = amex(
+            "features", "import", source, "--captions", made[1], "--store", tmp_path / "s.zarr", "--stream", name
+        )
+        assert done.exit_code == 0, done.output
+    lacking = amex("eval", trained, "--store", tmp_path / "s.zarr")
+    assert lacking.exit_code == 1
+    assert "'objects', which" in lacking.output
+    assert "lacks" in lacking.output
+    shutil.copytree(made[0] / "objects", tmp_path / "s.zarr" / "objects")
+    other = amex("eval", trained, "--store", tmp_path / "s.zarr")
+    assert other.exit_code == 1
+    assert "stream 'motion' of fingerprint" in other.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 2, "give either QUERY or --video"),
+        (("a dog", "--video", "c1"), 2, "give either QUERY or --video"),
+        (("--video", "none.mp4"), 1, "'none.mp4' is not among the 72 clips"),
+        (("a dog", "--split", "dev"), 1, "no clip of split 'dev'"),
+        (("a dog", "--index", "Flatt"), 1, "--index Flatt"),
+        (("a dog", "--index", "IVF4096"), 1, "--index IVF4096"),
+        (("a dog", "--videos", "nowhere", "--html", "x.html"), 1, "is not a folder"),
+        (("a dog", "--manifest", "none.jsonl"), 1, "cannot read the manifest"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(
+    arguments: tuple[str, ...], code: int, words: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = amex("search", trained, *arguments)
+    assert result.exit_code == code, result.output
+    assert words in result.output
+    assert "Traceback" not in result.output

@@ -1,0 +1,132 @@
+"""Checkpoints: weights with all that is needed to use them, read without executing anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import AmexError, first_line
+from ..features import Store
+from .config import Config, check_config
+from .data import Text
+from .models import RetrievalModel, build_model
+from .vocabulary import Vocabulary
+
+FORMAT = 1
+
+
+class CheckpointError(AmexError):
+    """A file is no checkpoint of amex, or not one for these features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A trained model and what it was trained on.
+
+    Attributes:
+        path: the file it came from.
+        fingerprints: of every stream the model reads.
+        widths: length of the features of each of them, and under ``text`` of a token's or word's.
+        vocabulary: as JSON; empty where captions come as token features alone.
+        sources: the store and the manifest of the training run, as absolute paths.
+        epoch: how many are behind it.
+        val: the figures on the validation split that chose it.
+    """
+
+    path: Path
+    config: Config
+    weights: dict[str, Any]
+    fingerprints: dict[str, str]
+    widths: dict[str, int]
+    vocabulary: str
+    sources: dict[str, str]
+    epoch: int
+    val: dict[str, float]
+
+    def model(self) -> RetrievalModel:
+        """The trained model, ready to encode."""
+        words = Vocabulary.from_json(self.vocabulary) if self.vocabulary else ()
+        model = build_model(self.config.model, self.widths, len(words))
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self.path}: the weights do not fit its configuration: {first_line(error)}"
+            ) from error
+        return model.eval()
+
+    def text(self, store: Store) -> Text:
+        """What to make batches of captions from."""
+        vocabulary = Vocabulary.from_json(self.vocabulary) if self.vocabulary else None
+        name = self.config.model.text
+        return Text(stream=store[name] if name != "words" else None, vocabulary=vocabulary)
+
+    def check_features(self, store: Store) -> None:
+        """Raises CheckpointError if the store lacks a stream, or has features made in another way."""
+        for name, fingerprint in self.fingerprints.items():
+            if name not in store:
+                raise CheckpointError(
+                    f"{self.path} was trained on stream {name!r}, which {store.path} lacks: extract it there"
+                )
+            if store[name].fingerprint != fingerprint:
+                raise CheckpointError(
+                    f"{self.path} was trained on stream {name!r} of fingerprint {fingerprint[:12]}, but that of "
+                    f"{store.path} is {store[name].fingerprint[:12]}: features made in another way. Extract them as "
+                    "they were (amex features info shows the settings), or train again"
+                )
+
+
+def describe(
+    config: Config, *, fingerprints: dict[str, str], widths: dict[str, int], text: Text, sources: dict[str, str]
+) -> dict[str, Any]:
+    """What a checkpoint holds beside weights and the state of a run."""
+    return {
+        "format": FORMAT,
+        "config": config.plain(),
+        "fingerprints": fingerprints,
+        "widths": widths,
+        "vocabulary": text.vocabulary.to_json() if text.vocabulary else "",
+        "sources": sources,
+    }
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A checkpoint as it lies in its file.
+
+    Raises:
+        CheckpointError: if there is none, or it is something else. Nothing in the file is executed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "best.pth"
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no checkpoint {path}; amex train writes best.pth and last.pth to its --work-dir"
+        )
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of amex train: it does not load as plain weights ({type(error).__name__})"
+        ) from error
+    known = record.get("amex") if isinstance(record, dict) else None
+    if not isinstance(known, dict) or "state_dict" not in record:
+        raise CheckpointError(f"{path} is not a checkpoint of amex train: it holds other things")
+    if known["format"] > FORMAT:
+        raise CheckpointError(f"{path} was written by a later amex (format {known['format']}): upgrade amex")
+    return record
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """A trained model from a file, or from the best.pth of a work folder. Raises CheckpointError, ConfigError."""
+    record = read_checkpoint(path)
+    known = dict(record["amex"])
+    known.pop("format")
+    path = Path(path) / "best.pth" if Path(path).is_dir() else Path(path)
+    known["config"] = check_config(known["config"], str(path))
+    return Checkpoint(path=path, weights=record["state_dict"], epoch=record["meta"]["epoch"], **known)

@@ -1,0 +1,30 @@
+r"""AME-Net on YouCook2, clip to caption.
+
+amex manifest build youcook2 --annotations youcookii_annotations_trainval.json --out yc2.jsonl
+amex extract --manifest yc2.jsonl --videos youcook2_videos --store yc2.zarr --stream resnet152 --stream r2plus1d_18 \
+    --stream frcnn_r50_coco --set frcnn_r50_coco.count=8 --set frcnn_r50_coco.boxes=20 --stream text_bert
+amex train amenet_youcook2 --store yc2.zarr --manifest yc2.jsonl --work-dir W
+
+There are no public test captions: the official validation clips are the test here. A part of the training clips has to
+choose the checkpoint: give some of them the split val in the manifest.
+"""
+
+model = {
+    "name": "amenet",
+    "streams": ["resnet152", "r2plus1d_18"],
+    "objects": "frcnn_r50_coco",
+    "text": "text_bert",
+}
+data = {
+    "batch_size": 64,
+    "max_rows": 8,
+    "max_objects": 20,
+    "max_tokens": 30,
+    "captions": "one",
+}
+train = {
+    "epochs": 100,
+    "lr": 2e-4,
+    "schedule": "plateau",
+    "patience": 5,
+}

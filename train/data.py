@@ -1,0 +1,332 @@
+"""From a store and a manifest to padded batches: which clips and captions a split has, and their features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ..errors import AmexError
+from ..features import Batch, Store, Stream, row_arrays
+from ..manifests import Clip
+from .config import AMENet, Config, Data
+from .vocabulary import Vocabulary
+
+
+class DataError(AmexError):
+    """The store and the manifest do not hold what a model needs."""
+
+
+def kind(stream: Stream) -> str:
+    """``text``, ``objects`` or ``clips``: what a stream's rows are of."""
+    if stream.spec["output"].get("of") == "captions":
+        return "text"
+    return "objects" if "boxes" in row_arrays(stream.spec) else "clips"
+
+
+def choose_streams(options: AMENet, store: Store) -> AMENet:
+    """The options with streams named: those asked for, or where there is no choice, those there are.
+
+    Raises:
+        DataError: listing all that is missing, unfit or undecided.
+    """
+    kinds: dict[str, list[str]] = {"text": [], "objects": [], "clips": []}
+    for name, stream in store.items():
+        kinds[kind(stream)].append(name)
+    problems = []
+
+    def find(asked: str, wanted: str, key: str, hint: str) -> str:
+        names = kinds[wanted]
+        if not asked and len(names) == 1:
+            return names[0]
+        if asked in names:
+            return asked
+        if asked in store:
+            problems.append(f"{key}={asked} is a stream of {kind(store[asked])}, not of {wanted}")
+        elif asked:
+            problems.append(f"{key}={asked}: no such stream in {store.path}; there is {', '.join(store) or 'none yet'}")
+        elif names:
+            problems.append(
+                f"{store.path} has several streams of {wanted}: choose one with --set {key}=NAME, of {names}"
+            )
+        else:
+            problems.append(f"{store.path} has no stream of {wanted}: {hint}")
+        return asked
+
+    chosen: dict[str, Any] = {}
+    extract = f"amex extract --manifest M --store {store.path}"
+    if options.relation_branch:
+        hint = f"make one with {extract} --stream frcnn_r50_coco, or --set model.relation_branch=false"
+        chosen["objects"] = find(options.objects, "objects", "model.objects", hint)
+    if options.global_branch:
+        hint = f"make one with {extract} --stream r2plus1d_18, or --set model.global_branch=false"
+        names = options.streams or kinds["clips"]
+        chosen["streams"] = [find(name, "clips", "model.streams", hint) for name in names]
+        if not names:
+            find("", "clips", "model.streams", hint)
+    if options.text != "words":
+        hint = f"make one with {extract} --stream text_bert, or --set model.text=words"
+        chosen["text"] = find(options.text, "text", "model.text", hint)
+    if problems:
+        raise DataError("; ".join(problems))
+    return options.model_copy(update=chosen)
+
+
+def of_split(clips: Sequence[Clip], split: str, source: str) -> list[Clip]:
+    """The clips of a split; ``all`` takes every clip. Raises DataError if there are none."""
+    chosen = [clip for clip in clips if split in ("all", clip.split)]
+    if not chosen:
+        there = sorted({clip.split or "(no split)" for clip in clips})
+        raise DataError(f"{source} has no clip of split {split!r}; it has {', '.join(there) or 'no clip at all'}")
+    return chosen
+
+
+class Table:
+    """One stream for a list of clips or captions: rows at hand, or read from the store when they are asked for."""
+
+    def __init__(self, stream: Stream, keys: Sequence[str], memory: bool) -> None:
+        self.stream, self.keys = stream, list(keys)
+        self._batch: Batch | None = None
+        if memory:
+            self._batch = self._read(self.keys)
+
+    def __getitem__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """The arrays of each item, by name."""
+        if self._batch is None:
+            return [dict(rows.arrays) for rows in self._read([self.keys[i] for i in indices])]
+        batch, taken = self._batch, []
+        for i in indices:
+            begin, end = batch.offsets[i], batch.offsets[i + 1]
+            arrays = batch.arrays.items()
+            taken.append({n: a[i] if n in batch.clip_arrays else a[begin:end] for n, a in arrays})
+        return taken
+
+    def _read(self, keys: list[str]) -> Batch:
+        batch = self.stream.read(keys)
+        finite = np.isfinite(batch.values).reshape(len(batch.values), -1).all(axis=1)
+        if not finite.all():
+            row = int(np.flatnonzero(~finite)[0])
+            key = keys[int(np.searchsorted(batch.offsets, row, side="right")) - 1]
+            raise DataError(
+                f"stream {self.stream.name!r} of {self.stream.path.parent} holds NaN or infinity for {key!r}: "
+                "features like that cannot be learned from; import or extract them again under another name"
+            )
+        return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What to make batches of captions from: token features of a stream, a vocabulary, or both."""
+
+    stream: Stream | None = None
+    vocabulary: Vocabulary | None = None
+
+    def batch(
+        self, captions: Sequence[str], tokens: Sequence[dict[str, np.ndarray]] | None, most: int
+    ) -> dict[str, Tensor]:
+        """Captions, padded: token features ``values`` with their ``mask``, and the numbers of words, ``ids``."""
+        made = self.vocabulary.batch(captions, most) if self.vocabulary is not None else {}
+        if tokens is not None:
+            made |= pad_rows([{"values": item["values"][:most]} for item in tokens])
+        return made
+
+
+class Split(Dataset):
+    """The clips and captions of one split, with their features.
+
+    Attributes:
+        clips: in manifest order, those that have captions or not.
+        captions: every different caption once.
+        pairs: (clip, caption) by index, for every caption of every clip.
+    """
+
+    def __init__(
+        self, store: Store, clips: Sequence[Clip], options: AMENet, data: Data, text: Text, *, seed: int = 0
+    ) -> None:
+        self.clips, self.options, self.data, self.text, self.seed = list(clips), options, data, text, seed
+        self.captions = list(dict.fromkeys(caption for clip in clips for caption in clip.captions))
+        number = {caption: index for index, caption in enumerate(self.captions)}
+        self.own = [[number[caption] for caption in dict.fromkeys(clip.captions)] for clip in clips]
+        self.pairs = [(clip, caption) for clip, own in enumerate(self.own) for caption in own]
+        self.with_captions = [index for index, own in enumerate(self.own) if own]
+        names = [
+            *([options.objects] if options.relation_branch else []),
+            *(options.streams if options.global_branch else []),
+        ]
+        wanted = [(store[name], [clip.clip_id for clip in clips]) for name in dict.fromkeys(names)]
+        if text.stream is not None:
+            wanted.append((text.stream, self.captions))
+        check_there(wanted, store)
+        memory = sum(_bytes(stream, len(keys)) for stream, keys in wanted) <= data.memory_gb * 1e9
+        self.in_memory = memory
+        tables = {stream.name: Table(stream, keys, memory) for stream, keys in wanted}
+        self.texts = tables.pop(text.stream.name) if text.stream is not None else None
+        self.tables = tables
+
+    def __len__(self) -> int:
+        return len(self.with_captions) if self.data.captions == "one" else len(self.pairs)
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """A batch of pairs; an item is the epoch and an index below ``len``. The epoch draws the caption."""
+        pairs = []
+        for epoch, index in items:
+            if self.data.captions == "all":
+                pairs.append(self.pairs[index])
+                continue
+            clip = self.with_captions[index]
+            own = self.own[clip]
+            draw = np.random.default_rng((self.seed, epoch, clip)).integers(len(own)) if len(own) > 1 else 0
+            pairs.append((clip, own[draw]))
+        clip, caption = np.array(pairs).T
+        return {
+            "video": self.videos(clip),
+            "text": self.captions_batch(caption),
+            "clip": torch.from_numpy(clip),
+            "caption": torch.from_numpy(caption),
+        }
+
+    def videos(self, indices: Sequence[int]) -> dict[str, dict[str, Tensor]]:
+        """The features of clips by index, padded: by stream ``values`` and ``mask``, for objects their boxes too."""
+        batch = {}
+        for name, table in self.tables.items():
+            items = [_pick(arrays, self.data.max_rows) for arrays in table[indices]]
+            make = pad_objects if "boxes" in items[0] else pad_rows
+            batch[name] = make(items, self.data.max_objects) if make is pad_objects else make(items)
+        return batch
+
+    def sample_rows(self, name: str) -> Tensor:
+        """(rows, D) float32 of a stream, of at most 10,000 clips, evenly spread."""
+        some = np.linspace(0, len(self.clips) - 1, min(len(self.clips), 10_000)).astype(int)
+        values = [item["values"] for item in self.tables[name][some]]
+        return torch.from_numpy(np.concatenate(values).astype(np.float32))
+
+    def captions_batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Captions by index, as of ``Text.batch``."""
+        values = self.texts[indices] if self.texts is not None else None
+        return self.text.batch([self.captions[i] for i in indices], values, self.data.max_tokens)
+
+
+def collate(batch: dict[str, Any]) -> dict[str, Any]:
+    """Batches come whole from ``Split.__getitems__``."""
+    return batch
+
+
+def _pick(arrays: dict[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
+    """At most so many rows, from the middles of equal segments."""
+    rows = len(arrays["values"])
+    if rows <= most:
+        return arrays
+    kept = ((np.arange(most) + 0.5) * rows / most).astype(int)
+    return {name: array[kept] for name, array in arrays.items()}
+
+
+def pad_rows(items: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+    """Rows of several clips, or tokens of several captions: ``values`` (B, R, D) float32 and ``mask`` (B, R)."""
+    longest = max(1, *(len(item["values"]) for item in items))
+    values = np.zeros((len(items), longest, items[0]["values"].shape[-1]), np.float32)
+    mask = np.zeros((len(items), longest), bool)
+    for index, item in enumerate(items):
+        values[index, : len(item["values"])] = item["values"]
+        mask[index, : len(item["values"])] = True
+    return {"values": torch.from_numpy(values), "mask": torch.from_numpy(mask)}
+
+
+def pad_objects(items: Sequence[dict[str, np.ndarray]], most: int) -> dict[str, Tensor]:
+    """Objects of several clips, at most ``most`` a row: what ``RelationBranch`` takes."""
+    longest = max(1, *(len(item["values"]) for item in items))
+    regions = max(1, min(most, items[0]["values"].shape[1]))
+    shape = (len(items), longest, regions)
+    values = np.zeros((*shape, items[0]["values"].shape[-1]), np.float32)
+    boxes, scores = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.float32)
+    mask, seconds = np.zeros(shape, bool), np.zeros(shape[:2], np.float32)
+    for index, item in enumerate(items):
+        rows = len(item["values"])
+        if not rows:
+            continue
+        there = np.arange(regions) < item["counts"][:, None]
+        values[index, :rows] = np.where(there[..., None], item["values"][:, :regions], 0)
+        frame = np.tile(item["frame_size"].astype(np.float32), 2)[:, None]
+        boxes[index, :rows] = np.where(there[..., None], item["boxes"][:, :regions] / frame, 0)
+        scores[index, :rows] = np.where(there, item["scores"][:, :regions], 0)
+        mask[index, :rows] = there
+        # Imported objects may have no times; their order is all there is then.
+        begin = item["times"][:, 0] if "times" in item else np.arange(rows)
+        seconds[index, :rows] = begin - begin[0]
+    arrays = {"values": values, "boxes": boxes, "scores": scores, "mask": mask, "seconds": seconds}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _bytes(stream: Stream, keys: int) -> float:
+    """What so many clips of a stream take in memory, from the stream's average."""
+    row = sum(np.dtype(dtype).itemsize * int(np.prod(shape)) for shape, dtype in row_arrays(stream.spec).values())
+    return row * stream.rows * keys / max(1, len(stream))
+
+
+def check_there(wanted: Sequence[tuple[Stream, Sequence[str]]], store: Store) -> None:
+    """Raises DataError naming clips and captions without features, and the command that would make them."""
+    problems, streams = [], []
+    for stream, keys in wanted:
+        absent = [key for key in keys if key not in stream]
+        if not absent:
+            continue
+        what = "captions" if kind(stream) == "text" else "clips"
+        failure = stream.failures.get(absent[0])
+        why = f" ({failure.stage}: {failure.reason})" if failure else ""
+        problems.append(f"{len(absent)} {what} are not in stream {stream.name!r}, the first {absent[0]!r}{why}")
+        streams.append(stream.name)
+    if problems:
+        more = " ".join(f"--stream {name}" for name in streams)
+        raise DataError(
+            f"{store.path}: {'; '.join(problems)}. If a run is still at it, wait; else make them with "
+            f"amex extract --manifest M --videos V --store {store.path} {more}, or leave clips that failed out of "
+            "the manifest (amex features failures)"
+        )
+
+
+class EpochSampler(Sampler):
+    """Every index once an epoch, shuffled by seed and epoch, dealt out to the processes; yields (epoch, index)."""
+
+    def __init__(self, length: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.length, self.seed, self.rank, self.world, self.epoch = length, seed, rank, world, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by mmengine's hook before every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        # Every process needs equally many: the first come again at the end.
+        order = np.resize(order, len(self) * self.world)
+        return iter([(self.epoch, int(index)) for index in order[self.rank :: self.world]])
+
+    def __len__(self) -> int:
+        return -(-self.length // self.world)
+
+
+def make_text(store: Store, config: Config, clips: Sequence[Clip]) -> Text:
+    """The stream of text, a vocabulary of the training captions, or both, as the model wants it."""
+    words = config.model.text == "words"
+    vocabulary = None
+    if words or config.model.text_bag:
+        captions = [caption for clip in clips for caption in clip.captions]
+        vocabulary = Vocabulary.of(captions, min_count=config.data.min_count)
+    return Text(stream=None if words else store[config.model.text], vocabulary=vocabulary)
+
+
+def fingerprints(store: Store, options: AMENet) -> dict[str, str]:
+    """Of every stream a model reads: name -> fingerprint."""
+    names = [options.objects] if options.relation_branch else []
+    names += options.streams if options.global_branch else []
+    names += [options.text] if options.text != "words" else []
+    return {name: store[name].fingerprint for name in dict.fromkeys(names)}
+
+
+def widths(store: Store, options: AMENet) -> dict[str, int]:
+    """Length of the features of each stream a model reads, and under ``text`` of a token's or word's."""
+    found = {name: store[name].spec["output"]["shape"][-1] for name in fingerprints(store, options)}
+    return found | {"text": options.word_dim if options.text == "words" else found[options.text]}

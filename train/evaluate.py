@@ -1,0 +1,160 @@
+"""From a trained model and a split to embeddings, scores and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .data import Split
+from .metrics import Scores, Ties, Truth, dual_softmax, evaluate
+from .models import Embeddings, RetrievalModel
+
+VIDEOS, TEXTS = 64, 256  # a batch
+
+
+def encode(
+    model: RetrievalModel, split: Split, progress: Callable[[int], None] = lambda done: None
+) -> tuple[Embeddings, Embeddings]:
+    """Embeddings of a split's clips and of its different captions, on the CPU, in order.
+
+    Args:
+        progress: called with how many more are encoded; clips and captions together.
+    """
+    mode, device = model.training, next(model.parameters()).device
+    model.eval()
+    with torch.inference_mode():
+        videos = _batches(
+            lambda some: model.encode_videos(moved(split.videos(some), device)), len(split.clips), VIDEOS, progress
+        )
+        texts = _batches(
+            lambda some: model.encode_texts(moved(split.captions_batch(some), device)),
+            len(split.captions),
+            TEXTS,
+            progress,
+        )
+    model.train(mode)
+    return videos, texts
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device."""
+    if isinstance(batch, dict):
+        return {name: moved(value, device) for name, value in batch.items()}
+    return batch.to(device)
+
+
+def _batches(
+    encoder: Callable[[range], Embeddings], count: int, size: int, progress: Callable[[int], None]
+) -> Embeddings:
+    parts = []
+    for begin in range(0, count, size):
+        some = range(begin, min(count, begin + size))
+        parts.append({name: x.float().cpu() for name, x in encoder(some).items()})
+        progress(len(some))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def scores_of(model: RetrievalModel, videos: Embeddings, texts: Embeddings) -> Scores:
+    """Scores of all captions with all videos, made from embeddings as they are asked for."""
+
+    def block(captions: slice, some: slice) -> Tensor:
+        with torch.inference_mode():
+            chosen = {name: x[captions] for name, x in texts.items()}
+            return model.score({name: x[some] for name, x in videos.items()}, chosen)
+
+    count = (len(next(iter(texts.values()))), len(next(iter(videos.values()))))
+    return Scores(block=block, shape=count)
+
+
+def truth_of(split: Split, *, merged: bool = False) -> tuple[Truth, list[int]]:
+    """What belongs together in a split, and for every query which of the split's captions it is.
+
+    Args:
+        merged: equal captions of several clips are one query that any of these clips answers, as HGR counts. Otherwise
+            each clip's caption is a query of its own, answered by that clip alone.
+    """
+    if merged:
+        return Truth(captions=split.own, queries=len(split.captions)), list(range(len(split.captions)))
+    captions, asked = [], []
+    for own in split.own:
+        captions.append(list(range(len(asked), len(asked) + len(own))))
+        asked += own
+    return Truth(captions=captions, queries=len(asked)), asked
+
+
+def evaluate_split(
+    model: RetrievalModel,
+    split: Split,
+    *,
+    ties: Ties = "mean",
+    merged: bool = False,
+    dsl: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """All figures of a model on a split: those of ``metrics.evaluate``, and ``dsl`` beside them where asked for.
+
+    Clips with the relation-swapped twin of ``amex manifest shapes`` add ``swapped_pairs``: how often a caption fits its
+    own clip better than the twin, in percent; half of a tie counts.
+    """
+    return evaluate_encoded(model, split, *encode(model, split, progress), ties=ties, merged=merged, dsl=dsl)
+
+
+def evaluate_encoded(
+    model: RetrievalModel,
+    split: Split,
+    videos: Embeddings,
+    texts: Embeddings,
+    *,
+    ties: Ties = "mean",
+    merged: bool = False,
+    dsl: bool = False,
+) -> dict[str, Any]:
+    """``evaluate_split`` for what ``encode`` has made already."""
+    truth, asked = truth_of(split, merged=merged)
+    scores = scores_of(model, videos, {name: x[asked] for name, x in texts.items()})
+    result = evaluate(scores, truth, ties=ties)
+    if dsl:
+        result["dsl"] = {
+            way: evaluate(dual_softmax(scores, way == "text_to_video"), truth, ties=ties, groups=False)[way]
+            for way in ("text_to_video", "video_to_text")
+        }
+    if (pairs := swapped_pairs(model, split, videos, texts)) is not None:
+        result["swapped_pairs"] = pairs
+    return result
+
+
+def swapped_pairs(
+    model: RetrievalModel, split: Split, videos: Embeddings, texts: Embeddings
+) -> dict[str, float] | None:
+    """How often captions tell a clip from its twin with the roles exchanged; None where the manifest links no twins."""
+    number = {clip.clip_id: index for index, clip in enumerate(split.clips)}
+    won, asked = 0.0, 0
+    for index, clip in enumerate(split.clips):
+        twin = number.get(str(clip.extras.get("swapped", "")))
+        if twin is None or not split.own[index]:
+            continue
+        chosen = {name: x[[index, twin]] for name, x in videos.items()}
+        with torch.inference_mode():
+            scores = model.score(chosen, {name: x[split.own[index]] for name, x in texts.items()})
+        won += float((scores[:, 0] > scores[:, 1]).sum() + 0.5 * (scores[:, 0] == scores[:, 1]).sum())
+        asked += len(scores)
+    return {"accuracy": 100 * won / asked, "queries": asked} if asked else None
+
+
+def flat(result: dict[str, Any]) -> dict[str, float]:
+    """The figures of a result by short names, for curves and tables: ``t2v R@1``, ``v2t MedR``, ``rsum``."""
+    short = {"text_to_video": "t2v", "video_to_text": "v2t", "video_to_text_groups": "v2t groups"}
+    figures = {"rsum": result["rsum"]}
+    for way, name in short.items():
+        figures |= {f"{name} {k}": v for k, v in result.get(way, {}).items() if k not in ("queries", "gallery")}
+    if "swapped_pairs" in result:
+        figures["swapped pairs"] = result["swapped_pairs"]["accuracy"]
+    return figures
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers a model has learned."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,201 @@
+"""A training run: configuration, store and manifest to checkpoints, on mmengine's Runner."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.dist import get_dist_info
+from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..errors import AmexError
+from ..features import diff_specs, open_store
+from ..features.schema import write_json
+from ..manifests import read_manifest
+from .checkpoint import describe, read_checkpoint
+from .config import Config, Train
+from .data import EpochSampler, Split, choose_streams, collate, fingerprints, make_text, of_split, widths
+from .evaluate import parameters
+from .hooks import Bar, Keep, Reproducible, RetrievalLoop
+from .models import RetrievalModel, build_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What a run left behind."""
+
+    best: Path
+    epoch: int
+    val: dict[str, float]
+    parameters: int
+
+
+def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: bool = False) -> Fitted:
+    """Trains a model and returns the best checkpoint by the validation's rsum.
+
+    Under torchrun every process takes its share of each batch, with the negatives of all.
+
+    Args:
+        resume: go on after the last validation of a run in ``work_dir``; the numbers are those of a run that was never
+            stopped.
+
+    Raises:
+        AmexError: for anything missing or unfit, before the first step.
+    """
+    rank, world = _processes()
+    opened, clips = open_store(store), read_manifest(manifest)
+    config = config.model_copy(update={"model": choose_streams(config.model, opened)})
+    train_clips = of_split(clips, config.data.train, str(manifest))
+    val_clips = of_split(clips, config.data.val, str(manifest))
+    text = make_text(opened, config, train_clips)
+    seed = config.train.seed
+    train = Split(opened, train_clips, config.model, config.data, text, seed=seed)
+    val = Split(opened, val_clips, config.model, config.data, text)
+    for split, name in ((train, config.data.train), (val, config.data.val)):
+        if not split.pairs:
+            raise AmexError(f"{manifest}: no clip of split {name!r} has a caption: there is nothing to train on")
+    if config.data.batch_size % world:
+        raise AmexError(f"data.batch_size={config.data.batch_size} cannot be dealt to {world} processes evenly")
+    if config.train.amp not in ("auto", "off") and not torch.cuda.is_available():
+        raise AmexError(f"train.amp={config.train.amp} needs a GPU; leave it at auto")
+    sources = {"store": str(store.resolve()), "manifest": str(manifest.resolve())}
+    described = describe(
+        config,
+        fingerprints=fingerprints(opened, config.model),
+        widths=widths(opened, config.model),
+        text=text,
+        sources=sources,
+    )
+    if rank == 0:
+        _prepare(work_dir, described, resume)
+    if world > 1:
+        torch.distributed.barrier()
+    last = work_dir / "last.pth" if (work_dir / "last.pth").exists() else None
+    torch.manual_seed(seed)
+    model = build_model(config.model, described["widths"], len(text.vocabulary or ()))
+    model.standardize(train.sample_rows)
+    count = parameters(model)
+    keep = Keep(work_dir, described)
+    hooks = [Reproducible(seed), keep, *([Bar()] if rank == 0 else [])]
+    _runner(config, model, train, val, hooks, work_dir, world, last).train()
+    if world > 1:  # nobody leaves while another still writes or waits
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    done = read_checkpoint(work_dir / "best.pth")
+    return Fitted(best=work_dir / "best.pth", epoch=done["meta"]["epoch"], val=done["amex"]["val"], parameters=count)
+
+
+def _processes() -> tuple[int, int]:
+    """This process's rank and how many there are; under torchrun they are introduced to each other."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if not torch.distributed.is_initialized():
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:
+    """Makes the folder of a run, or readies that of one that is to go on."""
+    last, history = work_dir / "last.pth", work_dir / "history.jsonl"
+    if last.exists() and not resume:
+        raise AmexError(f"{work_dir} holds a run already: go on with --resume, or choose another --work-dir")
+    work_dir.mkdir(parents=True, exist_ok=True)
+    if last.exists():
+        there = read_checkpoint(last)
+        for part in ("config", "fingerprints"):
+            changed = [
+                f"{field}: {old!r} then, {new!r} now"
+                for field, old, new in diff_specs(there["amex"][part], described[part])
+                if field != "train.epochs"
+            ]
+            if changed:
+                raise AmexError(f"{last} was trained with another {part}, so it cannot go on: {'; '.join(changed)}")
+        lines = [
+            line for line in history.read_text().splitlines() if json.loads(line)["epoch"] <= there["meta"]["epoch"]
+        ]
+        history.write_text("".join(f"{line}\n" for line in lines))
+    else:
+        history.write_text("")
+    write_json(work_dir / "config.json", described["config"])
+
+
+_runs = itertools.count()
+
+
+def _runner(
+    config: Config,
+    model: RetrievalModel,
+    train: Split,
+    val: Split,
+    hooks: list[Hook],
+    work_dir: Path,
+    world: int,
+    last: Path | None,
+) -> Runner:
+    chosen = config.train
+    on_gpu = torch.cuda.is_available()
+    if world > 1:
+        place = {"device_ids": [torch.cuda.current_device()]} if on_gpu else {}
+        model = MMDistributedDataParallel(module=model.to(get_device()), **place)
+    batch = config.data.batch_size // world
+    sampler = EpochSampler(len(train), chosen.seed, *get_dist_info())
+    workers = 0 if train.in_memory else config.data.workers
+    loader = DataLoader(train, batch_size=batch, sampler=sampler, collate_fn=collate, num_workers=workers)
+    return Runner(
+        model=model,
+        work_dir=str(work_dir / "tensorboard"),
+        train_dataloader=loader,
+        val_dataloader=val,
+        train_cfg={"by_epoch": True, "max_epochs": chosen.epochs, "val_interval": chosen.val_every},
+        val_cfg={"type": RetrievalLoop},
+        val_evaluator=[],
+        optim_wrapper=_optimizer(chosen, model, on_gpu),
+        param_scheduler=_schedule(chosen, steps=chosen.epochs * len(loader)),
+        default_hooks={"checkpoint": None, "logger": {"type": "LoggerHook", "interval": 10}},
+        custom_hooks=hooks,
+        launcher="pytorch" if world > 1 else "none",
+        randomness={"seed": chosen.seed},
+        visualizer={"type": "Visualizer", "vis_backends": [{"type": "TensorboardVisBackend"}]},
+        log_level="ERROR",
+        experiment_name=f"amex-{os.getpid()}-{next(_runs)}",
+        load_from=None if last is None else str(last),
+        resume=last is not None,
+    )
+
+
+def _optimizer(chosen: Train, model: nn.Module, on_gpu: bool) -> OptimWrapper:
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.optimizer]
+    optimizer = kind(learned, lr=chosen.lr, weight_decay=chosen.weight_decay)
+    clip = None if chosen.clip_grad is None else {"max_norm": chosen.clip_grad}
+    amp = chosen.amp if chosen.amp != "auto" else "bf16" if on_gpu else "off"
+    if amp == "off":
+        return OptimWrapper(optimizer, clip_grad=clip)
+    return AmpOptimWrapper(optimizer=optimizer, dtype={"bf16": "bfloat16", "fp16": "float16"}[amp], clip_grad=clip)
+
+
+def _schedule(chosen: Train, steps: int) -> list[dict[str, Any]]:
+    """The learning rate, as mmengine's schedulers."""
+    parts: list[dict[str, Any]] = []
+    if chosen.warmup:
+        parts.append({"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "end": chosen.warmup})
+    if chosen.schedule == "cosine":
+        parts.append({"type": "CosineAnnealingLR", "T_max": steps, "by_epoch": False, "end": steps})
+    if chosen.schedule == "plateau":
+        rule = {"monitor": "rsum", "rule": "greater", "factor": 0.5, "patience": chosen.patience}
+        parts.append({"type": "ReduceOnPlateauLR", **rule})
+    return parts

@@ -1,0 +1,158 @@
+"""What amex adds to mmengine's Runner: a retrieval validation, exact resuming, a history, progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import BaseLoop, Runner
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..console import console
+from .data import Split
+from .evaluate import evaluate_split, flat
+from .models import RetrievalModel
+
+
+def bare(runner: Runner) -> RetrievalModel:
+    """The model of a run, out of the wrapping of several processes."""
+    return getattr(runner.model, "module", runner.model)
+
+
+class RetrievalLoop(BaseLoop):
+    """mmengine's validation: the whole split against itself, every caption and every clip."""
+
+    def __init__(self, runner: Runner, dataloader: Split, evaluator: Any = None) -> None:
+        super().__init__(runner, dataloader)
+
+    def run(self) -> dict[str, float]:
+        """The figures, by short names."""
+        self.runner.call_hook("before_val")
+        self.runner.call_hook("before_val_epoch")
+        split: Split = self.dataloader  # type: ignore[assignment]
+        metrics = flat(evaluate_split(bare(self.runner), split))
+        self.runner.call_hook("after_val_epoch", metrics=metrics)
+        self.runner.call_hook("after_val")
+        return metrics
+
+
+class Reproducible(Hook):
+    """Chance depends on seed and epoch alone, so that a resumed run goes on as if it had not stopped."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        torch.manual_seed(self.seed * 1_000_003 + runner.epoch * 1009 + runner.rank)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        bare(runner).progress = runner.iter / runner.max_iters
+
+
+class Keep(Hook):
+    """After every validation: last.pth to resume from, best.pth to use, a line of history.jsonl.
+
+    mmengine's own CheckpointHook saves before the validation that moves the learning rate, and pickles objects.
+
+    Args:
+        described: what ``checkpoint.describe`` made.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, folder: Path, described: dict[str, Any]) -> None:
+        self.folder, self.described = folder, described
+        self.best = -1.0
+        self.sums: dict[str, float] = defaultdict(float)
+        self.steps, self.started = 0, time.monotonic()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self.best = checkpoint["best"]
+        if (own := bare(runner).own_optimizer) is not None:
+            own.load_state_dict(checkpoint["own_optimizer"])
+        checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        del checkpoint["message_hub"]  # holds objects, which are not read back
+        checkpoint |= {"amex": self.described, "best": self.best}
+        if (own := bare(runner).own_optimizer) is not None and "optimizer" in checkpoint:
+            checkpoint["own_optimizer"] = own.state_dict()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if self.steps == 0:
+            self.started = time.monotonic()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        for name, value in (outputs or {}).items():
+            self.sums[name] += value.item()
+        self.steps += 1
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        assert metrics is not None
+        if runner.rank:
+            return
+        entry = {
+            "epoch": runner.epoch,
+            "lr": runner.optim_wrapper.get_lr()["lr"][0],
+            "seconds": round(time.monotonic() - self.started, 2),
+            "train": {name: total / max(1, self.steps) for name, total in self.sums.items()},
+            "val": metrics,
+        }
+        with (self.folder / "history.jsonl").open("a") as handle:
+            handle.write(json.dumps(entry) + "\n")
+        self.sums.clear()
+        self.steps = 0
+        better = metrics["rsum"] > self.best
+        self.best = max(self.best, metrics["rsum"])
+        if better:
+            self.save(runner, "best.pth", metrics, whole=False)
+        self.save(runner, "last.pth", metrics, whole=True)
+
+    def save(self, runner: Runner, name: str, metrics: dict[str, float], *, whole: bool) -> None:
+        """There whole, or not at all."""
+        self.described["val"] = metrics
+        meta = {"epoch": runner.epoch, "iter": runner.iter}
+        kept = {"save_optimizer": whole, "save_param_scheduler": whole}
+        runner.save_checkpoint(str(self.folder), f".{name}", meta=meta, by_epoch=False, **kept)
+        os.replace(self.folder / f".{name}", self.folder / name)
+
+
+class Bar(Hook):
+    """Progress on standard error: steps, time left, the loss, the last validation."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console(stderr=True), transient=True)
+        self.loss, self.val = "", ""
+
+    def before_train(self, runner: Runner) -> None:
+        self.bar.start()
+        self.task = self.bar.add_task("training", total=runner.max_iters, completed=runner.iter)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        self.loss = f"loss {outputs['loss'].item():.3f}" if outputs else ""
+        said = f"epoch {runner.epoch + 1}/{runner.max_epochs}  {self.loss}{self.val}"
+        self.bar.update(self.task, completed=runner.iter + 1, description=said)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        assert metrics is not None
+        self.val = f"  val rsum {metrics['rsum']:.1f}"
+        if not self.bar.console.is_terminal:
+            self.bar.console.print(f"epoch {runner.epoch}/{runner.max_epochs}  {self.loss}{self.val}")
+
+    def after_train(self, runner: Runner) -> None:
+        self.bar.stop()

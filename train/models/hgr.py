@@ -1,0 +1,190 @@
+"""HGR, Hierarchical Graph Reasoning (Chen, Zhao, Jin, Wu; CVPR 2020): captions and videos meet on three levels.
+
+A caption is its whole, its verbs and its arguments, joined in a graph by their semantic roles; a video is its whole and
+its frames, seen once for verbs and once for nouns. Numbers agree with the official program's; tests/test_hgr.py holds
+it to that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from ..losses import hinge
+from ..rolegraphs import ROLES
+from .base import Embeddings, RetrievalModel
+
+LEVELS = ("sent", "verb", "noun")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HGROptions:
+    """The released settings.
+
+    Attributes:
+        verbs, nouns: nodes of each kind that a caption's graph has at most.
+        fusion: frames a phrase attends to are averaged before they are compared to it (``embed``), or their cosines
+            are (``sim``).
+        sharpness: of that attention, lambda.
+    """
+
+    dim: int = 1024
+    word_dim: int = 300
+    dropout: float = 0.2
+    text_dropout: float = 0.2
+    text_layers: int = 1
+    graph_layers: int = 1
+    graph_dropout: float = 0.5
+    verbs: int = 4
+    nouns: int = 6
+    fusion: Literal["embed", "sim"] = "embed"
+    sharpness: float = 4.0
+    margin: float = 0.2
+
+
+class HGR(RetrievalModel):
+    """See the module.
+
+    Args:
+        width: of the frame features.
+        words: size of the vocabulary.
+    """
+
+    def __init__(self, options: HGROptions, width: int, words: int) -> None:
+        super().__init__()
+        self.options = options
+        dim = options.dim
+        self.levels = nn.ModuleDict({level: nn.Linear(width, dim) for level in LEVELS})
+        self.dropout = nn.Dropout(options.dropout)
+        self.frame_attention = nn.Linear(dim, 1)
+        self.text = RoleGraphEncoder(options, words)
+
+    def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
+        """``sent`` (B, dim), ``verb`` and ``noun`` (B, T, dim), and the ``mask`` (B, T) of their frames.
+
+        Args:
+            video: ``frames``, with ``values`` (B, T, width) and ``mask`` (B, T).
+        """
+        values, mask = video["frames"]["values"], video["frames"]["mask"]
+        seen = {level: self.dropout(project(values)) for level, project in self.levels.items()}
+        weights = _masked_softmax(self.frame_attention(seen["sent"]).squeeze(-1), mask)
+        return seen | {"sent": torch.einsum("bt,btd->bd", weights, seen["sent"]), "mask": mask}
+
+    def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
+        """``sent`` (B, dim), ``verb`` and ``noun`` (B, phrases, dim) and their masks, of role graphs' tensors."""
+        nodes = self.text(text)
+        there = text["nodes"].any(-1)
+        verbs = 1 + self.options.verbs
+        return {
+            "sent": nodes[:, 0],
+            "verb": nodes[:, 1:verbs],
+            "noun": nodes[:, verbs:],
+            "verb mask": there[:, 1:verbs],
+            "noun mask": there[:, verbs:],
+        }
+
+    def level_scores(self, videos: Embeddings, texts: Embeddings) -> dict[str, Tensor]:
+        """(texts, videos) of each level. A caption without a verb has 0 for every video on that level."""
+        found = {"sent": normalize(texts["sent"], dim=-1) @ normalize(videos["sent"], dim=-1).T}
+        for level in ("verb", "noun"):
+            found[level] = self._phrases(videos[level], videos["mask"], texts[level], texts[f"{level} mask"])
+        return found
+
+    def score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
+        """The mean of the three levels."""
+        return torch.stack(list(self.level_scores(videos, texts).values())).mean(0)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The hinge with the hardest negative of the batch, on the fused score."""
+        scores = self.score(self.encode_videos(batch["video"]), self.encode_texts(batch["text"]))
+        return {"loss_ranking": hinge(scores, self.options.margin, "hardest")}
+
+    def _phrases(self, frames: Tensor, shown: Tensor, phrases: Tensor, said: Tensor) -> Tensor:
+        """The mean over a caption's phrases of how well each fits the frames it attends to.
+
+        Args:
+            frames, shown: (V, T, dim) and (V, T).
+            phrases, said: (C, P, dim) and (C, P).
+
+        Returns:
+            (C, V).
+        """
+        cosines = torch.einsum("cpd,vtd->cvpt", normalize(phrases, dim=-1), normalize(frames, dim=-1))
+        shown = shown[None, :, None]
+        attention = normalize(cosines.clamp(min=0).masked_fill(~shown, 0.0), dim=-1, eps=1e-10)
+        weights = _masked_softmax(self.options.sharpness * attention, shown)
+        if self.options.fusion == "sim":
+            fits = (weights * cosines).sum(-1)
+        else:
+            # The cosine of a phrase with the weighted mean of frames, without making that mean for every phrase and
+            # video: its product with the phrase is the mean of products, its length comes from those between frames.
+            lengths = frames.norm(dim=-1)
+            products = (weights * cosines * lengths[None, :, None]).sum(-1)
+            between = frames @ frames.transpose(1, 2)
+            squared = torch.einsum("cvpt,vts,cvps->cvp", weights, between, weights)
+            fits = products / squared.clamp(min=1e-18).sqrt()
+        there = said[:, None].to(fits.dtype)
+        return (fits * there).sum(-1) / there.sum(-1).clamp(min=1)
+
+
+class RoleGraphEncoder(nn.Module):
+    """Words by a bidirectional GRU, nodes pooled from their words and scaled by their roles, then the graph."""
+
+    def __init__(self, options: HGROptions, words: int) -> None:
+        super().__init__()
+        dim = options.dim
+        self.embedding = nn.Embedding(words, options.word_dim)
+        nn.init.uniform_(self.embedding.weight, -1 / math.sqrt(options.word_dim), 1 / math.sqrt(options.word_dim))
+        self.dropout = nn.Dropout(options.text_dropout)
+        self.rnn = nn.GRU(options.word_dim, dim, options.text_layers, batch_first=True, bidirectional=True)
+        for name, parameter in self.rnn.named_parameters():
+            nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
+        self.attention = nn.Linear(dim, 1)
+        self.roles = nn.Embedding(len(ROLES), dim)
+        self.layers = nn.ModuleList(RoleGraphLayer(dim, options.graph_dropout) for _ in range(options.graph_layers))
+
+    def forward(self, text: dict[str, Tensor]) -> Tensor:
+        """(B, P, dim): the caption, its verbs, its nouns."""
+        mask = text["mask"]
+        lengths = mask.sum(1).clamp(min=1).cpu()
+        packed = pack_padded_sequence(
+            self.dropout(self.embedding(text["ids"])), lengths, batch_first=True, enforce_sorted=False
+        )
+        out, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=mask.shape[1])
+        words = out.unflatten(-1, (2, -1)).mean(-2)  # of both directions
+        whole = torch.einsum("bl,bld->bd", _masked_softmax(self.attention(words).squeeze(-1), mask), words)
+        phrases = text["nodes"][:, 1:]
+        # Places without a phrase are zeros; no edge leads to them or from them.
+        largest = words[:, None].masked_fill(~phrases[..., None], -math.inf).amax(2)
+        largest = largest.masked_fill(~phrases.any(-1, keepdim=True), 0.0)
+        nodes = torch.cat([whole[:, None], largest * self.roles(text["roles"])], dim=1)
+        for layer in self.layers:
+            nodes = layer(nodes, text["edges"])
+        return nodes
+
+
+class RoleGraphLayer(nn.Module):
+    """Attention along the edges, added to the nodes."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(dim, dim // 2), nn.Linear(dim, dim // 2)
+        self.context = nn.Linear(dim, dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+        """(B, P, dim) nodes and (B, P, P) edges, from the column to the row, to (B, P, dim)."""
+        fits = self.query(nodes) @ self.key(nodes).transpose(1, 2) / math.sqrt(nodes.shape[-1] // 2)
+        return self.norm(nodes + self.dropout(self.context(_masked_softmax(fits, edges) @ nodes)))
+
+
+def _masked_softmax(x: Tensor, mask: Tensor) -> Tensor:
+    """Over the last axis where ``mask`` holds; zeros elsewhere, and where it holds nowhere."""
+    return x.masked_fill(~mask, -1e4).softmax(-1) * mask

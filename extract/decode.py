@@ -35,6 +35,8 @@ DECORD_FILE_BYTES = 64 << 20
 DECORD_FRAME_BYTES = 512 << 20
 # Codecs whose damage decord reports. It returns broken MPEG-4 part 2 and MPEG-2 frames without a word.
 DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
+# What FFmpeg's Matroska reader says when it loses its way. Its name may be missing: decoding threads write in between.
+MATROSKA_LOST = re.compile(r"matroska|EBML|master element|File ended prematurely")
 # Containers that store no presentation times, only an order: the i-th frame shown has the i-th decoding time.
 WITHOUT_PTS = frozenset({"avi"})
 # Tell the other end at least every so many frames that decoding moves on.
@@ -91,7 +93,7 @@ def open_video(path: str) -> tuple[Any, Any]:
     return container, stream
 
 
-def choose(path: str, complaints: Callable[[], str]) -> Choice:
+def choose(path: str, complaints: Callable[[], list[str]]) -> Choice:
     """Whether decord may serve ``path``: reads headers and packets, decodes nothing. Raises Unreadable."""
     container, stream = open_video(path)
     with container:
@@ -145,8 +147,9 @@ def decord_frames(path: str, times: list[tuple[float, float]], threads: int) -> 
         raise DecordFailed(_reason(error)) from error
 
 
-def pyav_frames(path: str, threads: int, complaints: Callable[[], str]) -> Iterator[Shown]:
+def pyav_frames(path: str, threads: int, complaints: Callable[[], list[str]]) -> Iterator[Shown]:
     """Frames from PyAV in a stream; raises Unreadable at the first sign of damage, after all frames before it."""
+    complaints()  # those of others; of its own, those of opening count too
     container, stream = open_video(path)
     with container:
         stream.thread_type = "AUTO"
@@ -177,15 +180,15 @@ def video_end(path: str, alive: Callable[[], None]) -> float:
     return float(end * stream.time_base)
 
 
-def _pyav_timed(container: Any, stream: Any, complaints: Callable[[], str]) -> Iterator[tuple[float, float, Any]]:
+def _pyav_timed(container: Any, stream: Any, complaints: Callable[[], list[str]]) -> Iterator[tuple[float, float, Any]]:
     """(begin, duration, frame) of every presented frame."""
+    matroska = container.format.name == "matroska,webm"
     base = float(stream.time_base)
     rate = stream.average_rate or stream.guessed_rate
     fallback = float(1 / rate) if rate else 0.0
     decoding_times: list[int] = []
     packets = frames = 0
     begin = 0.0
-    complaints()
     try:
         for packet in container.demux(stream):
             packets += packet.dts is not None
@@ -203,8 +206,8 @@ def _pyav_timed(container: Any, stream: Any, complaints: Callable[[], str]) -> I
                 begin = ticks * base
                 yield begin, (frame.duration or 0) * base or fallback, frame
             # Matroska skips what it cannot read and goes on; only its log tells.
-            if container.format.name == "matroska,webm" and "matroska" in (said := complaints()):
-                raise Unreadable("decode", f"damaged or truncated after {begin:.3f} s: {said}")
+            if matroska and (lost := [line for line in complaints() if MATROSKA_LOST.search(line)]):
+                raise Unreadable("decode", f"damaged or truncated after {begin:.3f} s: {lost[0]}")
     except (av.error.FFmpegError, ValueError, IndexError) as error:
         raise Unreadable("decode", f"damaged after {begin:.3f} s ({_reason(error)})") from error
     if packets < stream.frames:
@@ -246,12 +249,12 @@ class Server:
         self.log = log
         self.log_read = 0
 
-    def complaints(self) -> str:
-        """What the native libraries have logged since the last call, the last line of it."""
+    def complaints(self) -> list[str]:
+        """What the native libraries have logged since the last call, line by line."""
         size = os.fstat(self.log).st_size
         text = os.pread(self.log, size - self.log_read, self.log_read).decode(errors="replace")
         self.log_read = size
-        return _reason(text.strip().splitlines()[-1]) if text.strip() else ""
+        return [_reason(line) for line in text.splitlines() if line.strip()]
 
     def send(self, event: str, payload: bytes | memoryview = b"", **fields: Any) -> None:
         text = json.dumps({"event": event, **fields}).encode()
@@ -326,9 +329,9 @@ class Server:
             if key % BEAT_FRAMES == 0:
                 self.alive()
                 if decord and (said := self.complaints()):
-                    raise DecordFailed(said)
+                    raise DecordFailed(said[-1])
         if decord and (said := self.complaints()):
-            raise DecordFailed(said)
+            raise DecordFailed(said[-1])
         for sampler, index in waiting:  # tracks that begin after the last frame
             if sampler.start < shown_until:
                 self._finish(sampler, index, active)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import psutil
 import pytest
 from videos import encode
 
+from amex.extract.decode import Server, Unreadable, pyav_frames
 from amex.extract.decoder import Decoder, Done, End, Failed, Frame, Opened, Restart, Sampled, Track
 from amex.extract.sampling import Sampling
 
@@ -44,11 +47,11 @@ def outcome(decoder: Decoder, path: Path, *tracks: Track) -> list[Done | Failed]
     return [final[index] for index in range(len(tracks or (WHOLE,)))]
 
 
-def damage(path: Path, begin: float, length: float) -> Path:
+def damage(path: Path, begin: float, length: float, seed: int = 0) -> Path:
     """Replaces a stretch of a file, given in shares of its size, with noise."""
     data = bytearray(path.read_bytes())
     at, count = int(len(data) * begin), int(len(data) * length)
-    data[at : at + count] = np.random.default_rng(0).bytes(count)
+    data[at : at + count] = np.random.default_rng(seed).bytes(count)
     path.write_bytes(data)
     return path
 
@@ -131,6 +134,20 @@ def test_a_bad_file_is_a_failure_with_a_reason_and_the_next_file_is_read(
     assert str(tmp_path) not in failed.reason, "the store must not depend on where the videos were"
     good = encode(tmp_path / "good.mp4", frames=20)
     assert outcome(decoder, good) == [Done(0, 20)]
+
+
+def test_what_the_matroska_reader_says_is_heard_among_decoding_threads(tmp_path: Path) -> None:
+    # It stops at damage without an error; only its words tell, and they need not be the last in the log.
+    path = encode(tmp_path / "short.mkv", frames=20)
+    with tempfile.TemporaryFile() as log:
+        server = Server(io.BytesIO(), log.fileno())
+        frames = pyav_frames(str(path), 1, server.complaints)
+        next(frames)
+        log.write(b"[matroska,webm @ 0x55] Element at 0x1 exceeds containing master element ending at 0x2\n")
+        log.write(b"[h264 @ 0x56] Error splitting the input into NAL units.\n")
+        log.flush()
+        with pytest.raises(Unreadable, match=r"damaged or truncated.*Element at"):
+            list(frames)
 
 
 @pytest.mark.parametrize("name", [name for name in BAD if name.startswith(("truncated", "damaged"))])

@@ -15,7 +15,7 @@ from .cli_demo import demo, draw_shapes
 from .cli_extract import extract, streams
 from .cli_features import features
 from .cli_train import COMMANDS
-from .console import json_option
+from .console import console, json_option
 from .errors import AmexError
 
 
@@ -124,6 +124,47 @@ def manifest_show(path: Path, limit: int) -> None:
         caption = f"  {clip.captions[0]!r}" if clip.captions else ""
         more = f" and {len(clip.captions) - 1} more" if len(clip.captions) > 1 else ""
         click.echo(f"  {clip.clip_id}  [{start:g}, {end}) of {clip.video}{caption}{more}")
+
+
+@manifest.command("parse")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--parser",
+    "which",
+    default="rules",
+    show_default=True,
+    help="rules: amex's own, offline. spacy:MODEL: the dependencies of an installed spaCy model, as en_core_web_sm.",
+)
+@click.option(
+    "--official",
+    type=click.Path(path_type=Path),
+    help="Instead of parsing take the graphs of HGR's sent2rolegraph.augment.json.",
+)
+def manifest_parse(path: Path, which: str, official: Path | None) -> None:
+    """Make the role graphs of all captions, which HGR and MCSAN learn from, and keep them beside the manifest.
+
+    A graph says which words are verbs, and which phrases are their arguments, in which role. What is there
+    already by the same parser is kept.
+    """
+    from rich.progress import Progress
+
+    from . import manifests
+
+    clips = manifests.read_manifest(path)
+    captions = list(dict.fromkeys(caption for clip in clips for caption in clip.captions))
+    target = manifests.graphs_path(path)
+    if official is not None:
+        graphs = manifests.read_graphs(official)
+        if absent := [caption for caption in captions if caption not in graphs.graphs]:
+            raise AmexError(f"{official} has no graph of {len(absent)} captions, the first {absent[0]!r}")
+    else:
+        known = manifests.read_graphs(target) if target.exists() else None
+        made_by, parse = manifests.parser(which)
+        with Progress(console=console(stderr=True), transient=True) as bar:
+            task = bar.add_task("parsing", total=len(captions))
+            graphs = manifests.complete(captions, known, made_by, parse, lambda count: bar.advance(task, count))
+    manifests.write_graphs(graphs, target)
+    click.echo(f"{target}: role graphs of {len(graphs.graphs):,} captions by {graphs.parser}")
 
 
 @manifest.command("check")

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -29,30 +29,35 @@ set_option = click.option(
     "settings",
     multiple=True,
     metavar="SECTION.KEY=VALUE",
-    help="Change one value of the configuration, for example --set train.lr=1e-3; `amex configs KEYS` lists all.",
+    help="Change one value of the configuration, for example --set train.lr=1e-3; `amex configs MODEL` lists all.",
 )
 
 
 @click.command()
 @click.argument("name", required=False)
 def configs(name: str | None) -> None:
-    """List the configurations that come with amex; print NAME, or with KEYS what can be set and what it means."""
-    from .train.config import CONFIGS, MODELS, Config, known_configs
+    """List models and configurations; with the NAME of a configuration print it, of a model what can be set.
+
+    Every key of a model is listed with its default and what it means, those of its data and training after them.
+    """
+    from .train.config import CONFIGS, MODELS, Config, Data, Train, known_configs
+    from .train.options import SECTIONS
 
     if name is None:
         click.echo(f"models: {', '.join(MODELS)}\nconfigurations: {', '.join(known_configs())}")
     elif name in known_configs():
         click.echo((CONFIGS / f"{name}.py").read_text().rstrip())
-    elif name == "KEYS":
+    elif name in MODELS:
         from rich.table import Table
 
         table = Table("key", "default", "meaning", box=None)
-        for section, field in Config.model_fields.items():
-            for key, inner in field.annotation.model_fields.items():  # type: ignore[union-attr]
-                table.add_row(f"{section}.{key}", repr(inner.default), inner.description or "")
+        for section, kind in (("model", SECTIONS[name]), ("data", Data), ("train", Train)):
+            defaults = getattr(Config.model_validate({"model": {"name": name}}), section)
+            for key, field in kind.model_fields.items():
+                table.add_row(f"{section}.{key}", repr(getattr(defaults, key)), field.description or "")
         console().print(table)
     else:
-        raise AmexError(f"no configuration is called {name!r}; there is {', '.join(known_configs())}, and KEYS")
+        raise AmexError(f"no configuration is called {name!r}; there is {', '.join((*MODELS, *known_configs()))}")
 
 
 @click.command()
@@ -74,8 +79,8 @@ def train(
 ) -> None:
     """Train a model from a store alone.
 
-    CONFIG is a model (amenet, global), a configuration that comes with amex (`amex configs`), or a Python file of one.
-    The checkpoint with the best rsum on the validation split is best.pth. Several GPUs, or processes:
+    CONFIG is a model (amenet, hgr, ...), a configuration that comes with amex (`amex configs`), or a Python
+    file of one. The checkpoint with the best rsum on the validation split is best.pth. Several GPUs, or processes:
 
     \b
     torchrun --nproc-per-node 4 -m amex.cli train amenet --store S --manifest M --work-dir W
@@ -151,9 +156,9 @@ def evaluate(
     if scores_out is not None:
         raise click.UsageError("--scores is for --official-hgr")
     assert path is not None
-    checkpoint, opened, clips = load(path, store, manifest_path)
-    record = evaluate_checkpoint(checkpoint, opened, clips, split, ties=ties, merged=merged, dsl=dsl)
-    show(record, out or checkpoint.path.with_name(f"eval-{split}.json"), as_json)
+    used = load(path, store, manifest_path)
+    record = evaluate_checkpoint(used, split, ties=ties, merged=merged, dsl=dsl)
+    show(record, out or used.checkpoint.path.with_name(f"eval-{split}.json"), as_json)
 
 
 def evaluate_official(folder: Path, scores_out: Path | None, ties: Any, out: Path | None, as_json: bool) -> None:
@@ -183,15 +188,13 @@ def show(record: dict[str, Any], out: Path | None, as_json: bool) -> None:
         click.echo(f"written to {out}")
 
 
-def evaluate_checkpoint(
-    checkpoint: Any, store: Any, clips: Sequence[Any], split: str, **options: Any
-) -> dict[str, Any]:
+def evaluate_checkpoint(used: Used, split: str, **options: Any) -> dict[str, Any]:
     """The figures of a checkpoint on a split, with all that names them."""
     from .train.data import Split, of_split
     from .train.evaluate import evaluate_split
 
-    config = checkpoint.config
-    data = Split(store, of_split(clips, split, "the manifest"), config.model, config.data, checkpoint.text(store))
+    checkpoint, config = used.checkpoint, used.checkpoint.config
+    data = Split(used.store, of_split(used.clips, split, "the manifest"), config.model, config.data, used.text)
     with encoding(data.clips) as progress:
         result = evaluate_split(checkpoint.model(), data, progress=progress, **options)
     named = {"checkpoint": str(checkpoint.path), "model": config.model.name, "split": split, "clips": len(data.clips)}
@@ -358,8 +361,8 @@ def search(
     from .train.data import of_split
     from .train.search import Searcher
 
-    checkpoint, opened, clips = load(path, store, manifest_path)
-    searcher = Searcher(checkpoint, opened, of_split(clips, split, "the manifest"), kind=kind)
+    used = load(path, store, manifest_path)
+    searcher = Searcher(used.checkpoint, used.store, of_split(used.clips, split, "the manifest"), used.text, kind=kind)
     hits = (
         searcher.clips_for(query, top, text_features(text_encoder))
         if query
@@ -369,7 +372,7 @@ def search(
         from .train.report import write_results
 
         write_results(
-            html, query=query or clip_id or "", hits=hits, checkpoint=path, thumbnail=thumbnails(opened, videos)
+            html, query=query or clip_id or "", hits=hits, checkpoint=path, thumbnail=thumbnails(used.store, videos)
         )
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(hit) for hit in hits], indent=1))
@@ -402,24 +405,34 @@ def report(
     from .train.data import of_split
     from .train.report import write_report
 
-    checkpoint, opened, clips = load(work_dir, store, manifest_path)
+    used = load(work_dir, store, manifest_path)
     out = out or work_dir / "report.html"
-    chosen = of_split(clips, split, "the manifest")
+    chosen = of_split(used.clips, split, "the manifest")
     with encoding(chosen) as progress:
         write_report(
             work_dir,
             out,
-            checkpoint=checkpoint,
-            store=opened,
+            checkpoint=used.checkpoint,
+            store=used.store,
             clips=chosen,
+            text=used.text,
             split_name=split,
-            thumbnail=thumbnails(opened, videos),
+            thumbnail=thumbnails(used.store, videos),
             progress=progress,
         )
     click.echo(f"{out}: open it in a browser")
 
 
-def load(path: Path, store: Path | None, manifest: Path | None) -> tuple[Any, Any, list[Any]]:
+class Used(NamedTuple):
+    """A checkpoint with what it is to be used on."""
+
+    checkpoint: Any
+    store: Any
+    clips: list[Any]
+    text: Any
+
+
+def load(path: Path, store: Path | None, manifest: Path | None) -> Used:
     """A checkpoint with the store and the clips it is to be used on: given, or those it was trained with."""
     from .features import open_store
     from .manifests import read_manifest
@@ -430,9 +443,9 @@ def load(path: Path, store: Path | None, manifest: Path | None) -> tuple[Any, An
     for name, given in (("store", store), ("manifest", manifest)):
         if given is None and not where[name].exists():
             raise AmexError(f"the {name} of the training run, {where[name]}, is gone: give one with --{name}")
-    opened = open_store(store or where["store"])
+    opened, manifest = open_store(store or where["store"]), manifest or where["manifest"]
     checkpoint.check_features(opened)
-    return checkpoint, opened, read_manifest(manifest or where["manifest"])
+    return Used(checkpoint, opened, read_manifest(manifest), checkpoint.text(opened, manifest))
 
 
 def text_features(model: str | None) -> Callable[[Any, Sequence[str]], list[Any]]:

@@ -140,8 +140,8 @@ def plan_text(
     )
 
 
-def encode_like(stream: Stream, texts: Sequence[str], model: str | None = None) -> list[np.ndarray]:
-    """Token features (tokens, D) of texts, made exactly as those of a stream.
+def encode_like(stream: Stream, texts: Sequence[str], model: str | None = None) -> list[dict[str, np.ndarray]]:
+    """The arrays of texts, made exactly as those of a stream: ``values`` (tokens, D) and ``sentence``.
 
     Args:
         model: as of ``plan_text``; None tries those that need no telling.
@@ -161,7 +161,8 @@ def encode_like(stream: Stream, texts: Sequence[str], model: str | None = None) 
             reasons.append(str(error))
             continue
         if plan.spec == spec:
-            return [arrays["values"].astype(np.float16) for arrays in plan.encoder("cpu")(texts)[0]]
+            made = plan.encoder("cpu")(texts)[0]
+            return [{name: arrays[name].astype(np.float16) for name in ("values", "sentence")} for arrays in made]
         reasons.append(f"{candidate} is another model")
     raise AmexError(
         f"stream {stream.name!r} was made with {stream.provenance['weights']}, which is needed to encode a new text: "

@@ -5,18 +5,26 @@ Knows data sets and their annotation files; knows nothing of pixels, features or
 
 from .clip import Clip, ManifestError, Problem, read_manifest, scan_manifest, write_manifest
 from .datasets import DATASETS, Dataset, dataset
+from .rolegraphs import GraphError, RoleGraphs, complete, graphs_path, parser, read_graphs, write_graphs
 from .videos import VideoError, VideoFinder
 
 __all__ = [
     "DATASETS",
     "Clip",
     "Dataset",
+    "GraphError",
     "ManifestError",
     "Problem",
+    "RoleGraphs",
     "VideoError",
     "VideoFinder",
+    "complete",
     "dataset",
+    "graphs_path",
+    "parser",
+    "read_graphs",
     "read_manifest",
     "scan_manifest",
+    "write_graphs",
     "write_manifest",
 ]

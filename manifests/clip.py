@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import AmexError
 
@@ -146,16 +147,23 @@ def write_manifest(clips: Iterable[Clip], path: str | os.PathLike[str]) -> int:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
+    with write_whole(path) as handle:
+        for clip in clips:
+            if clip.clip_id in seen:
+                raise ManifestError(f"duplicate clip_id {clip.clip_id!r}: every clip needs its own")
+            seen.add(clip.clip_id)
+            handle.write(json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n")
+    return len(seen)
+
+
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[IO[str]]:
+    """A text file to write to that is there whole in the end, or not at all."""
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as handle:
         try:
-            for clip in clips:
-                if clip.clip_id in seen:
-                    raise ManifestError(f"duplicate clip_id {clip.clip_id!r}: every clip needs its own")
-                seen.add(clip.clip_id)
-                handle.write(json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n")
+            yield handle
         except BaseException:
             os.unlink(handle.name)
             raise
     os.chmod(handle.name, 0o644)
     os.replace(handle.name, path)
-    return len(seen)

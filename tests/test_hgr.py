@@ -13,12 +13,19 @@ import torch
 from conftest import amex
 
 from amex.train.losses import hinge
-from amex.train.models.hgr import HGR, HGROptions
+from amex.train.models.hgr import HGR
 from amex.train.official_hgr import score_official
+from amex.train.options import HGR as Options
+from amex.train.options import Inputs
 from amex.train.rolegraphs import ROLES, GraphError, graph_tensors, role_number
 
+INPUTS = Inputs(widths={"frames": 12, "text": 8}, words=20)
 OFFICIAL = Path(__file__).parent / "data" / "hgr"
 NUMBERS = {"a": 3, "dog": 4, "bites": 5, "man": 6}
+
+
+def number(word: str) -> int:
+    return NUMBERS.get(word, 2)
 
 
 def test_an_official_checkpoint_gives_the_official_scores_and_loss(tmp_path: Path) -> None:
@@ -46,7 +53,7 @@ def graph(*nodes: tuple[str, list[int]], edges: tuple[tuple[str, str], ...] = ()
 
 def test_a_graph_becomes_nodes_roles_and_edges() -> None:
     parsed = graph(("ARG0", [0, 1]), ("V", [2]), ("ARG1", [3, 4]), edges=(("2", "1"), ("2", "3")))
-    made = graph_tensors(["a dog bites a cat"], {"a dog bites a cat": parsed}, NUMBERS)
+    made = graph_tensors(["a dog bites a cat"], {"a dog bites a cat": parsed}, number)
     assert made["ids"].tolist() == [[3, 4, 5, 3, 2]]
     assert made["nodes"].shape == (1, 11, 5)
     places = {place: made["nodes"][0, place].nonzero().flatten().tolist() for place in (0, 1, 5, 6)}
@@ -60,7 +67,7 @@ def test_a_graph_becomes_nodes_roles_and_edges() -> None:
 def test_what_is_over_the_limits_is_left_out() -> None:
     caption = " ".join(f"w{n}" for n in range(40))
     many = [("V", [n]) for n in range(6)] + [("ARG1", [n, 35]) for n in range(8)] + [("ARG2", [32])]
-    made = graph_tensors([caption], {caption: graph(*many, edges=(("5", "7"), ("1", "7"), ("1", "14")))}, NUMBERS)
+    made = graph_tensors([caption], {caption: graph(*many, edges=(("5", "7"), ("1", "7"), ("1", "14")))}, number)
     assert made["ids"].shape == (1, 30)
     assert made["nodes"][0].any(-1).all()  # four verbs and six nouns are there
     assert made["nodes"][0, 5].sum() == 1  # the word at 35 is cut off
@@ -75,7 +82,7 @@ def test_roles_of_other_forms_have_a_number() -> None:
 @pytest.fixture
 def model() -> HGR:
     torch.manual_seed(0)
-    return HGR(HGROptions(dim=16, word_dim=8), 12, 20).eval()
+    return HGR(Options(dim=16, word_dim=8, streams=["frames"]), INPUTS).eval()
 
 
 def frames(*lengths: int, pad: int = 0) -> dict[str, dict[str, torch.Tensor]]:
@@ -91,10 +98,10 @@ def frames(*lengths: int, pad: int = 0) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("fusion", ["embed", "sim"])
 def test_a_caption_without_a_verb_has_no_score_on_that_level_and_padding_none_on_any(fusion: Any) -> None:
     torch.manual_seed(0)
-    model = HGR(HGROptions(dim=16, word_dim=8, fusion=fusion), 12, 20).eval()
+    model = HGR(Options(dim=16, word_dim=8, fusion=fusion, streams=["frames"]), INPUTS).eval()
     graphs = {"a dog": graph(("NOUN", [1])), "a dog bites a man": graph(("V", [2]), ("ARG1", [4]), edges=(("1", "2"),))}
-    texts = model.encode_texts(graph_tensors(list(graphs), graphs, NUMBERS))
-    alone = model.encode_texts(graph_tensors(["a dog"], graphs, NUMBERS))  # three words shorter
+    texts = model.encode_texts(graph_tensors(list(graphs), graphs, number))
+    alone = model.encode_texts(graph_tensors(["a dog"], graphs, number))  # three words shorter
     scores = model.level_scores(model.encode_videos(frames(3, 5)), texts)
     assert (scores["verb"][0] == 0).all()
     assert (scores["verb"][1] != 0).all()
@@ -111,7 +118,13 @@ def test_phrases_and_roles_learn(model: HGR) -> None:
         f"{word} bites a man": graph(("ARG0", [0]), ("V", [1]), ("ARG1", [3]), edges=(("2", "1"), ("2", "3")))
         for word in ("a", "dog", "man", "cat")
     }
-    made = {"video": frames(3, 4, 5, 6), "text": graph_tensors(list(graphs), graphs, NUMBERS)}
+    each = torch.arange(4)
+    made = {
+        "video": frames(3, 4, 5, 6),
+        "text": graph_tensors(list(graphs), graphs, number),
+        "clip": each,
+        "caption": each,
+    }
     model.train()
     sum(model.loss(made).values()).backward()
     for name, parameter in model.named_parameters():

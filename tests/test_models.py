@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from amex.train.config import AMENet as Options
 from amex.train.losses import Contrastive, ModalityClassifier, hinge
 from amex.train.models import build_model
 from amex.train.models.relation import edge_geometry, node_geometry
+from amex.train.options import AMENet as Options
+from amex.train.options import Inputs
 
 WIDTHS = {"objects": 6, "clips": 5, "frames": 4, "text": 7}
+INPUTS = Inputs(widths=WIDTHS, objects=("objects",))
 SMALL: dict[str, Any] = {
     "objects": "objects", "streams": ["clips", "frames"], "text": "text", "dim": 8, "graph_dim": 8, "graphs": 2,
     "key_dim": 4, "adversarial_hidden": 8, "dropout": 0.0,
@@ -90,7 +92,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
 def test_padding_never_changes_a_score(switches: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = build_model(Options(**SMALL, **switches), WIDTHS).eval()
+    model = build_model(Options(**SMALL, **switches), INPUTS).eval()
     scores = []
     for pad in (0, 1, 4):
         made = batch(3, pad=pad)
@@ -104,7 +106,7 @@ def test_padding_never_changes_a_score(switches: dict[str, Any]) -> None:
 @pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
 def test_every_learned_number_learns(switches: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = build_model(Options(**SMALL, **switches), WIDTHS)
+    model = build_model(Options(**SMALL, **switches), INPUTS)
     model.progress = 0.5
     losses = model.loss(batch(1, size=16, rows=4, objects=4))
     sum(value for name, value in losses.items() if name.startswith("loss")).backward()
@@ -118,7 +120,7 @@ def test_every_learned_number_learns(switches: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("switch", ["as it comes", "relation only", "global only"])
 def test_embeddings_have_length_one_and_scores_are_cosines(switch: str) -> None:
-    model = build_model(Options(**SMALL, **SWITCHES[switch], text_heads="separate"), WIDTHS).eval()
+    model = build_model(Options(**SMALL, **SWITCHES[switch], text_heads="separate"), INPUTS).eval()
     made = batch(5)
     videos, texts = model.encode_videos(made["video"]), model.encode_texts(made["text"])
     expected = sum(w * texts[space] @ videos[space].T for space, w in model.weights.items())
@@ -127,7 +129,7 @@ def test_embeddings_have_length_one_and_scores_are_cosines(switch: str) -> None:
 
 
 def test_a_clip_without_objects_and_a_caption_of_one_word_have_finite_scores() -> None:
-    model = build_model(Options(**SMALL), WIDTHS).eval()
+    model = build_model(Options(**SMALL), INPUTS).eval()
     made = batch(2)
     made["video"]["objects"]["mask"][:] = False
     for stream in ("clips", "frames"):
@@ -144,7 +146,7 @@ def test_the_relation_branch_sees_who_goes_to_whom() -> None:
     backwards = {name: x if name == "seconds" else x.flip(1) for name, x in made["objects"].items()}
     for graph, geometry, differs in (("both", True, True), ("joint", True, True), ("none", False, False)):
         torch.manual_seed(0)
-        model = build_model(Options(**SMALL, global_branch=False, graph=graph, geometry=geometry), WIDTHS).eval()
+        model = build_model(Options(**SMALL, global_branch=False, graph=graph, geometry=geometry), INPUTS).eval()
         a, b = model.encode_videos(made), model.encode_videos({"objects": backwards})
         assert torch.allclose(a["relation"], b["relation"], atol=1e-5) is not differs, graph
 
@@ -157,7 +159,7 @@ def test_the_distance_mask_cuts_far_edges_and_only_those() -> None:
     }  # fmt: skip
     for geometry in (True, False):
         options = Options(**SMALL, global_branch=False, graph="spatial", distance=0.2, geometry=geometry)
-        joined, _ = build_model(options, WIDTHS).relation.wire("spatial", objects)
+        joined, _ = build_model(options, INPUTS).relation.graph.wire("spatial", objects)
         assert joined[0].tolist() == [[True, True, False], [True, True, False], [False, False, True]]
 
 
@@ -198,7 +200,7 @@ def test_clips_with_one_caption_are_no_negatives_unless_asked_for() -> None:
     made = batch(7, size=6)
     made["caption"][:] = 0
     for same, expected in (("ignored", True), ("negative", False)):
-        model = build_model(Options(**SMALL, adversarial="off", same_caption=same), WIDTHS)
+        model = build_model(Options(**SMALL, adversarial="off", same_caption=same), INPUTS)
         loss = model.loss(made)
         assert (sum(x.item() for x in loss.values()) == 0) is expected
 
@@ -258,7 +260,7 @@ def test_the_contrastive_loss_is_the_mean_of_two_cross_entropies_without_those_e
 
 def test_a_bag_begins_without_a_say_learns_words_and_knows_no_padding() -> None:
     torch.manual_seed(0)
-    model = build_model(Options(**SMALL, text_bag=True, adversarial="off"), WIDTHS, 20)
+    model = build_model(Options(**SMALL, text_bag=True, adversarial="off"), Inputs(widths=WIDTHS, words=20))
     made = batch(3, size=16)
     made["text"]["ids"] = torch.randint(1, 20, (16, 5))
     made["text"]["ids"][:, 3:] = 0

@@ -172,16 +172,16 @@ def test_resuming_with_other_settings_is_refused_field_by_field(made: tuple[Path
 SPLIT_LOSS = """
 import os, sys, torch
 sys.path.insert(0, {tests!r})
-from test_models import SMALL, WIDTHS, batch
-from amex.train.config import AMENet
+from test_models import INPUTS, SMALL, batch
 from amex.train.models import build_model
+from amex.train.options import AMENet
 from mmengine.model import MMDistributedDataParallel
 
 def part(x, rank, world):
     return {{k: part(v, rank, world) for k, v in x.items()}} if isinstance(x, dict) else x[rank::world]
 
 torch.manual_seed(0)
-model = build_model(AMENet(**SMALL, **{switches!r}), WIDTHS)
+model = build_model(AMENet(**SMALL, **{switches!r}), INPUTS)
 model.progress = 0.5
 made = batch(1, size=8)
 made["caption"][5] = made["caption"][2]
@@ -384,7 +384,7 @@ def test_every_configuration_that_comes_with_amex_is_valid() -> None:
         load_config(name)
         assert name in amex("configs").output
         assert "model" in amex("configs", name).output
-    assert "train.lr" in amex("configs", "KEYS").output
+    assert "train.lr" in amex("configs", "amenet").output
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def _run(config: Config, folder: Path, store: Path, manifest: Path, split: str, 
     checkpoint = load_checkpoint(fitted.best)
     opened = open_store(store)
     clips = of_split(read_manifest(manifest), split, str(manifest))
-    data = Split(opened, clips, checkpoint.config.model, checkpoint.config.data, checkpoint.text(opened))
+    data = Split(opened, clips, checkpoint.config.model, checkpoint.config.data, checkpoint.text(opened, manifest))
     figures = flat(evaluate_split(checkpoint.model(), data, merged=merged))
     figures["val rsum"] = fitted.val["rsum"]
     result = {"figures": figures, "epoch": fitted.epoch, "parameters": fitted.parameters, "seconds": round(seconds, 1)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from ..features import Store
 from .config import Config, check_config
 from .data import Text
 from .models import RetrievalModel, build_model
+from .options import Inputs
+from .rolegraphs import Graphs
 from .vocabulary import Vocabulary
 
 FORMAT = 1
@@ -31,8 +34,9 @@ class Checkpoint:
     Attributes:
         path: the file it came from.
         fingerprints: of every stream the model reads.
-        widths: length of the features of each of them, and under ``text`` of a token's or word's.
+        inputs: what the model was built for.
         vocabulary: as JSON; empty where captions come as token features alone.
+        parser: by whom the role graphs of captions were made; empty where there are none.
         sources: the store and the manifest of the training run, as absolute paths.
         epoch: how many are behind it.
         val: the figures on the validation split that chose it.
@@ -42,16 +46,16 @@ class Checkpoint:
     config: Config
     weights: dict[str, Any]
     fingerprints: dict[str, str]
-    widths: dict[str, int]
+    inputs: Inputs
     vocabulary: str
+    parser: str
     sources: dict[str, str]
     epoch: int
     val: dict[str, float]
 
     def model(self) -> RetrievalModel:
         """The trained model, ready to encode."""
-        words = Vocabulary.from_json(self.vocabulary) if self.vocabulary else ()
-        model = build_model(self.config.model, self.widths, len(words))
+        model = build_model(self.config.model, self.inputs)
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
@@ -60,11 +64,14 @@ class Checkpoint:
             ) from error
         return model.eval()
 
-    def text(self, store: Store) -> Text:
-        """What to make batches of captions from."""
+    def text(self, store: Store, manifest: Path) -> Text:
+        """What to make batches of captions from. Raises GraphError if role graphs are missing, or another parser's."""
+        options = self.config.model
         vocabulary = Vocabulary.from_json(self.vocabulary) if self.vocabulary else None
-        name = self.config.model.text
-        return Text(stream=store[name] if name != "words" else None, vocabulary=vocabulary)
+        graphs = Graphs.beside(manifest, options, self.parser) if options.needs_graphs else None
+        return Text(
+            stream=store[options.text] if options.text != "words" else None, vocabulary=vocabulary, graphs=graphs
+        )
 
     def check_features(self, store: Store) -> None:
         """Raises CheckpointError if the store lacks a stream, or has features made in another way."""
@@ -82,15 +89,16 @@ class Checkpoint:
 
 
 def describe(
-    config: Config, *, fingerprints: dict[str, str], widths: dict[str, int], text: Text, sources: dict[str, str]
+    config: Config, *, fingerprints: dict[str, str], inputs: Inputs, text: Text, sources: dict[str, str]
 ) -> dict[str, Any]:
     """What a checkpoint holds beside weights and the state of a run."""
     return {
         "format": FORMAT,
         "config": config.plain(),
         "fingerprints": fingerprints,
-        "widths": widths,
+        "inputs": dataclasses.asdict(inputs),
         "vocabulary": text.vocabulary.to_json() if text.vocabulary else "",
+        "parser": text.graphs.parser if text.graphs else "",
         "sources": sources,
     }
 
@@ -129,4 +137,5 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     known.pop("format")
     path = Path(path) / "best.pth" if Path(path).is_dir() else Path(path)
     known["config"] = check_config(known["config"], str(path))
+    known["inputs"] = Inputs(**known["inputs"])
     return Checkpoint(path=path, weights=record["state_dict"], epoch=record["meta"]["epoch"], **known)

@@ -5,106 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ..errors import AmexError
+from .options import SECTIONS, AMENet, Model, Section
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 class ConfigError(AmexError):
     """A configuration cannot be used as it is."""
-
-
-class Section(BaseModel):
-    """A section of a configuration. Unknown keys are errors, and no value is turned into another type silently."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-# YAML, which reads --set, and people write off for what is called off here.
-Off = BeforeValidator(lambda value: "off" if value is False else value)
-
-
-class AMENet(Section):
-    """AME-Net. Defaults are those of docs/amenet.md: BiC-Net's where they are known, the graph's of the ARG."""
-
-    name: Literal["amenet", "global"] = Field("amenet", description="amenet, or global: the baseline without relations")
-    relation_branch: bool = Field(True, description="over the objects")
-    global_branch: bool = Field(True, description="over clip and frame features")
-    objects: str = Field("", description="the stream of objects; empty: the only one in the store")
-    streams: list[str] = Field([], description="streams of the global branch; empty: all of clips and frames")
-    text: str = Field(
-        "", description="the stream of text; empty: the only one in the store; words: word vectors learned here"
-    )
-    dim: int = Field(1024, ge=2, description="of the joint spaces")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    pooling: Literal["mean", "attention"] = Field("attention", description="of rows, frames and tokens")
-    scaling: Literal["layernorm", "standard", "logit"] = Field(
-        "layernorm",
-        description="of the global branch's features; standard: each number over the training clips; logit: "
-        "that of the log-odds, for features that are probabilities",
-    )
-    hidden: int = Field(0, ge=0, description="width of a hidden layer over the global branch's features; 0: none")
-    sequence: Literal["none", "gru", "transformer"] = Field(
-        "none", description="between a stream's rows, before pooling"
-    )
-    text_sequence: Literal["none", "gru", "transformer"] = Field("none", description="between tokens, before pooling")
-    text_heads: Literal["shared", "separate"] = Field("shared", description="one text vector, or one a space")
-    text_bag: bool = Field(
-        False,
-        description="beside tokens a bag of words, with vectors learned here, as Dual Encoding has one",
-    )
-    word_dim: int = Field(300, ge=1, description="of the word vectors, with text=words")
-    weight: float = Field(0.5, ge=0, le=1, description="w, of the relation space in the score and in the loss")
-    graph: Literal["none", "spatial", "temporal", "both", "joint"] = Field(
-        "both", description="edges within frames, between neighbouring frames, both, or one graph over all objects"
-    )
-    graph_dim: int = Field(1024, ge=1, description="d_g, of the graph's nodes")
-    graphs: int = Field(16, ge=1, description="G, graphs side by side")
-    graph_layers: int = Field(1, ge=0)
-    key_dim: int = Field(256, ge=1, description="d_k, of the edges' projections")
-    distance: float | None = Field(
-        0.2, gt=0, description="mu: spatial edges reach this share of the frame's width; None: any distance"
-    )
-    geometry: bool = Field(True, description="nodes and edges know the boxes")
-    adversarial: Annotated[Literal["off", "reversal", "alternating"], Off] = "reversal"
-    adversarial_weight: float = Field(
-        0.01, ge=0, description="lambda; on Shapes 0.01 hardly aligned, 0.03 did, 0.1 left nothing to rank by"
-    )
-    adversarial_hidden: int = Field(512, ge=2, description="width of the modality classifiers")
-    adversarial_lr: float = Field(2e-4, gt=0, description="of the classifiers, when alternating")
-    ranking: Literal["hinge", "contrastive"] = Field(
-        "hinge", description="the loss: a hinge with a margin, or CLIP's cross-entropy over the batch"
-    )
-    margin: float = Field(0.2, ge=0, description="of the hinge")
-    negatives: Literal["hardest", "all"] = Field(
-        "all", description="of the hinge: the hardest in the batch, or the sum over all"
-    )
-    temperature: float = Field(0.05, gt=0, description="of the cross-entropy, to begin with; it is learned")
-    same_caption: Literal["ignored", "negative"] = Field(
-        "ignored", description="what clips with one caption are to each other in a batch"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _baseline(cls, values: Any) -> Any:
-        """The baseline is the global branch alone: means, linear projections, hinge with the hardest negative."""
-        if isinstance(values, dict) and values.get("name") == "global":
-            fixed = {"relation_branch": False, "global_branch": True, "adversarial": "off"}
-            return {"pooling": "mean", "negatives": "hardest"} | values | fixed
-        return values
-
-    @model_validator(mode="after")
-    def _possible(self) -> AMENet:
-        if not (self.relation_branch or self.global_branch):
-            raise ValueError("at least one of relation_branch and global_branch must be on")
-        if self.text_bag and self.text == "words":
-            raise ValueError("text_bag stands beside token features: with text=words leave it off")
-        return self
 
 
 class Data(Section):
@@ -152,7 +65,7 @@ class Train(Section):
 class Config(Section):
     """A whole configuration. Validation lists everything that is wrong with it."""
 
-    model: AMENet = AMENet()
+    model: Model = AMENet()
     data: Data = Data()
     train: Train = Train()
 
@@ -161,7 +74,7 @@ class Config(Section):
         return self.model_dump(mode="json")
 
 
-MODELS = ("amenet", "global")
+MODELS = tuple(SECTIONS)
 
 
 def known_configs() -> list[str]:
@@ -179,6 +92,7 @@ def load_config(which: str, settings: Iterable[str] = ()) -> Config:
         ConfigError: listing everything that is wrong, a line each.
     """
     values = _read(which)
+    values.setdefault("model", {}).setdefault("name", "amenet")
     problems = []
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -268,12 +182,16 @@ def _said(entry: Any) -> str:
     """One of pydantic's errors as a line: where, what, and for an unknown key what it might have been."""
     import difflib
 
-    where = ".".join(str(part) for part in entry["loc"])
+    path = list(entry["loc"])
+    model = SECTIONS.get(str(path.pop(1))) if path[0] == "model" and len(path) > 1 else None
+    where = ".".join(str(part) for part in path)
     if entry["type"] == "extra_forbidden":
-        section = Config.model_fields[entry["loc"][0]].annotation if len(entry["loc"]) > 1 else Config
+        section = model or (Config.model_fields[path[0]].annotation if len(path) > 1 else Config)
         known = list(section.model_fields)
-        near = difflib.get_close_matches(str(entry["loc"][-1]), known, n=1)
+        near = difflib.get_close_matches(str(path[-1]), known, n=1)
         return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}")
+    if entry["type"].startswith("union_tag"):
+        return f"model.name: there is {', '.join(MODELS)}, got {entry['input'].get('name')!r}"
     message = entry["msg"].removeprefix("Value error, ")
     given = "" if entry["type"] == "value_error" else f", got {entry['input']!r}"
     return f"{where}: {message}{given}"

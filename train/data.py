@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch.utils.data import Dataset, Sampler
 from ..errors import AmexError
 from ..features import Batch, Store, Stream, row_arrays
 from ..manifests import Clip
-from .config import AMENet, Config, Data
+from .config import Config, Data
+from .options import Inputs, ModelOptions
+from .rolegraphs import Graphs, graph_tensors
 from .vocabulary import Vocabulary
 
 
@@ -29,7 +32,7 @@ def kind(stream: Stream) -> str:
     return "objects" if "boxes" in row_arrays(stream.spec) else "clips"
 
 
-def choose_streams(options: AMENet, store: Store) -> AMENet:
+def choose_streams(options: ModelOptions, store: Store) -> ModelOptions:
     """The options with streams named: those asked for, or where there is no choice, those there are.
 
     Raises:
@@ -40,8 +43,10 @@ def choose_streams(options: AMENet, store: Store) -> AMENet:
         kinds[kind(stream)].append(name)
     problems = []
 
-    def find(asked: str, wanted: str, key: str, hint: str) -> str:
+    def find(asked: str, wanted: str, key: str, hint: str, also: str = "") -> str:
         names = kinds[wanted]
+        if asked and asked in kinds.get(also, ()):
+            return asked
         if not asked and len(names) == 1:
             return names[0]
         if asked in names:
@@ -60,13 +65,15 @@ def choose_streams(options: AMENet, store: Store) -> AMENet:
 
     chosen: dict[str, Any] = {}
     extract = f"amex extract --manifest M --store {store.path}"
-    if options.relation_branch:
+    if options.wants_objects:
         hint = f"make one with {extract} --stream frcnn_r50_coco, or --set model.relation_branch=false"
         chosen["objects"] = find(options.objects, "objects", "model.objects", hint)
-    if options.global_branch:
-        hint = f"make one with {extract} --stream r2plus1d_18, or --set model.global_branch=false"
+    if options.wants_streams:
+        without = "--set model.global_branch=false" if options.wants_objects else "choose some with --set model.streams"
+        hint = f"make one with {extract} --stream r2plus1d_18, or {without}"
         names = options.streams or kinds["clips"]
-        chosen["streams"] = [find(name, "clips", "model.streams", hint) for name in names]
+        also = "objects" if options.takes_objects else ""
+        chosen["streams"] = [find(name, "clips", "model.streams", hint, also) for name in names]
         if not names:
             find("", "clips", "model.streams", hint)
     if options.text != "words":
@@ -121,18 +128,27 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """What to make batches of captions from: token features of a stream, a vocabulary, or both."""
+    """What to make batches of captions from: token features of a stream, a vocabulary, role graphs."""
 
     stream: Stream | None = None
     vocabulary: Vocabulary | None = None
+    graphs: Graphs | None = None
 
     def batch(
         self, captions: Sequence[str], tokens: Sequence[dict[str, np.ndarray]] | None, most: int
     ) -> dict[str, Tensor]:
-        """Captions, padded: token features ``values`` with their ``mask``, and the numbers of words, ``ids``."""
+        """Captions, padded: token features ``values`` with their ``mask``, and the numbers of words, ``ids``.
+
+        With role graphs words are those of ``caption.split()``, and the graphs' tensors are there beside them.
+        """
+        if self.graphs is not None:
+            assert self.vocabulary is not None
+            return graph_tensors(captions, self.graphs, self.vocabulary.number, words=most, **self.graphs.sizes)
         made = self.vocabulary.batch(captions, most) if self.vocabulary is not None else {}
         if tokens is not None:
             made |= pad_rows([{"values": item["values"][:most]} for item in tokens])
+            if "sentence" in tokens[0]:
+                made["sentence"] = torch.from_numpy(np.stack([item["sentence"] for item in tokens]).astype(np.float32))
         return made
 
 
@@ -146,7 +162,7 @@ class Split(Dataset):
     """
 
     def __init__(
-        self, store: Store, clips: Sequence[Clip], options: AMENet, data: Data, text: Text, *, seed: int = 0
+        self, store: Store, clips: Sequence[Clip], options: ModelOptions, data: Data, text: Text, *, seed: int = 0
     ) -> None:
         self.clips, self.options, self.data, self.text, self.seed = list(clips), options, data, text, seed
         self.captions = list(dict.fromkeys(caption for clip in clips for caption in clip.captions))
@@ -154,11 +170,7 @@ class Split(Dataset):
         self.own = [[number[caption] for caption in dict.fromkeys(clip.captions)] for clip in clips]
         self.pairs = [(clip, caption) for clip, own in enumerate(self.own) for caption in own]
         self.with_captions = [index for index, own in enumerate(self.own) if own]
-        names = [
-            *([options.objects] if options.relation_branch else []),
-            *(options.streams if options.global_branch else []),
-        ]
-        wanted = [(store[name], [clip.clip_id for clip in clips]) for name in dict.fromkeys(names)]
+        wanted = [(store[name], [clip.clip_id for clip in clips]) for name in options.video_streams]
         if text.stream is not None:
             wanted.append((text.stream, self.captions))
         check_there(wanted, store)
@@ -308,25 +320,37 @@ class EpochSampler(Sampler):
         return -(-self.length // self.world)
 
 
-def make_text(store: Store, config: Config, clips: Sequence[Clip]) -> Text:
-    """The stream of text, a vocabulary of the training captions, or both, as the model wants it."""
-    words = config.model.text == "words"
+def make_text(store: Store, config: Config, clips: Sequence[Clip], manifest: Path) -> Text:
+    """The stream of text, a vocabulary of the training captions, role graphs: what of these the model wants."""
+    options = config.model
+    words = options.text == "words"
     vocabulary = None
-    if words or config.model.text_bag:
+    if words or options.text_bag:
         captions = [caption for clip in clips for caption in clip.captions]
         vocabulary = Vocabulary.of(captions, min_count=config.data.min_count)
-    return Text(stream=None if words else store[config.model.text], vocabulary=vocabulary)
+    graphs = Graphs.beside(manifest, options) if options.needs_graphs else None
+    return Text(stream=None if words else store[options.text], vocabulary=vocabulary, graphs=graphs)
 
 
-def fingerprints(store: Store, options: AMENet) -> dict[str, str]:
+def fingerprints(store: Store, options: ModelOptions) -> dict[str, str]:
     """Of every stream a model reads: name -> fingerprint."""
-    names = [options.objects] if options.relation_branch else []
-    names += options.streams if options.global_branch else []
-    names += [options.text] if options.text != "words" else []
-    return {name: store[name].fingerprint for name in dict.fromkeys(names)}
+    names = [*options.video_streams, *([options.text] if options.text != "words" else [])]
+    return {name: store[name].fingerprint for name in names}
 
 
-def widths(store: Store, options: AMENet) -> dict[str, int]:
-    """Length of the features of each stream a model reads, and under ``text`` of a token's or word's."""
-    found = {name: store[name].spec["output"]["shape"][-1] for name in fingerprints(store, options)}
-    return found | {"text": options.word_dim if options.text == "words" else found[options.text]}
+def inputs(store: Store, options: ModelOptions, text: Text) -> Inputs:
+    """What a model of these options is built for."""
+    widths = {name: store[name].spec["output"]["shape"][-1] for name in fingerprints(store, options)}
+    widths["text"] = options.word_dim if options.text == "words" else widths[options.text]
+    return Inputs(
+        widths=widths,
+        objects=tuple(name for name in options.video_streams if kind(store[name]) == "objects"),
+        words=len(text.vocabulary or ()),
+        sentence=sentence_width(text.stream),
+    )
+
+
+def sentence_width(stream: Stream | None) -> int:
+    """Length of a caption's own vector in a stream of text, beside its tokens; 0 where it has none."""
+    arrays = stream.spec["output"].get("clip_arrays", {}) if stream is not None else {}
+    return arrays["sentence"]["shape"][-1] if "sentence" in arrays else 0

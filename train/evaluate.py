@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from .data import Split
 from .metrics import Scores, Ties, Truth, dual_softmax, evaluate
@@ -52,20 +53,35 @@ def _batches(
     parts = []
     for begin in range(0, count, size):
         some = range(begin, min(count, begin + size))
-        parts.append({name: x.float().cpu() for name, x in encoder(some).items()})
+        parts.append({name: (x if x.dtype == torch.bool else x.float()).cpu() for name, x in encoder(some).items()})
         progress(len(some))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Batches one after the other; sequences that end sooner than others are filled up with zeros."""
+    if parts[0].ndim > 1:
+        longest = max(part.shape[1] for part in parts)
+        parts = [pad(part, [0, 0] * (part.ndim - 2) + [0, longest - part.shape[1]]) for part in parts]
+    return torch.cat(parts)
 
 
 def scores_of(model: RetrievalModel, videos: Embeddings, texts: Embeddings) -> Scores:
     """Scores of all captions with all videos, made from embeddings as they are asked for."""
 
-    def block(captions: slice, some: slice) -> Tensor:
-        with torch.inference_mode():
-            chosen = {name: x[captions] for name, x in texts.items()}
-            return model.score({name: x[some] for name, x in videos.items()}, chosen)
-
     count = (len(next(iter(texts.values()))), len(next(iter(videos.values()))))
+
+    def block(captions: slice, some: slice) -> Tensor:
+        gallery = {name: x[some] for name, x in videos.items()}
+        rows = range(*captions.indices(count[0]))
+        step = max(1, model.pairs_at_once // max(1, len(range(*some.indices(count[1])))))
+        with torch.inference_mode():
+            parts = [
+                model.score(gallery, {name: x[begin : min(begin + step, rows.stop)] for name, x in texts.items()})
+                for begin in range(rows.start, rows.stop, step)
+            ]
+        return torch.cat(parts)
+
     return Scores(block=block, shape=count)
 
 

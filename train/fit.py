@@ -25,7 +25,7 @@ from ..features.schema import write_json
 from ..manifests import read_manifest
 from .checkpoint import describe, read_checkpoint
 from .config import Config, Train
-from .data import EpochSampler, Split, choose_streams, collate, fingerprints, make_text, of_split, widths
+from .data import EpochSampler, Split, choose_streams, collate, fingerprints, inputs, make_text, of_split
 from .evaluate import parameters
 from .hooks import Bar, Keep, Reproducible, RetrievalLoop
 from .models import RetrievalModel, build_model
@@ -58,7 +58,7 @@ def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: 
     config = config.model_copy(update={"model": choose_streams(config.model, opened)})
     train_clips = of_split(clips, config.data.train, str(manifest))
     val_clips = of_split(clips, config.data.val, str(manifest))
-    text = make_text(opened, config, train_clips)
+    text = make_text(opened, config, train_clips, manifest)
     seed = config.train.seed
     train = Split(opened, train_clips, config.model, config.data, text, seed=seed)
     val = Split(opened, val_clips, config.model, config.data, text)
@@ -73,7 +73,7 @@ def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: 
     described = describe(
         config,
         fingerprints=fingerprints(opened, config.model),
-        widths=widths(opened, config.model),
+        inputs=inputs(opened, config.model, text),
         text=text,
         sources=sources,
     )
@@ -83,7 +83,7 @@ def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: 
         torch.distributed.barrier()
     last = work_dir / "last.pth" if (work_dir / "last.pth").exists() else None
     torch.manual_seed(seed)
-    model = build_model(config.model, described["widths"], len(text.vocabulary or ()))
+    model = build_model(config.model, inputs(opened, config.model, text))
     model.standardize(train.sample_rows)
     count = parameters(model)
     keep = Keep(work_dir, described)

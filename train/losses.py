@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, relu
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad, relu
+
+from .options import Ranked
 
 Negatives = Literal["hardest", "all"]
 Adversarial = Literal["off", "reversal", "alternating"]
@@ -21,6 +23,20 @@ def gather(x: Tensor) -> Tensor:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return x
     return _Gather.apply(x)
+
+
+def gather_all(embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``gather`` for each of several tensors; where processes have sequences of different lengths, zeros fill them."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return embeddings
+    found = {}
+    for name, x in embeddings.items():
+        if x.ndim > 1:
+            longest = torch.tensor(x.shape[1], device=x.device)
+            torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
+            x = pad(x, [0, 0] * (x.ndim - 2) + [0, int(longest) - x.shape[1]])
+        found[name] = gather(x) if x.dtype != torch.bool else gather(x.to(torch.uint8)).bool()
+    return found
 
 
 class _Gather(torch.autograd.Function):
@@ -71,6 +87,30 @@ class Contrastive(nn.Module):
         logits = (scores * self.scale.exp().clamp(max=100)).masked_fill(excused & ~own, -math.inf)
         truth = torch.arange(len(scores), device=scores.device)
         return (cross_entropy(logits, truth) + cross_entropy(logits.T, truth)) / 2
+
+
+class Ranking(nn.Module):
+    """The ranking loss that the options of a model ask for."""
+
+    def __init__(self, options: Ranked) -> None:
+        super().__init__()
+        self.options = options
+        self.contrast = Contrastive(options.temperature) if options.ranking == "contrastive" else None
+
+    def forward(self, scores: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Of the scores of all processes' pairs.
+
+        Args:
+            batch: this process's, with ``clip`` and ``caption``: for each pair numbers that are equal where the clips
+                or the captions are. Such pairs are no negatives.
+        """
+        clip, caption = gather(batch["clip"]), gather(batch["caption"])
+        excused = clip.unsqueeze(0) == clip.unsqueeze(1)
+        if self.options.same_caption == "ignored":
+            excused = excused | (caption.unsqueeze(0) == caption.unsqueeze(1))
+        if self.contrast is not None:
+            return self.contrast(scores.float(), excused)
+        return hinge(scores.float(), self.options.margin, self.options.negatives, excused)
 
 
 class _Reverse(torch.autograd.Function):

@@ -14,13 +14,18 @@ import numpy as np
 import torch
 
 from ..errors import AmexError, first_line
+from ..manifests import read_graphs
 from .data import pad_rows
 from .metrics import Scores, Ties, Truth, evaluate
-from .models.hgr import HGR, LEVELS, HGROptions
-from .rolegraphs import graph_tensors, read_graphs
+from .models.hgr import HGR, LEVELS
+from .options import HGR as HGROptions
+from .options import Inputs
+from .rolegraphs import graph_tensors
 
 # Videos and captions a batch.
 BATCH = 64
+FRAMES = "frames"  # what the one stream of features is called here
+UNKNOWN = 2  # the number of unknown words in word2int.json
 FILES = (
     *("model.json", "checkpoint.th", "word2int.json", "ref_captions.json", "sent2rolegraph.augment.json"),
     *("tst_names.npy", "tst_ft.hdf5"),
@@ -79,7 +84,8 @@ def score_official(folder: Path, progress: Callable[[int, int], None] = lambda d
     if unknown := [name for name in names if name not in references]:
         raise OfficialError(f"{folder / 'ref_captions.json'} has no captions of {unknown[0]!r}")
     captions = list(dict.fromkeys(caption for name in names for caption in references[name]))
-    graphs, numbers = read_graphs(folder / "sent2rolegraph.augment.json"), _json(folder / "word2int.json")
+    graphs = read_graphs(folder / "sent2rolegraph.augment.json").graphs
+    numbers = _json(folder / "word2int.json")
     options = model.options
     sizes = {"words": settings.get("max_words_in_sent", 30), "verbs": options.verbs, "nouns": options.nouns}
     most = settings.get("max_frames_in_video", 20)
@@ -88,11 +94,11 @@ def score_official(folder: Path, progress: Callable[[int, int], None] = lambda d
         with _features(folder / "tst_ft.hdf5") as file:
             for begin in range(0, len(names), BATCH):
                 some = [_frames(file, name, most) for name in names[begin : begin + BATCH]]
-                videos.append(model.encode_videos({"frames": pad_rows([{"values": values} for values in some])}))
+                videos.append(model.encode_videos({FRAMES: pad_rows([{"values": values} for values in some])}))
         rows: dict[str, list[torch.Tensor]] = {level: [] for level in LEVELS}
         for begin in range(0, len(captions), BATCH):
             batch = captions[begin : begin + BATCH]
-            texts = model.encode_texts(graph_tensors(batch, graphs, numbers, **sizes))
+            texts = model.encode_texts(graph_tensors(batch, graphs, lambda word: numbers.get(word, UNKNOWN), **sizes))
             found = [model.level_scores(part, texts) for part in videos]
             for level in LEVELS:
                 rows[level].append(torch.cat([part[level] for part in found], dim=1))
@@ -125,16 +131,18 @@ def load_official(path: Path, settings: dict[str, Any], source: Path) -> HGR:
             dropout=video["dropout"],
             text_dropout=text["dropout"],
             text_layers=text["num_layers"],
-            graph_layers=text["gcn_num_layers"],
-            graph_dropout=text["gcn_dropout"],
+            role_layers=text["gcn_num_layers"],
+            role_dropout=text["gcn_dropout"],
             verbs=settings["num_verbs"],
             nouns=settings["num_nouns"],
             fusion=settings["attn_fusion"],
             sharpness=settings["simattn_sigma"],
             margin=settings["margin"],
+            streams=[FRAMES],
         )
-        model = HGR(options, sum(video["dim_fts"]), text["num_words"])
-    except (KeyError, TypeError) as error:
+        inputs = Inputs(widths={FRAMES: sum(video["dim_fts"]), "text": options.word_dim}, words=text["num_words"])
+        model = HGR(options, inputs)
+    except (KeyError, TypeError, ValueError) as error:
         raise OfficialError(f"{source} is not a model.json of HGR: {type(error).__name__} {error}") from error
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
@@ -147,7 +155,7 @@ def load_official(path: Path, settings: dict[str, Any], source: Path) -> HGR:
 # The official names of modules, and ours.
 NAMES = {
     "video_encoder": {
-        **{f"level_embeds.{number}": f"levels.{level}" for number, level in enumerate(LEVELS)},
+        **{f"level_embeds.{number}": f"rows.levels.{level}.{FRAMES}" for number, level in enumerate(LEVELS)},
         "ft_attn": "frame_attention",
     },
     "text_encoder": {

@@ -23,7 +23,7 @@ from ..errors import AmexError
 from ..features import Store
 from ..manifests import Clip
 from .checkpoint import Checkpoint
-from .data import Split
+from .data import Split, Text
 from .evaluate import encode, evaluate_encoded, parameters, scores_of, truth_of
 from .metrics import Scores, positions
 from .models import Embeddings, RetrievalModel
@@ -53,6 +53,7 @@ def write_report(
     *,
     checkpoint: Checkpoint,
     store: Store,
+    text: Text,
     clips: Sequence[Clip],
     split_name: str,
     thumbnail: Thumbnail,
@@ -69,7 +70,7 @@ def write_report(
     history = read_history(work_dir)
     model = checkpoint.model()
     config = checkpoint.config
-    split = Split(store, clips, config.model, config.data, checkpoint.text(store))
+    split = Split(store, clips, config.model, config.data, text)
     videos, texts = encode(model, split, progress)
     ranked, queries = rank_queries(model, split, videos, texts)
     order = np.argsort(ranked, kind="stable")

@@ -1,42 +1,73 @@
-"""Semantic role graphs of captions, in HGR's JSON, and the tensors that HGR's text encoder takes.
-
-A graph is ``[nodes, edges]``: nodes by name, each with ``words``, ``spans`` (the places of its words in the caption)
-and ``role``; edges ``[verb node, argument node, role]``. The node ``ROOT`` is the whole caption.
-"""
+"""Role graphs of captions, and the tensors that HGR's text encoder takes."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import AmexError
+from ..manifests import GraphError, graphs_path, parser, read_graphs
+from .options import RoleGraphs
 
 # In the order of HGR's embedding of roles.
 ROLES = (
     *("V", "ARG1", "ARG0", "ARG2", "ARG3", "ARG4", "ARGM-LOC", "ARGM-MNR", "ARGM-TMP", "ARGM-DIR", "ARGM-ADV"),
     *("ARGM-PRP", "ARGM-PRD", "ARGM-COM", "ARGM-MOD", "NOUN"),
 )
-END, UNKNOWN = 1, 2  # numbers in HGR's word2int.json
 
 
-class GraphError(AmexError):
-    """A role graph is missing, or is none."""
+class Graphs(Mapping[str, Any]):
+    """Caption -> graph: those beside a manifest, others as they are asked for.
 
+    Attributes:
+        parser: by whom they were made.
+        sizes: ``verbs`` and ``nouns``, how many of each a graph has at most.
+    """
 
-def read_graphs(path: Path) -> dict[str, Any]:
-    """Caption -> graph, as ``sent2rolegraph.augment.json`` has them. Raises GraphError if the file has not."""
-    try:
-        graphs = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise GraphError(f"{path} cannot be read as role graphs: {error}") from error
-    if not isinstance(graphs, dict):
-        raise GraphError(f"{path} is no table of captions and their role graphs")
-    return graphs
+    def __init__(self, parser: str, graphs: Mapping[str, Any], sizes: dict[str, int]) -> None:
+        self.parser, self.graphs, self.sizes = parser, graphs, sizes
+        self._parse: Callable[[str], Any] | None = None
+
+    @classmethod
+    def beside(cls, manifest: Path, options: RoleGraphs, made_by: str = "") -> Graphs:
+        """Those of a manifest.
+
+        Args:
+            made_by: the parser that they must be of.
+
+        Raises:
+            GraphError: if there are none, or another parser's.
+        """
+        path = graphs_path(manifest)
+        if not path.is_file():
+            raise GraphError(f"{manifest} has no role graphs: make them with amex manifest parse {manifest}")
+        found = read_graphs(path)
+        if made_by and found.parser != made_by:
+            raise GraphError(
+                f"{path} is of {found.parser!r}, but the model was trained with graphs of {made_by!r}: make them with "
+                f"amex manifest parse {manifest} --parser {made_by.split()[0].rstrip(',')}"
+            )
+        return cls(found.parser, found.graphs, {"verbs": options.verbs, "nouns": options.nouns})
+
+    def __getitem__(self, caption: str) -> Any:
+        if caption not in self.graphs:
+            if self.parser == "official":
+                raise GraphError(f"there is no role graph for the caption {caption!r}")
+            if self._parse is None:
+                made_by, self._parse = parser(self.parser.split()[0].rstrip(","))
+                if made_by != self.parser:
+                    raise GraphError(f"graphs of {self.parser!r} cannot be made here, only of {made_by!r}")
+            return self._parse(caption)
+        return self.graphs[caption]
+
+    def __iter__(self) -> Any:
+        return iter(self.graphs)
+
+    def __len__(self) -> int:
+        return len(self.graphs)
 
 
 def role_number(role: str) -> int:
@@ -48,13 +79,16 @@ def role_number(role: str) -> int:
 def graph_tensors(
     captions: Sequence[str],
     graphs: Mapping[str, Any],
-    word_numbers: Mapping[str, int],
+    number: Callable[[str], int],
     *,
     words: int = 30,
     verbs: int = 4,
     nouns: int = 6,
 ) -> dict[str, Tensor]:
     """What ``HGR.encode_texts`` takes, of captions cut at ``words`` words; further verbs and nouns are left out.
+
+    Args:
+        number: of a word.
 
     Returns:
         ``ids`` and ``mask`` (B, L); ``nodes`` (B, 1 + verbs + nouns, L) bool, the words of each node, the caption's
@@ -65,18 +99,20 @@ def graph_tensors(
     """
     size = 1 + verbs + nouns
     count = len(captions)
-    ids = torch.full((count, words), END)
+    ids = torch.zeros(count, words, dtype=torch.long)
     nodes = torch.zeros(count, size, words, dtype=torch.bool)
     roles = torch.zeros(count, size - 1, dtype=torch.long)
     edges = torch.zeros(count, size, size, dtype=torch.bool)
     for index, caption in enumerate(captions):
-        if caption not in graphs:
-            raise GraphError(f"there is no role graph for the caption {caption!r}")
+        try:
+            graph = graphs[caption]
+        except KeyError:
+            raise GraphError(f"there is no role graph for the caption {caption!r}") from None
         split = caption.split()[:words]
-        ids[index, : len(split)] = torch.tensor([word_numbers.get(word, UNKNOWN) for word in split])
+        ids[index, : len(split)] = torch.tensor([number(word) for word in split], dtype=torch.long)
         nodes[index, 0, : len(split)] = True
         try:
-            _fill(graphs[caption], nodes[index], roles[index], edges[index], verbs)
+            _fill(graph, nodes[index], roles[index], edges[index], verbs)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise GraphError(f"the role graph of {caption!r} cannot be used: {type(error).__name__} {error}") from error
     longest = max(1, int(nodes[:, 0].sum(1).max())) if count else 1

@@ -1,4 +1,4 @@
-"""Search: clips for a text, texts for a clip, through a FAISS index over cached embeddings."""
+"""Search: clips for a text, texts for a clip, over cached embeddings; by a FAISS index where scores are products."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..errors import AmexError
 from ..features import Store, Stream
 from ..manifests import Clip
 from .checkpoint import Checkpoint
-from .data import Split
-from .evaluate import encode
-from .models import SpacesModel
+from .data import Split, Text
+from .evaluate import encode, scores_of
+from .models import Embeddings, SpacesModel
 
-# Makes token features (tokens, D) of texts that a stream does not hold; given the stream and the texts.
-TextFeatures = Callable[[Stream, Sequence[str]], list[np.ndarray]]
+# Makes the arrays of texts that a stream does not hold; given the stream and the texts.
+TextFeatures = Callable[[Stream, Sequence[str]], list[dict[str, np.ndarray]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +48,33 @@ class Searcher:
 
     Args:
         clips: those to search among; such as have no features are left out.
+        text: what batches of captions are made from, as ``checkpoint.text`` gives it.
         kind: of index, as FAISS's ``index_factory`` has it: ``Flat`` compares with all, ``IVF1024,PQ64`` with few.
     """
 
-    def __init__(self, checkpoint: Checkpoint, store: Store, clips: Sequence[Clip], *, kind: str = "Flat") -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, store: Store, clips: Sequence[Clip], text: Text, *, kind: str = "Flat"
+    ) -> None:
         checkpoint.check_features(store)
         self.checkpoint, self.store, self.kind = checkpoint, store, kind
-        model = checkpoint.model()
-        assert isinstance(model, SpacesModel)
-        self.model = model
+        self.model = checkpoint.model()
+        if kind != "Flat" and not isinstance(self.model, SpacesModel):
+            raise AmexError(
+                f"--index {kind} holds one vector a clip, but {checkpoint.config.model.name} compares parts with "
+                "parts: leave it at Flat"
+            )
         self.streams = [store[name] for name in checkpoint.fingerprints if name != checkpoint.config.model.text]
         self.clips = [clip for clip in clips if all(clip.clip_id in stream for stream in self.streams)]
         if not self.clips:
             raise AmexError(f"no clip of the manifest has features in {store.path}: there is nothing to search")
-        self.text = checkpoint.text(store)
+        self.text = text
 
     def clips_for(self, query: str, k: int, features: TextFeatures) -> list[Hit]:
         """The ``k`` clips that fit a text best."""
-        vector = self._query(query, features)
-        scores, found = self._index("clips").search(vector, min(k, len(self.clips)))
-        hits = enumerate(zip(scores[0], found[0], strict=True), start=1)
+        with torch.inference_mode():
+            asked = self.model.encode_texts(self._text(query, features))
+        scores, found = self._nearest("clips", asked, min(k, len(self.clips)))
+        hits = enumerate(zip(scores, found, strict=True), start=1)
         return [self._hit(rank, score, self.clips[i], "") for rank, (score, i) in hits if i >= 0]
 
     def captions_for(self, clip_id: str, k: int) -> list[Hit]:
@@ -84,10 +91,10 @@ class Searcher:
                 owners.setdefault(caption, clip)
         if not owners:
             raise AmexError("the manifest has no captions with features to search among")
-        vector = self._vectors("clips")[[names.index(clip_id)]]
-        scores, found = self._index("captions").search(vector, min(k, len(owners)))
+        asked = {name: x[[names.index(clip_id)]] for name, x in self._embeddings("clips").items()}
+        scores, found = self._nearest("captions", asked, min(k, len(owners)))
         captions = list(owners)
-        hits = enumerate(zip(scores[0], found[0], strict=True), start=1)
+        hits = enumerate(zip(scores, found, strict=True), start=1)
         return [self._hit(rank, score, owners[captions[i]], captions[i]) for rank, (score, i) in hits if i >= 0]
 
     def _hit(self, rank: int, score: float, clip: Clip, caption: str) -> Hit:
@@ -98,17 +105,24 @@ class Searcher:
         said = caption or (clip.captions[0] if clip.captions else "")
         return Hit(rank=rank, score=float(score), clip=clip, caption=said, start=start, end=end)
 
-    def _query(self, query: str, features: TextFeatures) -> np.ndarray:
-        with torch.inference_mode():
-            return self.model.flatten(self.model.encode_texts(self._text(query, features))).numpy()
+    def _nearest(self, among: str, asked: Embeddings, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and numbers of the ``k`` clips or captions that fit one caption or clip best."""
+        if isinstance(self.model, SpacesModel):
+            scores, found = self._index(among, self.model).search(self.model.flatten(asked).numpy(), k)
+            return scores[0], found[0]
+        there = self._embeddings(among)
+        videos, texts = (there, asked) if among == "clips" else (asked, there)
+        ((_, scores),) = scores_of(self.model, videos, texts).rows(text_to_video=among == "clips")
+        best = scores[0].topk(k)
+        return best.values.numpy(), best.indices.numpy()
 
     def _text(self, query: str, features: TextFeatures) -> dict[str, Tensor]:
         most = self.checkpoint.config.data.max_tokens
         stream = self.text.stream
         if stream is None:
             return self.text.batch([query], None, most)
-        values = stream[query].values if query in stream else features(stream, [query])[0]
-        return self.text.batch([query], [{"values": values}], most)
+        arrays = dict(stream[query].arrays) if query in stream else features(stream, [query])[0]
+        return self.text.batch([query], [arrays], most)
 
     def _captions(self, clip: Clip) -> tuple[str, ...]:
         """The captions of a clip that can be searched: with a stream of text, those that are in it."""
@@ -122,11 +136,12 @@ class Searcher:
             digest.update(json.dumps([clip.clip_id, self._captions(clip)]).encode())
         return self.checkpoint.path.parent / "embeddings" / digest.hexdigest()[:16]
 
-    def _vectors(self, what: str) -> np.ndarray:
-        path = self._folder() / f"{what}.npy"
+    def _embeddings(self, what: str) -> Embeddings:
+        path = self._folder() / f"{what}.npz"
         if not path.exists():
             self._encode()
-        return np.load(path, allow_pickle=False)
+        with np.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files}
 
     def _encode(self) -> None:
         config = self.checkpoint.config
@@ -135,14 +150,14 @@ class Searcher:
         videos, texts = encode(self.model, split)
         folder = self._folder()
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "captions.npy", self.model.flatten(texts).numpy() if texts else np.zeros((0, 1), np.float32))
-        np.save(folder / "clips.npy", self.model.flatten(videos).numpy())
+        np.savez(folder / "captions.npz", **{name: x.numpy() for name, x in texts.items()})
+        np.savez(folder / "clips.npz", **{name: x.numpy() for name, x in videos.items()})
 
-    def _index(self, what: str) -> faiss.Index:
+    def _index(self, what: str, model: SpacesModel) -> faiss.Index:
         path = self._folder() / f"{what}-{self.kind.replace(',', '_')}.faiss"
         if path.exists():
             return faiss.read_index(str(path))
-        vectors = self._vectors(what)
+        vectors = model.flatten(self._embeddings(what)).numpy()
         try:
             index = faiss.index_factory(vectors.shape[1], self.kind, faiss.METRIC_INNER_PRODUCT)
             index.train(vectors)

@@ -42,6 +42,10 @@ class Vocabulary:
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
+    def number(self, word: str) -> int:
+        """Of a word as it stands in a text, with the punctuation it may end in."""
+        return next(iter(self.tokenizer.encode(word).ids), 1)
+
     def batch(self, captions: Sequence[str], most: int) -> dict[str, Tensor]:
         """``ids`` (B, L) and ``mask`` (B, L), at most ``most`` words a caption."""
         found = [encoding.ids[:most] or [1] for encoding in self.tokenizer.encode_batch(list(captions))]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from ..config import AMENet as Options
+from ..options import Inputs, ModelOptions
 from .amenet import AMENet
 from .base import Embeddings, RetrievalModel, SpacesModel
+from .baselines import CLIPMean, DualEncoding
+from .hgr import HGR
 
-__all__ = ["AMENet", "Embeddings", "RetrievalModel", "SpacesModel", "build_model"]
+__all__ = ["HGR", "AMENet", "Embeddings", "RetrievalModel", "SpacesModel", "build_model"]
 
 
-def build_model(options: Options, widths: dict[str, int], words: int = 0) -> RetrievalModel:
-    """A model with fresh weights; arguments as of ``AMENet``."""
-    return AMENet(options, widths, words)
+NETWORKS: dict[str, type[RetrievalModel]] = {
+    "amenet": AMENet,
+    "global": AMENet,
+    "hgr": HGR,
+    "dual_encoding": DualEncoding,
+    "clip_mean": CLIPMean,
+}
+
+
+def build_model(options: ModelOptions, inputs: Inputs) -> RetrievalModel:
+    """A model with fresh weights."""
+    return NETWORKS[options.name](options, inputs)

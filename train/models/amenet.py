@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..config import AMENet as Options
-from ..losses import Contrastive, ModalityClassifier, gather, hinge
+from ..losses import ModalityClassifier, Ranking, gather
+from ..options import AMENet as Options
+from ..options import Inputs
 from .base import Embeddings, SpacesModel
 from .layers import GlobalBranch, TextEncoder
 from .relation import RelationBranch
@@ -23,30 +24,16 @@ class AMENet(SpacesModel):
 
     Args:
         options: the ``model`` section of a configuration.
-        widths: length of the features of each stream, and under ``text`` of a token's.
-        words: size of the vocabulary, or 0 where captions come as token features.
     """
 
-    def __init__(self, options: Options, widths: dict[str, int], words: int = 0) -> None:
+    def __init__(self, options: Options, inputs: Inputs) -> None:
         super().__init__()
         self.options = options
-        dim, dropout, pooling = options.dim, options.dropout, options.pooling
+        dim, dropout, pooling, widths = options.dim, options.dropout, options.pooling, inputs.widths
         self.weights = {}
         if options.relation_branch:
             self.weights["relation"] = options.weight if options.global_branch else 1.0
-            self.relation = RelationBranch(
-                widths[options.objects],
-                dim,
-                inner=options.graph_dim,
-                graph=options.graph,
-                graphs=options.graphs,
-                layers=options.graph_layers,
-                key_dim=options.key_dim,
-                distance=options.distance,
-                geometry=options.geometry,
-                pooling=pooling,
-                dropout=dropout,
-            )
+            self.relation = RelationBranch(widths[options.objects], dim, options, pooling, dropout)
         if options.global_branch:
             self.weights["global"] = 1 - options.weight if options.relation_branch else 1.0
             names = {name: widths[name] for name in options.streams}
@@ -62,16 +49,14 @@ class AMENet(SpacesModel):
         self.text = TextEncoder(
             widths["text"],
             dim,
-            words=words,
+            words=inputs.words,
             bag=options.text_bag,
             sequence=options.text_sequence,
             pooling=pooling,
             heads=["shared"] if options.text_heads == "shared" else list(self.weights),
             dropout=dropout,
         )
-        self.contrast = nn.ModuleDict()
-        if options.ranking == "contrastive":
-            self.contrast = nn.ModuleDict({space: Contrastive(options.temperature) for space in self.weights})
+        self.rank = nn.ModuleDict({space: Ranking(options) for space in self.weights})
         self.adversary = None
         if options.adversarial != "off":
             self.adversary = ModalityClassifier(
@@ -110,18 +95,10 @@ class AMENet(SpacesModel):
                 clips or the captions are.
         """
         videos, texts = self.encode_videos(batch["video"]), self.encode_texts(batch["text"])
-        clip, caption = gather(batch["clip"]), gather(batch["caption"])
-        excused = clip.unsqueeze(0) == clip.unsqueeze(1)
-        if self.options.same_caption == "ignored":
-            excused = excused | (caption.unsqueeze(0) == caption.unsqueeze(1))
         losses = {}
         for space, weight in self.weights.items():
             scores = gather(texts[space]) @ gather(videos[space]).T
-            if space in self.contrast:
-                ranked = self.contrast[space](scores.float(), excused)
-            else:
-                ranked = hinge(scores.float(), self.options.margin, self.options.negatives, excused)
-            losses[f"loss_{space}"] = weight * ranked
+            losses[f"loss_{space}"] = weight * self.rank[space](scores, batch)
         if self.adversary is not None:
             losses |= self.adversary(videos, texts, self.progress)
         return losses

@@ -24,7 +24,10 @@ class RetrievalModel(BaseModel):
 
     Attributes:
         progress: the share of the run that is over, set before every step.
+        pairs_at_once: of how many captions and videos a score may be asked for in one call; it bounds the memory.
     """
+
+    pairs_at_once = 1 << 22
 
     def __init__(self) -> None:
         super().__init__()

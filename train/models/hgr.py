@@ -8,72 +8,41 @@ it to that.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ..losses import hinge
+from ..losses import Ranking, gather_all
+from ..options import HGR as Options
+from ..options import Inputs, RoleGraphs
 from ..rolegraphs import ROLES
 from .base import Embeddings, RetrievalModel
+from .layers import scaler, sequence_gru
+from .relation import ObjectGraph
 
 LEVELS = ("sent", "verb", "noun")
 
 
-@dataclass(frozen=True, kw_only=True)
-class HGROptions:
-    """The released settings.
-
-    Attributes:
-        verbs, nouns: nodes of each kind that a caption's graph has at most.
-        fusion: frames a phrase attends to are averaged before they are compared to it (``embed``), or their cosines
-            are (``sim``).
-        sharpness: of that attention, lambda.
-    """
-
-    dim: int = 1024
-    word_dim: int = 300
-    dropout: float = 0.2
-    text_dropout: float = 0.2
-    text_layers: int = 1
-    graph_layers: int = 1
-    graph_dropout: float = 0.5
-    verbs: int = 4
-    nouns: int = 6
-    fusion: Literal["embed", "sim"] = "embed"
-    sharpness: float = 4.0
-    margin: float = 0.2
-
-
 class HGR(RetrievalModel):
-    """See the module.
+    """See the module."""
 
-    Args:
-        width: of the frame features.
-        words: size of the vocabulary.
-    """
+    pairs_at_once = 1 << 14
 
-    def __init__(self, options: HGROptions, width: int, words: int) -> None:
+    def __init__(self, options: Options, inputs: Inputs) -> None:
         super().__init__()
         self.options = options
-        dim = options.dim
-        self.levels = nn.ModuleDict({level: nn.Linear(width, dim) for level in LEVELS})
-        self.dropout = nn.Dropout(options.dropout)
-        self.frame_attention = nn.Linear(dim, 1)
-        self.text = RoleGraphEncoder(options, words)
+        self.rows = Rows(options, inputs, LEVELS)
+        self.frame_attention = nn.Linear(options.dim, 1)
+        self.text = RoleGraphEncoder(options, inputs.words)
+        self.rank = Ranking(options)
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
-        """``sent`` (B, dim), ``verb`` and ``noun`` (B, T, dim), and the ``mask`` (B, T) of their frames.
-
-        Args:
-            video: ``frames``, with ``values`` (B, T, width) and ``mask`` (B, T).
-        """
-        values, mask = video["frames"]["values"], video["frames"]["mask"]
-        seen = {level: self.dropout(project(values)) for level, project in self.levels.items()}
-        weights = _masked_softmax(self.frame_attention(seen["sent"]).squeeze(-1), mask)
+        """``sent`` (B, dim), ``verb`` and ``noun`` (B, T, dim), and the ``mask`` (B, T) of their rows."""
+        seen, mask = self.rows(video)
+        weights = masked_softmax(self.frame_attention(seen["sent"]).squeeze(-1), mask)
         return seen | {"sent": torch.einsum("bt,btd->bd", weights, seen["sent"]), "mask": mask}
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
@@ -93,50 +62,92 @@ class HGR(RetrievalModel):
         """(texts, videos) of each level. A caption without a verb has 0 for every video on that level."""
         found = {"sent": normalize(texts["sent"], dim=-1) @ normalize(videos["sent"], dim=-1).T}
         for level in ("verb", "noun"):
-            found[level] = self._phrases(videos[level], videos["mask"], texts[level], texts[f"{level} mask"])
-        return found
+            said = texts[level], texts[f"{level} mask"]
+            found[level] = phrase_scores(videos[level], videos["mask"], *said, self.options)
+        return {level: found[level] for level in self.options.levels}
 
     def score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
-        """The mean of the three levels."""
+        """The mean of the levels."""
         return torch.stack(list(self.level_scores(videos, texts).values())).mean(0)
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The hinge with the hardest negative of the batch, on the fused score."""
-        scores = self.score(self.encode_videos(batch["video"]), self.encode_texts(batch["text"]))
-        return {"loss_ranking": hinge(scores, self.options.margin, "hardest")}
+        """The ranking loss of the fused score."""
+        videos = gather_all(self.encode_videos(batch["video"]))
+        return {"loss_ranking": self.rank(self.score(videos, gather_all(self.encode_texts(batch["text"]))), batch)}
 
-    def _phrases(self, frames: Tensor, shown: Tensor, phrases: Tensor, said: Tensor) -> Tensor:
-        """The mean over a caption's phrases of how well each fits the frames it attends to.
 
-        Args:
-            frames, shown: (V, T, dim) and (V, T).
-            phrases, said: (C, P, dim) and (C, P).
+class Rows(nn.Module):
+    """The rows of all streams one after the other, projected once a level.
 
-        Returns:
-            (C, V).
-        """
-        cosines = torch.einsum("cpd,vtd->cvpt", normalize(phrases, dim=-1), normalize(frames, dim=-1))
-        shown = shown[None, :, None]
-        attention = normalize(cosines.clamp(min=0).masked_fill(~shown, 0.0), dim=-1, eps=1e-10)
-        weights = _masked_softmax(self.options.sharpness * attention, shown)
-        if self.options.fusion == "sim":
-            fits = (weights * cosines).sum(-1)
-        else:
-            # The cosine of a phrase with the weighted mean of frames, without making that mean for every phrase and
-            # video: its product with the phrase is the mean of products, its length comes from those between frames.
-            lengths = frames.norm(dim=-1)
-            products = (weights * cosines * lengths[None, :, None]).sum(-1)
-            between = frames @ frames.transpose(1, 2)
-            squared = torch.einsum("cvpt,vts,cvps->cvp", weights, between, weights)
-            fits = products / squared.clamp(min=1e-18).sqrt()
-        there = said[:, None].to(fits.dtype)
-        return (fits * there).sum(-1) / there.sum(-1).clamp(min=1)
+    Args:
+        levels: their names.
+    """
+
+    def __init__(self, options: RoleGraphs, inputs: Inputs, levels: Sequence[str]) -> None:
+        super().__init__()
+        widths = {name: inputs.widths[name] for name in options.streams}
+        self.scale = nn.ModuleDict()
+        for name, width in widths.items():
+            if name in inputs.objects:
+                self.scale[name] = ObjectGraph(width, options, options.dropout)
+                widths[name] = options.graph_dim
+            else:
+                self.scale[name] = scaler(name, width, options.scaling)
+        self.levels = nn.ModuleDict(
+            {
+                level: nn.ModuleDict({name: nn.Linear(width, options.dim) for name, width in widths.items()})
+                for level in levels
+            }
+        )
+        self.dropout = nn.Dropout(options.dropout)
+
+    def forward(self, video: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
+        """By level (B, T, dim), and the mask (B, T); an object in a frame is a row."""
+        values, masks = {}, []
+        for name, scale in self.scale.items():
+            stream = video[name]
+            objects = stream["mask"].ndim == 3
+            values[name] = scale(stream).flatten(1, 2) if objects else scale(stream["values"])
+            masks.append(stream["mask"].flatten(1))
+        seen = {
+            level: self.dropout(torch.cat([project[name](x) for name, x in values.items()], dim=1))
+            for level, project in self.levels.items()
+        }
+        return seen, torch.cat(masks, dim=1)
+
+
+def phrase_scores(frames: Tensor, shown: Tensor, phrases: Tensor, said: Tensor, options: RoleGraphs) -> Tensor:
+    """The mean over a caption's phrases of how well each fits the rows of a video that it attends to.
+
+    Args:
+        frames, shown: (V, T, dim) and (V, T).
+        phrases, said: (C, P, dim) and (C, P).
+
+    Returns:
+        (C, V).
+    """
+    cosines = torch.einsum("cpd,vtd->cvpt", normalize(phrases, dim=-1), normalize(frames, dim=-1))
+    shown = shown[None, :, None]
+    attention = normalize(cosines.clamp(min=0).masked_fill(~shown, 0.0), dim=-1, eps=1e-10)
+    weights = masked_softmax(options.sharpness * attention, shown)
+    if options.fusion == "sim":
+        fits = (weights * cosines).sum(-1)
+    else:
+        # The cosine of a phrase with the weighted mean of frames, without making that mean for every phrase and video:
+        # its product with the phrase is the mean of products, its length comes from those between frames.
+        lengths = frames.norm(dim=-1)
+        products = (weights * cosines * lengths[None, :, None]).sum(-1)
+        between = frames @ frames.transpose(1, 2)
+        squared = torch.einsum("cvpt,vts,cvps->cvp", weights, between, weights)
+        fits = products / squared.clamp(min=1e-18).sqrt()
+    there = said[:, None].to(fits.dtype)
+    return (fits * there).sum(-1) / there.sum(-1).clamp(min=1)
 
 
 class RoleGraphEncoder(nn.Module):
     """Words by a bidirectional GRU, nodes pooled from their words and scaled by their roles, then the graph."""
 
-    def __init__(self, options: HGROptions, words: int) -> None:
+    def __init__(self, options: RoleGraphs, words: int) -> None:
         super().__init__()
         dim = options.dim
         self.embedding = nn.Embedding(words, options.word_dim)
@@ -147,18 +158,14 @@ class RoleGraphEncoder(nn.Module):
             nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
         self.attention = nn.Linear(dim, 1)
         self.roles = nn.Embedding(len(ROLES), dim)
-        self.layers = nn.ModuleList(RoleGraphLayer(dim, options.graph_dropout) for _ in range(options.graph_layers))
+        self.layers = nn.ModuleList(RoleGraphLayer(dim, options.role_dropout) for _ in range(options.role_layers))
 
     def forward(self, text: dict[str, Tensor]) -> Tensor:
         """(B, P, dim): the caption, its verbs, its nouns."""
         mask = text["mask"]
-        lengths = mask.sum(1).clamp(min=1).cpu()
-        packed = pack_padded_sequence(
-            self.dropout(self.embedding(text["ids"])), lengths, batch_first=True, enforce_sorted=False
-        )
-        out, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=mask.shape[1])
+        out = sequence_gru(self.rnn, self.dropout(self.embedding(text["ids"])), mask)
         words = out.unflatten(-1, (2, -1)).mean(-2)  # of both directions
-        whole = torch.einsum("bl,bld->bd", _masked_softmax(self.attention(words).squeeze(-1), mask), words)
+        whole = torch.einsum("bl,bld->bd", masked_softmax(self.attention(words).squeeze(-1), mask), words)
         phrases = text["nodes"][:, 1:]
         # Places without a phrase are zeros; no edge leads to them or from them.
         largest = words[:, None].masked_fill(~phrases[..., None], -math.inf).amax(2)
@@ -182,9 +189,9 @@ class RoleGraphLayer(nn.Module):
     def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
         """(B, P, dim) nodes and (B, P, P) edges, from the column to the row, to (B, P, dim)."""
         fits = self.query(nodes) @ self.key(nodes).transpose(1, 2) / math.sqrt(nodes.shape[-1] // 2)
-        return self.norm(nodes + self.dropout(self.context(_masked_softmax(fits, edges) @ nodes)))
+        return self.norm(nodes + self.dropout(self.context(masked_softmax(fits, edges) @ nodes)))
 
 
-def _masked_softmax(x: Tensor, mask: Tensor) -> Tensor:
+def masked_softmax(x: Tensor, mask: Tensor) -> Tensor:
     """Over the last axis where ``mask`` holds; zeros elsewhere, and where it holds nowhere."""
     return x.masked_fill(~mask, -1e4).softmax(-1) * mask

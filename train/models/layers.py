@@ -11,13 +11,21 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 Pooling = Literal["mean", "attention"]
 Sequence = Literal["none", "gru", "transformer"]
-Scaling = Literal["layernorm", "standard", "logit"]
+Scaling = Literal["none", "layernorm", "standard", "logit"]
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """The mean over axis 1 of ``x`` (B, L, D) where ``mask`` (B, L) holds; zeros where it holds nowhere."""
     weight = mask.unsqueeze(-1).to(x.dtype)
     return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def sequence_gru(gru: nn.GRU, x: Tensor, mask: Tensor) -> Tensor:
+    """What a GRU makes of sequences (B, L, D) whose elements, (B, L), come first; zeros behind them."""
+    lengths = mask.sum(1).clamp(min=1).cpu()
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    out, _ = pad_packed_sequence(gru(packed)[0], batch_first=True, total_length=x.shape[1])
+    return out
 
 
 class AttentionPool(nn.Module):
@@ -59,10 +67,7 @@ class SequenceEncoder(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, L, D) and (B, L), whose elements come first, to (B, L, D)."""
         if self.kind == "gru":
-            lengths = mask.sum(1).clamp(min=1).cpu()
-            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-            out, _ = pad_packed_sequence(self.net(packed)[0], batch_first=True, total_length=x.shape[1])
-            return x + self.out(out)
+            return x + self.out(sequence_gru(self.net, x, mask))
         if self.kind == "transformer":
             places = torch.arange(x.shape[1], device=x.device).clamp(max=self.places.num_embeddings - 1)
             # Attention over nothing is NaN: where no element is, all are let through and masked again by the pooling.
@@ -95,6 +100,13 @@ class Standardize(nn.Module):
 
     def _opened(self, x: Tensor) -> Tensor:
         return torch.logit(x.float(), eps=1e-6) if self.logit else x
+
+
+def scaler(stream: str, width: int, scaling: Scaling) -> nn.Module:
+    """What a stream's features go through before they are projected."""
+    if scaling == "none":
+        return nn.Identity()
+    return nn.LayerNorm(width) if scaling == "layernorm" else Standardize(stream, width, logit=scaling == "logit")
 
 
 class TextEncoder(nn.Module):
@@ -170,13 +182,10 @@ class GlobalBranch(nn.Module):
         super().__init__()
         self.project = nn.ModuleDict()
         for name, width in widths.items():
-            scaled: nn.Module = Standardize(name, width, logit=scaling == "logit")
-            if scaling == "layernorm":
-                scaled = nn.LayerNorm(width)
             layers: list[nn.Module] = [nn.Linear(width, dim), nn.Dropout(dropout)]
             if hidden:
                 layers = [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)]
-            self.project[name] = nn.Sequential(scaled, *layers)
+            self.project[name] = nn.Sequential(scaler(name, width, scaling), *layers)
         self.sequence = nn.ModuleDict({name: SequenceEncoder(dim, sequence, dropout) for name in widths})
         self.pool = nn.ModuleDict({name: AttentionPool(dim, pooling, dropout) for name in widths})
         self.fuse = nn.Linear(dim * len(widths), dim)

@@ -8,15 +8,14 @@ edge's weight, and here also carried along the edge, so that a node learns where
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
+from ..options import ObjectGraph as Options
 from .layers import AttentionPool, Pooling
 
-Graph = Literal["none", "spatial", "temporal", "both", "joint"]
 # Numbers that describe an edge, and a node.
 EDGE = 9
 NODE = 7
@@ -88,54 +87,36 @@ class Edges(nn.Module):
         return relu(self.norm(sent)).mean(0).view(batch, n, -1)
 
 
-class RelationBranch(nn.Module):
-    """Objects of a clip to one vector.
+class ObjectGraph(nn.Module):
+    """Objects of a clip, each told what the others are and do.
 
     Args:
         width: of an object's feature.
-        inner: width of the graph's nodes.
-        graph: which edges: within a frame (spatial), to the frames before and after (temporal), both kinds, or one
-            graph over all objects of all frames (joint).
-        graphs, layers, key_dim: the Actor Relation Graph's G, layers and d_k.
-        distance: spatial edges reach this far, as a fraction of the frame's width; None for any distance.
-        geometry: whether nodes and edges know the boxes.
+        options: which edges: within a frame (spatial), to the frames before and after (temporal), both kinds, or one
+            graph over all objects of all frames (joint); the Actor Relation Graph's G, layers and d_k; how far spatial
+            edges reach, and whether nodes and edges know the boxes.
     """
 
-    def __init__(
-        self,
-        width: int,
-        dim: int,
-        *,
-        inner: int,
-        graph: Graph,
-        graphs: int,
-        layers: int,
-        key_dim: int,
-        distance: float | None,
-        geometry: bool,
-        pooling: Pooling,
-        dropout: float,
-    ) -> None:
+    def __init__(self, width: int, options: Options, dropout: float) -> None:
         super().__init__()
-        self.graph, self.distance, self.geometry = graph, distance, geometry
+        self.distance, self.geometry = options.distance, options.geometry
+        inner, geometry, layers = options.graph_dim, options.geometry, options.graph_layers
         self.norm = nn.LayerNorm(width)
         self.enter = nn.Linear(width, inner)
         self.place = nn.Sequential(nn.Linear(NODE, inner), nn.ReLU(), nn.Linear(inner, inner)) if geometry else None
         self.dropout = nn.Dropout(dropout)
-        kinds = {"none": (), "both": ("temporal", "spatial")}.get(graph, (graph,))
+        kinds = {"none": (), "both": ("temporal", "spatial")}.get(options.graph, (options.graph,))
         self.layers = nn.ModuleList(
-            nn.ModuleDict({kind: Edges(inner, graphs, key_dim, geometry) for kind in kinds}) for _ in range(layers)
+            nn.ModuleDict({kind: Edges(inner, options.graphs, options.key_dim, geometry) for kind in kinds})
+            for _ in range(layers)
         )
         self.mix = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(inner), nn.Linear(inner, 2 * inner), nn.GELU(), nn.Linear(2 * inner, inner))
             for _ in range(layers)
         )
-        self.regions = AttentionPool(inner, pooling, dropout)
-        self.pool = AttentionPool(inner, pooling, dropout)
-        self.leave = nn.Linear(inner, dim)
 
     def forward(self, objects: dict[str, Tensor]) -> Tensor:
-        """Objects to (B, dim), of length 1.
+        """Objects to nodes (B, T, N, inner), zeros where there is none.
 
         Args:
             objects: ``values`` (B, T, N, width), ``mask`` (B, T, N), ``boxes`` (B, T, N, 4) as fractions of the frame,
@@ -151,9 +132,7 @@ class RelationBranch(nn.Module):
             for kind, edges in layer.items():
                 nodes = nodes + self.dropout(self.send(edges, kind, nodes, *wiring[kind]))
             nodes = (nodes + self.dropout(mix(nodes))) * mask.unsqueeze(-1)
-        batch, frames, _ = mask.shape
-        frame = self.regions(nodes.flatten(0, 1), mask.flatten(0, 1)).view(batch, frames, -1)
-        return normalize(self.leave(self.pool(frame, mask.any(-1))), dim=-1)
+        return nodes
 
     def wire(self, kind: str, objects: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The edges of one kind: which there are, and what lies between their ends."""
@@ -185,3 +164,22 @@ class RelationBranch(nn.Module):
         nothing = torch.zeros_like(x[:, :1])
         before, after = torch.cat([nothing, x[:, :-1]], dim=1), torch.cat([x[:, 1:], nothing], dim=1)
         return torch.cat([before, after], dim=2).flatten(0, 1)
+
+
+class RelationBranch(nn.Module):
+    """Objects of a clip to one vector: the graph, then the objects of a frame pooled, then the frames."""
+
+    def __init__(self, width: int, dim: int, options: Options, pooling: Pooling, dropout: float) -> None:
+        super().__init__()
+        inner = options.graph_dim
+        self.graph = ObjectGraph(width, options, dropout)
+        self.regions = AttentionPool(inner, pooling, dropout)
+        self.pool = AttentionPool(inner, pooling, dropout)
+        self.leave = nn.Linear(inner, dim)
+
+    def forward(self, objects: dict[str, Tensor]) -> Tensor:
+        """What ``ObjectGraph`` takes to (B, dim), of length 1."""
+        nodes, mask = self.graph(objects), objects["mask"]
+        batch, frames, _ = mask.shape
+        frame = self.regions(nodes.flatten(0, 1), mask.flatten(0, 1)).view(batch, frames, -1)
+        return normalize(self.leave(self.pool(frame, mask.any(-1))), dim=-1)

@@ -1,0 +1,259 @@
+"""The ``model`` section of a configuration: a class a model, told apart by ``name``; every open choice an option."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A section of a configuration. Unknown keys are errors, and no value is turned into another type silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# YAML, which reads --set, and people write off for what is called off here.
+Off = BeforeValidator(lambda value: "off" if value is False else value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a model is built for, kept in its checkpoint.
+
+    Attributes:
+        widths: length of the features of each stream, and under ``text`` of a token's or word's.
+        objects: those of the streams whose rows are objects.
+        words: size of the vocabulary, or 0 where captions come as token features alone.
+        sentence: length of a caption's own vector in the stream of text, or 0 where it has none.
+        concepts: how many concepts of each kind there are, for models that are taught some.
+    """
+
+    widths: Mapping[str, int]
+    objects: tuple[str, ...] = ()
+    words: int = 0
+    sentence: int = 0
+    concepts: Mapping[str, int] = field(default_factory=dict)
+
+
+class ModelOptions(Section):
+    """What the sections of all models have.
+
+    Attributes:
+        takes_objects: whether ``streams`` may name streams of objects.
+        needs_graphs: whether captions come with their role graphs.
+        needs_concepts: kinds of concepts that a model is taught.
+    """
+
+    takes_objects: ClassVar[bool] = True
+    needs_graphs: ClassVar[bool] = False
+
+    streams: list[str] = Field([], description="streams of clips, frames and objects; empty: all of clips and frames")
+    text: str = Field(
+        "", description="the stream of text; empty: the only one in the store; words: word vectors learned here"
+    )
+    text_bag: bool = Field(
+        False,
+        description="beside tokens a bag of words, with vectors learned here, as Dual Encoding has one",
+    )
+    word_dim: int = Field(300, ge=1, description="of the word vectors, with text=words")
+    dim: int = Field(1024, ge=2, description="of the joint spaces")
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def wants_objects(self) -> bool:
+        """Whether the model has a part for objects alone, in the stream ``objects``."""
+        return False
+
+    @property
+    def wants_streams(self) -> bool:
+        """Whether the model reads ``streams``."""
+        return True
+
+    @property
+    def video_streams(self) -> list[str]:
+        """The streams of videos that the model reads, once they are chosen."""
+        return self.streams
+
+    @property
+    def views(self) -> int:
+        """How many draws of a clip's rows a training batch holds; 0: none is drawn, rows come from fixed places."""
+        return 0
+
+    @property
+    def needs_concepts(self) -> tuple[str, ...]:
+        return ()
+
+    @model_validator(mode="after")
+    def _no_bag_of_words_alone(self) -> ModelOptions:
+        if self.text_bag and self.text == "words":
+            raise ValueError("text_bag stands beside token features: with text=words leave it off")
+        return self
+
+
+class Ranked(Section):
+    """The ranking loss."""
+
+    ranking: Literal["hinge", "contrastive"] = Field(
+        "hinge", description="the loss: a hinge with a margin, or CLIP's cross-entropy over the batch"
+    )
+    margin: float = Field(0.2, ge=0, description="of the hinge")
+    negatives: Literal["hardest", "all"] = Field(
+        "hardest", description="of the hinge: the hardest in the batch, or the sum over all"
+    )
+    temperature: float = Field(0.05, gt=0, description="of the cross-entropy, to begin with; it is learned")
+    same_caption: Literal["ignored", "negative"] = Field(
+        "ignored", description="what clips with one caption are to each other in a batch"
+    )
+
+
+class ObjectGraph(Section):
+    """The graph over the objects of a clip."""
+
+    graph: Literal["none", "spatial", "temporal", "both", "joint"] = Field(
+        "both", description="edges within frames, between neighbouring frames, both, or one graph over all objects"
+    )
+    graph_dim: int = Field(1024, ge=1, description="d_g, of the graph's nodes")
+    graphs: int = Field(16, ge=1, description="G, graphs side by side")
+    graph_layers: int = Field(1, ge=0)
+    key_dim: int = Field(256, ge=1, description="d_k, of the edges' projections")
+    distance: float | None = Field(
+        0.2, gt=0, description="mu: spatial edges reach this share of the frame's width; None: any distance"
+    )
+    geometry: bool = Field(True, description="nodes and edges know the boxes")
+
+
+class AMENet(ModelOptions, Ranked, ObjectGraph):
+    """AME-Net. Defaults are those of docs/amenet.md: BiC-Net's where they are known, the graph's of the ARG."""
+
+    takes_objects: ClassVar[bool] = False
+
+    name: Literal["amenet", "global"] = Field("amenet", description="amenet, or global: the baseline without relations")
+    relation_branch: bool = Field(True, description="over the objects")
+    global_branch: bool = Field(True, description="over clip and frame features")
+    objects: str = Field("", description="the stream of objects; empty: the only one in the store")
+    pooling: Literal["mean", "attention"] = Field("attention", description="of rows, frames and tokens")
+    scaling: Literal["layernorm", "standard", "logit"] = Field(
+        "layernorm",
+        description="of the global branch's features; standard: each number over the training clips; logit: "
+        "that of the log-odds, for features that are probabilities",
+    )
+    hidden: int = Field(0, ge=0, description="width of a hidden layer over the global branch's features; 0: none")
+    sequence: Literal["none", "gru", "transformer"] = Field(
+        "none", description="between a stream's rows, before pooling"
+    )
+    text_sequence: Literal["none", "gru", "transformer"] = Field("none", description="between tokens, before pooling")
+    text_heads: Literal["shared", "separate"] = Field("shared", description="one text vector, or one a space")
+    weight: float = Field(0.5, ge=0, le=1, description="w, of the relation space in the score and in the loss")
+    adversarial: Annotated[Literal["off", "reversal", "alternating"], Off] = "reversal"
+    adversarial_weight: float = Field(
+        0.01, ge=0, description="lambda; on Shapes 0.01 hardly aligned, 0.03 did, 0.1 left nothing to rank by"
+    )
+    adversarial_hidden: int = Field(512, ge=2, description="width of the modality classifiers")
+    adversarial_lr: float = Field(2e-4, gt=0, description="of the classifiers, when alternating")
+    negatives: Literal["hardest", "all"] = Field(
+        "all", description="of the hinge: the hardest in the batch, or the sum over all"
+    )
+
+    @property
+    def wants_objects(self) -> bool:
+        return self.relation_branch
+
+    @property
+    def wants_streams(self) -> bool:
+        return self.global_branch
+
+    @property
+    def video_streams(self) -> list[str]:
+        objects = [self.objects] if self.relation_branch else []
+        return list(dict.fromkeys([*objects, *(self.streams if self.global_branch else [])]))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _baseline(cls, values: Any) -> Any:
+        """The baseline is the global branch alone: means, linear projections, hinge with the hardest negative."""
+        if isinstance(values, dict) and values.get("name") == "global":
+            fixed = {"relation_branch": False, "global_branch": True, "adversarial": "off"}
+            return {"pooling": "mean", "negatives": "hardest"} | values | fixed
+        return values
+
+    @model_validator(mode="after")
+    def _possible(self) -> AMENet:
+        if not (self.relation_branch or self.global_branch):
+            raise ValueError("at least one of relation_branch and global_branch must be on")
+        return self
+
+
+class RoleGraphs(ModelOptions, Ranked, ObjectGraph):
+    """What HGR and what builds on it have: a caption as a graph of its verbs and their arguments."""
+
+    needs_graphs: ClassVar[bool] = True
+
+    text: Literal["words"] = Field("words", description="word vectors learned here: a phrase is made of its words")
+    text_bag: Literal[False] = Field(False, description="not here")
+    dropout: float = Field(0.2, ge=0, lt=1, description="of the video")
+    text_dropout: float = Field(0.2, ge=0, lt=1, description="of the word vectors")
+    text_layers: int = Field(1, ge=1, description="of the GRU over the words")
+    scaling: Literal["none", "layernorm", "standard", "logit"] = Field(
+        "none",
+        description="of clip and frame features, before they are projected; standard: each number over the training "
+        "clips; logit: that of the log-odds, for features that are probabilities",
+    )
+    role_layers: int = Field(1, ge=0, description="of the graph over a caption's phrases; 0: no graph")
+    role_dropout: float = Field(0.5, ge=0, lt=1)
+    verbs: int = Field(4, ge=1, description="a caption's verbs at most")
+    nouns: int = Field(6, ge=1, description="a caption's other phrases at most")
+    fusion: Literal["embed", "sim"] = Field(
+        "embed",
+        description="rows a phrase attends to are averaged before they are compared to it, or their cosines are (sim)",
+    )
+    sharpness: float = Field(4.0, gt=0, description="lambda, of that attention")
+
+
+class HGR(RoleGraphs):
+    """HGR; defaults are the released settings. Streams of objects and their graph are ours: the paper has frames."""
+
+    name: Literal["hgr"] = "hgr"
+    levels: list[Literal["sent", "verb", "noun"]] = Field(
+        ["sent", "verb", "noun"], min_length=1, description="whose scores are averaged"
+    )
+
+
+class CLIPMean(ModelOptions, Ranked):
+    """Mean-pooled CLIP: nothing to learn but the temperature."""
+
+    takes_objects: ClassVar[bool] = False
+
+    name: Literal["clip_mean"] = "clip_mean"
+    text: str = Field(
+        "", description="a stream of text with sentences in CLIP's space; empty: the only one in the store"
+    )
+    text_bag: Literal[False] = Field(False, description="not here")
+    ranking: Literal["contrastive"] = Field("contrastive", description="of the temperature")
+
+
+class DualEncoding(ModelOptions, Ranked):
+    """Dual Encoding; defaults are the paper's, but for word vectors of 300 numbers learned here."""
+
+    takes_objects: ClassVar[bool] = False
+
+    name: Literal["dual_encoding"] = "dual_encoding"
+    dim: int = Field(2048, ge=2, description="of the joint space")
+    dropout: float = Field(0.2, ge=0, lt=1)
+    rnn_dim: int = Field(512, ge=1, description="of the GRU, each direction")
+    filters: int = Field(512, ge=1, description="of each convolution")
+    scaling: Literal["none", "layernorm", "standard", "logit"] = Field(
+        "none", description="of the features; as of amenet, and none"
+    )
+
+
+Model = Annotated[AMENet | HGR | CLIPMean | DualEncoding, Field(discriminator="name")]
+SECTIONS: dict[str, type[ModelOptions]] = {
+    "amenet": AMENet,
+    "global": AMENet,
+    "hgr": HGR,
+    "dual_encoding": DualEncoding,
+    "clip_mean": CLIPMean,
+}

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from ..errors import AmexError
 from ..features import Batch, Store, Stream, row_arrays
 from ..manifests import Clip
+from .concepts import Concepts
 from .config import Config, Data
 from .options import Inputs, ModelOptions
 from .rolegraphs import Graphs, graph_tensors
@@ -128,11 +129,12 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """What to make batches of captions from: token features of a stream, a vocabulary, role graphs."""
+    """What to make batches of captions from: token features of a stream, a vocabulary, role graphs, concepts."""
 
     stream: Stream | None = None
     vocabulary: Vocabulary | None = None
     graphs: Graphs | None = None
+    concepts: Concepts | None = None
 
     def batch(
         self, captions: Sequence[str], tokens: Sequence[dict[str, np.ndarray]] | None, most: int
@@ -195,18 +197,30 @@ class Split(Dataset):
             draw = np.random.default_rng((self.seed, epoch, clip)).integers(len(own)) if len(own) > 1 else 0
             pairs.append((clip, own[draw]))
         clip, caption = np.array(pairs).T
-        return {
-            "video": self.videos(clip),
+        epoch = items[0][0]
+        views = [np.random.default_rng((self.seed, epoch, view, *clip)) for view in range(self.options.views)]
+        batch = {
+            "video": self.videos(clip, views[0] if views else None),
             "text": self.captions_batch(caption),
             "clip": torch.from_numpy(clip),
             "caption": torch.from_numpy(caption),
         }
+        if self.text.concepts is not None:
+            said = [(self.captions[i], [self.captions[j] for j in self.own[c]]) for c, i in pairs]
+            batch["concepts"] = self.text.concepts.labels(said)
+        if len(views) > 1:
+            batch["second"] = self.videos(clip, views[1])
+        return batch
 
-    def videos(self, indices: Sequence[int]) -> dict[str, dict[str, Tensor]]:
-        """The features of clips by index, padded: by stream ``values`` and ``mask``, for objects their boxes too."""
+    def videos(self, indices: Sequence[int], draw: np.random.Generator | None = None) -> dict[str, dict[str, Tensor]]:
+        """The features of clips by index, padded: by stream ``values`` and ``mask``, for objects their boxes too.
+
+        Args:
+            draw: takes rows at random places of equal segments; None those in their middles.
+        """
         batch = {}
         for name, table in self.tables.items():
-            items = [_pick(arrays, self.data.max_rows) for arrays in table[indices]]
+            items = [_pick(arrays, self.data.max_rows, draw) for arrays in table[indices]]
             make = pad_objects if "boxes" in items[0] else pad_rows
             batch[name] = make(items, self.data.max_objects) if make is pad_objects else make(items)
         return batch
@@ -228,12 +242,18 @@ def collate(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def _pick(arrays: dict[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
-    """At most so many rows, from the middles of equal segments."""
+def _pick(arrays: dict[str, np.ndarray], most: int, draw: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """At most so many rows, from the middles of equal segments, or one drawn from each.
+
+    Of clips with few rows half as many are drawn, or two draws would never differ.
+    """
     rows = len(arrays["values"])
+    if draw is not None:
+        most = min(most, max(1, rows // 2))
     if rows <= most:
         return arrays
-    kept = ((np.arange(most) + 0.5) * rows / most).astype(int)
+    places = draw.random(most) if draw is not None else 0.5
+    kept = np.minimum(((np.arange(most) + places) * rows / most).astype(int), rows - 1)
     return {name: array[kept] for name, array in arrays.items()}
 
 
@@ -329,7 +349,12 @@ def make_text(store: Store, config: Config, clips: Sequence[Clip], manifest: Pat
         captions = [caption for clip in clips for caption in clip.captions]
         vocabulary = Vocabulary.of(captions, min_count=config.data.min_count)
     graphs = Graphs.beside(manifest, options) if options.needs_graphs else None
-    return Text(stream=None if words else store[options.text], vocabulary=vocabulary, graphs=graphs)
+    concepts = None
+    if options.concepts and graphs is not None:
+        every = dict.fromkeys(caption for clip in clips for caption in clip.captions)
+        concepts = Concepts.of(every, graphs, options.concepts)
+    stream = None if words else store[options.text]
+    return Text(stream=stream, vocabulary=vocabulary, graphs=graphs, concepts=concepts)
 
 
 def fingerprints(store: Store, options: ModelOptions) -> dict[str, str]:
@@ -347,6 +372,7 @@ def inputs(store: Store, options: ModelOptions, text: Text) -> Inputs:
         objects=tuple(name for name in options.video_streams if kind(store[name]) == "objects"),
         words=len(text.vocabulary or ()),
         sentence=sentence_width(text.stream),
+        concepts=text.concepts.sizes if text.concepts else {},
     )
 
 

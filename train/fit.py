@@ -150,7 +150,8 @@ def _runner(
     on_gpu = torch.cuda.is_available()
     if world > 1:
         place = {"device_ids": [torch.cuda.current_device()]} if on_gpu else {}
-        model = MMDistributedDataParallel(module=model.to(get_device()), **place)
+        # What the options leave unused has no gradient.
+        model = MMDistributedDataParallel(module=model.to(get_device()), find_unused_parameters=True, **place)
     batch = config.data.batch_size // world
     sampler = EpochSampler(len(train), chosen.seed, *get_dist_info())
     workers = 0 if train.in_memory else config.data.workers

@@ -44,7 +44,6 @@ class ModelOptions(Section):
     Attributes:
         takes_objects: whether ``streams`` may name streams of objects.
         needs_graphs: whether captions come with their role graphs.
-        needs_concepts: kinds of concepts that a model is taught.
     """
 
     takes_objects: ClassVar[bool] = True
@@ -83,8 +82,9 @@ class ModelOptions(Section):
         return 0
 
     @property
-    def needs_concepts(self) -> tuple[str, ...]:
-        return ()
+    def concepts(self) -> dict[str, int]:
+        """By kind how many concepts of captions the model is taught at most."""
+        return {}
 
     @model_validator(mode="after")
     def _no_bag_of_words_alone(self) -> ModelOptions:
@@ -211,6 +211,11 @@ class RoleGraphs(ModelOptions, Ranked, ObjectGraph):
     )
     sharpness: float = Field(4.0, gt=0, description="lambda, of that attention")
 
+    @property
+    def graph_sizes(self) -> dict[str, Any]:
+        """How much of a role graph becomes tensors, as of ``graph_tensors``."""
+        return {"verbs": self.verbs, "nouns": self.nouns}
+
 
 class HGR(RoleGraphs):
     """HGR; defaults are the released settings. Streams of objects and their graph are ours: the paper has frames."""
@@ -219,6 +224,48 @@ class HGR(RoleGraphs):
     levels: list[Literal["sent", "verb", "noun"]] = Field(
         ["sent", "verb", "noun"], min_length=1, description="whose scores are averaged"
     )
+
+
+class MCSAN(RoleGraphs):
+    """MCSAN, reconstructed. Defaults are docs/models.md's: HGR's and HANet's; the paper's own are not known."""
+
+    name: Literal["mcsan"] = "mcsan"
+    levels: list[Literal["global", "entity", "action", "relationship"]] = Field(
+        ["global", "entity", "action", "relationship"], min_length=1, description="whose scores are averaged"
+    )
+    relation: Literal["pair", "triple"] = Field(
+        "pair", description="a relationship is a verb and an argument, or a verb with both its ARG0 and ARG1"
+    )
+    relations: int = Field(8, ge=1, description="N_r, a caption's relationships at most")
+    divergence: Annotated[Literal["off", "one_way", "symmetric", "attributes"], Off] = Field(
+        "symmetric", description="KL between a pair's features: of text from video, both ways; or of their concepts"
+    )
+    divergence_weight: float = Field(0.1, ge=0)
+    divergence_temperature: float = Field(1.0, gt=0, description="tau, of the softmax over a feature's numbers")
+    attributes: Annotated[Literal["off", "separate", "shared"], Off] = Field(
+        "shared", description="the projection to concepts: one for both sides, one each, none"
+    )
+    attribute_norm: Literal["shared", "separate"] = Field(
+        "shared", description="statistics of its batch normalisation, of both sides or of each"
+    )
+    attribute_weight: float = Field(0.01, ge=0, description="of the concepts' loss, each level and side")
+    attribute_ranking: float = Field(0.1, ge=0, description="weight of the ranking loss by concepts; 0: none")
+    attribute_score: bool = Field(True, description="concepts count half of the score")
+    focus: float = Field(2.0, ge=0, description="gamma of the focal loss; 0: plain cross-entropy")
+    balance: float = Field(0.25, gt=0, lt=1, description="alpha of the focal loss, the weight of what is there")
+    entities: int = Field(1024, ge=1, description="most frequent nouns that are taught")
+    actions: int = Field(512, ge=1, description="most frequent verbs")
+    pairs: int = Field(512, ge=1, description="most frequent pairs of both")
+
+    @property
+    def concepts(self) -> dict[str, int]:
+        most = {"entity": self.entities, "action": self.actions, "relation": self.pairs}
+        return {} if self.attributes == "off" else most
+
+    @property
+    def graph_sizes(self) -> dict[str, Any]:
+        sizes = {"verbs": self.verbs, "nouns": self.nouns}
+        return sizes | {"relations": self.relations, "triples": self.relation == "triple"}
 
 
 class CLIPMean(ModelOptions, Ranked):
@@ -249,11 +296,50 @@ class DualEncoding(ModelOptions, Ranked):
     )
 
 
-Model = Annotated[AMENet | HGR | CLIPMean | DualEncoding, Field(discriminator="name")]
+class HCMI(ModelOptions, ObjectGraph):
+    """HCMI, on features of CLIP or others. Defaults are docs/models.md's; the paper's own numbers are not known."""
+
+    name: Literal["hcmi"] = "hcmi"
+    dim: int = Field(512, ge=2, description="of the joint space; with project=false that of the features")
+    project: bool = Field(True, description="a linear map before all; CLIP's own features need none")
+    scaling: Literal["none", "layernorm", "standard", "logit"] = Field(
+        "none", description="of the features, before they are projected; as of amenet, and none"
+    )
+    levels: list[Literal["frame_word", "clip_phrase", "video_sentence"]] = Field(
+        ["frame_word", "clip_phrase", "video_sentence"], min_length=1, description="whose scores and losses count"
+    )
+    aggregation: Literal["assign", "queries", "clusters"] = Field(
+        "assign", description="how tokens are grouped: the readings A, B and C of docs/models.md"
+    )
+    clips: int = Field(4, ge=1, description="N_c, groups of frames")
+    phrases: int = Field(4, ge=1, description="N_p, groups of words")
+    token_weights: Literal["learned", "uniform"] = Field("learned", description="of tokens when they are compared")
+    temporal_layers: int = Field(0, ge=0, description="of a transformer over the frames, before all")
+    denoise: Annotated[Literal["off", "or", "and"], Off] = Field(
+        "or",
+        description="find more positives by two draws of a clip's frames: where either of two clips finds the other "
+        "(or), or both (and)",
+    )
+    positives: Literal["mean", "sum"] = Field("mean", description="of several positives: mean of logs, log of the sum")
+    enhancement: float = Field(1.0, ge=0, description="mu, weight of the loss of the most confusing pairs; 0: off")
+    margin: float = Field(0.2, ge=0, description="theta, of that loss, in cosines")
+    temperature: float = Field(0.05, gt=0, description="of the cross-entropy, to begin with; it is learned")
+    same_caption: Literal["ignored", "negative"] = Field(
+        "ignored", description="what clips with one caption are to each other in a batch"
+    )
+
+    @property
+    def views(self) -> int:
+        return 0 if self.denoise == "off" else 2
+
+
+Model = Annotated[AMENet | HGR | MCSAN | HCMI | CLIPMean | DualEncoding, Field(discriminator="name")]
 SECTIONS: dict[str, type[ModelOptions]] = {
     "amenet": AMENet,
     "global": AMENet,
     "hgr": HGR,
+    "mcsan": MCSAN,
+    "hcmi": HCMI,
     "dual_encoding": DualEncoding,
     "clip_mean": CLIPMean,
 }

@@ -24,10 +24,10 @@ class Graphs(Mapping[str, Any]):
 
     Attributes:
         parser: by whom they were made.
-        sizes: ``verbs`` and ``nouns``, how many of each a graph has at most.
+        sizes: how much of a graph becomes tensors, as of ``graph_tensors``.
     """
 
-    def __init__(self, parser: str, graphs: Mapping[str, Any], sizes: dict[str, int]) -> None:
+    def __init__(self, parser: str, graphs: Mapping[str, Any], sizes: dict[str, Any]) -> None:
         self.parser, self.graphs, self.sizes = parser, graphs, sizes
         self._parse: Callable[[str], Any] | None = None
 
@@ -50,7 +50,7 @@ class Graphs(Mapping[str, Any]):
                 f"{path} is of {found.parser!r}, but the model was trained with graphs of {made_by!r}: make them with "
                 f"amex manifest parse {manifest} --parser {made_by.split()[0].rstrip(',')}"
             )
-        return cls(found.parser, found.graphs, {"verbs": options.verbs, "nouns": options.nouns})
+        return cls(found.parser, found.graphs, options.graph_sizes)
 
     def __getitem__(self, caption: str) -> Any:
         if caption not in self.graphs:
@@ -84,15 +84,21 @@ def graph_tensors(
     words: int = 30,
     verbs: int = 4,
     nouns: int = 6,
+    relations: int = 0,
+    triples: bool = False,
 ) -> dict[str, Tensor]:
     """What ``HGR.encode_texts`` takes, of captions cut at ``words`` words; further verbs and nouns are left out.
 
     Args:
         number: of a word.
+        relations: how many relationships, of a verb and an argument, are further nodes, joined to both.
+        triples: relationships are of a verb, its ARG0 and its ARG1.
 
     Returns:
         ``ids`` and ``mask`` (B, L); ``nodes`` (B, 1 + verbs + nouns, L) bool, the words of each node, the caption's
-        first; ``roles`` (B, verbs + nouns); ``edges`` (B, P, P) bool, from the column to the row.
+        first; ``roles`` (B, verbs + nouns); ``edges`` (B, P, P) bool, from the column to the row. With relationships
+        ``relations`` (B, relations, 3): places of verb, argument and the number of its role, of a triple the places of
+        verb, ARG0 and ARG1; -1 where there is none. P counts them too.
 
     Raises:
         GraphError: for a caption without a graph, or with one that cannot be used.
@@ -102,7 +108,8 @@ def graph_tensors(
     ids = torch.zeros(count, words, dtype=torch.long)
     nodes = torch.zeros(count, size, words, dtype=torch.bool)
     roles = torch.zeros(count, size - 1, dtype=torch.long)
-    edges = torch.zeros(count, size, size, dtype=torch.bool)
+    edges = torch.zeros(count, size + relations, size + relations, dtype=torch.bool)
+    related = torch.full((count, relations, 3), -1)
     for index, caption in enumerate(captions):
         try:
             graph = graphs[caption]
@@ -112,11 +119,13 @@ def graph_tensors(
         ids[index, : len(split)] = torch.tensor([number(word) for word in split], dtype=torch.long)
         nodes[index, 0, : len(split)] = True
         try:
-            _fill(graph, nodes[index], roles[index], edges[index], verbs)
+            place = _fill(graph, nodes[index], roles[index], edges[index], verbs)
+            _relate(graph, place, related[index], edges[index], size, triples)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise GraphError(f"the role graph of {caption!r} cannot be used: {type(error).__name__} {error}") from error
     longest = max(1, int(nodes[:, 0].sum(1).max())) if count else 1
-    return {
+    made = {"relations": related} if relations else {}
+    return made | {
         "ids": ids[:, :longest],
         "mask": nodes[:, 0, :longest],
         "nodes": nodes[:, :, :longest],
@@ -125,8 +134,8 @@ def graph_tensors(
     }
 
 
-def _fill(graph: Any, nodes: Tensor, roles: Tensor, edges: Tensor, verbs: int) -> None:
-    """One caption's graph into its rows of the tensors."""
+def _fill(graph: Any, nodes: Tensor, roles: Tensor, edges: Tensor, verbs: int) -> dict[str, int]:
+    """One caption's graph into its rows of the tensors; returns the place of each node that has one."""
     found, links = graph
     size, words = nodes.shape
     free = {True: iter(range(1, 1 + verbs)), False: iter(range(1 + verbs, size))}
@@ -143,3 +152,24 @@ def _fill(graph: Any, nodes: Tensor, roles: Tensor, edges: Tensor, verbs: int) -
     for verb, argument, _ in links:
         if verb in place and argument in place:
             edges[place[verb], place[argument]] = edges[place[argument], place[verb]] = True
+    return place
+
+
+def _relate(graph: Any, place: Mapping[str, int], related: Tensor, edges: Tensor, first: int, triples: bool) -> None:
+    """A caption's relationships into its rows of the tensors; their nodes begin at ``first``."""
+    found: list[tuple[tuple[int, int], tuple[int, int, int]]] = []
+    links = [(verb, argument, role) for verb, argument, role in graph[1] if verb in place and argument in place]
+    if triples:
+        by_verb: dict[str, dict[str, int]] = {}
+        for verb, argument, role in links:
+            by_verb.setdefault(verb, {}).setdefault(role, place[argument])
+        for verb, roles in by_verb.items():
+            if "ARG0" in roles and "ARG1" in roles:
+                who, whom = roles["ARG0"], roles["ARG1"]
+                found.append(((who, whom), (place[verb], who, whom)))
+    else:
+        found = [((place[a], place[a]), (place[v], place[a], role_number(role))) for v, a, role in links]
+    for number, (joined, parts) in enumerate(found[: len(related)]):
+        related[number] = torch.tensor(parts)
+        for other in (parts[0], *joined):
+            edges[first + number, other] = edges[other, first + number] = True

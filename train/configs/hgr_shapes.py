@@ -26,7 +26,7 @@ data = {
     "max_objects": 6,
 }
 train = {
-    "epochs": 40,
+    "epochs": 20,
     "lr": 1e-3,
     "schedule": "cosine",
     "warmup": 50,

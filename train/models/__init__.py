@@ -6,7 +6,9 @@ from ..options import Inputs, ModelOptions
 from .amenet import AMENet
 from .base import Embeddings, RetrievalModel, SpacesModel
 from .baselines import CLIPMean, DualEncoding
+from .hcmi import HCMI
 from .hgr import HGR
+from .mcsan import MCSAN
 
 __all__ = ["HGR", "AMENet", "Embeddings", "RetrievalModel", "SpacesModel", "build_model"]
 
@@ -15,6 +17,8 @@ NETWORKS: dict[str, type[RetrievalModel]] = {
     "amenet": AMENet,
     "global": AMENet,
     "hgr": HGR,
+    "mcsan": MCSAN,
+    "hcmi": HCMI,
     "dual_encoding": DualEncoding,
     "clip_mean": CLIPMean,
 }

@@ -8,7 +8,7 @@ it to that.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ..losses import Ranking, gather_all
+from ..options import HCMI, Inputs, RoleGraphs
 from ..options import HGR as Options
-from ..options import Inputs, RoleGraphs
 from ..rolegraphs import ROLES
 from .base import Embeddings, RetrievalModel
 from .layers import scaler, sequence_gru
@@ -81,9 +81,12 @@ class Rows(nn.Module):
 
     Args:
         levels: their names.
+        project: whether they are; else features must have ``options.dim`` numbers.
     """
 
-    def __init__(self, options: RoleGraphs, inputs: Inputs, levels: Sequence[str]) -> None:
+    def __init__(
+        self, options: RoleGraphs | HCMI, inputs: Inputs, levels: Sequence[str], *, project: bool = True
+    ) -> None:
         super().__init__()
         widths = {name: inputs.widths[name] for name in options.streams}
         self.scale = nn.ModuleDict()
@@ -95,7 +98,12 @@ class Rows(nn.Module):
                 self.scale[name] = scaler(name, width, options.scaling)
         self.levels = nn.ModuleDict(
             {
-                level: nn.ModuleDict({name: nn.Linear(width, options.dim) for name, width in widths.items()})
+                level: nn.ModuleDict(
+                    {
+                        name: nn.Linear(width, options.dim) if project else nn.Identity()
+                        for name, width in widths.items()
+                    }
+                )
                 for level in levels
             }
         )
@@ -103,17 +111,23 @@ class Rows(nn.Module):
 
     def forward(self, video: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
         """By level (B, T, dim), and the mask (B, T); an object in a frame is a row."""
-        values, masks = {}, []
+        seen, masks = self.streams(video)
+        joined = {level: torch.cat(list(x.values()), dim=1) for level, x in seen.items()}
+        return joined, torch.cat(list(masks.values()), dim=1)
+
+    def streams(self, video: dict[str, dict[str, Tensor]]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+        """What ``forward`` joins: by level and stream, and the masks by stream."""
+        values, masks = {}, {}
         for name, scale in self.scale.items():
             stream = video[name]
             objects = stream["mask"].ndim == 3
             values[name] = scale(stream).flatten(1, 2) if objects else scale(stream["values"])
-            masks.append(stream["mask"].flatten(1))
+            masks[name] = stream["mask"].flatten(1)
         seen = {
-            level: self.dropout(torch.cat([project[name](x) for name, x in values.items()], dim=1))
+            level: {name: self.dropout(project[name](x)) for name, x in values.items()}
             for level, project in self.levels.items()
         }
-        return seen, torch.cat(masks, dim=1)
+        return seen, masks
 
 
 def phrase_scores(frames: Tensor, shown: Tensor, phrases: Tensor, said: Tensor, options: RoleGraphs) -> Tensor:
@@ -160,8 +174,12 @@ class RoleGraphEncoder(nn.Module):
         self.roles = nn.Embedding(len(ROLES), dim)
         self.layers = nn.ModuleList(RoleGraphLayer(dim, options.role_dropout) for _ in range(options.role_layers))
 
-    def forward(self, text: dict[str, Tensor]) -> Tensor:
-        """(B, P, dim): the caption, its verbs, its nouns."""
+    def forward(self, text: dict[str, Tensor], related: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(B, P, dim): the caption, its verbs, its nouns.
+
+        Args:
+            related: makes further nodes of these, which ``edges`` knows too.
+        """
         mask = text["mask"]
         out = sequence_gru(self.rnn, self.dropout(self.embedding(text["ids"])), mask)
         words = out.unflatten(-1, (2, -1)).mean(-2)  # of both directions
@@ -171,6 +189,8 @@ class RoleGraphEncoder(nn.Module):
         largest = words[:, None].masked_fill(~phrases[..., None], -math.inf).amax(2)
         largest = largest.masked_fill(~phrases.any(-1, keepdim=True), 0.0)
         nodes = torch.cat([whole[:, None], largest * self.roles(text["roles"])], dim=1)
+        if related is not None:
+            nodes = torch.cat([nodes, related(nodes)], dim=1)
         for layer in self.layers:
             nodes = layer(nodes, text["edges"])
         return nodes

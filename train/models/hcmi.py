@@ -1,0 +1,291 @@
+"""HCMI (Jiang et al., arXiv 2204.03382), from its outline: three granularities a side, contrasted level by level.
+
+Frames are grouped into clips and these into a video, words into phrases and these into a sentence. What the outline
+leaves open is an option; docs/models.md says which is which.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax, normalize, relu
+
+from ..losses import gather, gather_all
+from ..options import HCMI as Options
+from ..options import Inputs
+from .base import Embeddings, RetrievalModel
+from .hgr import Rows
+from .layers import masked_mean
+
+LEVELS = {"frame_word": ("frame", "word"), "clip_phrase": ("clip", "phrase"), "video_sentence": ("video", "sentence")}
+
+
+class HCMI(RetrievalModel):
+    """See the module."""
+
+    pairs_at_once = 1 << 14
+
+    def __init__(self, options: Options, inputs: Inputs) -> None:
+        super().__init__()
+        self.options = options
+        dim = options.dim
+        self.rows = Rows(options, inputs, ("frame",), project=options.project)
+        self.order = Order(dim, options) if options.temporal_layers else None
+        self.words = nn.Embedding(inputs.words, inputs.widths["text"], padding_idx=0) if inputs.words else None
+        self.text = nn.Sequential(nn.Linear(inputs.widths["text"], dim), nn.Dropout(options.dropout))
+        self.sentence = nn.Linear(inputs.sentence, dim) if inputs.sentence else None
+        if not options.project:
+            self.text = nn.Sequential()
+            self.sentence = nn.Identity() if inputs.sentence else None
+            widths = {*(inputs.widths[name] for name in options.streams), inputs.widths["text"], inputs.sentence or dim}
+            if widths != {dim}:
+                raise ValueError(
+                    f"model.project=false needs features of {dim} numbers in all streams, they have {sorted(widths)}"
+                )
+        self.to_clips, self.to_video = Aggregation(options.clips, options), Aggregation(1, options)
+        self.to_phrases, self.to_sentence = Aggregation(options.phrases, options), Aggregation(1, options)
+        learned = options.token_weights == "learned"
+        self.weigh = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
+                for name in ("frame", "word", "clip", "phrase")
+                if learned
+            }
+        )
+        self.scale = nn.Parameter(torch.tensor(-math.log(options.temperature)))
+
+    def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
+        """``frame`` (B, T, dim), ``clip`` (B, clips, dim), their weights, 0 where there is none, ``video`` (B, dim)."""
+        seen, mask = self.rows(video)
+        frames = seen["frame"]
+        if self.order is not None:
+            frames = self.order(frames, mask)
+        clips, some = self.to_clips(frames, mask)
+        whole, _ = self.to_video(clips, some)
+        # Beside what is learned the mean of the frames: a model begins where mean pooling is.
+        return self._side(
+            ("frame", frames, mask), ("clip", clips, some), "video", whole[:, 0] + masked_mean(frames, mask)
+        )
+
+    def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
+        """``word``, ``phrase`` and ``sentence`` as the videos' ``frame``, ``clip`` and ``video``."""
+        mask = text["mask"]
+        words = self.text(text["values"] if self.words is None else self.words(text["ids"]))
+        phrases, some = self.to_phrases(words, mask)
+        whole, _ = self.to_sentence(phrases, some)
+        said = self.sentence(text["sentence"]) if self.sentence is not None else masked_mean(words, mask)
+        return self._side(("word", words, mask), ("phrase", phrases, some), "sentence", whole[:, 0] + said)
+
+    def _side(
+        self, fine: tuple[str, Tensor, Tensor], middle: tuple[str, Tensor, Tensor], top: str, x: Tensor
+    ) -> Embeddings:
+        found = {top: normalize(x, dim=-1)}
+        for name, tokens, mask in (fine, middle):
+            logits = self.weigh[name](tokens).squeeze(-1) if name in self.weigh else torch.zeros_like(tokens[..., 0])
+            found[name] = normalize(tokens, dim=-1) * mask.unsqueeze(-1)
+            found[f"{name} weight"] = logits.float().masked_fill(~mask, -1e4).softmax(-1) * mask
+        return found
+
+    def level_scores(self, videos: Embeddings, texts: Embeddings) -> dict[str, Tensor]:
+        """(texts, videos) of each level, on the scale of cosines."""
+        found = {}
+        for level in self.options.levels:
+            seen, said = LEVELS[level]
+            if level == "video_sentence":
+                found[level] = texts[said] @ videos[seen].T
+                continue
+            ours, theirs = texts[f"{said} weight"], videos[f"{seen} weight"]
+            found[level] = token_scores(texts[said], ours, videos[seen], theirs)
+        return found
+
+    def score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
+        """The mean of the levels."""
+        return torch.stack(list(self.level_scores(videos, texts).values())).mean(0)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The contrastive loss of each level with mined positives, and the margin of the most confusing pairs."""
+        options = self.options
+        videos = gather_all(self.encode_videos(batch["video"]))
+        texts = gather_all(self.encode_texts(batch["text"]))
+        clip, caption = gather(batch["clip"]), gather(batch["caption"])
+        own = torch.eye(len(clip), dtype=torch.bool, device=clip.device)
+        excused = (clip.unsqueeze(0) == clip.unsqueeze(1)) & ~own
+        if options.same_caption == "ignored":
+            excused = excused | ((caption.unsqueeze(0) == caption.unsqueeze(1)) & ~own)
+        positives, found = own, {}
+        if options.denoise != "off":
+            with torch.no_grad():
+                second = gather(self.encode_videos(batch["second"])["video"])
+                mined = mine(videos["video"].detach(), second, options.denoise)
+            positives = own | mined
+            found["mined"] = mined.sum(1).float().mean()
+        excused = excused & ~positives
+        scores = self.level_scores(videos, texts)
+        scale = self.scale.exp().clamp(max=100)
+        for level, score in scores.items():
+            found[f"loss_{level}"] = multi_positive(score.float() * scale, positives, excused, options.positives)
+        if options.enhancement:
+            whole = texts["sentence"] @ videos["video"].T
+            found["loss_margin"] = options.enhancement * marginal(whole.float(), options.margin, positives | excused)
+        return found
+
+
+class Aggregation(nn.Module):
+    """Tokens to ``count`` groups: self-attention, a feed-forward layer, then one of three readings of the grouping.
+
+    ``assign``: each group is a softmax over the tokens, from a linear map of them. ``queries``: the same softmax, from
+    learned queries. ``clusters``: tokens near each other, by density peaks (Rodriguez and Laio, Science 2014), weighed
+    within each cluster.
+    """
+
+    def __init__(self, count: int, options: Options) -> None:
+        super().__init__()
+        dim = options.dim
+        self.count, self.reading = count, options.aggregation
+        heads = max(h for h in (1, 2, 4, 8) if dim % h == 0)
+        self.norm, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = nn.MultiheadAttention(dim, heads, options.dropout, batch_first=True)
+        self.forward_ = nn.Sequential(
+            nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(options.dropout), nn.Linear(4 * dim, dim)
+        )
+        for last in (self.attention.out_proj, self.forward_[-1]):  # at first, groups are means of what comes in
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.logits = nn.Linear(dim, 1 if self.reading == "clusters" else count)
+        nn.init.normal_(self.logits.weight, std=0.01)  # near a mean at first
+        if self.reading == "queries":
+            self.queries = nn.Parameter(torch.randn(count, dim) * 0.02)
+            self.key = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, dim) and (B, N) to (B, count, dim) and which of them there are, (B, count)."""
+        hidden = ~mask & mask.any(1, keepdim=True)  # attention over nothing is NaN
+        seen = self.norm(x)
+        y = x + self.attention(seen, seen, seen, key_padding_mask=hidden, need_weights=False)[0]
+        y = y + self.forward_(self.norm2(y))
+        weights = self.assign(y, mask)
+        groups = torch.einsum("bnm,bnd->bmd", weights, y + x)
+        return groups, (weights > 0).any(1)
+
+    def assign(self, y: Tensor, mask: Tensor) -> Tensor:
+        """(B, N, count): how much of each token is in each group; over the tokens they sum to 1."""
+        if self.reading == "queries":
+            logits = self.key(y) @ self.queries.T / math.sqrt(y.shape[-1])
+        else:
+            logits = self.logits(y).expand(-1, -1, self.count)
+        allowed = mask.unsqueeze(-1).expand_as(logits)
+        if self.reading == "clusters":
+            allowed = allowed & density_peaks(y.detach().float(), mask, self.count)
+        return logits.float().masked_fill(~allowed, -1e4).softmax(1) * allowed
+
+
+class Order(nn.Module):
+    """A transformer over the rows, added to them: they then know their order."""
+
+    def __init__(self, dim: int, options: Options, longest: int = 512) -> None:
+        super().__init__()
+        heads = max(h for h in (1, 2, 4, 8) if dim % h == 0)
+        layer = nn.TransformerEncoderLayer(
+            dim, heads, 4 * dim, options.dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.net = nn.TransformerEncoder(layer, options.temporal_layers, enable_nested_tensor=False)
+        self.places = nn.Embedding(longest, dim)
+        nn.init.normal_(self.places.weight, std=0.02)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1], device=x.device).clamp(max=self.places.num_embeddings - 1)
+        hidden = ~mask & mask.any(1, keepdim=True)
+        return x + self.net(x + self.places(places), src_key_padding_mask=hidden)
+
+
+def density_peaks(x: Tensor, mask: Tensor, count: int, neighbours: int = 3) -> Tensor:
+    """(B, N, count) bool: which cluster each token of (B, N, D) is in. With fewer tokens, fewer clusters.
+
+    A cluster's middle is a token in a dense place, far from any denser one; others go to the nearest middle.
+    """
+    apart = torch.cdist(x, x) / math.sqrt(x.shape[-1])
+    there = mask.unsqueeze(1) & mask.unsqueeze(2)
+    near = apart.masked_fill(~there, math.inf).topk(min(neighbours, x.shape[1]), largest=False).values
+    near = near.masked_fill(near.isinf(), 0.0)
+    density = (-near.square().mean(-1)).exp().masked_fill(~mask, -1.0)
+    # A hair's breadth apart, so that of equal tokens one is the denser.
+    density = density - 1e-6 * torch.arange(x.shape[1], device=x.device) / x.shape[1]
+    denser = density.unsqueeze(1) > density.unsqueeze(2)
+    largest = apart.masked_fill(~there, 0.0).amax((1, 2), keepdim=True)
+    reach = torch.where(denser & there, apart, largest).amin(-1) + 1e-6
+    peak = (density * reach).masked_fill(~mask, -1.0)
+    middles = peak.topk(min(count, x.shape[1]), dim=-1).indices  # (B, count)
+    usable = mask.gather(1, middles)
+    to_middle = apart.gather(2, middles.unsqueeze(1).expand(-1, x.shape[1], -1)).masked_fill(
+        ~usable.unsqueeze(1), math.inf
+    )
+    # A middle is in its own cluster, also where another lies as near.
+    own = torch.arange(x.shape[1], device=x.device)[None, :, None] == middles.unsqueeze(1)
+    chosen = to_middle.masked_fill(own & usable.unsqueeze(1), -1.0).argmin(-1)
+    found = torch.zeros(*x.shape[:2], count, dtype=torch.bool, device=x.device)
+    found.scatter_(2, chosen.unsqueeze(-1), True)
+    return found & mask.unsqueeze(-1)
+
+
+def token_scores(a: Tensor, a_weight: Tensor, b: Tensor, b_weight: Tensor) -> Tensor:
+    """Weighted token-wise interaction (Wang et al., DRL, 2022): each token meets its best among the other side's.
+
+    Args:
+        a, a_weight: (C, L, D) of length 1, and (C, L), summing to 1, 0 where there is no token.
+        b, b_weight: (V, T, D) and (V, T).
+
+    Returns:
+        (C, V).
+    """
+    cosines = torch.einsum("cld,vtd->cvlt", a, b)
+    there = (a_weight > 0)[:, None, :, None] & (b_weight > 0)[None, :, None, :]
+    cosines = cosines.masked_fill(~there, -1e4)
+    by_a = (cosines.amax(3) * (a_weight > 0)[:, None] * a_weight[:, None]).sum(-1)
+    by_b = (cosines.amax(2) * (b_weight > 0)[None] * b_weight[None]).sum(-1)
+    # A side without tokens fits nothing.
+    some = (a_weight > 0).any(1)[:, None] & (b_weight > 0).any(1)[None]
+    return ((by_a + by_b) / 2).masked_fill(~some, 0.0)
+
+
+def mine(first: Tensor, second: Tensor, rule: str) -> Tensor:
+    """(B, B) bool: other videos that are as near as a video's two draws of frames are to each other.
+
+    Args:
+        first, second: (B, D), of length 1.
+        rule: a pair is mined if either of its videos finds the other so (``or``), or both (``and``).
+    """
+    views = torch.stack([first, second])
+    between = torch.einsum("kid,ljd->ij", views, views) / 4
+    found = between >= (first * second).sum(-1, keepdim=True)
+    found = found | found.T if rule == "or" else found & found.T
+    return found & ~torch.eye(len(first), dtype=torch.bool, device=first.device)
+
+
+def multi_positive(logits: Tensor, positives: Tensor, excused: Tensor, form: str) -> Tensor:
+    """Both ways, the cross-entropy with several positives; with one each it is CLIP's.
+
+    Args:
+        logits: (texts, videos).
+        positives: (B, B) bool, symmetric, the diagonal among them.
+        excused: (B, B) bool, symmetric: neither positives nor negatives.
+        form: the ``mean`` of the positives' log-probabilities, or the log of the ``sum`` of their probabilities.
+    """
+    total = logits.new_zeros(())
+    for scores in (logits, logits.T):
+        chances = log_softmax(scores.masked_fill(excused, -math.inf), dim=-1)
+        if form == "mean":
+            total = total - (chances.masked_fill(~positives, 0.0).sum(-1) / positives.sum(-1)).mean()
+        else:
+            total = total - chances.masked_fill(~positives, -math.inf).logsumexp(-1).mean()
+    return total / 2
+
+
+def marginal(scores: Tensor, margin: float, skip: Tensor) -> Tensor:
+    """The hinge with the most confusing caption of each video and video of each caption; ``skip`` are no such."""
+    own = scores.diagonal()
+    to_videos = relu(margin + scores - own.unsqueeze(1)).masked_fill(skip, 0.0).amax(1)
+    to_texts = relu(margin + scores - own.unsqueeze(0)).masked_fill(skip, 0.0).amax(0)
+    return (to_videos.mean() + to_texts.mean()) / 2

@@ -1,0 +1,215 @@
+"""MCSAN (Nian et al., Mathematics 2022), reconstructed: four levels, aligned by divergence and by shared attributes.
+
+Of the paper the abstract is public: global, entity, action and relationship levels on both sides, a KL divergence, an
+attribute projection whose parameters both sides share, and a focal cross-entropy for its labels. Their form follows HGR
+and HANet (Wu et al., ACM MM 2021); docs/models.md says what is from where.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax, normalize
+
+from ..losses import Ranking, gather_all
+from ..options import MCSAN as Options
+from ..options import Inputs
+from ..rolegraphs import ROLES
+from .base import Embeddings, RetrievalModel
+from .hgr import RoleGraphEncoder, Rows, masked_softmax, phrase_scores
+from .layers import masked_mean
+
+# Levels with the kind of concept that each is taught.
+LEVELS = {"global": "", "entity": "entity", "action": "action", "relationship": "relation"}
+
+
+class MCSAN(RetrievalModel):
+    """See the module."""
+
+    pairs_at_once = 1 << 13
+
+    def __init__(self, options: Options, inputs: Inputs) -> None:
+        super().__init__()
+        self.options = options
+        dim = options.dim
+        self.rows = Rows(options, inputs, ("global", "entity", "action"))
+        # Objects have their own order in time, in their graph: over them there is nothing to convolve.
+        self.over_time = nn.ModuleDict(
+            {name: nn.Conv1d(dim, dim, 5, padding=2) for name in options.streams if name not in inputs.objects}
+        )
+        self.attention = nn.Linear(dim, 1)
+        heads = max(h for h in (1, 2, 4, 8) if dim % h == 0)
+        self.relate = nn.MultiheadAttention(dim, heads, options.dropout, batch_first=True)
+        self.relate_norm = nn.LayerNorm(dim)
+        self.text = RoleGraphEncoder(options, inputs.words)
+        # A relationship's node is made of its words' nodes and, for a pair, its role.
+        self.relation = nn.Linear((3 if options.relation == "triple" else 2) * dim, dim)
+        self.relation_role = nn.Embedding(len(ROLES), dim)
+        nn.init.normal_(self.relation_role.weight, std=0.02)
+        self.rank = Ranking(options)
+        self.attributes = nn.ModuleDict()
+        if options.attributes != "off":
+            for level in options.levels:
+                count = inputs.concepts.get(LEVELS[level], 0)
+                if count:
+                    self.attributes[level] = Attributes(dim, count, options)
+
+    def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
+        """``global`` (B, dim); ``entity``, ``action``, ``relationship`` (B, T, dim), the ``mask`` of their rows."""
+        streams, masks = self.rows.streams(video)
+        for name, convolution in self.over_time.items():
+            x = streams["action"][name] * masks[name].unsqueeze(-1)
+            streams["action"][name] = convolution(x.transpose(1, 2)).transpose(1, 2)
+        mask = torch.cat(list(masks.values()), dim=1)
+        seen = {level: torch.cat(list(x.values()), dim=1) for level, x in streams.items()}
+        weights = masked_softmax(self.attention(seen["global"]).squeeze(-1), mask)
+        found = {"global": torch.einsum("bt,btd->bd", weights, seen["global"]), "mask": mask}
+        found |= {"entity": seen["entity"], "action": seen["action"]}
+        if "relationship" in self.options.levels:
+            both = torch.cat([seen["entity"], seen["action"]], dim=1)
+            hidden = torch.cat([~mask & mask.any(1, keepdim=True)] * 2, dim=1)
+            related, _ = self.relate(seen["action"], both, both, key_padding_mask=hidden, need_weights=False)
+            found["relationship"] = self.relate_norm(seen["action"] + related)
+        return found | self._probabilities(found, mask, "video")
+
+    def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
+        """``global`` (B, dim); ``entity``, ``action``, ``relationship`` (B, P, dim) and the masks of their phrases."""
+        options = self.options
+        there = text["nodes"].any(-1)
+        relations, parts = text["relations"], 3 if options.relation == "triple" else 2
+        known = relations[..., 0] >= 0
+
+        def related(nodes: Tensor) -> Tensor:
+            places = relations[..., :parts].clamp(min=0)
+            picked = nodes.gather(1, places.flatten(1).unsqueeze(-1).expand(-1, -1, nodes.shape[-1]))
+            made = self.relation(picked.unflatten(1, places.shape[1:]).flatten(2))
+            if parts == 2:
+                made = made + self.relation_role(relations[..., 2].clamp(min=0))
+            return made * known.unsqueeze(-1)
+
+        nodes = self.text(text, related)
+        verbs, nouns = 1 + options.verbs, 1 + options.verbs + options.nouns
+        found = {"global": nodes[:, 0], "entity": nodes[:, verbs:nouns], "action": nodes[:, 1:verbs]}
+        found |= {"entity mask": there[:, verbs:nouns], "action mask": there[:, 1:verbs]}
+        found |= {"relationship": nodes[:, nouns:], "relationship mask": known}
+        return found | self._probabilities(found, None, "text")
+
+    def _probabilities(self, found: Embeddings, mask: Tensor | None, side: str) -> Embeddings:
+        """How likely each concept is, by level."""
+        return {
+            f"{level} concepts": classify(self._pooled(found, level, mask), side)
+            for level, classify in self.attributes.items()
+        }
+
+    def _pooled(self, found: Embeddings, level: str, mask: Tensor | None) -> Tensor:
+        """(B, dim): a level in one vector."""
+        if level == "global":
+            return found["global"]
+        return masked_mean(found[level], mask if mask is not None else found[f"{level} mask"])
+
+    def level_scores(self, videos: Embeddings, texts: Embeddings) -> dict[str, Tensor]:
+        """(texts, videos) of each level; of a caption without a phrase on a level 0."""
+        found = {}
+        for level in self.options.levels:
+            if level == "global":
+                found[level] = normalize(texts[level], dim=-1) @ normalize(videos[level], dim=-1).T
+            else:
+                said = texts[level], texts[f"{level} mask"]
+                found[level] = phrase_scores(videos[level], videos["mask"], *said, self.options)
+        return found
+
+    def attribute_score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
+        """(texts, videos): the mean over levels of how far the concepts of both agree, least over most."""
+        found = []
+        for level in self.attributes:
+            seen, said = videos[f"{level} concepts"], texts[f"{level} concepts"]
+            # The sum of the smaller and of the larger is the sum of both.
+            least = torch.minimum(said.unsqueeze(1), seen.unsqueeze(0)).sum(-1)
+            both = said.sum(-1).unsqueeze(1) + seen.sum(-1).unsqueeze(0)
+            found.append(least / (both - least).clamp(min=1e-6))
+        return torch.stack(found).mean(0)
+
+    def score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
+        """The mean of the levels; with ``attribute_score`` averaged with how far the concepts agree."""
+        features = torch.stack(list(self.level_scores(videos, texts).values())).mean(0)
+        if not (self.options.attribute_score and len(self.attributes)):
+            return features
+        return (features + self.attribute_score(videos, texts)) / 2
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Ranking, by features and by concepts; the divergence of matched pairs; the concepts' cross-entropy."""
+        options = self.options
+        own = self.encode_videos(batch["video"]), self.encode_texts(batch["text"])
+        videos, texts = gather_all(own[0]), gather_all(own[1])
+        features = torch.stack(list(self.level_scores(videos, texts).values())).mean(0)
+        found = {"loss_ranking": self.rank(features, batch)}
+        if len(self.attributes) and options.attribute_ranking:
+            agree = self.attribute_score(videos, texts)
+            found["loss_attribute_ranking"] = options.attribute_ranking * self.rank(agree, batch)
+        if options.divergence != "off":
+            found["loss_divergence"] = options.divergence_weight * self._divergence(*own)
+        for level in self.attributes:
+            labels = batch["concepts"][LEVELS[level]]
+            terms = [
+                focal(side[f"{level} concepts"], labels["truth"], labels["mask"], options.focus, options.balance)
+                for side in own
+            ]
+            found[f"loss_{level}_concepts"] = options.attribute_weight * (terms[0] + terms[1])
+        return found
+
+    def _divergence(self, videos: Embeddings, texts: Embeddings) -> Tensor:
+        """Between the two sides of each pair, summed over the levels; pairs without a phrase on a level have none."""
+        total = videos["global"].new_zeros(())
+        for level in self.options.levels:
+            if self.options.divergence == "attributes":
+                if level not in self.attributes:
+                    continue
+                seen, said = (side[f"{level} concepts"].clamp(min=1e-6).log() for side in (videos, texts))
+                seen, said = seen.log_softmax(-1), said.log_softmax(-1)
+            else:
+                sides = self._pooled(videos, level, videos["mask"]), self._pooled(texts, level, None)
+                seen, said = (log_softmax(side.float() / self.options.divergence_temperature, dim=-1) for side in sides)
+            spoken = torch.ones(len(seen), device=seen.device)
+            if level != "global":
+                spoken = texts[f"{level} mask"].any(1).to(seen.dtype)
+            each = kl_div(said, seen, log_target=True, reduction="none").sum(-1)  # KL(video || text)
+            if self.options.divergence != "one_way":
+                each = (each + kl_div(seen, said, log_target=True, reduction="none").sum(-1)) / 2
+            total = total + (each * spoken).sum() / spoken.sum().clamp(min=1)
+        return total
+
+
+class Attributes(nn.Module):
+    """Concept probabilities of a level. ``shared``: one projection for videos and texts; ``separate``: one each."""
+
+    def __init__(self, dim: int, count: int, options: Options) -> None:
+        super().__init__()
+        sides = ("both",) if options.attributes == "shared" else ("video", "text")
+        self.project = nn.ModuleDict({side: nn.Linear(dim, count) for side in sides})
+        norms = ("video", "text") if options.attribute_norm == "separate" else sides
+        self.norm = nn.ModuleDict({side: nn.BatchNorm1d(count) for side in norms})
+
+    def forward(self, x: Tensor, side: str) -> Tensor:
+        """(B, dim) to (B, concepts), between 0 and 1."""
+        project = self.project[side if side in self.project else "both"]
+        norm = self.norm[side if side in self.norm else "both"]
+        return norm(project(x)).sigmoid()
+
+
+def focal(chance: Tensor, truth: Tensor, mask: Tensor, focus: float, balance: float) -> Tensor:
+    """The focal binary cross-entropy (Lin et al., ICCV 2017): what is known already counts less.
+
+    Args:
+        chance, truth, mask: (B, concepts); masked concepts count neither way.
+        focus: gamma; 0 is the plain cross-entropy.
+        balance: alpha, the weight of concepts that are there; 1 - alpha that of the others.
+
+    Returns:
+        The mean over a pair's unmasked concepts, and over pairs.
+    """
+    chance = chance.float().clamp(1e-6, 1 - 1e-6)
+    there = balance * truth * (1 - chance).pow(focus) * chance.log()
+    absent = (1 - balance) * (1 - truth) * chance.pow(focus) * (1 - chance).log()
+    return -((there + absent) * mask).sum(-1).div(mask.sum(-1).clamp(min=1)).mean()

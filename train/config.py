@@ -112,13 +112,15 @@ def load_config(which: str, settings: Iterable[str] = ()) -> Config:
 
 
 def variants_of(which: str) -> dict[str, list[str]]:
-    """The ``variants`` of a configuration file: name -> settings, as ``load_config`` takes them."""
+    """The ``variants`` of a configuration file: name -> settings, as ``load_config`` takes them.
+
+    ``default`` is the configuration as it is.
+    """
     found = _sections(_path(which)).get("variants", {}) if which not in MODELS else {}
-    if not found or not all(isinstance(changes, list) for changes in found.values()):
-        raise ConfigError(
-            f"{which} has no variants to compare: give the file variants = {{'name': ['model.dropout=0.3', ...], ...}}"
-        )
-    return {str(name): [str(change) for change in changes] for name, changes in found.items()}
+    if not all(isinstance(changes, list) for changes in found.values()):
+        raise ConfigError(f"{which}: variants are written {{'name': ['model.dropout=0.3', ...], ...}}")
+    named = {str(name): [str(change) for change in changes] for name, changes in found.items()}
+    return {"default": []} | named
 
 
 def check_config(values: dict[str, Any], source: str, problems: list[str] | None = None) -> Config:

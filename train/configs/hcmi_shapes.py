@@ -26,3 +26,12 @@ train = {
     "schedule": "cosine",
     "warmup": 50,
 }
+# For `amex ablate hcmi_shapes`.
+variants = {
+    "video and sentence alone": ["model.levels=[video_sentence]"],
+    "frames and words alone": ["model.levels=[frame_word]"],
+    "no denoising": ["model.denoise=off"],
+    "no enhancement": ["model.enhancement=0"],
+    "learned queries": ["model.aggregation=queries"],
+    "clusters": ["model.aggregation=clusters"],
+}

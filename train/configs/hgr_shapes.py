@@ -31,3 +31,11 @@ train = {
     "schedule": "cosine",
     "warmup": 50,
 }
+# For `amex ablate hgr_shapes`.
+variants = {
+    "sentence alone": ["model.levels=[sent]"],
+    "verbs alone": ["model.levels=[verb]"],
+    "nouns alone": ["model.levels=[noun]"],
+    "no graph over roles": ["model.role_layers=0"],
+    "clip features alone": ["model.streams=[r2plus1d_tiny]"],
+}

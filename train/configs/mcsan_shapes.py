@@ -31,3 +31,12 @@ train = {
     "schedule": "cosine",
     "warmup": 50,
 }
+# For `amex ablate mcsan_shapes`.
+variants = {
+    "global alone": ["model.levels=[global]"],
+    "no relationships": ["model.levels=[global, entity, action]"],
+    "no divergence": ["model.divergence=off"],
+    "no attributes": ["model.attributes=off"],
+    "attributes apart": ["model.attributes=separate"],
+    "plain cross-entropy": ["model.focus=0", "model.balance=0.5"],
+}

@@ -154,11 +154,12 @@ class Aggregation(nn.Module):
         for last in (self.attention.out_proj, self.forward_[-1]):  # at first, groups are means of what comes in
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-        self.logits = nn.Linear(dim, 1 if self.reading == "clusters" else count)
-        nn.init.normal_(self.logits.weight, std=0.01)  # near a mean at first
         if self.reading == "queries":
             self.queries = nn.Parameter(torch.randn(count, dim) * 0.02)
             self.key = nn.Linear(dim, dim)
+        else:
+            self.logits = nn.Linear(dim, 1 if self.reading == "clusters" else count)
+            nn.init.normal_(self.logits.weight, std=0.01)  # near a mean at first
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, dim) and (B, N) to (B, count, dim) and which of them there are, (B, count)."""
@@ -196,7 +197,8 @@ class Order(nn.Module):
         nn.init.normal_(self.places.weight, std=0.02)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        places = torch.arange(x.shape[1], device=x.device).clamp(max=self.places.num_embeddings - 1)
+        # Places among the rows that are there, so that padding between two streams shifts none.
+        places = (mask.cumsum(1) - 1).clamp(min=0, max=self.places.num_embeddings - 1)
         hidden = ~mask & mask.any(1, keepdim=True)
         return x + self.net(x + self.places(places), src_key_padding_mask=hidden)
 

@@ -46,8 +46,10 @@ class MCSAN(RetrievalModel):
         self.text = RoleGraphEncoder(options, inputs.words)
         # A relationship's node is made of its words' nodes and, for a pair, its role.
         self.relation = nn.Linear((3 if options.relation == "triple" else 2) * dim, dim)
-        self.relation_role = nn.Embedding(len(ROLES), dim)
-        nn.init.normal_(self.relation_role.weight, std=0.02)
+        self.relation_role = None
+        if options.relation == "pair":
+            self.relation_role = nn.Embedding(len(ROLES), dim)
+            nn.init.normal_(self.relation_role.weight, std=0.02)
         self.rank = Ranking(options)
         self.attributes = nn.ModuleDict()
         if options.attributes != "off":
@@ -85,7 +87,7 @@ class MCSAN(RetrievalModel):
             places = relations[..., :parts].clamp(min=0)
             picked = nodes.gather(1, places.flatten(1).unsqueeze(-1).expand(-1, -1, nodes.shape[-1]))
             made = self.relation(picked.unflatten(1, places.shape[1:]).flatten(2))
-            if parts == 2:
+            if self.relation_role is not None:
                 made = made + self.relation_role(relations[..., 2].clamp(min=0))
             return made * known.unsqueeze(-1)
 

@@ -1,0 +1,161 @@
+"""HCMI: what its outline says must hold of grouping, of mined positives and of its losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_all_models import make
+from torch.nn.functional import cross_entropy, normalize
+
+from amex.train.models.hcmi import Aggregation, density_peaks, marginal, mine, multi_positive, token_scores
+from amex.train.options import HCMI as Options
+
+READINGS = ["assign", "queries", "clusters"]
+
+
+def aggregation(count: int, reading: str) -> Aggregation:
+    torch.manual_seed(0)
+    layer = Aggregation(count, Options(dim=8, aggregation=reading)).eval()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    return layer
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_one_token_is_its_own_group(reading: str) -> None:
+    layer = aggregation(1, reading)
+    assert torch.allclose(layer.assign(torch.randn(3, 1, 8), torch.ones(3, 1).bool()), torch.ones(3, 1, 1))
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_the_order_of_frames_changes_no_group(reading: str) -> None:
+    layer, order = aggregation(3, reading), torch.tensor([4, 0, 3, 1, 2])
+    x, mask = torch.randn(2, 5, 8), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
+    groups, _ = layer(x, mask)
+    again, _ = layer(x[:, order], mask[:, order])
+    assert torch.allclose(groups.sum(1), again.sum(1), atol=1e-5)  # clusters have no order of their own
+    if reading != "clusters":
+        assert torch.allclose(groups, again, atol=1e-5)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_groups_are_averages_of_the_tokens_there_are(reading: str) -> None:
+    layer = aggregation(4, reading)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    weights = layer.assign(torch.randn(3, 6, 8), mask)
+    assert (weights[~mask] == 0).all()
+    there = (weights > 0).any(1)
+    assert torch.allclose(weights.sum(1)[there], torch.ones(int(there.sum())))
+    assert there.sum(1).tolist() == ([4, 2, 0] if reading == "clusters" else [4, 4, 0])
+
+
+@given(st.integers(0, 1000), st.integers(1, 9), st.integers(1, 5))
+def test_every_token_is_in_one_cluster(seed: int, tokens: int, count: int) -> None:
+    x = torch.randn(2, tokens, 4, generator=torch.Generator().manual_seed(seed))
+    found = density_peaks(x, torch.ones(2, tokens).bool(), count)
+    assert (found.sum(-1) == 1).all()
+    assert (found.any(1).sum(-1) == min(count, tokens)).all()
+
+
+def test_clusters_are_what_lies_together() -> None:
+    middles = torch.eye(3, 8) * 10
+    x = (middles.repeat_interleave(4, 0) + 0.1 * torch.randn(12, 8, generator=torch.Generator().manual_seed(0)))[None]
+    found = density_peaks(x, torch.ones(1, 12).bool(), 3)[0]
+    assert sorted(tuple(group.nonzero().flatten().tolist()) for group in found.T) == [
+        (0, 1, 2, 3),
+        (4, 5, 6, 7),
+        (8, 9, 10, 11),
+    ]
+
+
+def test_before_training_videos_are_means_of_frames() -> None:
+    made = make("hcmi")
+    # Features of one length, as CLIP's towers give them.
+    made["video"] = {"clips": {"values": torch.randn(4, 6, 8), "mask": torch.ones(4, 6).bool()}}
+    from amex.train.models import build_model
+    from amex.train.options import Inputs
+
+    model = build_model(
+        Options(dim=8, project=False, streams=["clips"], text="text", clips=3),
+        Inputs(widths={"clips": 8, "text": 8}, sentence=8),
+    ).eval()
+    videos = model.encode_videos(made["video"])
+    mean = normalize(made["video"]["clips"]["values"].mean(1), dim=-1)
+    assert ((videos["video"] * mean).sum(-1) > 0.999).all()
+
+
+def vectors(*rows: list[float]) -> torch.Tensor:
+    return normalize(torch.tensor(rows, dtype=torch.float32), dim=-1)
+
+
+def test_equal_draws_mine_only_the_same_video() -> None:
+    views = vectors([1, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [1, 0, 0])
+    assert mine(views, views, "or").nonzero().tolist() == [[0, 3], [3, 0]]
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3))
+def test_a_video_that_is_there_twice_is_always_mined(a: float, b: float) -> None:
+    first, second = vectors([1, a], [1, a], [-5, 1]), vectors([1, b], [1, b], [-5, 1.1])
+    assert mine(first, second, "and")[0, 1]
+
+
+def test_or_mines_what_either_finds_and_and_what_both_find() -> None:
+    # The first video's draws are far apart, so it takes the second for itself; not the other way round.
+    first, second = vectors([1, 0.8], [1, 0]), vectors([1, -0.8], [1, 0.01])
+    assert mine(first, second, "or").nonzero().tolist() == [[0, 1], [1, 0]]
+    assert not mine(first, second, "and").any()
+
+
+@pytest.mark.parametrize("form", ["mean", "sum"])
+def test_with_one_positive_each_the_loss_is_clips(form: str) -> None:
+    logits = torch.randn(5, 5)
+    own = torch.eye(5).bool()
+    truth = torch.arange(5)
+    expected = (cross_entropy(logits, truth) + cross_entropy(logits.T, truth)) / 2
+    assert torch.allclose(multi_positive(logits, own, torch.zeros(5, 5).bool(), form), expected)
+
+
+def test_a_mined_positive_is_drawn_near_and_an_excused_pair_is_left_alone() -> None:
+    logits = torch.zeros(3, 3, requires_grad=True)
+    own, pair = torch.eye(3).bool(), torch.zeros(3, 3).bool()
+    pair[0, 1] = pair[1, 0] = True
+    (drawn,) = torch.autograd.grad(multi_positive(logits, own | pair, torch.zeros(3, 3).bool(), "mean"), logits)
+    assert drawn[0, 1] < 0 < drawn[0, 2]
+    (left,) = torch.autograd.grad(multi_positive(logits, own, pair, "mean"), logits)
+    assert left[0, 1] == 0 < left[0, 2]
+
+
+def test_the_margin_is_of_the_most_confusing_pair_that_counts() -> None:
+    scores = torch.tensor([[0.5, 0.6, 0.9], [0.1, 0.5, 0.2], [0.0, 0.1, 0.5]])
+    skip = torch.eye(3).bool()
+    rows, columns = [0.2 + 0.4, 0.0, 0.0], [0.0, 0.2 + 0.1, 0.2 + 0.4]
+    assert marginal(scores, 0.2, skip).item() == pytest.approx((sum(rows) / 3 + sum(columns) / 3) / 2)
+    skip[0, 2] = skip[2, 0] = True
+    assert marginal(scores, 0.2, skip).item() == pytest.approx((0.3 / 3 + 0.3 / 3) / 2)
+
+
+def test_a_caption_meets_its_best_tokens() -> None:
+    words, frames = vectors([1, 0], [0, 1])[None], vectors([1, 0], [1, 1])[None]
+    even = torch.full((1, 2), 0.5)
+    best = (1 + 0.5**0.5) / 2
+    assert token_scores(words, even, frames, even).item() == pytest.approx(best)
+    # With all weight on one word only its best frame counts on that side.
+    assert token_scores(words, torch.tensor([[1.0, 0.0]]), frames, even).item() == pytest.approx(
+        (1 + best) / 2, abs=0.2
+    )
+
+
+def test_two_draws_of_a_clip_are_different_rows_and_the_same_in_every_run() -> None:
+    import numpy as np
+
+    from amex.train.data import _pick
+
+    rows = {"values": np.arange(24).reshape(24, 1)}
+    first, second = (_pick(rows, 6, np.random.default_rng(seed))["values"].ravel() for seed in (0, 1))
+    assert (first // 4 == np.arange(6)).all()  # one of each segment
+    assert (first != second).any()
+    assert (_pick(rows, 6, np.random.default_rng(0))["values"].ravel() == first).all()
+    assert len(_pick({"values": np.zeros((3, 1))}, 6, np.random.default_rng(0))["values"]) == 1

@@ -1,0 +1,118 @@
+"""MCSAN: the focal loss, the shared projection, concept labels and their masks, relationships as nodes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_all_models import build, make
+from torch.nn.functional import binary_cross_entropy
+
+from amex.manifests.roles import role_graph
+from amex.train.concepts import Concepts, concepts_of
+from amex.train.models.mcsan import focal
+from amex.train.rolegraphs import ROLES, graph_tensors
+
+
+def labels(seed: int, shape: tuple[int, int] = (4, 6)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    chance = torch.Generator().manual_seed(seed)
+    truth = (torch.rand(shape, generator=chance) < 0.3).float()
+    mask = (torch.rand(shape, generator=chance) < 0.7).float()
+    return torch.rand(shape, generator=chance) * 0.98 + 0.01, truth, mask
+
+
+@given(st.integers(0, 10_000))
+def test_the_focal_loss_without_focus_is_half_the_cross_entropy(seed: int) -> None:
+    found, truth, _ = labels(seed)
+    plain = binary_cross_entropy(found, truth)
+    assert focal(found, truth, torch.ones_like(truth), 0.0, 0.5).item() == pytest.approx(plain.item() / 2, rel=1e-5)
+
+
+@given(st.integers(0, 10_000), st.floats(0, 4), st.floats(0.1, 0.9))
+def test_masked_concepts_count_neither_way(seed: int, focus: float, balance: float) -> None:
+    found, truth, mask = labels(seed)
+    other = torch.where(mask > 0, found, 1 - found)
+    flipped = torch.where(mask > 0, truth, 1 - truth)
+    assert focal(found, truth, mask, focus, balance) == focal(other, flipped, mask, focus, balance)
+
+
+def test_focus_leaves_the_unsure_and_quiets_the_sure() -> None:
+    truth, mask = torch.ones(1, 1), torch.ones(1, 1)
+    sure, unsure = (
+        focal(torch.tensor([[p]]), truth, mask, 2.0, 0.5) / focal(torch.tensor([[p]]), truth, mask, 0.0, 0.5)
+        for p in (0.95, 0.1)
+    )
+    assert sure < 0.01
+    assert unsure > 0.8
+
+
+def test_the_shared_projection_is_one_and_the_separate_ones_are_two() -> None:
+    model = build("mcsan")
+    for level in ("entity", "action", "relationship"):
+        (weight,) = [
+            p for n, p in model.named_parameters() if n.startswith(f"attributes.{level}.project") and p.ndim == 2
+        ]
+        made = make("mcsan")
+        videos, texts = model.encode_videos(made["video"]), model.encode_texts(made["text"])
+        for side in (videos, texts):  # the same weight has a gradient from either side
+            (grad,) = torch.autograd.grad(side[f"{level} concepts"].square().sum(), weight, retain_graph=True)
+            assert grad.abs().sum() > 0
+    apart = build("mcsan", attributes="separate")
+    assert (
+        sum(n.startswith("attributes.entity.project") and n.endswith("weight") for n, _ in apart.named_parameters())
+        == 2
+    )
+
+
+def test_concepts_of_a_caption_are_base_forms() -> None:
+    caption = "the men are cutting two red onions"
+    found = concepts_of(caption, role_graph(caption))
+    assert found == {"entity": {"man", "onion"}, "action": {"cut"}, "relation": {"cut man", "cut onion"}}
+
+
+def test_what_only_another_caption_of_the_clip_says_is_masked() -> None:
+    captions = ["a dog runs", "a dog jumps", "a cat runs", "a cat jumps"]
+    graphs = {caption: role_graph(caption) for caption in captions}
+    known = Concepts.of(captions, graphs, {"entity": 9, "action": 9, "relation": 9})
+    assert known.names["entity"] == ["dog", "cat"]
+    made = known.labels([("a dog runs", ["a dog runs", "a dog jumps"])])
+    run, jump = known.names["action"].index("run"), known.names["action"].index("jump")
+    assert made["action"]["truth"][0, run] == 1
+    assert made["action"]["truth"][0, jump] == 0
+    assert made["action"]["mask"][0].tolist() == [1.0 if place == run else 0.0 for place in range(2)]
+    assert made["entity"]["mask"].tolist() == [[1.0, 1.0]]
+    assert known.names["relation"] == []  # each pair is in one caption alone
+
+
+def test_a_relationship_is_a_node_joined_to_its_verb_and_argument() -> None:
+    caption = "a dog chases a cat"
+    graphs = {caption: role_graph(caption)}
+    made = graph_tensors([caption], graphs, lambda word: 1, relations=3)
+    assert made["relations"][0].tolist() == [[1, 5, ROLES.index("ARG0")], [1, 6, ROLES.index("ARG1")], [-1, -1, -1]]
+    edges = made["edges"][0]
+    assert edges.shape == (14, 14)
+    assert edges[11].nonzero().flatten().tolist() == [1, 5]
+    assert edges[:, 12].nonzero().flatten().tolist() == [1, 6]
+    assert not edges[13].any()
+    triple = graph_tensors([caption], graphs, lambda word: 1, relations=3, triples=True)
+    assert triple["relations"][0].tolist() == [[1, 5, 6], [-1, -1, -1], [-1, -1, -1]]
+    assert triple["edges"][0, 11].nonzero().flatten().tolist() == [1, 5, 6]
+
+
+def test_the_divergence_of_equal_sides_is_nothing() -> None:
+    model = build("mcsan", attributes="off", levels=["global"])
+    made = make("mcsan")
+    texts = model.encode_texts(made["text"])
+    videos = {"global": texts["global"], "mask": torch.ones(4, 1).bool()}
+    assert model._divergence(videos, texts).item() == pytest.approx(0, abs=1e-6)
+    assert model._divergence(videos | {"global": texts["global"].flip(0)}, texts).item() > 1e-4
+
+
+def test_concepts_agree_with_themselves() -> None:
+    model = build("mcsan").eval()
+    chance = torch.rand(3, 5)
+    same = {f"{level} concepts": chance for level in model.attributes}
+    agree = model.attribute_score(same, same)
+    assert torch.allclose(agree.diagonal(), torch.ones(3))
+    assert (agree <= 1 + 1e-6).all()

@@ -282,6 +282,70 @@ def test_evaluation_names_its_numbers_and_writes_them(trained: Path) -> None:
     assert merged["text_to_video"]["queries"] == len(captions)
 
 
+OTHERS = {
+    "hgr": ("model.word_dim=8", "model.streams=[motion, objects]"),
+    "mcsan": ("model.word_dim=8", "model.streams=[motion]"),
+    "hcmi": ("model.text=words", "model.word_dim=8"),
+    "dual_encoding": ("model.text=words", "model.word_dim=8", "model.rnn_dim=8", "model.filters=4"),
+}
+
+
+@pytest.mark.parametrize("which", OTHERS)
+def test_other_models_train_resume_evaluate_search_and_report(
+    made: tuple[Path, Path], tmp_path: Path, which: str
+) -> None:
+    store, manifest = made
+    amex("manifest", "parse", manifest)
+    graph = ("model.graph_dim=8", "model.graphs=2", "model.key_dim=4") if which != "dual_encoding" else ()
+    wanted = ("model.dim=16", "data.batch_size=8", "train.lr=3e-3", "train.schedule=constant", *graph, *OTHERS[which])
+    given = [word for setting in wanted for word in ("--set", setting)]
+
+    def run(work: Path, epochs: int, *flags: str) -> None:
+        places = ("--store", store, "--manifest", manifest, "--work-dir", work)
+        result = amex("train", which, *places, *given, "--set", f"train.epochs={epochs}", *flags)
+        assert result.exit_code == 0, result.output
+
+    run(tmp_path / "w", 6)
+    run(tmp_path / "parts", 3)
+    run(tmp_path / "parts", 6, "--resume")
+    assert same_weights(tmp_path / "w" / "last.pth", tmp_path / "parts" / "last.pth")
+    losses = [line["train"]["loss"] for line in history(tmp_path / "w")]
+    assert losses[-1] < losses[0]
+    evaluated = json.loads(amex("eval", tmp_path / "w", "--json").stdout)
+    assert evaluated["model"] == which
+    hits = json.loads(
+        amex("search", tmp_path / "w", "a dog is near a boat", "-k", "12", "--split", "test", "--json").stdout
+    )
+    assert len(hits) == 12
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    captions = json.loads(amex("search", tmp_path / "w", "--video", "c70", "-k", "2", "--json").stdout)
+    assert len(captions) == 2
+    approximate = amex("search", tmp_path / "w", "a dog", "--index", "HNSW16")
+    assert (approximate.exit_code == 0) == (which == "dual_encoding"), approximate.output
+    assert amex("report", tmp_path / "w").exit_code == 0
+
+
+def test_a_model_of_role_graphs_says_how_to_make_them_and_refuses_those_of_another_parser(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    store, manifest = made[0], tmp_path / "m.jsonl"
+    shutil.copy(made[1], manifest)
+    given = ("--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w")
+    small = ("--set", "model.dim=8", "--set", "train.epochs=1", "--set", "data.batch_size=8")
+    without = amex("train", "hgr", *given, *small)
+    assert without.exit_code == 1
+    assert f"make them with amex manifest parse {manifest}" in without.output
+    amex("manifest", "parse", manifest)
+    assert amex("train", "hgr", *given, *small).exit_code == 0
+    kept = tmp_path / "m.rolegraphs.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"parser": "spacy:en_core_web_sm 3.8.0, spacy 3.8"}))
+    refused = amex("eval", tmp_path / "w")
+    assert refused.exit_code == 1
+    assert "was trained with graphs of 'rules 1" in refused.output
+    kept.write_text("{")
+    assert "cannot be read as role graphs" in amex("eval", tmp_path / "w").output
+
+
 def test_search_finds_what_the_scores_say(trained: Path, tmp_path: Path) -> None:
     hits = json.loads(amex("search", trained, "a dog chases a horse", "--json", "-k", "5").stdout)
     assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]

@@ -69,9 +69,8 @@ class Checkpoint:
         options = self.config.model
         vocabulary = Vocabulary.from_json(self.vocabulary) if self.vocabulary else None
         graphs = Graphs.beside(manifest, options, self.parser) if options.needs_graphs else None
-        return Text(
-            stream=store[options.text] if options.text != "words" else None, vocabulary=vocabulary, graphs=graphs
-        )
+        stream = store[options.text_stream] if options.text_stream else None
+        return Text(stream=stream, vocabulary=vocabulary, graphs=graphs)
 
     def check_features(self, store: Store) -> None:
         """Raises CheckpointError if the store lacks a stream, or has features made in another way."""

@@ -19,6 +19,7 @@ from .concepts import Concepts
 from .config import Config, Data
 from .options import Inputs, ModelOptions
 from .rolegraphs import Graphs, graph_tensors
+from .towers import tower_settings, tower_vocabulary
 from .vocabulary import Vocabulary
 
 
@@ -77,7 +78,7 @@ def choose_streams(options: ModelOptions, store: Store) -> ModelOptions:
         chosen["streams"] = [find(name, "clips", "model.streams", hint, also) for name in names]
         if not names:
             find("", "clips", "model.streams", hint)
-    if options.text != "words":
+    if options.text != "words" and not options.tower:
         hint = f"make one with {extract} --stream text_bert, or --set model.text=words"
         chosen["text"] = find(options.text, "text", "model.text", hint)
     if problems:
@@ -344,7 +345,7 @@ def make_text(store: Store, config: Config, clips: Sequence[Clip], manifest: Pat
     """The stream of text, a vocabulary of the training captions, role graphs: what of these the model wants."""
     options = config.model
     words = options.text == "words"
-    vocabulary = None
+    vocabulary = tower_vocabulary(options.tower) if options.tower else None
     if words or options.text_bag:
         captions = [caption for clip in clips for caption in clip.captions]
         vocabulary = Vocabulary.of(captions, min_count=config.data.min_count)
@@ -353,25 +354,28 @@ def make_text(store: Store, config: Config, clips: Sequence[Clip], manifest: Pat
     if options.concepts and graphs is not None:
         every = dict.fromkeys(caption for clip in clips for caption in clip.captions)
         concepts = Concepts.of(every, graphs, options.concepts)
-    stream = None if words else store[options.text]
+    stream = store[options.text_stream] if options.text_stream else None
     return Text(stream=stream, vocabulary=vocabulary, graphs=graphs, concepts=concepts)
 
 
 def fingerprints(store: Store, options: ModelOptions) -> dict[str, str]:
     """Of every stream a model reads: name -> fingerprint."""
-    names = [*options.video_streams, *([options.text] if options.text != "words" else [])]
+    names = [*options.video_streams, *([options.text_stream] if options.text_stream else [])]
     return {name: store[name].fingerprint for name in names}
 
 
 def inputs(store: Store, options: ModelOptions, text: Text) -> Inputs:
     """What a model of these options is built for."""
     widths = {name: store[name].spec["output"]["shape"][-1] for name in fingerprints(store, options)}
-    widths["text"] = options.word_dim if options.text == "words" else widths[options.text]
+    tower = tower_settings(options.tower) if options.tower else {}
+    own = tower["projection_dim"] if tower else options.word_dim
+    widths["text"] = widths[options.text_stream] if options.text_stream else own
     return Inputs(
         widths=widths,
+        tower=tower,
         objects=tuple(name for name in options.video_streams if kind(store[name]) == "objects"),
-        words=len(text.vocabulary or ()),
-        sentence=sentence_width(text.stream),
+        words=0 if tower else len(text.vocabulary or ()),
+        sentence=own if tower else sentence_width(text.stream),
         concepts=text.concepts.sizes if text.concepts else {},
     )
 

@@ -16,7 +16,6 @@ from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
-from torch import nn
 from torch.utils.data import DataLoader
 
 from ..errors import AmexError
@@ -84,6 +83,7 @@ def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: 
     last = work_dir / "last.pth" if (work_dir / "last.pth").exists() else None
     torch.manual_seed(seed)
     model = build_model(config.model, inputs(opened, config.model, text))
+    model.start_from(config.model)
     model.standardize(train.sample_rows)
     count = parameters(model)
     keep = Keep(work_dir, described)
@@ -164,7 +164,7 @@ def _runner(
         train_cfg={"by_epoch": True, "max_epochs": chosen.epochs, "val_interval": chosen.val_every},
         val_cfg={"type": RetrievalLoop},
         val_evaluator=[],
-        optim_wrapper=_optimizer(chosen, model, on_gpu),
+        optim_wrapper=_optimizer(chosen, getattr(model, "module", model), on_gpu),
         param_scheduler=_schedule(chosen, steps=chosen.epochs * len(loader)),
         default_hooks={"checkpoint": None, "logger": {"type": "LoggerHook", "interval": 10}},
         custom_hooks=hooks,
@@ -178,10 +178,15 @@ def _runner(
     )
 
 
-def _optimizer(chosen: Train, model: nn.Module, on_gpu: bool) -> OptimWrapper:
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _optimizer(chosen: Train, model: RetrievalModel, on_gpu: bool) -> OptimWrapper:
+    slow, share = model.slow_parameters()
+    apart = {id(parameter) for parameter in slow}
+    learned = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
+    groups: list[dict[str, Any]] = [{"params": learned}]
+    if slow:
+        groups.append({"params": slow, "lr": chosen.lr * share})
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.optimizer]
-    optimizer = kind(learned, lr=chosen.lr, weight_decay=chosen.weight_decay)
+    optimizer = kind(groups, lr=chosen.lr, weight_decay=chosen.weight_decay)
     clip = None if chosen.clip_grad is None else {"max_norm": chosen.clip_grad}
     amp = chosen.amp if chosen.amp != "auto" else "bf16" if on_gpu else "off"
     if amp == "off":

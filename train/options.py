@@ -28,6 +28,7 @@ class Inputs:
         objects: those of the streams whose rows are objects.
         words: size of the vocabulary, or 0 where captions come as token features alone.
         sentence: length of a caption's own vector in the stream of text, or 0 where it has none.
+        tower: configuration of a CLIP text tower that is trained with the model, as transformers has it.
         concepts: how many concepts of each kind there are, for models that are taught some.
     """
 
@@ -35,6 +36,7 @@ class Inputs:
     objects: tuple[str, ...] = ()
     words: int = 0
     sentence: int = 0
+    tower: Mapping[str, Any] = field(default_factory=dict)
     concepts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -75,6 +77,16 @@ class ModelOptions(Section):
     def video_streams(self) -> list[str]:
         """The streams of videos that the model reads, once they are chosen."""
         return self.streams
+
+    @property
+    def text_stream(self) -> str:
+        """The stream of text that the model reads, once it is chosen; empty where it reads none."""
+        return "" if self.text == "words" else self.text
+
+    @property
+    def tower(self) -> str:
+        """A CLIP, by folder or name, whose text tower is trained with the model; empty for none."""
+        return ""
 
     @property
     def views(self) -> int:
@@ -300,6 +312,12 @@ class HCMI(ModelOptions, ObjectGraph):
     """HCMI, on features of CLIP or others. Defaults are docs/models.md's; the paper's own numbers are not known."""
 
     name: Literal["hcmi"] = "hcmi"
+    text: str = Field(
+        "",
+        description="the stream of text; empty: the only one in the store; words: word vectors learned here; "
+        "clip:MODEL: the text tower of a CLIP, a folder or a name of transformers', trained with the model",
+    )
+    tower_lr: float = Field(1e-3, ge=0, description="learning rate of that tower, as a share of the others'")
     dim: int = Field(512, ge=2, description="of the joint space; with project=false that of the features")
     project: bool = Field(True, description="a linear map before all; CLIP's own features need none")
     scaling: Literal["none", "layernorm", "standard", "logit"] = Field(
@@ -327,6 +345,14 @@ class HCMI(ModelOptions, ObjectGraph):
     same_caption: Literal["ignored", "negative"] = Field(
         "ignored", description="what clips with one caption are to each other in a batch"
     )
+
+    @property
+    def tower(self) -> str:
+        return self.text.removeprefix("clip:") if self.text.startswith("clip:") else ""
+
+    @property
+    def text_stream(self) -> str:
+        return "" if self.tower else super().text_stream
 
     @property
     def views(self) -> int:

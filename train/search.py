@@ -63,7 +63,7 @@ class Searcher:
                 f"--index {kind} holds one vector a clip, but {checkpoint.config.model.name} compares parts with "
                 "parts: leave it at Flat"
             )
-        self.streams = [store[name] for name in checkpoint.fingerprints if name != checkpoint.config.model.text]
+        self.streams = [store[name] for name in checkpoint.fingerprints if name != checkpoint.config.model.text_stream]
         self.clips = [clip for clip in clips if all(clip.clip_id in stream for stream in self.streams)]
         if not self.clips:
             raise AmexError(f"no clip of the manifest has features in {store.path}: there is nothing to search")

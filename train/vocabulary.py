@@ -37,6 +37,7 @@ class Vocabulary:
 
     def to_json(self) -> str:
         """As the tokenizers library writes it."""
+        self.tokenizer.no_truncation()  # which belongs to a batch
         return self.tokenizer.to_str()
 
     def __len__(self) -> int:
@@ -47,8 +48,10 @@ class Vocabulary:
         return next(iter(self.tokenizer.encode(word).ids), 1)
 
     def batch(self, captions: Sequence[str], most: int) -> dict[str, Tensor]:
-        """``ids`` (B, L) and ``mask`` (B, L), at most ``most`` words a caption."""
-        found = [encoding.ids[:most] or [1] for encoding in self.tokenizer.encode_batch(list(captions))]
+        """``ids`` (B, L) and ``mask`` (B, L), at most ``most`` words a caption, what ends a caption among them."""
+        self.tokenizer.enable_truncation(most)
+        found = [encoding.ids or [1] for encoding in self.tokenizer.encode_batch(list(captions))]
         longest = max(len(ids) for ids in found)
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in found])
-        return {"ids": ids, "mask": ids != 0}
+        mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in found])
+        return {"ids": ids, "mask": mask}

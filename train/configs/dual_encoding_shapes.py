@@ -20,4 +20,5 @@ train = {
     "lr": 1e-3,
     "schedule": "cosine",
     "warmup": 50,
+    "val_every": 4,
 }

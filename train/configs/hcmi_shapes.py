@@ -25,6 +25,7 @@ train = {
     "lr": 1e-3,
     "schedule": "cosine",
     "warmup": 50,
+    "val_every": 4,
 }
 # For `amex ablate hcmi_shapes`.
 variants = {

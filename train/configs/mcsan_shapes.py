@@ -30,6 +30,7 @@ train = {
     "lr": 1e-3,
     "schedule": "cosine",
     "warmup": 50,
+    "val_every": 4,
 }
 # For `amex ablate mcsan_shapes`.
 variants = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .layers import Standardize
@@ -38,6 +38,13 @@ class RetrievalModel(BaseModel):
         for module in self.modules():
             if isinstance(module, Standardize):
                 module.set(rows(module.stream))
+
+    def start_from(self, options: Any) -> None:
+        """Takes over the weights that the options name, before a run begins."""
+
+    def slow_parameters(self) -> tuple[list[nn.Parameter], float]:
+        """Parameters that learn at a share of the learning rate, and that share."""
+        return [], 1.0
 
     @property
     def own_optimizer(self) -> Optimizer | None:

@@ -16,6 +16,7 @@ from torch.nn.functional import log_softmax, normalize, relu
 from ..losses import gather, gather_all
 from ..options import HCMI as Options
 from ..options import Inputs
+from ..towers import build_tower, load_tower, tower_features
 from .base import Embeddings, RetrievalModel
 from .hgr import Rows
 from .layers import masked_mean
@@ -34,6 +35,7 @@ class HCMI(RetrievalModel):
         dim = options.dim
         self.rows = Rows(options, inputs, ("frame",), project=options.project)
         self.order = Order(dim, options) if options.temporal_layers else None
+        self.tower = build_tower(inputs.tower) if inputs.tower else None
         self.words = nn.Embedding(inputs.words, inputs.widths["text"], padding_idx=0) if inputs.words else None
         self.text = nn.Sequential(nn.Linear(inputs.widths["text"], dim), nn.Dropout(options.dropout))
         self.sentence = nn.Linear(inputs.sentence, dim) if inputs.sentence else None
@@ -57,6 +59,15 @@ class HCMI(RetrievalModel):
         )
         self.scale = nn.Parameter(torch.tensor(-math.log(options.temperature)))
 
+    def start_from(self, options: Options) -> None:
+        """The text tower's weights are CLIP's."""
+        if self.tower is not None:
+            load_tower(self.tower, options.tower)
+
+    def slow_parameters(self) -> tuple[list[nn.Parameter], float]:
+        """Those of the text tower."""
+        return list(self.tower.parameters()) if self.tower is not None else [], self.options.tower_lr
+
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
         """``frame`` (B, T, dim), ``clip`` (B, clips, dim), their weights, 0 where there is none, ``video`` (B, dim)."""
         seen, mask = self.rows(video)
@@ -73,6 +84,8 @@ class HCMI(RetrievalModel):
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
         """``word``, ``phrase`` and ``sentence`` as the videos' ``frame``, ``clip`` and ``video``."""
         mask = text["mask"]
+        if self.tower is not None:
+            text = text | tower_features(self.tower, text["ids"], mask)
         words = self.text(text["values"] if self.words is None else self.words(text["ids"]))
         phrases, some = self.to_phrases(words, mask)
         whole, _ = self.to_sentence(phrases, some)

@@ -344,9 +344,8 @@ class EpochSampler(Sampler):
 def make_text(store: Store, config: Config, clips: Sequence[Clip], manifest: Path) -> Text:
     """The stream of text, a vocabulary of the training captions, role graphs: what of these the model wants."""
     options = config.model
-    words = options.text == "words"
     vocabulary = tower_vocabulary(options.tower) if options.tower else None
-    if words or options.text_bag:
+    if options.needs_words:
         captions = [caption for clip in clips for caption in clip.captions]
         vocabulary = Vocabulary.of(captions, min_count=config.data.min_count)
     graphs = Graphs.beside(manifest, options) if options.needs_graphs else None

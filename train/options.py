@@ -55,10 +55,6 @@ class ModelOptions(Section):
     text: str = Field(
         "", description="the stream of text; empty: the only one in the store; words: word vectors learned here"
     )
-    text_bag: bool = Field(
-        False,
-        description="beside tokens a bag of words, with vectors learned here, as Dual Encoding has one",
-    )
     word_dim: int = Field(300, ge=1, description="of the word vectors, with text=words")
     dim: int = Field(1024, ge=2, description="of the joint spaces")
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -98,8 +94,26 @@ class ModelOptions(Section):
         """By kind how many concepts of captions the model is taught at most."""
         return {}
 
+    @property
+    def needs_words(self) -> bool:
+        """Whether the training captions' words are learned."""
+        return self.text == "words"
+
+
+class WithBag(ModelOptions):
+    """Models that may have a bag of words beside token features."""
+
+    text_bag: bool = Field(
+        False,
+        description="beside tokens a bag of words, with vectors learned here, as Dual Encoding has one",
+    )
+
+    @property
+    def needs_words(self) -> bool:
+        return self.text_bag or super().needs_words
+
     @model_validator(mode="after")
-    def _no_bag_of_words_alone(self) -> ModelOptions:
+    def _no_bag_of_words_alone(self) -> WithBag:
         if self.text_bag and self.text == "words":
             raise ValueError("text_bag stands beside token features: with text=words leave it off")
         return self
@@ -137,7 +151,7 @@ class ObjectGraph(Section):
     geometry: bool = Field(True, description="nodes and edges know the boxes")
 
 
-class AMENet(ModelOptions, Ranked, ObjectGraph):
+class AMENet(WithBag, Ranked, ObjectGraph):
     """AME-Net. Defaults are those of docs/amenet.md: BiC-Net's where they are known, the graph's of the ARG."""
 
     takes_objects: ClassVar[bool] = False
@@ -204,7 +218,6 @@ class RoleGraphs(ModelOptions, Ranked, ObjectGraph):
     needs_graphs: ClassVar[bool] = True
 
     text: Literal["words"] = Field("words", description="word vectors learned here: a phrase is made of its words")
-    text_bag: Literal[False] = Field(False, description="not here")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the video")
     text_dropout: float = Field(0.2, ge=0, lt=1, description="of the word vectors")
     text_layers: int = Field(1, ge=1, description="of the GRU over the words")
@@ -289,11 +302,10 @@ class CLIPMean(ModelOptions, Ranked):
     text: str = Field(
         "", description="a stream of text with sentences in CLIP's space; empty: the only one in the store"
     )
-    text_bag: Literal[False] = Field(False, description="not here")
     ranking: Literal["contrastive"] = Field("contrastive", description="of the temperature")
 
 
-class DualEncoding(ModelOptions, Ranked):
+class DualEncoding(WithBag, Ranked):
     """Dual Encoding; defaults are the paper's, but for word vectors of 300 numbers learned here."""
 
     takes_objects: ClassVar[bool] = False

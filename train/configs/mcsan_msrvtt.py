@@ -1,0 +1,21 @@
+"""MCSAN on MSR-VTT, with HANet's settings where its own are not known: ResNet-152 frames, at most 20.
+
+amex extract --manifest msrvtt.jsonl --videos V --store msrvtt.zarr --stream resnet152
+amex manifest parse msrvtt.jsonl
+amex train mcsan_msrvtt --store msrvtt.zarr --manifest msrvtt.jsonl --work-dir W
+"""
+
+model = {
+    "name": "mcsan",
+    "streams": ["resnet152"],
+}
+data = {
+    "batch_size": 64,
+    "captions": "all",
+    "max_rows": 20,
+}
+train = {
+    "epochs": 50,
+    "lr": 1e-4,
+    "schedule": "constant",
+}

@@ -159,10 +159,10 @@ def manifest_parse(path: Path, which: str, official: Path | None) -> None:
             raise AmexError(f"{official} has no graph of {len(absent)} captions, the first {absent[0]!r}")
     else:
         known = manifests.read_graphs(target) if target.exists() else None
-        made_by, parse = manifests.parser(which)
+        made_by, parse = manifests.role_parser(which)
         with Progress(console=console(stderr=True), transient=True) as bar:
             task = bar.add_task("parsing", total=len(captions))
-            graphs = manifests.complete(captions, known, made_by, parse, lambda count: bar.advance(task, count))
+            graphs = manifests.complete_graphs(captions, known, made_by, parse, lambda count: bar.advance(task, count))
     manifests.write_graphs(graphs, target)
     click.echo(f"{target}: role graphs of {len(graphs.graphs):,} captions by {graphs.parser}")
 

@@ -5,7 +5,7 @@ Knows data sets and their annotation files; knows nothing of pixels, features or
 
 from .clip import Clip, ManifestError, Problem, read_manifest, scan_manifest, write_manifest
 from .datasets import DATASETS, Dataset, dataset
-from .rolegraphs import GraphError, RoleGraphs, complete, graphs_path, parser, read_graphs, write_graphs
+from .rolegraphs import GraphError, RoleGraphs, complete_graphs, graphs_path, read_graphs, role_parser, write_graphs
 from .videos import VideoError, VideoFinder
 
 __all__ = [
@@ -18,12 +18,12 @@ __all__ = [
     "RoleGraphs",
     "VideoError",
     "VideoFinder",
-    "complete",
+    "complete_graphs",
     "dataset",
     "graphs_path",
-    "parser",
     "read_graphs",
     "read_manifest",
+    "role_parser",
     "scan_manifest",
     "write_graphs",
     "write_manifest",

@@ -56,7 +56,7 @@ def write_graphs(graphs: RoleGraphs, path: Path) -> None:
         json.dump({"parser": graphs.parser, "graphs": dict(graphs.graphs)}, handle, ensure_ascii=False)
 
 
-def parser(name: str = "rules") -> tuple[str, Parse]:
+def role_parser(name: str = "rules") -> tuple[str, Parse]:
     """A parser by name, with the versions that decide what it gives.
 
     Args:
@@ -94,7 +94,7 @@ def parser(name: str = "rules") -> tuple[str, Parse]:
     return made_by, parse
 
 
-def complete(
+def complete_graphs(
     captions: Iterable[str], known: RoleGraphs | None, made_by: str, parse: Parse, progress: Callable[[int], None]
 ) -> RoleGraphs:
     """Graphs for all captions: those already known by the same parser, and new ones."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..manifests import GraphError, graphs_path, parser, read_graphs
+from ..manifests import GraphError, graphs_path, read_graphs, role_parser
 from .options import RoleGraphs
 
 # In the order of HGR's embedding of roles.
@@ -57,7 +57,7 @@ class Graphs(Mapping[str, Any]):
             if self.parser == "official":
                 raise GraphError(f"there is no role graph for the caption {caption!r}")
             if self._parse is None:
-                made_by, self._parse = parser(self.parser.split()[0].rstrip(","))
+                made_by, self._parse = role_parser(self.parser.split()[0].rstrip(","))
                 if made_by != self.parser:
                     raise GraphError(f"graphs of {self.parser!r} cannot be made here, only of {made_by!r}")
             return self._parse(caption)

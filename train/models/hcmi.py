@@ -18,8 +18,8 @@ from ..options import HCMI as Options
 from ..options import Inputs
 from ..towers import build_tower, load_tower, tower_features
 from .base import Embeddings, RetrievalModel
-from .hgr import Rows
 from .layers import masked_mean
+from .rows import Rows
 
 LEVELS = {"frame_word": ("frame", "word"), "clip_phrase": ("clip", "phrase"), "video_sentence": ("video", "sentence")}
 

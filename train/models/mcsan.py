@@ -18,8 +18,9 @@ from ..options import MCSAN as Options
 from ..options import Inputs
 from ..rolegraphs import ROLES
 from .base import Embeddings, RetrievalModel
-from .hgr import RoleGraphEncoder, Rows, masked_softmax, phrase_scores
 from .layers import masked_mean
+from .phrases import RoleGraphEncoder, masked_softmax, phrase_scores
+from .rows import Rows
 
 # Levels with the kind of concept that each is taught.
 LEVELS = {"global": "", "entity": "entity", "action": "action", "relationship": "relation"}

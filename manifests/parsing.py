@@ -17,6 +17,7 @@ PREPOSITION, TO, CONJUNCTION, OTHER = "I", "T", "K", "O"
 
 
 def word_set(words: str) -> frozenset[str]:
+    """Words that stand in a text, as a set."""
     return frozenset(words.split())
 
 
@@ -155,7 +156,11 @@ class Sentence:
         for place, word in enumerate(self.words):
             if word.isdigit():
                 self.kinds[place] = NUMBER
-            if word == "front" and self.words[place - 1] == "in" and self.words[place + 1 : place + 2] == ["of"]:
+            if (
+                word == "front"
+                and self.words[max(0, place - 1)] == "in"
+                and self.words[place + 1 : place + 2] == ["of"]
+            ):
                 self.kinds[place] = PREPOSITION
             if word in ("left", "right"):
                 ends = self.kind(place + 1) in ("", CONJUNCTION, TO) or self.closes[place]
@@ -202,7 +207,7 @@ class Sentence:
         return self.can(place, "VERB") and word.endswith(("ed", "en")) and not self.base(place)
 
     def _third_person(self) -> None:
-        """ "man plays guitar": a plural to the tagger."""
+        """Verbs that the tagger takes for plurals: "man plays guitar"."""
         for place in range(1, len(self.words)):
             subject = self.kind(place - 1) in (NOUN, PRONOUN) and not self.closes[place - 1]
             if self.kinds[place] in (NOUN, ADJECTIVE, ADVERB) and subject and self.third(place):
@@ -218,7 +223,7 @@ class Sentence:
         return all(self.words[other] == "of" or self.kinds[other] not in (VERB, PREPOSITION, TO) for other in before)
 
     def _imperatives(self) -> None:
-        """ "cut the tofu", "and place it": base forms that begin a clause without another verb."""
+        """Base forms that begin a clause without another verb: "cut the tofu", "and place it"."""
         imperative = False
         for place in range(len(self.words)):
             word = self.words[place]
@@ -260,7 +265,7 @@ class Sentence:
         return 0 <= place < len(self.words) and self.words[place].endswith("ing") and self.kinds[place] == VERB
 
     def _plural_subjects(self) -> None:
-        """ "people ride horses": after a plural, a base form is a verb."""
+        """Base forms after a plural: "people ride horses"."""
         for place in range(1, len(self.words)):
             before = self.words[place - 1]
             plural = before in ("people", "men", "women", "children") or (
@@ -275,7 +280,7 @@ class Sentence:
                     self.kinds[place] = VERB
 
     def _after_to(self) -> None:
-        """ "to tear", but "to water"."""
+        """Infinitives: "to tear", but not "to water"."""
         for place in range(1, len(self.words)):
             if self.words[place - 1] != "to" or self.words[place] in CLOSED:
                 continue

@@ -123,6 +123,11 @@ def streams() -> None:
     help="Clips written together; a crash loses the parts in flight.",
 )
 @click.option(
+    "--partition",
+    metavar="K/N",
+    help="Only every N-th part, from the K-th (0 to N-1): for job arrays, whose tasks know nothing of each other.",
+)
+@click.option(
     "--deadline", default=60.0, show_default=True, help="Seconds without a frame after which a decoder is killed."
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many clips of the manifest.")
@@ -160,6 +165,7 @@ def extract(**options: Any) -> None:
     else:
         items = list(scan_manifest(options["manifest_path"]))
     items = items[: options["limit"]]
+    options["partition"] = partition_of(options["partition"])
     device = options["device"]
     if device == "auto" or options["cluster"] == "local" or options["dry_run"]:
         device = choose_device(device)  # elsewhere the workers will tell whether they have what is named
@@ -176,6 +182,7 @@ def extract(**options: Any) -> None:
         device=device,
         workers=options["workers"] or default_workers(device),
         display=choose_display(console(stderr=True), quiet=options["as_json"]),
+        partition=options["partition"],
         **{name: options[name] for name in ("cluster", "part_clips", "deadline", "retry_failed", "repair")},
     )
     print_outcome(outcome, options["store"], as_json=options["as_json"])
@@ -232,6 +239,19 @@ def pair(text: str, alone: bool = False) -> tuple[str, str]:
     return left, right or left
 
 
+def partition_of(text: str | None) -> Any:
+    """``K/N`` as a partition; None where none is asked for."""
+    from .extract.plan import Partition
+
+    if text is None:
+        return None
+    try:
+        number, of = (int(word) for word in text.split("/"))
+        return Partition(number, of)
+    except ValueError as error:
+        raise click.UsageError(f"--partition takes K/N with K from 0 to N-1, as in 3/64, got {text!r}") from error
+
+
 def default_workers(device: str) -> int:
     import torch
 
@@ -245,7 +265,7 @@ def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> N
     clips = [item for item in items if isinstance(item, Clip)]
     streams = {plan.name: existing(options["store"], plan.name) for plan in plans}
     finder = VideoFinder(options["videos"]) if any("sampling" in plan.spec for plan in plans) else None
-    kept = {name: options[name] for name in ("part_clips", "retry_failed")}
+    kept = {name: options[name] for name in ("part_clips", "retry_failed", "partition")}
     found = estimate(plan_tasks(clips, finder, plans, streams, **kept), options["videos"], plans, device)
     if options["as_json"]:
         click.echo(json.dumps(dataclasses.asdict(found), indent=1))

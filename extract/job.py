@@ -25,7 +25,7 @@ from ..features.schema import write_json
 from ..manifests import Clip, Problem, VideoFinder
 from .captions import CaptionsTask, captions_of, run_captions
 from .part import Job, PartTask, Report, run_part
-from .plan import existing, plan_tasks, states
+from .plan import Partition, existing, plan_tasks, states
 from .streams import StreamPlan, by_kind
 from .text import TextPlan
 
@@ -54,7 +54,8 @@ class Outcome:
 
     Attributes:
         report: what this run did.
-        states: stream -> how many clips of the manifest, or of its captions, are done, empty, failed, absent now.
+        states: stream -> how many clips of the manifest, or of its captions, are done, empty, failed, absent now; of a
+            partition its own alone.
         problems: manifest lines that are not usable clips.
         broken: part -> error, for parts that broke for another reason than their videos.
         repaired: ``stream/part`` of the parts that were found damaged and computed again.
@@ -85,6 +86,7 @@ def extract(
     display: Display,
     cluster: str = "local",
     part_clips: int = 64,
+    partition: Partition | None = None,
     deadline: float = 60.0,
     retry_failed: bool = False,
     repair: bool = False,
@@ -99,6 +101,7 @@ def extract(
         workers: processes on this machine; not used with a scheduler's address.
         cluster: ``local`` or a scheduler's address.
         part_clips: clips a part, at least; the clips of one video are never parted.
+        partition: which of several runs that share the manifest this is; None: the only one.
         deadline: seconds without a frame after which a decoder is killed.
 
     Raises:
@@ -118,7 +121,8 @@ def extract(
     for stream in streams.values():
         if stream is not None and stream.damaged:
             raise AmexError(next(iter(stream.damaged.values())))
-    tasks = plan_tasks(clips, finder, plans, streams, part_clips=part_clips, retry_failed=retry_failed)
+    kept = {"part_clips": part_clips, "retry_failed": retry_failed, "partition": partition}
+    tasks = plan_tasks(clips, finder, plans, streams, **kept)
     count = min(workers, max(1, len(tasks))) if cluster == "local" else 1
     job = Job(
         store=store,
@@ -137,9 +141,10 @@ def extract(
                 report, broken = run_tasks(client, tasks, job, device, display)
         finally:
             display.end()
-    after = {}
+    after, mine = {}, partition or Partition()
+    own, said = mine.clips(clips, part_clips), mine.captions(captions_of(clips))
     for plan in plans:
-        keys = captions_of(clips) if isinstance(plan, TextPlan) else [clip.clip_id for clip in clips]
+        keys = said if isinstance(plan, TextPlan) else [clip.clip_id for clip in own]
         counts = states(keys, existing(store, plan.name))
         after[plan.name] = {state: counts[state] for state in ("done", "empty", "failed", "absent")}
     return Outcome(report=report, states=after, problems=problems, broken=broken, repaired=repaired)

@@ -14,7 +14,7 @@ import torch
 
 from ..features import Stream, clip_arrays, row_arrays
 from ..manifests import Clip, VideoError, VideoFinder
-from .captions import CaptionsTask, captions_of, plan_captions
+from .captions import PART_CAPTIONS, CaptionsTask, captions_of, plan_captions
 from .check import header
 from .decode import Unreadable
 from .objects import ObjectsPlan
@@ -44,6 +44,7 @@ def plan_tasks(
     *,
     part_clips: int,
     retry_failed: bool,
+    partition: Partition | None = None,
 ) -> list[CaptionsTask | PartTask]:
     """All that ``streams``, by name, lack: captions first, which are quick, then parts.
 
@@ -57,7 +58,35 @@ def plan_tasks(
     if finder is not None:
         there = [streams[plan.name] for plan in seeing]
         tasks += plan_parts(clips, finder, there, part_clips=part_clips, retry_failed=retry_failed)
-    return tasks
+    return [task for task in tasks if partition is None or task.index in partition]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One of several runs that share a manifest, as the tasks of a job array do: every ``of``-th part from ``number``.
+
+    Where a manifest is cut into parts depends on the manifest alone, so runs that know nothing of each other overlap
+    nowhere and together are one run.
+    """
+
+    number: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.of:
+            raise ValueError(f"partitions are numbered 0 to N-1 of N, got {self.number}/{self.of}")
+
+    def __contains__(self, index: int) -> bool:
+        return index % self.of == self.number
+
+    def clips(self, clips: Sequence[Clip], part_clips: int) -> list[Clip]:
+        """The clips of its parts."""
+        groups = enumerate(_groups(_by_video(clips), part_clips))
+        return [clip for index, group in groups if index in self for own in group.values() for clip in own]
+
+    def captions(self, captions: Sequence[str]) -> list[str]:
+        """The captions of its parts."""
+        return [caption for place, caption in enumerate(captions) if place // PART_CAPTIONS in self]
 
 
 def plan_parts(
@@ -73,13 +102,17 @@ def plan_parts(
     Clips of a video stay together. Where the manifest is cut depends on the manifest alone, not on what is done, so an
     interrupted run leaves whole parts to do and its repetition makes the parts that it would have made itself.
     """
-    by_video: dict[str, list[Clip]] = {}
-    for clip in clips:
-        by_video.setdefault(clip.video, []).append(clip)
-    for index, group in enumerate(_groups(by_video, part_clips)):
+    for index, group in enumerate(_groups(_by_video(clips), part_clips)):
         videos = [_video_task(group[name], name, finder, streams, retry_failed) for name in group]
         if videos := [video for video in videos if video.clips]:
             yield PartTask(index=index, videos=tuple(videos))
+
+
+def _by_video(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
+    by_video: dict[str, list[Clip]] = {}
+    for clip in clips:
+        by_video.setdefault(clip.video, []).append(clip)
+    return by_video
 
 
 def _groups(by_video: dict[str, list[Clip]], part_clips: int) -> Iterator[dict[str, list[Clip]]]:

@@ -104,8 +104,12 @@ def diff_specs(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, A
         yield path, old, new
 
 
-def write_json(path: Path, record: Any) -> None:
-    """Writes a JSON file so that it is there whole or not at all, also after a power cut."""
+def write_json(path: Path, record: Any, *, once: bool = False) -> None:
+    """Writes a JSON file so that it is there whole or not at all, also after a power cut.
+
+    Args:
+        once: leave the file alone if it is there: of several writers the first has its way.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -115,7 +119,16 @@ def write_json(path: Path, record: Any) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        if once:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                os.replace(temporary, path)
+            Path(temporary).unlink(missing_ok=True)
+        else:
+            os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.errors import ContainsGroupError
 
 from .schema import (
     FORMAT,
@@ -67,11 +69,15 @@ def create_store(path: str | os.PathLike[str]) -> Path:
     if (path / "zarr.json").is_file():
         check_store(path)
         return path
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    foreign = path.exists() and (not path.is_dir() or any(e for e in path.iterdir() if not e.name.startswith("zarr.")))
+    if foreign and not (path / "zarr.json").is_file():  # which another run may have made this moment
         raise StoreError(f"{path} exists and is not an amex store; choose another --store")
     path.parent.mkdir(parents=True, exist_ok=True)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    zarr.create_group(path, attributes={"amex": {"format": FORMAT, "created": created}})
+    try:
+        zarr.create_group(path, attributes={"amex": {"format": FORMAT, "created": created}})
+    except ContainsGroupError:  # another run was as quick
+        check_store(path)
     return path
 
 
@@ -88,11 +94,11 @@ def declare_stream(store: Path, stream: str, spec: dict[str, Any], provenance: d
     path = store / stream / "spec.json"
     mark = fingerprint(spec)
     if not path.exists():
-        zarr.create_group(store, path=stream)
-        zarr.create_group(store, path=f"{stream}/parts")
+        for group in (stream, f"{stream}/parts"):
+            with contextlib.suppress(ContainsGroupError):
+                zarr.create_group(store, path=group)
         (store / stream / "commits").mkdir(exist_ok=True)
-        write_json(path, {"format": FORMAT, "fingerprint": mark, "spec": spec, "provenance": provenance})
-        return mark
+        write_json(path, {"format": FORMAT, "fingerprint": mark, "spec": spec, "provenance": provenance}, once=True)
     there = read_spec(path)
     if there["fingerprint"] != mark:
         lines = [f"  {field}: {old!r} in the store, {new!r} now" for field, old, new in diff_specs(there["spec"], spec)]

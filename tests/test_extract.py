@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -110,6 +112,31 @@ def test_clips_and_streams_share_one_pass_over_each_video(clips: Path, tmp_path:
         open_store(tmp_path / "alone.zarr")[R2]["overlapping"].values,
         open_store(tmp_path / "s.zarr")[R2]["overlapping"].values,
     )
+
+
+def test_the_tasks_of_a_job_array_make_together_what_one_run_makes(clips: Path, tmp_path: Path, cluster: str) -> None:
+    one = ("--part-clips", "1")
+    extract(clips, tmp_path / "whole.zarr", cluster, *one)
+    store = tmp_path / "array.zarr"
+    command = [sys.executable, "-m", "amex.cli", "extract", "--dataset", "folder", "--videos", clips, "--store", store]
+    tasks = [
+        subprocess.Popen(
+            [str(word) for word in (*command, "--device", "cpu", "--partition", f"{number}/3", "--json", *one, *QUICK)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    results = [json.loads(task.communicate(timeout=300)[0]) for task in tasks]
+    assert [result["streams"][R2]["done"] for result in results] == [2, 1, 1]
+    assert [result["report"]["clips"] for result in results] == [2, 1, 1]
+    assert all(result["exit_code"] == 0 for result in results)
+    assert tree(store) == tree(tmp_path / "whole.zarr")
+    again = extract(clips, store, cluster, "--partition", "0/3", *one)
+    assert again["report"]["clips"] == 0
+    refused = amex("extract", "--dataset", "folder", "--videos", clips, "--store", store, "--partition", "3/3")
+    assert refused.exit_code == 2
+    assert "K from 0 to N-1" in refused.output
 
 
 def test_every_kind_of_bad_input_is_in_the_ledger_and_the_rest_is_done(tmp_path: Path, cluster: str) -> None:

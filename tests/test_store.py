@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -261,3 +264,35 @@ def test_every_array_of_objects_and_text_comes_back(
     for name in (*row_arrays(spec), *clip_arrays(spec)):
         assert len(stream.to_dask(name)) == (len(truth) if name == "sentence" else stream.rows)
     assert not [damage for damage in verify(stream) if damage]
+
+
+DECLARE = """
+import sys, time
+from pathlib import Path
+from amex.features import create_store, declare_stream
+spec = {{"network": "n", "output": {{"shape": [2], "dtype": "float16"}}, "by": int(sys.argv[2]) % {kinds}}}
+while time.time() < float(sys.argv[3]):  # all at once
+    pass
+try:
+    print(declare_stream(create_store(Path(sys.argv[1])), "s", spec, {{}}))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("kinds", [1, 2])
+def test_runs_that_begin_at_once_agree_on_one_store_and_one_spec(kinds: int, tmp_path: Path) -> None:
+    begin = time.time() + 6
+    code = DECLARE.format(kinds=kinds)
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path / "s.zarr", str(number), str(begin)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    said = [run.communicate(timeout=60)[0].strip() for run in runs]
+    (mark,) = set(said) - {said_no for said_no in said if said_no.startswith("SpecMismatch")}
+    assert open_store(tmp_path / "s.zarr")["s"].fingerprint == mark
+    assert sum(word.startswith("SpecMismatch") for word in said) == (0 if kinds == 1 else 2)

@@ -144,6 +144,8 @@ class Sentence:
         self._third_person()
         self._plural_subjects()
         self._after_to()
+        if not {VERB, BE} & set(self.kinds):
+            self._one_at_least()
         for place, word in enumerate(self.words):
             if word == "her" and self.kind(place + 1) not in (NOUN, ADJECTIVE, NUMBER):
                 self.kinds[place] = PRONOUN
@@ -286,6 +288,20 @@ class Sentence:
                 continue
             if self.base(place) and (self.kinds[place] == VERB or self.kind(place + 1) in (DETERMINER, PRONOUN)):
                 self.kinds[place] = VERB
+
+    def _one_at_least(self) -> None:
+        """The likeliest verb of a caption where none was found: "a man shot his rifle", "two ferrets step out"."""
+        for place in range(1, len(self.words)):
+            word, follows = self.words[place], self.kind(place + 1)
+            if self.kinds[place] not in (NOUN, ADJECTIVE) or not self.can(place, "VERB") or word in NEVER_VERBS:
+                continue
+            if self.closes[place - 1] or self.kind(place - 1) not in (NOUN, ADJECTIVE, PRONOUN):
+                continue
+            agrees = self.third(place) or (self.base(place) and self.words[place - 1].endswith("s"))
+            taken = follows in (DETERMINER, PRONOUN) or (word.endswith("ing") and follows == NOUN)
+            if taken or (agrees and follows in (PREPOSITION, TO, ADVERB) and self.words[place + 1] != "of"):
+                self.kinds[place] = VERB
+                return
 
     def verbs(self) -> list[int]:
         """Places of full verbs."""

@@ -92,7 +92,7 @@ def write_report(
         worst=worst,
         picture=_pictures(thumbnail),
         config=yaml.safe_dump(config.plain(), sort_keys=False),
-        epochs=len(history),
+        epochs=history[-1]["epoch"],
         seconds=sum(entry["seconds"] for entry in history),
         parameters=parameters(model),
     )

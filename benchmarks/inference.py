@@ -37,7 +37,7 @@ class Used:
         clips = of_split(read_manifest(manifest), split, str(manifest))[:CLIPS]
         config = checkpoint.config
         data = Split(store, clips, config.model, config.data, checkpoint.text(store, manifest))
-        self.name, self.model = config.model.name, checkpoint.model()
+        self.name, self.model = f"{run}: {config.model.name}", checkpoint.model()
         self.clips, self.captions = len(data.clips), min(CAPTIONS, len(data.captions))
         self.video = data.videos(range(self.clips))
         self.text = data.captions_batch(range(self.captions))

@@ -88,6 +88,16 @@ def test_hcmi_trains_the_tower_at_its_share_of_the_rate(
     assert "c" in amex("search", tmp_path / "w", "a small red circle", "-k", "3").output
 
 
+def test_features_of_other_widths_without_a_projection_are_one_line(
+    clip: Path, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    options = given(made, tmp_path / "w", f"model.text=clip:{clip}", "model.dim=16", "model.project=false")
+    refused = amex("train", "hcmi", *options)
+    assert refused.exit_code == 1
+    assert "model.project=false needs model.dim=16 numbers in every stream" in refused.output
+    assert "they have 24" in refused.output
+
+
 def test_a_clip_that_is_not_there_is_one_line(made: tuple[Path, Path], tmp_path: Path) -> None:
     refused = amex("train", "hcmi", *given(made, tmp_path / "w", f"model.text=clip:{tmp_path / 'none'}"))
     assert refused.exit_code == 1

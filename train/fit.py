@@ -68,11 +68,12 @@ def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: 
         raise AmexError(f"data.batch_size={config.data.batch_size} cannot be dealt to {world} processes evenly")
     if config.train.amp not in ("auto", "off") and not torch.cuda.is_available():
         raise AmexError(f"train.amp={config.train.amp} needs a GPU; leave it at auto")
+    built_for = inputs(opened, config.model, text)
     sources = {"store": str(store.resolve()), "manifest": str(manifest.resolve())}
     described = describe(
         config,
         fingerprints=fingerprints(opened, config.model),
-        inputs=inputs(opened, config.model, text),
+        inputs=built_for,
         text=text,
         sources=sources,
     )
@@ -82,7 +83,7 @@ def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: 
         torch.distributed.barrier()
     last = work_dir / "last.pth" if (work_dir / "last.pth").exists() else None
     torch.manual_seed(seed)
-    model = build_model(config.model, inputs(opened, config.model, text))
+    model = build_model(config.model, built_for)
     model.start_from(config.model)
     model.standardize(train.sample_rows)
     count = parameters(model)

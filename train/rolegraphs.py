@@ -46,9 +46,10 @@ class Graphs(Mapping[str, Any]):
             raise GraphError(f"{manifest} has no role graphs: make them with amex manifest parse {manifest}")
         found = read_graphs(path)
         if made_by and found.parser != made_by:
+            how = "--official FILE" if made_by == "official" else f"--parser {made_by.split()[0].rstrip(',')}"
             raise GraphError(
                 f"{path} is of {found.parser!r}, but the model was trained with graphs of {made_by!r}: make them with "
-                f"amex manifest parse {manifest} --parser {made_by.split()[0].rstrip(',')}"
+                f"amex manifest parse {manifest} {how}"
             )
         return cls(found.parser, found.graphs, options.graph_sizes)
 

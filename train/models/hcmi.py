@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize, relu
 
+from ...errors import AmexError
 from ..losses import gather, gather_all
 from ..options import HCMI as Options
 from ..options import Inputs
@@ -42,10 +43,12 @@ class HCMI(RetrievalModel):
         if not options.project:
             self.text = nn.Sequential()
             self.sentence = nn.Identity() if inputs.sentence else None
-            widths = {*(inputs.widths[name] for name in options.streams), inputs.widths["text"], inputs.sentence or dim}
-            if widths != {dim}:
-                raise ValueError(
-                    f"model.project=false needs features of {dim} numbers in all streams, they have {sorted(widths)}"
+            widths = inputs.widths | dict.fromkeys(inputs.objects, options.graph_dim)
+            found = {*(widths[name] for name in options.streams), widths["text"], inputs.sentence or dim}
+            if found != {dim}:
+                raise AmexError(
+                    f"model.project=false needs model.dim={dim} numbers in every stream, tokens and sentences too; "
+                    f"they have {', '.join(map(str, sorted(found)))}"
                 )
         self.to_clips, self.to_video = Aggregation(options.clips, options), Aggregation(1, options)
         self.to_phrases, self.to_sentence = Aggregation(options.phrases, options), Aggregation(1, options)

@@ -135,11 +135,10 @@ def features_show(
 @click.option("--prune", is_flag=True, help="Also remove what interrupted runs left behind. Not while one is running.")
 def features_verify(store: Path, prune: bool) -> None:
     """Read every byte and compare it with its checksum. Exits with 1 if a part is damaged."""
-    import shutil
-
     from rich.progress import Progress
 
     from .features import open_store, verify
+    from .features.verify import remove
 
     damaged = leftovers = 0
     opened = open_store(store)
@@ -154,7 +153,7 @@ def features_verify(store: Path, prune: bool) -> None:
                 damaged += found.committed
                 leftovers += not found.committed
                 if prune and not found.committed:
-                    shutil.rmtree(store / found.stream / "parts" / found.part)
+                    remove(store / found.stream / "parts" / found.part)
     if leftovers:
         click.echo(f"{leftovers} leftovers {'removed' if prune else 'do no harm; --prune removes them'}")
     if damaged:

@@ -21,8 +21,8 @@ from .schema import (
     fingerprint,
     row_arrays,
 )
-from .verify import Damage, verify
-from .writer import ClipRows, create_store, declare_stream, write_part
+from .verify import Damage, sweep, verify
+from .writer import ClipRows, create_store, declare_stream, is_committed, write_part
 
 __all__ = [
     "FORMATS",
@@ -48,8 +48,10 @@ __all__ = [
     "find_sources",
     "fingerprint",
     "import_stream",
+    "is_committed",
     "open_store",
     "row_arrays",
+    "sweep",
     "verify",
     "write_part",
 ]

@@ -22,6 +22,7 @@ from .schema import (
     StoreError,
     check_store,
     clip_arrays,
+    folder_of,
     read_commit,
     read_spec,
     row_arrays,
@@ -258,7 +259,7 @@ class Stream:
     # Enough for a pass over a million clips in any order without opening parts twice in a row.
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - streams are few and live as long as their readers
     def _open(self, part: str, array: str) -> zarr.Array:
-        return zarr.open_array(self._store, path=f"{self.name}/parts/{part}/{array}", mode="r")
+        return zarr.open_array(self._store, path=f"{self.name}/parts/{folder_of(self.commits[part])}/{array}", mode="r")
 
     def _take(self, part: str, array: str, first: int, count: int) -> np.ndarray:
         try:

@@ -4,11 +4,14 @@ store.zarr/
   zarr.json                        format version, creation time
   problems.json                    manifest lines of the last run that were not usable clips
   <stream>/spec.json               spec, fingerprint, provenance
-  <stream>/parts/<part>/values     (rows, ...) the features
-  <stream>/parts/<part>/times      (rows, 2) float64 seconds, half-open
-  <stream>/parts/<part>/offsets    (clips + 1,) int64: rows offsets[i]:offsets[i+1] belong to clip i
-  <stream>/parts/<part>/clip_ids   (clips,) string
+  <stream>/parts/<folder>/values   (rows, ...) the features
+  <stream>/parts/<folder>/times    (rows, 2) float64 seconds, half-open
+  <stream>/parts/<folder>/offsets  (clips + 1,) int64: rows offsets[i]:offsets[i+1] belong to clip i
+  <stream>/parts/<folder>/clip_ids (clips,) string
   <stream>/commits/<part>.json     written last: a part without its commit does not exist
+
+A part's folder is called after the part and a digest of what is in it; the commit says which it is. So two writers of
+one part, of which one was thought dead, never touch each other's files, and the first to commit is the one that counts.
 
 Streams of objects have further arrays with one entry a row: boxes, scores, labels, counts, frame_size. In a stream of
 text the ids are the captions themselves, a row is a token, tokens have no times, and ``sentence`` has one entry a
@@ -28,7 +31,7 @@ from typing import Any
 
 from ..errors import AmexError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class StoreError(AmexError):
@@ -104,14 +107,15 @@ def diff_specs(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, A
         yield path, old, new
 
 
-def write_json(path: Path, record: Any, *, once: bool = False) -> None:
+def write_json(path: Path, record: Any, *, once: bool = False, scratch: Path | None = None) -> None:
     """Writes a JSON file so that it is there whole or not at all, also after a power cut.
 
     Args:
         once: leave the file alone if it is there: of several writers the first has its way.
+        scratch: folder on the same file system where the file begins; None: its own. What a kill leaves stays there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=scratch or path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
             json.dump(record, handle, indent=1, ensure_ascii=False, allow_nan=False)
@@ -142,6 +146,11 @@ def write_json(path: Path, record: Any, *, once: bool = False) -> None:
 def seal(record: dict[str, Any]) -> dict[str, Any]:
     """The record with the sha256 of its own content, so that a damaged commit is recognised too."""
     return {**record, "sha256": hashlib.sha256(canonical(record)).hexdigest()}
+
+
+def folder_of(commit: dict[str, Any]) -> str:
+    """Where below ``parts`` the part of a commit lies; format 1 called it after the part alone."""
+    return commit.get("folder", commit["part"])
 
 
 def read_commit(path: Path) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from .reader import Stream
+from .schema import folder_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +34,37 @@ def verify(stream: Stream) -> Iterator[Damage | None]:
         yield Damage(stream=stream.name, part=part, reason=reason)
     for part, commit in stream.commits.items():
         yield next(_damage(stream, part, commit), None)
-    known = stream.commits.keys() | stream.damaged.keys()
-    for folder in sorted((stream.path / "parts").iterdir()):
-        if folder.is_dir() and folder.name not in known:
+    for left in leftovers(stream):
+        if part_of(left.name) not in stream.damaged:
             reason = "left by an interrupted run (no commit record)"
-            yield Damage(stream=stream.name, part=folder.name, reason=reason, committed=False)
+            yield Damage(stream=stream.name, part=left.name, reason=reason, committed=False)
+
+
+def leftovers(stream: Stream) -> list[Path]:
+    """What lies among the parts and belongs to none."""
+    known = {folder_of(commit) for commit in stream.commits.values()} | {"zarr.json"}
+    return sorted(path for path in (stream.path / "parts").iterdir() if path.name not in known)
+
+
+def part_of(name: str) -> str:
+    """The part that a folder or a leftover among the parts is of."""
+    return name.lstrip(".").partition(".")[0]
+
+
+def sweep(stream: Stream) -> None:
+    """Removes what interrupted or slower writers left of parts that are committed. Safe while other runs write."""
+    for left in leftovers(stream):
+        if part_of(left.name) in stream.commits:
+            remove(left)
+
+
+def remove(left: Path) -> None:
+    """Removes a folder or a file, if nobody else has."""
+    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _damage(stream: Stream, part: str, commit: dict) -> Iterator[Damage]:
-    folder = stream.path / "parts" / part
+    folder = stream.path / "parts" / folder_of(commit)
     if commit["fingerprint"] != stream.fingerprint:
         yield Damage(stream=stream.name, part=part, reason="was made under another spec than the stream's")
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

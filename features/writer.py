@@ -1,4 +1,4 @@
-"""Writing: a store, a stream's spec, and parts. One writer a part, the commit record last, so no lock is needed."""
+"""Writing: a store, a stream's spec, and parts. The commit record comes last and the first one counts: no locks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from .schema import (
     clip_arrays,
     diff_specs,
     fingerprint,
+    read_commit,
     read_spec,
     row_arrays,
     seal,
@@ -94,9 +96,9 @@ def declare_stream(store: Path, stream: str, spec: dict[str, Any], provenance: d
     path = store / stream / "spec.json"
     mark = fingerprint(spec)
     if not path.exists():
-        for group in (stream, f"{stream}/parts"):
+        for group in (store / stream, store / stream / "parts"):
             with contextlib.suppress(ContainsGroupError):
-                zarr.create_group(store, path=group)
+                zarr.create_group(group)
         (store / stream / "commits").mkdir(exist_ok=True)
         write_json(path, {"format": FORMAT, "fingerprint": mark, "spec": spec, "provenance": provenance}, once=True)
     there = read_spec(path)
@@ -121,15 +123,66 @@ def write_part(
 ) -> dict[str, Any]:
     """Writes one part and, once every byte of it is read back and on disk, its commit record. Returns the record.
 
-    What an interrupted attempt left under the same name is replaced: without a commit it never existed.
+    If another writer commits the same part first, nothing is written, and the record is that writer's.
+
+    Raises:
+        StoreError: if the store is gone, or the disk does not give back what was written.
 
     Args:
         spec: the stream's, as it was declared.
         run: host, seconds, versions: recorded, but no part of what two equal runs must agree on.
     """
-    folder = store / stream / "parts" / part
-    if folder.exists():
-        shutil.rmtree(folder)
+    parts, committed = store / stream / "parts", commit_path(store, stream, part)
+    if committed.exists():
+        return read_commit(committed)
+    if not (store / stream / "spec.json").exists():
+        raise StoreError(f"the store {store} is gone")
+    begun = parts / f"{part}.{uuid.uuid4().hex[:12]}.partial"
+    try:
+        arrays = part_arrays(spec, clips)
+        # To Zarr a store of its own: inside of one it writes all parents of a group anew, and a kill leaves halves.
+        zarr.create_group(begun)
+        for name, array in arrays.items():
+            _write_array(begun, name, array)
+        files = digests(begun)
+        folder = parts / f"{part}.{fingerprint(files)[:12]}"
+        if folder.exists() and digests(folder) != files:  # of an interrupted run, and damaged since
+            shutil.rmtree(folder)
+        if folder.exists():
+            shutil.rmtree(begun)
+        else:
+            begun.rename(folder)
+        commit = {
+            "format": FORMAT,
+            "part": part,
+            "folder": folder.name,
+            "fingerprint": fingerprint(spec),
+            "rows": len(arrays["values"]),
+            "clips": [_entry(clip) for clip in clips],
+            "failures": [dataclasses.asdict(failure) for failure in failures],
+            "files": files,
+            "run": run,
+        }
+        write_json(committed, seal(commit), once=True, scratch=parts)
+    except Exception:
+        if not committed.exists():
+            raise
+        # Another writer was faster, and a sweep took away what this one was writing.
+    return read_commit(committed)
+
+
+def commit_path(store: Path, stream: str, part: str) -> Path:
+    """Where a part's commit record is, or will be."""
+    return store / stream / "commits" / f"{part}.json"
+
+
+def is_committed(store: Path, stream: str, part: str) -> bool:
+    """Whether a part is there: a look at the disk, cheap enough to be asked before each part."""
+    return commit_path(store, stream, part).exists()
+
+
+def part_arrays(spec: dict[str, Any], clips: Sequence[ClipRows]) -> dict[str, np.ndarray]:
+    """The arrays of a part, the rows of its clips end to end."""
     arrays = {
         name: np.concatenate([np.empty((0, *shape), dtype), *(clip.arrays[name] for clip in clips)], dtype=dtype)
         for name, (shape, dtype) in row_arrays(spec).items()
@@ -138,29 +191,18 @@ def write_part(
         arrays[name] = np.array([clip.arrays[name] for clip in clips], dtype).reshape(len(clips), *shape)
     arrays["offsets"] = np.cumsum([0, *(len(clip) for clip in clips)], dtype=np.int64)
     arrays["clip_ids"] = np.array([clip.clip_id for clip in clips], dtype=np.dtypes.StringDType())
-    zarr.create_group(store, path=f"{stream}/parts/{part}")
-    for name, array in arrays.items():
-        _write_array(store, f"{stream}/parts/{part}/{name}", array)
+    return arrays
+
+
+def digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file below a folder, all of them on disk afterwards."""
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
         files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": digest}
-    commit = seal(
-        {
-            "format": FORMAT,
-            "part": part,
-            "fingerprint": fingerprint(spec),
-            "rows": len(arrays["values"]),
-            "clips": [{"clip_id": c.clip_id, "rows": len(c), "decoder": c.decoder, "video": c.video} for c in clips],
-            "failures": [dataclasses.asdict(failure) for failure in failures],
-            "files": files,
-            "run": run,
-        }
-    )
-    write_json(store / stream / "commits" / f"{part}.json", commit)
-    return commit
+    return files
 
 
 def _entry(clip: ClipRows) -> dict[str, Any]:
@@ -169,7 +211,7 @@ def _entry(clip: ClipRows) -> dict[str, Any]:
     return {"clip_id": clip.clip_id, "rows": len(clip)} | {name: value for name, value in source.items() if value}
 
 
-def _write_array(store: Path, path: str, array: np.ndarray) -> None:
+def _write_array(folder: Path, name: str, array: np.ndarray) -> None:
     """One shard for the whole array, checksummed inner chunks, empty chunks written; then read back and compared."""
     row_bytes = max(1, array.itemsize * int(np.prod(array.shape[1:], dtype=np.int64)))
     rows = max(1, min(len(array), CHUNK_BYTES // row_bytes))
@@ -178,8 +220,8 @@ def _write_array(store: Path, path: str, array: np.ndarray) -> None:
         # Strings have no final Zarr v3 specification yet. clip_ids are repeated in the commit record, which is read.
         warnings.simplefilter("ignore")
         written = zarr.create_array(
-            store,
-            name=path,
+            folder,
+            name=name,
             shape=array.shape,
             dtype=str if array.dtype.kind == "T" else array.dtype,
             chunks=(rows, *array.shape[1:]),
@@ -189,6 +231,6 @@ def _write_array(store: Path, path: str, array: np.ndarray) -> None:
         )
         if len(array):
             written[:] = array
-            back = zarr.open_array(store, path=path, mode="r")[:]
+            back = zarr.open_array(folder / name, mode="r")[:]
             if not np.array_equal(back, array, equal_nan=array.dtype.kind == "f"):
-                raise StoreError(f"{store}/{path} does not read back as it was written: check the disk and its space")
+                raise StoreError(f"{folder / name} does not read back as it was written: check the disk and its space")

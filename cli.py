@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from .cli_cluster import worker
 from .cli_demo import demo, draw_shapes
 from .cli_extract import extract, streams
 from .cli_features import features
@@ -47,7 +48,7 @@ def main() -> None:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # workers that are killed are reported by the run
 
 
-for command in (demo, extract, streams, features, *COMMANDS):
+for command in (demo, extract, streams, worker, features, *COMMANDS):
     main.add_command(command)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from .cli_cluster import cluster_options, default_workers, where
 from .console import console, json_option
 
 
@@ -111,10 +112,7 @@ def streams() -> None:
     type=click.IntRange(min=1),
     help="Windows, or frames with objects, a batch.  [default: 1 on a CPU; on a GPU 16, and 4 with objects]",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: 1, or one a GPU]")
-@click.option(
-    "--cluster", default="local", show_default=True, help="local, or the tcp://... address of a Dask scheduler."
-)
+@cluster_options
 @click.option(
     "--part-clips",
     default=64,
@@ -148,6 +146,29 @@ def extract(**options: Any) -> None:
 
     Exit status: 0 all done; 3 finished, but some clips failed; 1 an error; 2 wrong usage; 130 interrupted.
     """
+    from .extract.batch import job_script
+    from .extract.cluster import allocation, first_task, gpus_of, serve
+    from .extract.encoders import choose_device
+    from .extract.job import jobs_folder
+
+    cluster = where(options)
+    folder = jobs_folder(options["store"].absolute())
+    if options["print_job"]:
+        return click.echo(job_script(cluster, folder), nl=False)
+    if cluster != "runner":
+        return compute(options, cluster)
+    number, listed = allocation(folder)
+    if number == 0:
+        with first_task(listed):
+            return compute(options, cluster)
+    device = choose_device(options["device"])
+    workers = options["workers"] or default_workers(device)
+    serve(None, listed=listed, workers=workers, gpus=gpus_of(device), name=str(number))
+
+
+def compute(options: dict[str, Any], cluster: Any) -> None:
+    """Checks all options, then runs."""
+    from .extract.batch import Jobs
     from .extract.display import choose_display
     from .extract.encoders import choose_device
     from .extract.job import extract as run
@@ -167,7 +188,9 @@ def extract(**options: Any) -> None:
     items = items[: options["limit"]]
     options["partition"] = partition_of(options["partition"])
     device = options["device"]
-    if device == "auto" or options["cluster"] == "local" or options["dry_run"]:
+    if isinstance(cluster, Jobs) and device == "auto":
+        device = "cuda" if cluster.gpus else "cpu"
+    elif device == "auto" or cluster in ("local", "runner") or options["dry_run"]:
         device = choose_device(device)  # elsewhere the workers will tell whether they have what is named
     plans = stream_plans(options, device)
     if options["videos"] is None and any("sampling" in plan.spec for plan in plans):
@@ -182,8 +205,9 @@ def extract(**options: Any) -> None:
         device=device,
         workers=options["workers"] or default_workers(device),
         display=choose_display(console(stderr=True), quiet=options["as_json"]),
+        cluster=cluster,
         partition=options["partition"],
-        **{name: options[name] for name in ("cluster", "part_clips", "deadline", "retry_failed", "repair")},
+        **{name: options[name] for name in ("part_clips", "deadline", "retry_failed", "repair")},
     )
     print_outcome(outcome, options["store"], as_json=options["as_json"])
     sys.exit(outcome.exit_code)
@@ -250,12 +274,6 @@ def partition_of(text: str | None) -> Any:
         return Partition(number, of)
     except ValueError as error:
         raise click.UsageError(f"--partition takes K/N with K from 0 to N-1, as in 3/64, got {text!r}") from error
-
-
-def default_workers(device: str) -> int:
-    import torch
-
-    return torch.cuda.device_count() if device == "cuda" else 1
 
 
 def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> None:

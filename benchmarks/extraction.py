@@ -81,8 +81,7 @@ def end_to_end(plan: WindowPlan, root: Path, files: list[Path], device: str) -> 
     with tempfile.TemporaryDirectory() as folder:
         store = create_store(Path(folder) / "s.zarr")
         declare_stream(store, NAME, plan.spec, {})
-        threads = torch.get_num_threads()
-        job = Job(store=store, videos=root, streams=(plan,), texts=(), deadline=60, threads=threads)
+        job = Job(store=store, videos=root, streams=(plan,), texts=(), deadline=60)
 
         def part(index: int, chosen: list[Path]) -> PartTask:
             videos = []

@@ -71,9 +71,7 @@ def main() -> None:
         store = create_store(Path(folder) / "s.zarr")
         for plan in plans:
             declare_stream(store, plan.name, plan.spec, {})
-        job = Job(
-            store=store, videos=given.videos, streams=plans, texts=(), deadline=60, threads=torch.get_num_threads()
-        )
+        job = Job(store=store, videos=given.videos, streams=plans, texts=(), deadline=60)
 
         def part(index: int, chosen: list[Path]) -> PartTask:
             everywhere = tuple(range(len(plans)))

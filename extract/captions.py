@@ -13,7 +13,7 @@ import torch
 
 from ..features import ClipRows, Failure, Stream, write_part
 from ..manifests import Clip
-from .part import Job, Report, unfit, versions
+from .part import THREADS, Job, Report, unfit, versions
 
 # Captions a part: a minute or two of a BERT on a CPU, some tens of megabytes.
 PART_CAPTIONS = 2048
@@ -61,8 +61,7 @@ def run_captions(task: CaptionsTask, job: Job, device: str = "cpu") -> Report:
     """Encodes and commits the captions of a task."""
     plan = job.texts[task.stream]
     started = time.monotonic()
-    if job.threads:
-        torch.set_num_threads(job.threads)
+    torch.set_num_threads(THREADS)
     encoded, cut = plan.encoder(device)(task.captions)
     encoding = time.monotonic() - started
     rows, failures = [], []

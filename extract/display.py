@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -42,6 +43,13 @@ class Totals:
         return self.done(total) / max(1e-6, time.monotonic() - self.started)
 
 
+def workers_text(count: int, logs: Path | None) -> str:
+    """How many there are, and where to look if there are none."""
+    if count:
+        return f"{count} worker{'s' * (count != 1)}"
+    return "waiting for workers" + (f"; their logs: {logs}" if logs else "")
+
+
 class LiveDisplay:
     """A progress bar with clips a second, rows, failures and the time left."""
 
@@ -51,7 +59,8 @@ class LiveDisplay:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(
-                "{task.fields[what]}  {task.fields[rate]:.2f}/s  {task.fields[rows]} rows  {task.fields[failed]} failed"
+                "{task.fields[what]}  {task.fields[rate]:.2f}/s  {task.fields[rows]} rows  "
+                "{task.fields[failed]} failed  {task.fields[workers]}"
             ),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -62,9 +71,12 @@ class LiveDisplay:
 
     def begin(self, parts: int, clips: int, captions: int) -> None:
         self.totals = Totals(clips, captions)
-        fields = {"what": self.totals.what, "rate": 0.0, "rows": 0, "failed": 0}
+        fields = {"what": self.totals.what, "rate": 0.0, "rows": 0, "failed": 0, "workers": "starting"}
         self.task = self.progress.add_task("", total=self.totals.total, **fields)
         self.progress.start()
+
+    def workers(self, count: int, logs: Path | None) -> None:
+        self.progress.update(self.task, workers=workers_text(count, logs))
 
     def update(self, part: int, report: Report) -> None:
         total = self.totals.update(part, report)
@@ -80,12 +92,18 @@ class LineDisplay:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.there = -1
 
     def begin(self, parts: int, clips: int, captions: int) -> None:
         self.totals = Totals(clips, captions)
         self.next = time.monotonic()
         text = f" and {captions} captions" if clips and captions else ""
         self.console.print(f"extracting {self.totals.total} {self.totals.what}{text} in {parts} parts")
+
+    def workers(self, count: int, logs: Path | None) -> None:
+        if count != self.there:
+            self.there = count
+            self.console.print(workers_text(count, logs))
 
     def update(self, part: int, report: Report) -> None:
         total = self.totals.update(part, report)
@@ -108,6 +126,9 @@ class NoDisplay:
     """Says nothing."""
 
     def begin(self, parts: int, clips: int, captions: int) -> None:
+        pass
+
+    def workers(self, count: int, logs: Path | None) -> None:
         pass
 
     def update(self, part: int, report: Report) -> None:

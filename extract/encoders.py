@@ -270,6 +270,8 @@ def choose_precision(choice: str, device: str) -> str:
     if choice != "auto":
         return choice
     if device != "cpu":
+        if not torch.cuda.is_available():
+            raise AmexError("no GPU here tells what those elsewhere can do: say --precision bf16, fp16 or fp32")
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"

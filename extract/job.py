@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import shutil
 import signal
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import dask
 import torch
 
 from .. import __version__
-from ..errors import AmexError
-from ..features import Failure, create_store, declare_stream, verify
+from ..errors import AmexError, first_line
+from ..features import Failure, create_store, declare_stream, sweep, verify
 from ..features.schema import write_json
+from ..features.verify import part_of, remove
 from ..manifests import Clip, Problem, VideoFinder
+from .batch import Jobs, batch
 from .captions import CaptionsTask, captions_of, run_captions
+from .cluster import Crew, allocation, local, remote
 from .part import Job, PartTask, Report, run_part
 from .plan import Partition, existing, plan_tasks, states
 from .streams import StreamPlan, by_kind
@@ -35,12 +35,17 @@ QUEUED_PARTS = 2
 BROKEN_IN_A_ROW = 5
 # A run stops when for so many seconds there was nobody to do the work.
 WITHOUT_WORKERS = 120.0
+# Seconds between looks at who is there.
+LOOK_INTERVAL = 1.0
 
 
 class Display(Protocol):
     """Shows a run as it goes."""
 
     def begin(self, parts: int, clips: int, captions: int) -> None: ...
+
+    def workers(self, count: int, logs: Path | None) -> None:
+        """``logs`` is where to look if none come."""
 
     def update(self, part: int, report: Report) -> None:
         """``report`` is what the task with the number ``part`` has come to so far."""
@@ -84,7 +89,7 @@ def extract(
     device: str,
     workers: int,
     display: Display,
-    cluster: str = "local",
+    cluster: str | Jobs = "local",
     part_clips: int = 64,
     partition: Partition | None = None,
     deadline: float = 60.0,
@@ -98,8 +103,8 @@ def extract(
         plans: from ``streams.plan_stream``.
         videos: the folder they are in; None if all streams are of text.
         device: from ``encoders.choose_device``.
-        workers: processes on this machine; not used with a scheduler's address.
-        cluster: ``local`` or a scheduler's address.
+        workers: processes on this machine; not used with jobs or a scheduler's address.
+        cluster: ``local``, ``runner`` (this is the first task of an allocation), a scheduler's address, or batch jobs.
         part_clips: clips a part, at least; the clips of one video are never parted.
         partition: which of several runs that share the manifest this is; None: the only one.
         deadline: seconds without a frame after which a decoder is killed.
@@ -111,11 +116,14 @@ def extract(
     problems = [item for item in items if isinstance(item, Problem)]
     seeing, texts = by_kind(plans)
     finder = VideoFinder(videos) if seeing else None
-    store = create_store(store).absolute()
-    for plan in plans:
-        declare_stream(store, plan.name, plan.spec, provenance(plan))
-    repaired = [name for plan in plans for name in discard_damaged(store, plan.name)] if repair else []
-    write_json(store / "problems.json", [ledger_entry(problem) for problem in problems])
+    try:
+        store = create_store(store).absolute()
+        for plan in plans:
+            declare_stream(store, plan.name, plan.spec, provenance(plan))
+        repaired = [name for plan in plans for name in discard_damaged(store, plan.name)] if repair else []
+        write_json(store / "problems.json", [ledger_entry(problem) for problem in problems])
+    except OSError as error:
+        raise AmexError(f"the store {store} cannot be written: {error.strerror or error}") from error
 
     streams = {plan.name: existing(store, plan.name) for plan in plans}
     for stream in streams.values():
@@ -123,31 +131,33 @@ def extract(
             raise AmexError(next(iter(stream.damaged.values())))
     kept = {"part_clips": part_clips, "retry_failed": retry_failed, "partition": partition}
     tasks = plan_tasks(clips, finder, plans, streams, **kept)
-    count = min(workers, max(1, len(tasks))) if cluster == "local" else 1
-    job = Job(
-        store=store,
-        videos=videos and videos.absolute(),
-        streams=seeing,
-        texts=texts,
-        deadline=deadline,
-        threads=max(1, (os.cpu_count() or 1) // count) if cluster == "local" else 0,
-    )
+    videos = videos and videos.absolute()
+    job = Job(store=store, videos=videos, streams=seeing, texts=texts, deadline=deadline)
     report, broken = Report(), dict[str, str]()
     if tasks:
         clip_count = sum(len(v.clips) for task in tasks if isinstance(task, PartTask) for v in task.videos)
         display.begin(len(tasks), clip_count, sum(len(t.captions) for t in tasks if isinstance(t, CaptionsTask)))
         try:
-            with connect(cluster, count) as client:
-                report, broken = run_tasks(client, tasks, job, device, display)
+            with connect(cluster, min(workers, len(tasks)), device, jobs_folder(store)) as crew:
+                report, broken = run_tasks(crew, tasks, job, device.partition(":")[0], display)
         finally:
             display.end()
     after, mine = {}, partition or Partition()
     own, said = mine.clips(clips, part_clips), mine.captions(captions_of(clips))
     for plan in plans:
         keys = said if isinstance(plan, TextPlan) else [clip.clip_id for clip in own]
-        counts = states(keys, existing(store, plan.name))
+        stream = existing(store, plan.name)
+        if stream is None:
+            raise AmexError(f"the store {store} is gone; the same command makes it again")
+        sweep(stream)
+        counts = states(keys, stream)
         after[plan.name] = {state: counts[state] for state in ("done", "empty", "failed", "absent")}
     return Outcome(report=report, states=after, problems=problems, broken=broken, repaired=repaired)
+
+
+def jobs_folder(store: Path) -> Path:
+    """Where the logs and keys of cluster jobs go: beside the store, which every node sees."""
+    return store.with_name(f"{store.name}.jobs")
 
 
 def provenance(plan: StreamPlan) -> dict[str, Any]:
@@ -173,96 +183,115 @@ def discard_damaged(store: Path, name: str) -> list[str]:
     for damage in verify(stream) if stream is not None else ():
         if damage is not None and damage.committed:
             (store / name / "commits" / f"{damage.part}.json").unlink()
-            shutil.rmtree(store / name / "parts" / damage.part, ignore_errors=True)
+            for path in (store / name / "parts").iterdir():
+                if part_of(path.name) == damage.part:
+                    remove(path)
             discarded.append(f"{name}/{damage.part}")
     return discarded
 
 
-@contextlib.contextmanager
-def connect(cluster: str, workers: int) -> Iterator[Any]:
-    """A Dask client: of a cluster on this machine that ends with the run, or of the scheduler at an address."""
-    from distributed import Client, LocalCluster
+def connect(where: str | Jobs, workers: int, device: str, folder: Path) -> contextlib.AbstractContextManager[Crew]:
+    """Those who are to work, until the context ends.
 
-    if cluster != "local":
-        try:
-            client = Client(cluster, timeout="20s", set_as_default=False)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise AmexError(f"no Dask scheduler answers at {cluster}: {error}") from error
-        with client:
-            yield client
-        return
-    settings = {
-        # In place of Dask's own settings, which have the allocator hand memory back at every chance: a network asks for
-        # it again with every layer. Few arenas instead: each thread's keeps what the others could use.
-        "distributed.nanny.pre-spawn-environ": {"MALLOC_ARENA_MAX": 2},
-        "distributed.worker.profile.enabled": False,
-        # A worker that dies is started again by its nanny. Dask ends that nanny too if the worker is not there so long
-        # after its death: also one that is still starting, or has died again. Nobody would then do what is left.
-        "distributed.deploy.lost-worker-timeout": "365 days",
-    }
-    with dask.config.set(settings):
-        with LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,  # Dask's own limit would pause workers; a model and its frames are bounded by design
-            silence_logs=logging.CRITICAL,
-        ) as local:
-            with Client(local, set_as_default=False) as client:
-                yield client
+    Args:
+        where: ``local``, ``runner``, a scheduler's address, or batch jobs.
+        workers: how many on this machine, with the first two.
+        device: ``cpu``, ``cuda`` or ``cuda:INDEX``.
+        folder: where tasks of a cluster meet and leave their logs, for every node to read.
+
+    Raises:
+        AmexError: if nobody can be reached.
+    """
+    if isinstance(where, Jobs):
+        return batch(where, folder)
+    if where == "runner":
+        return local(workers, device, listed=allocation(folder)[1])
+    return local(workers, device) if where == "local" else remote(where)
 
 
 def run_tasks(
-    client: Any, tasks: Sequence[PartTask | CaptionsTask], job: Job, device: str, display: Display
+    crew: Crew, tasks: Sequence[PartTask | CaptionsTask], job: Job, device: str, display: Display
 ) -> tuple[Report, dict[str, str]]:
     """Keeps every worker busy until all tasks are committed or broken; returns the sum of their reports."""
     from distributed import as_completed
-    from distributed.scheduler import KilledWorker
 
-    try:
-        client.wait_for_workers(1, timeout=WITHOUT_WORKERS)
-    except TimeoutError as error:
-        raise NoWorkers from error
     topic = f"amex-{uuid.uuid4().hex}"
-    client.subscribe_topic(topic, lambda event: display.update(event[1]["part"], Report(**event[1]["report"])))
+    crew.client.subscribe_topic(topic, lambda event: display.update(event[1]["part"], Report(**event[1]["report"])))
     total, broken = Report(), {}
-    waiting = iter(enumerate(tasks))
-    by_key: dict[str, int] = {}
+    waiting = deque(enumerate(tasks))
+    by_key: dict[str, int] = {}  # of the tasks that are out
+    running = as_completed(loop=crew.client.loop)
+    resources: dict[str, int] = {}
     in_a_row = 0
 
-    def submit() -> Any:
-        number, task = next(waiting, (None, None))
-        if task is None:
-            return None
-        key = f"{topic}-{number}"
-        by_key[key] = number
-        return client.submit(work, number, task, job, device, topic, key=key, pure=False)
+    def hand_out(workers: int) -> None:
+        while waiting and len(by_key) < QUEUED_PARTS * workers:
+            number, task = waiting.popleft()
+            by_key[key := f"{topic}-{number}"] = number
+            options = {"key": key, "pure": False, "resources": resources}
+            running.add(crew.client.submit(work, number, task, job, device, topic, **options))
 
-    bound = QUEUED_PARTS * max(1, len(client.ncores()))
-    first = [future for future in (submit() for _ in range(bound)) if future is not None]
-    running = as_completed(first, loop=client.loop)
-    with on_sigterm():
-        for future in as_they_end(running, client):
-            number = by_key[future.key]
-            if future.status == "finished":
-                report = future.result()
-                display.update(number, report)
-                total.add(report)
-                in_a_row = 0
-            else:
-                error = future.exception()
-                if isinstance(error, KilledWorker):
-                    error = AmexError("it ended its worker process again and again (out of memory?)")
-                broken[describe(tasks[number], job)] = f"{type(error).__name__}: {error}"
-                in_a_row += 1
-                if in_a_row == BROKEN_IN_A_ROW:
-                    raise AmexError(f"{in_a_row} parts in a row broke, the last with {type(error).__name__}: {error}")
-            future.release()
-            if (following := submit()) is not None:
-                running.add(following)
+    with on_sigterm(), scheduler_lasts():
+        seen = time.monotonic()
+        while waiting or by_key:
+            there = crew.client.scheduler_info(n_workers=-1)["workers"]
+            display.workers(len(there), crew.logs)
+            now = time.monotonic()
+            if there:
+                seen = now
+                if device == "cuda" and any("GPU" in worker["resources"] for worker in there.values()):
+                    resources = {"GPU": 1}
+            elif not crew.patient and now - seen > WITHOUT_WORKERS:
+                raise NoWorkers
+            crew.replace()
+            hand_out(len(there))
+            while (waiting or by_key) and time.monotonic() < now + LOOK_INTERVAL:
+                if not running.has_ready():
+                    time.sleep(0.05)
+                    continue
+                future = next(running)
+                if future.status == "lost":  # it was done, and its worker left with the report: it is asked for again
+                    running.add(future)
+                    continue
+                number = by_key.pop(future.key)
+                if future.status == "finished":
+                    report = future.result()
+                    display.update(number, report)
+                    total.add(report)
+                    in_a_row = 0
+                elif future.status == "cancelled":
+                    raise ConnectionError(f"it has lost part {tasks[number].index}")
+                else:
+                    reason = why(future)
+                    broken[describe(tasks[number], job)] = reason
+                    in_a_row += 1
+                    if in_a_row == BROKEN_IN_A_ROW:
+                        raise AmexError(f"{in_a_row} parts in a row broke, the last with {reason}")
+                future.release()
+                hand_out(len(there))
     return total, broken
+
+
+def why(future: Any) -> str:
+    """Why a part broke, in a line."""
+    from distributed.scheduler import KilledWorker
+
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        return "it ended its worker process again and again (out of memory?)"
+    return f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def scheduler_lasts() -> Iterator[None]:
+    """Says so in a line where the scheduler does not."""
+    try:
+        yield
+    except OSError as error:
+        raise AmexError(
+            f"the scheduler is gone: {first_line(error)}. What is committed stays, "
+            "and the same command goes on from there"
+        ) from error
 
 
 class NoWorkers(AmexError):
@@ -275,43 +304,28 @@ class NoWorkers(AmexError):
         )
 
 
-def as_they_end(running: Any, client: Any) -> Iterator[Any]:
-    """The futures of Dask's ``as_completed`` in its order; raises NoWorkers instead of waiting for ever."""
-    looked = seen = time.monotonic()
-    while not running.is_empty():
-        if running.has_ready():
-            yield next(running)
-            seen = time.monotonic()
-            continue
-        time.sleep(0.05)
-        if (now := time.monotonic()) - looked < WITHOUT_WORKERS / 10:
-            continue
-        looked = now
-        if client.ncores():
-            seen = now
-        elif now - seen > WITHOUT_WORKERS:
-            raise NoWorkers
-
-
 def describe(task: PartTask | CaptionsTask, job: Job) -> str:
     """A task's part as a person finds it in the store."""
     return f"{job.texts[task.stream].name}/{task.name}" if isinstance(task, CaptionsTask) else f"{task.index:06d}"
 
 
+# Of a process: a worker of several threads still does one part after another, its networks and decoder are its own.
+_at_work = threading.Lock()
+
+
 def work(number: int, task: PartTask | CaptionsTask, job: Job, device: str, topic: str) -> Report:
-    """A task, on a Dask worker: picks the device that is this worker's and reports progress."""
+    """A task, on a Dask worker, which reports its progress. Of the GPUs it takes the one that the worker sees."""
     from distributed import get_worker
 
     worker = get_worker()
-    if device == "cuda":  # any: the workers of a machine take turns
-        device = f"cuda:{(worker.name if isinstance(worker.name, int) else 0) % torch.cuda.device_count()}"
 
     def progress(report: Report) -> None:
         worker.log_event(topic, {"part": number, "report": vars(report)})
 
-    if isinstance(task, CaptionsTask):
-        return run_captions(task, job, device)
-    return run_part(task, job, device, progress)
+    with _at_work:
+        if isinstance(task, CaptionsTask):
+            return run_captions(task, job, device)
+        return run_part(task, job, device, progress)
 
 
 @contextlib.contextmanager

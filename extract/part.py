@@ -5,7 +5,9 @@ Read ``run_part`` from top to bottom to follow a video: decode -> sample -> tran
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 import queue
 import socket
 import sys
@@ -20,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..features import ClipRows, Failure, row_arrays, write_part
+from ..features import ClipRows, Failure, is_committed, row_arrays, write_part
 from .decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
 from .decoder import End as VideoEnd
 from .objects import ObjectsPlan
@@ -30,6 +32,8 @@ from .text import TextPlan
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 # Batches of windows that are decoded and transformed ahead of the encoder.
 PREFETCH = 2
+# Of this process, for encoding and for decoding: its share of the cores, as OMP_NUM_THREADS tells a worker.
+THREADS = torch.get_num_threads()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,6 @@ class Job:
     streams: tuple[WindowPlan | ObjectsPlan, ...]  # those that look at frames, in one pass
     texts: tuple[TextPlan, ...]
     deadline: float  # seconds without a frame after which a decoder is killed
-    threads: int  # of each worker, for encoding and for decoding; 0 leaves both to the libraries
 
 
 @dataclass
@@ -134,7 +137,7 @@ class VideoDone:
 def run_part(
     part: PartTask, job: Job, device: str = "cpu", progress: Callable[[Report], None] = lambda report: None
 ) -> Report:
-    """Computes and commits a part in every stream it has clips for.
+    """Computes and commits a part in every stream it has clips for; does nothing if another run has, meanwhile.
 
     Args:
         device: ``cpu`` or ``cuda:INDEX``.
@@ -142,11 +145,13 @@ def run_part(
     """
     started = time.monotonic()
     report = Report()
-    if job.threads:
-        torch.set_num_threads(job.threads)
+    wanted = {stream for video in part.videos for clip in video.clips for stream in clip.streams}
+    if all(is_committed(job.store, job.streams[stream].name, part.name(stream)) for stream in wanted):
+        return report
+    torch.set_num_threads(THREADS)  # what `prepared` sets for its thread becomes that of later threads
     encoders = [plan.encoder(device) for plan in job.streams]
     layouts = [row_arrays(plan.spec) for plan in job.streams]
-    decoder = _decoder(job.deadline, job.threads)
+    decoder = _decoder(job.deadline)
     stretches: dict[tuple[int, Track, int], Stretch] = {}
 
     def prepared() -> Iterator[Prepared | VideoDone]:
@@ -198,6 +203,7 @@ def run_part(
     begin = time.monotonic()
     run = {
         "host": socket.gethostname(),
+        "pid": os.getpid(),
         "seconds": round(time.monotonic() - started, 3),
         "frames_decoded": decoded,
         "versions": versions(),
@@ -340,12 +346,10 @@ def unfit(values: np.ndarray) -> str:
     return f"reaches {largest:.3g}, more than float16 holds" if largest > FLOAT16_MAX else ""
 
 
-_decoders: dict[tuple[float, int], Decoder] = {}
-
-
-def _decoder(deadline: float, threads: int) -> Decoder:
+@functools.lru_cache(maxsize=1)
+def _decoder(deadline: float) -> Decoder:
     """The one Decoder of this process."""
-    return _decoders.setdefault((deadline, threads), Decoder(deadline=deadline, threads=threads))
+    return Decoder(deadline=deadline, threads=THREADS)
 
 
 def versions() -> dict[str, str]:

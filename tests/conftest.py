@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from videos import encode
 
 from amex.cli import main
-from amex.extract.job import connect
+from amex.extract.cluster import local
 
 # Machines are noisy: how long an example takes is no property of the code.
 settings.register_profile("amex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -45,8 +45,8 @@ def parity() -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The address of a scheduler with one worker process, so that runs need not start one each."""
-    with connect("local", 1) as client:
-        yield client.scheduler.address
+    with local(1) as crew:
+        yield crew.client.scheduler.address
 
 
 @pytest.fixture(scope="session")

@@ -262,7 +262,7 @@ def test_a_flipped_bit_is_found_and_repair_recomputes_only_its_part(clips: Path,
     parts = sorted(open_store(store)[R2].commits)
     assert len(parts) == 4
     untouched = {p: p.stat().st_mtime_ns for p in (store / R2).rglob("*") if p.is_file() and parts[2] not in str(p)}
-    shard = next(p for p in (store / R2 / "parts" / parts[2] / "values" / "c").rglob("*") if p.is_file())
+    shard = next(p for p in (store / R2 / "parts").glob(f"{parts[2]}.*/values/c/**/*") if p.is_file())
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)

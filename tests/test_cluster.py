@@ -1,0 +1,190 @@
+"""Who does the work: where workers are placed, what jobs ask for, and tasks of an allocation that find each other.
+
+A real SLURM is in test_slurm.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, amex
+from test_extract import R2
+from test_resume import committed
+
+from amex.cli_cluster import where
+from amex.extract import cluster, job
+from amex.extract.cluster import gpus_of, local, placement
+from amex.extract.display import NoDisplay
+from amex.extract.part import PartTask, Report
+from amex.features import open_store
+
+
+def test_every_worker_has_one_gpu_and_its_share_of_the_cores() -> None:
+    placed = placement(4, ["0", "1", "2", "3"], cpus=32)
+    assert [option["env"]["CUDA_VISIBLE_DEVICES"] for option in placed] == ["0", "1", "2", "3"]
+    assert all(option["resources"] == {"GPU": 1} and option["nthreads"] == 1 for option in placed)
+    assert {option["env"]["OMP_NUM_THREADS"] for option in placed} == {"8"}
+    shared = [option["env"]["CUDA_VISIBLE_DEVICES"] for option in placement(4, ["0", "1"], cpus=2)]
+    assert shared == ["0", "1", "0", "1"]
+
+
+def test_workers_without_gpus_share_the_cores() -> None:
+    assert placement(3, cpus=8) == [{"nthreads": 1, "memory_limit": 0, "env": {"OMP_NUM_THREADS": "2"}}] * 3
+    assert placement(3, cpus=2)[0]["env"] == {"OMP_NUM_THREADS": "1"}
+
+
+def test_gpus_are_those_that_a_job_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert gpus_of("cuda") == ["0", "1"]
+    assert gpus_of("cuda:1") == ["1"]
+    assert gpus_of("cpu") == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a,GPU-7c")
+    assert gpus_of("cuda") == ["GPU-5a", "GPU-7c"]
+    assert gpus_of("cuda:1") == ["GPU-7c"]
+
+
+def note(number: int, task: PartTask, folder: Path, device: str, topic: str) -> Report:
+    """In place of the work on a part: what the worker sees, and when."""
+    begin = time.time()
+    time.sleep(0.3)
+    seen = {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "threads": torch.get_num_threads(), "span": [begin, time.time()]}
+    (folder / f"{number}.json").write_text(json.dumps(seen | {"device": device}))
+    return Report(clips=1)
+
+
+def test_each_gpu_has_one_part_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cluster, "gpus_of", lambda device: ["GPU-5a", "GPU-7c"])
+    monkeypatch.setattr(job, "work", note)
+    tasks = [PartTask(index=number, videos=()) for number in range(10)]
+    with local(2, "cuda") as crew:
+        report, broken = job.run_tasks(crew, tasks, tmp_path, "cuda", NoDisplay())
+    assert (report.clips, broken) == (10, {})
+    seen = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    assert {record["gpu"] for record in seen} == {"GPU-5a", "GPU-7c"}
+    assert {record["device"] for record in seen} == {"cuda"}
+    assert {record["threads"] for record in seen} == {max(1, cluster.CPU_COUNT // 2)}
+    for gpu in ("GPU-5a", "GPU-7c"):
+        spans = sorted(record["span"] for record in seen if record["gpu"] == gpu)
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+JOB = ("--queue", "gpu", "--cpus", "8", "--memory", "32GB", "--walltime", "4:00:00", "--account", "lab", "--jobs", "16")
+
+
+@pytest.mark.parametrize(
+    ("system", "lines"),
+    {
+        "slurm": ["-p gpu", "-A lab", "--cpus-per-task=8", "--mem=30G", "-t 4:00:00", "--gres=gpu:2"],
+        "pbs": ["-q gpu", "-A lab", "-l select=1:ncpus=8:ngpus=2:mem=32GB", "-l walltime=4:00:00"],
+        "sge": ["-q gpu", "-P lab", "-l h_rt=4:00:00", "-l gpu=2"],
+        "lsf": ["-q gpu", '-P "lab"', "-n 8", "-W 4:00:00", '-gpu "num=2"'],
+    }.items(),
+)
+def test_the_script_of_a_job_asks_for_what_was_said(system: str, lines: list[str], tmp_path: Path) -> None:
+    store = tmp_path / "it's $HOME; echo.zarr"
+    site = ("--job-prologue", "module load cuda", "--interface", "ib0")
+    said = amex("extract", "--cluster", system, *JOB, *site, "--gpus-per-job", 2, "--store", store, "--print-job")
+    assert said.exit_code == 0, said.output
+    *head, prologue, command = said.stdout.splitlines()
+    for line in lines:
+        assert any(written.endswith(f" {line}") for written in head), line
+    assert prologue == "module load cuda"
+    words = shlex.split(command)
+    assert words[1:5] == ["-m", "amex.cli", "worker", "tls://HOST:PORT"]
+    assert words[words.index("--tls-key") + 1] == f"{store}.jobs/key.pem"  # as it is, for the shell to expand nothing
+    assert [words[words.index(name) + 1] for name in ("--cpus", "--device", "--interface")] == ["8", "cuda", "ib0"]
+    assert not list(tmp_path.iterdir())
+    own = amex(
+        "extract",
+        "--cluster",
+        system,
+        "--gpus-per-job",
+        2,
+        "--job-directive=--gpus=a100:2",
+        "--store",
+        store,
+        "--print-job",
+    )
+    assert own.stdout.count("gpu") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--cluster", "slrm"), "--cluster takes local, slurm, pbs, sge, lsf, runner, or a scheduler's address"),
+        (("--jobs", "4"), "--jobs is for batch jobs: add --cluster slurm"),
+        (("--print-job",), "--print-job is for batch jobs"),
+        (("--cluster", "slurm", "--queue", "a\n#SBATCH --uid=0"), "cannot stand in a job script"),
+        (("--cluster", "runner"), "--cluster runner is for the tasks of an allocation"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_starts(
+    options: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, _ in cluster.LAUNCHERS:
+        monkeypatch.delenv(rank, raising=False)
+    refused = amex("extract", "--dataset", "folder", "--videos", tmp_path, "--store", tmp_path / "s.zarr", *options)
+    assert refused.exit_code in (1, 2)
+    assert words in refused.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_batch_system_a_run_ends_in_one_line(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    options = ("--dataset", "folder", "--videos", clips, "--store", tmp_path / "s.zarr", *QUICK)
+    refused = amex("extract", *options, "--cluster", "slurm", "--interface", "lo")
+    assert refused.exit_code == 1
+    assert "slurm took no job" in refused.output
+    assert "sbatch" in refused.output
+    assert not list(tmp_path.rglob("*.pem"))
+
+
+def test_a_worker_that_finds_no_scheduler_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "DEATH_TIMEOUT", 2.0)
+    ended = amex("worker", "tcp://127.0.0.1:9", "--device", "cpu")
+    assert ended.exit_code == 1
+    assert "no scheduler at tcp://127.0.0.1:9 for 2 seconds" in ended.output
+
+
+@pytest.mark.slow
+def test_tasks_of_an_allocation_find_each_other_and_make_one_store(clips: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    options = ["--dataset", "folder", "--videos", clips, "--store", store, "--part-clips", "1", "--json", *QUICK]
+    command = [sys.executable, "-m", "amex.cli", "extract", *options, "--device", "cpu", "--cluster", "runner"]
+    env = os.environ | {"OMPI_COMM_WORLD_SIZE": "2", "PMIX_NAMESPACE": "prte-7"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    second, first = (
+        subprocess.Popen(command, env=env | {"OMPI_COMM_WORLD_RANK": str(rank)}, **pipes) for rank in (1, 0)
+    )
+    output, errors = first.communicate(timeout=200)
+    assert first.returncode == 0, errors
+    assert json.loads(output)["streams"][R2]["done"] == 4
+    said, errors = second.communicate(timeout=60)
+    assert (second.returncode, said) == (0, ""), errors
+    assert len(committed(store)) == len(open_store(store)[R2]) == 4
+    assert not list(tmp_path.rglob("*.pem"))
+    for rank in (0, 1):  # nothing is left to do, which the second task hears even if it comes late
+        env["PMIX_NAMESPACE"] = "prte-8"
+        again = subprocess.run(
+            command, env=env | {"OMPI_COMM_WORLD_RANK": str(rank)}, timeout=100, check=False, **pipes
+        )
+        assert again.returncode == 0, again.stderr
+
+
+def test_options_of_the_command_line_are_those_of_jobs() -> None:
+    given = {"cluster": "slurm", "jobs": 3, "queue": None, "account": "lab", "cpus": None, "memory": "8GB"}
+    given |= {"gpus_per_job": 1, "walltime": None, "job_directives": ("-x",), "job_prologue": (), "interface": None}
+    jobs = where(given | {"print_job": False})
+    assert (jobs.count, jobs.cpus, jobs.memory, jobs.gpus, jobs.directives) == (3, 8, "8GB", 1, ("-x",))

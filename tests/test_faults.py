@@ -1,0 +1,208 @@
+"""What goes wrong around a run, each fault made for real: the store stays readable, and the same command ends the work.
+
+docs/reliability.md lists them. Faults of the disk and of the network want root: ``pytest -m system``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import QUICK, write_lines
+from test_extract import R2
+from test_resume import committed
+from videos import encode
+
+from amex.features import open_store, verify
+
+VIDEOS = 8
+SETTINGS = os.environ | {
+    "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "50ms",
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "15s",
+}
+PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight videos, one of them empty: a part each."""
+    folder = tmp_path_factory.mktemp("many")
+    for index in range(VIDEOS - 1):
+        encode(folder / f"v{index}.mp4", frames=90, options={"preset": "ultrafast"}, first=index)
+    (folder / "v9.mp4").write_bytes(b"")
+    return folder
+
+
+def command(videos: Path, store: Path, *more: Any) -> list[str]:
+    own = ["--dataset", "folder", "--videos", videos, "--store", store, "--device", "cpu", "--part-clips", 1, "--json"]
+    return [str(word) for word in (sys.executable, "-m", "amex.cli", "extract", *own, *QUICK, *more)]
+
+
+def wait_until(condition: Any, seconds: float = 90.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+def assert_whole(store: Path, count: int = VIDEOS) -> None:
+    """Every clip is done or in the ledger, and every byte is the one that was committed."""
+    stream = open_store(store)[R2]
+    assert len(stream) + len(stream.failures) == count
+    assert not [damage for damage in verify(stream) if damage]
+
+
+def assert_goes_on(videos: Path, store: Path, *more: Any) -> None:
+    """The same command ends what a fault broke off."""
+    run = subprocess.run(command(videos, store, *more), env=SETTINGS, timeout=200, check=False, **PIPES)
+    assert run.returncode == 3, run.stderr
+    assert_whole(store)
+
+
+@contextmanager
+def scheduler(*more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A Dask scheduler in a process of its own, and its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard", "--port", str(port), *more]
+    process = subprocess.Popen(words, env=SETTINGS, stderr=subprocess.DEVNULL)
+    try:
+        yield f"tcp://127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def worker(address: str, *before: str) -> Iterator[subprocess.Popen[str]]:
+    words = [*before, sys.executable, "-m", "amex.cli", "worker", address, "--device", "cpu", "--cpus", "1"]
+    process = subprocess.Popen(words, env=SETTINGS, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_worker_that_is_pre_empted_costs_the_part_in_hand(many: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    with scheduler() as (address, _), worker(address) as first, worker(address):
+        run = subprocess.Popen(command(many, store, "--cluster", address), env=SETTINGS, **PIPES)
+        wait_until(lambda: len(committed(store)) >= 2)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(30) == 0
+        _, errors = run.communicate(timeout=200)
+    assert run.returncode == 3, errors
+    assert_whole(store)
+
+
+def test_a_scheduler_that_is_lost_ends_the_run_and_its_workers(many: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    with scheduler() as (address, process), worker(address) as at_work:
+        run = subprocess.Popen(command(many, store, "--cluster", address), env=SETTINGS, **PIPES)
+        wait_until(lambda: len(committed(store)) >= 2)
+        process.kill()
+        _, errors = run.communicate(timeout=120)
+        assert run.returncode == 1
+        assert "the scheduler is gone" in errors.splitlines()[-1]
+        assert at_work.wait(90) == 0
+    assert_goes_on(many, store)
+
+
+def test_two_runs_on_one_store_at_once_end_in_one_store(many: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    runs = [subprocess.Popen(command(many, store), env=SETTINGS, **PIPES) for _ in range(2)]
+    for run in runs:
+        _, errors = run.communicate(timeout=300)
+        assert run.returncode == 3, errors
+    assert_whole(store)
+
+
+def test_a_store_deleted_under_a_run_ends_it(many: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    run = subprocess.Popen(command(many, store), env=SETTINGS, **PIPES)
+    wait_until(lambda: len(committed(store)) >= 2)
+    shutil.rmtree(store)
+    _, errors = run.communicate(timeout=200)
+    assert run.returncode == 1
+    assert "Traceback" not in errors
+    assert "is gone" in errors.splitlines()[-1]
+    assert_goes_on(many, store) if store.exists() else assert_goes_on(many, tmp_path / "t.zarr")
+
+
+BACKWARDS = """
+import time
+_time, _begin = time.time, time.monotonic()
+time.time = lambda: _time() - 3600 * ((time.monotonic() - _begin) // 3)
+"""
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(many: Path, tmp_path: Path) -> None:
+    """An hour back every three seconds, in the run, its workers and decoders."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(BACKWARDS)
+    store = tmp_path / "s.zarr"
+    env = SETTINGS | {"PYTHONPATH": str(tmp_path / "path")}
+    run = subprocess.run(command(many, store), env=env, timeout=200, check=False, **PIPES)
+    assert run.returncode == 3, run.stderr
+    assert_whole(store)
+
+
+def mutated(data: bytes, chance: random.Random) -> bytes:
+    """Cut off, some bytes changed, a piece of the head or of the middle overwritten, or a piece taken out."""
+    kind = chance.choice(["cut", "flip", "flips", "head", "middle", "hole"])
+    mutant = bytearray(data)
+    if kind == "cut":
+        return data[: chance.randrange(len(data))]
+    if kind in ("flip", "flips"):
+        for _ in range(1 if kind == "flip" else 200):
+            mutant[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        return bytes(mutant)
+    begin = chance.randrange(min(4096, len(data))) if kind == "head" else chance.randrange(len(data))
+    length = chance.choice([4, 64, 4096])
+    mutant[begin : begin + length] = b"" if kind == "hole" else chance.randbytes(length)
+    return bytes(mutant)
+
+
+@pytest.mark.timeout(900)
+def test_of_mutated_real_videos_none_is_lost_and_none_stops_the_run(real_data: Path, tmp_path: Path) -> None:
+    """200 of them, from the smaller half of the real clips: no crash, no hang, each done or in the ledger."""
+    originals = sorted((real_data / "videos").iterdir(), key=lambda path: path.stat().st_size)
+    originals = originals[: len(originals) // 2]
+    chance = random.Random(0)
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    records = []
+    for number in range(200):
+        original = chance.choice(originals)
+        name = f"{number:03d}{original.suffix}"
+        (folder / name).write_bytes(mutated(original.read_bytes(), chance))
+        records.append({"clip_id": name, "video": name})
+    store, manifest = tmp_path / "s.zarr", write_lines(tmp_path / "m.jsonl", *records)
+    few = ("--set", f"{R2}.count=4", "--part-clips", 16, "--deadline", 10, "--workers", 2)
+    words = command(folder, store, "--manifest", manifest, *few)
+    at = words.index("--dataset")
+    del words[at : at + 2]
+    run = subprocess.run(words, env=SETTINGS, timeout=800, check=False, **PIPES)
+    assert run.returncode == 3, run.stderr
+    result = json.loads(run.stdout)
+    assert result["broken"] == {}
+    states = result["streams"][R2]
+    assert states["done"] + states["empty"] + states["failed"] == 200
+    assert states["absent"] == 0
+    assert min(states["done"], states["failed"]) > 20  # the mutations are neither all harmless nor all fatal
+    assert_whole(store, 200)

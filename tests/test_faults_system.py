@@ -1,0 +1,108 @@
+"""Faults of disks and networks, made for real: ``pytest -m system``, as root. The others are in test_faults.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from test_faults import PIPES, SETTINGS, assert_goes_on, assert_whole, command, many, scheduler, wait_until, worker
+from test_resume import committed
+
+__all__ = ["many"]  # a fixture
+pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(600)]
+
+
+def sh(line: str) -> None:
+    """Runs a command of the system; skips the test where it may not."""
+    done = subprocess.run(line.split(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{line}: {done.stderr.strip() or 'not possible here'}")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of one megabyte."""
+    if os.geteuid():
+        pytest.skip("mounting wants root")
+    path = tmp_path / "disk"
+    path.mkdir()
+    sh(f"mount -t tmpfs -o size=1m tmpfs {path}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=False)
+
+
+def test_a_full_disk_ends_the_run_in_a_line_and_costs_nothing_that_was_there(many: Path, disk: Path) -> None:
+    store = disk / "s.zarr"
+    run = subprocess.Popen(command(many, store), env=SETTINGS, **PIPES)
+    wait_until(lambda: len(committed(store)) >= 2)
+    (disk / "filler").write_bytes(b"\0" * (shutil.disk_usage(disk).free - 8192))
+    output, errors = run.communicate(timeout=200)
+    assert run.returncode == 1
+    assert "No space left on device" in output + errors
+    assert "Traceback" not in errors
+    there = committed(store)
+    assert len(there) >= 2
+    (disk / "filler").unlink()
+    assert_goes_on(many, store)
+    assert there <= committed(store)
+
+
+def test_a_store_that_cannot_be_written_is_refused_in_a_line(many: Path, disk: Path) -> None:
+    store = disk / "s.zarr"
+    assert_goes_on(many, store, "--limit", 8)
+    (store / "r2plus1d_18" / "commits").rename(store / "kept")
+    sh(f"mount -o remount,ro {disk}")
+    run = subprocess.run(command(many, store), env=SETTINGS, timeout=200, check=False, **PIPES)
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert str(store) in line
+    assert "Read-only file system" in line
+    sh(f"mount -o remount,rw {disk}")
+    (store / "kept").rename(store / "r2plus1d_18" / "commits")
+    assert_whole(store)
+
+
+@contextmanager
+def other_machine() -> Iterator[tuple[str, str, str]]:
+    """A network of its own, joined to this one by a cable: its name, this side's address, the cable's end here."""
+    if os.geteuid():
+        pytest.skip("network namespaces want root")
+    number = os.getpid() % 200
+    name, here = f"amex{number}", f"10.213.{number}.1"
+    sh(f"ip netns add {name}")
+    try:
+        sh(f"ip link add {name}a type veth peer name {name}b netns {name}")
+        sh(f"ip addr add {here}/24 dev {name}a")
+        sh(f"ip link set {name}a up")
+        sh(f"ip -n {name} addr add 10.213.{number}.2/24 dev {name}b")
+        sh(f"ip -n {name} link set {name}b up")
+        sh(f"ip -n {name} link set lo up")
+        yield name, here, f"{name}a"
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def test_a_worker_cut_off_from_the_scheduler_costs_a_repetition_and_no_damage(many: Path, tmp_path: Path) -> None:
+    """It goes on writing its part, which another is given meanwhile: both reach the store."""
+    store = tmp_path / "s.zarr"
+    with other_machine() as (name, address, cable), scheduler() as (local, _):
+        elsewhere = local.replace("127.0.0.1", address)
+        with worker(elsewhere, "ip", "netns", "exec", name):
+            run = subprocess.Popen(command(many, store, "--cluster", local), env=SETTINGS, **PIPES)
+            wait_until(lambda: len(committed(store)) >= 1)
+            sh(f"ip link set {cable} down")
+            before = len(committed(store))
+            time.sleep(3)
+            with worker(local):
+                _, errors = run.communicate(timeout=300)
+            assert run.returncode == 3, errors
+            assert before < 8
+            assert_whole(store)

@@ -1,0 +1,96 @@
+"""What files, names and networks may not do. docs/reliability.md lists these, and where the other attempts are."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import extract
+from distributed import Client
+from videos import encode
+
+from amex.extract import keys
+from amex.extract.cluster import local
+from amex.features import open_store
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("", "extract", "features", "manifests", "train", "benchmarks")
+
+
+def calls() -> Iterator[tuple[str, str, ast.Call]]:
+    """Every call in the code: where, the dotted name of what is called, and the call."""
+    for path in (path for package in PACKAGES for path in (ROOT / package).glob("**/*.py" if package else "*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", ast.unparse(node.func), node
+
+
+def keyword(call: ast.Call, name: str) -> object:
+    return next((ast.literal_eval(word.value) for word in call.keywords if word.arg == name), None)
+
+
+def test_no_call_unpickles_evaluates_or_asks_a_shell() -> None:
+    seen = set()
+    for place, name, call in calls():
+        seen.add(name)
+        assert name not in ("eval", "exec", "os.system", "os.popen", "subprocess.getoutput"), place
+        assert name.split(".")[0] not in ("pickle", "cPickle", "dill", "joblib", "marshal", "shelve"), place
+        assert name not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load"), place
+        assert not any(word.arg in ("shell", "trust_remote_code") for word in call.keywords), place
+        if name == "torch.load":
+            assert keyword(call, "weights_only") is True, place
+        if name in ("np.load", "numpy.load"):
+            assert keyword(call, "allow_pickle") is False, place
+    assert {"torch.load", "np.load", "yaml.safe_load", "subprocess.Popen"} <= seen
+
+
+def test_what_a_video_is_called_is_never_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    names = [
+        "$(touch pwned).mp4",
+        "a;touch pwned.mp4",
+        "`touch pwned`.mp4",
+        "-y -f null.mp4",
+        "a b'\"|c.mp4",
+        "%s{0}.mp4",
+    ]
+    for name in names:
+        encode(folder / name, frames=20)
+    monkeypatch.chdir(tmp_path)
+    extract(folder, tmp_path / "s.zarr", "local")
+    assert sorted(open_store(tmp_path / "s.zarr")["r2plus1d_18"]) == sorted(names)
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_run_on_one_machine_listens_on_the_loopback_alone() -> None:
+    own = psutil.Process()
+    before = {connection.laddr for connection in own.net_connections() if connection.status == psutil.CONN_LISTEN}
+    with local(1) as crew:
+        crew.client.wait_for_workers(1)
+        processes = [own, *own.children(recursive=True)]
+        listening = [c.laddr for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+        assert len(listening) >= 3  # of the scheduler, the nanny and the worker
+        assert {address.ip for address in listening if address not in before} == {"127.0.0.1"}
+
+
+def test_a_scheduler_that_others_can_reach_talks_to_none_without_its_keys(tmp_path: Path) -> None:
+    listed = tmp_path / "jobs" / "scheduler.json"
+    with local(1, listed=listed) as crew:
+        address = crew.client.scheduler.address
+        assert address.startswith("tls://")
+        for path in listed.parent.glob("*.pem"):
+            assert path.stat().st_mode & 0o777 == 0o600
+        with pytest.raises((OSError, TypeError)):
+            Client(address, timeout="3s", set_as_default=False)
+        with pytest.raises(OSError):
+            Client(address.replace("tls://", "tcp://"), timeout="3s", set_as_default=False)
+        stranger = keys.temporary_security(tmp_path / "other")
+        with pytest.raises(OSError):
+            Client(address, security=stranger, timeout="3s", set_as_default=False)
+        own = (listed.parent / f"{name}.pem" for name in keys.KEYS)
+        with Client(address, security=keys.security_of(*own), timeout="10s", set_as_default=False) as client:
+            assert client.submit(sum, [1, 2]).result(timeout=30) == 3

@@ -21,6 +21,7 @@ from conftest import amex, write_lines
 from amex.features import open_store
 from amex.train.checkpoint import load_checkpoint, read_checkpoint
 from amex.train.config import ConfigError, load_config
+from amex.train.fit import only_run
 
 # A model of a few thousand numbers; words are learned, so that no text model is needed.
 TINY = (
@@ -167,6 +168,15 @@ def test_resuming_with_other_settings_is_refused_field_by_field(made: tuple[Path
     again = amex("train", "amenet", *given, *settings())
     assert again.exit_code == 1
     assert "--resume" in again.output
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
+    given = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
+    with only_run(tmp_path / "w"):
+        second = amex("train", "amenet", *given, *settings())
+    assert second.exit_code == 1
+    assert f"another run is at work in {tmp_path / 'w'}" in second.output
+    train(made, tmp_path / "w")
 
 
 SPLIT_LOSS = """

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from mmengine.device import get_device
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
@@ -77,24 +80,38 @@ def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: 
         text=text,
         sources=sources,
     )
-    if rank == 0:
-        _prepare(work_dir, described, resume)
-    if world > 1:
-        torch.distributed.barrier()
-    last = work_dir / "last.pth" if (work_dir / "last.pth").exists() else None
-    torch.manual_seed(seed)
-    model = build_model(config.model, built_for)
-    model.start_from(config.model)
-    model.standardize(train.sample_rows)
-    count = parameters(model)
-    keep = Keep(work_dir, described)
-    hooks = [Reproducible(seed), keep, *([Bar()] if rank == 0 else [])]
-    _runner(config, model, train, val, hooks, work_dir, world, last).train()
-    if world > 1:  # nobody leaves while another still writes or waits
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-    done = read_checkpoint(work_dir / "best.pth")
-    return Fitted(best=work_dir / "best.pth", epoch=done["meta"]["epoch"], val=done["amex"]["val"], parameters=count)
+    with only_run(work_dir) if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            _prepare(work_dir, described, resume)
+        if world > 1:
+            torch.distributed.barrier()
+        last = work_dir / "last.pth" if (work_dir / "last.pth").exists() else None
+        torch.manual_seed(seed)
+        model = build_model(config.model, built_for)
+        model.start_from(config.model)
+        model.standardize(train.sample_rows)
+        count = parameters(model)
+        keep = Keep(work_dir, described)
+        hooks = [Reproducible(seed), keep, *([Bar()] if rank == 0 else [])]
+        _runner(config, model, train, val, hooks, work_dir, world, last).train()
+        if world > 1:  # nobody leaves while another still writes or waits
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+        done = read_checkpoint(work_dir / "best.pth")
+        return Fitted(
+            best=work_dir / "best.pth", epoch=done["meta"]["epoch"], val=done["amex"]["val"], parameters=count
+        )
+
+
+@contextlib.contextmanager
+def only_run(work_dir: Path) -> Iterator[None]:
+    """Refuses a second run in one folder while the first is at work. A killed run holds nothing."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work_dir / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise AmexError(f"another run is at work in {work_dir}: wait for it, or choose another --work-dir") from error
 
 
 def _processes() -> tuple[int, int]:
@@ -114,7 +131,6 @@ def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:
     last, history = work_dir / "last.pth", work_dir / "history.jsonl"
     if last.exists() and not resume:
         raise AmexError(f"{work_dir} holds a run already: go on with --resume, or choose another --work-dir")
-    work_dir.mkdir(parents=True, exist_ok=True)
     if last.exists():
         there = read_checkpoint(last)
         for part in ("config", "fingerprints"):

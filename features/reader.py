@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import itertools
 import json
 import os
@@ -30,6 +32,18 @@ from .schema import (
 
 if TYPE_CHECKING:
     import dask.array
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """While much is made and nothing is dropped: the collector would look through all of it again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,11 +169,12 @@ class Stream:
         self.damaged: dict[str, str] = {}
         self.failures: dict[str, Failure] = {}
         self._where: dict[str, tuple[str, int, int, int]] = {}  # clip_id -> part, place in it, first row, rows
-        for path in sorted((self.path / "commits").glob("*.json")):
-            try:
-                self._index(path.stem, read_commit(path))
-            except DamagedPart as error:
-                self.damaged[path.stem] = str(error)
+        with uncollected():
+            for path in sorted((self.path / "commits").glob("*.json"), key=str):
+                try:
+                    self._index(path.stem, read_commit(path))
+                except DamagedPart as error:
+                    self.damaged[path.stem] = str(error)
         for clip_id in self._where.keys() & self.failures.keys():
             del self.failures[clip_id]  # a later attempt succeeded
 

@@ -32,6 +32,8 @@ from typing import Any
 from ..errors import AmexError
 
 FORMAT = 2
+# Between what a commit record says and its sha256.
+SEAL = ',\n "sha256": "'
 
 
 class StoreError(AmexError):
@@ -107,19 +109,26 @@ def diff_specs(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, A
         yield path, old, new
 
 
-def write_json(path: Path, record: Any, *, once: bool = False, scratch: Path | None = None) -> None:
+def write_json(path: Path, record: Any, *, once: bool = False) -> None:
     """Writes a JSON file so that it is there whole or not at all, also after a power cut.
 
     Args:
         once: leave the file alone if it is there: of several writers the first has its way.
+    """
+    write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", once=once)
+
+
+def write_text(path: Path, text: str, *, once: bool = False, scratch: Path | None = None) -> None:
+    """What ``write_json`` does, with any text.
+
+    Args:
         scratch: folder on the same file system where the file begins; None: its own. What a kill leaves stays there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=scratch or path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            json.dump(record, handle, indent=1, ensure_ascii=False, allow_nan=False)
-            handle.write("\n")
+            handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
         os.chmod(temporary, 0o644)
@@ -143,9 +152,10 @@ def write_json(path: Path, record: Any, *, once: bool = False, scratch: Path | N
         os.close(folder)
 
 
-def seal(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with the sha256 of its own content, so that a damaged commit is recognised too."""
-    return {**record, "sha256": hashlib.sha256(canonical(record)).hexdigest()}
+def sealed(record: dict[str, Any]) -> str:
+    """The text of a commit record: JSON whose last entry is the sha256 of all before it."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
+    return f'{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
 
 
 def folder_of(commit: dict[str, Any]) -> str:
@@ -156,9 +166,14 @@ def folder_of(commit: dict[str, Any]) -> str:
 def read_commit(path: Path) -> dict[str, Any]:
     """A commit record whose seal holds; raises DamagedPart otherwise."""
     try:
-        record = json.loads(path.read_bytes())
-        sealed = record.pop("sha256")
-        intact = sealed == hashlib.sha256(canonical(record)).hexdigest()
+        data = path.read_bytes()
+        record = json.loads(data)
+        digest = record.pop("sha256")
+        if record["format"] == 1:
+            intact = digest == hashlib.sha256(canonical(record)).hexdigest()
+        else:
+            text, _, seal = data.rpartition(SEAL.encode())
+            intact = seal == f'{hashlib.sha256(text).hexdigest()}"\n}}\n'.encode()
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedPart(f"the commit record {path} is damaged ({error}); {REPAIR}") from error
     if not intact:

@@ -32,8 +32,9 @@ from .schema import (
     read_commit,
     read_spec,
     row_arrays,
-    seal,
+    sealed,
     write_json,
+    write_text,
 )
 
 # Inner chunks are the unit of reading. About 1 MiB is what Zarr advises; a clip's rows lie in one or two of them.
@@ -163,7 +164,7 @@ def write_part(
             "files": files,
             "run": run,
         }
-        write_json(committed, seal(commit), once=True, scratch=parts)
+        write_text(committed, sealed(commit), once=True, scratch=parts)
     except Exception:
         if not committed.exists():
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import signal
@@ -191,7 +192,7 @@ def test_parts_of_format_1_lie_in_folders_called_after_the_part_alone(tmp_path: 
     path = store / "s/commits/p.json"
     commit = schema.read_commit(path) | {"format": 1}
     del commit["folder"]
-    path.write_text(json.dumps(schema.seal(commit)))
+    path.write_text(json.dumps({**commit, "sha256": hashlib.sha256(schema.canonical(commit)).hexdigest()}))
     stream = open_store(store)["s"]
     assert len(stream["a"]) == 3
     assert verified(stream)
@@ -202,14 +203,14 @@ def test_parts_of_format_1_lie_in_folders_called_after_the_part_alone(tmp_path: 
 def test_of_two_writers_of_a_part_the_first_to_commit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second has begun when the first commits: a worker that was thought dead, or another run."""
     store = make(tmp_path / "s.zarr", {})
-    kept = writer.write_json
+    kept = writer.write_text
 
-    def slower(path: Path, record: dict, **options: Any) -> None:
-        monkeypatch.setattr(writer, "write_json", kept)
+    def slower(path: Path, text: str, **options: Any) -> None:
+        monkeypatch.setattr(writer, "write_text", kept)
         make(store, {"p": [rows_of("a", 5, seed=1)]})
-        kept(path, record, **options)
+        kept(path, text, **options)
 
-    monkeypatch.setattr(writer, "write_json", slower)
+    monkeypatch.setattr(writer, "write_text", slower)
     options = {"spec": SPEC, "clips": [rows_of("a", 3)], "failures": [], "run": {"host": ""}}
     assert writer.write_part(store, "s", "p", **options)["rows"] == 5
     stream = open_store(store)["s"]

@@ -24,7 +24,7 @@ JOB_OPTIONS = {
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that ``crew_of`` reads."""
+    """Adds the options that ``where`` reads."""
     for option in reversed(
         (
             click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: 1, or one a GPU]"),

@@ -126,12 +126,12 @@ def write_part(
 
     If another writer commits the same part first, nothing is written, and the record is that writer's.
 
-    Raises:
-        StoreError: if the store is gone, or the disk does not give back what was written.
-
     Args:
         spec: the stream's, as it was declared.
         run: host, seconds, versions: recorded, but no part of what two equal runs must agree on.
+
+    Raises:
+        StoreError: if the store is gone, or the disk does not give back what was written.
     """
     parts, committed = store / stream / "parts", commit_path(store, stream, part)
     if committed.exists():
@@ -166,6 +166,7 @@ def write_part(
         }
         write_text(committed, sealed(commit), once=True, scratch=parts)
     except Exception:
+        shutil.rmtree(begun, ignore_errors=True)  # a full disk needs the room
         if not committed.exists():
             raise
         # Another writer was faster, and a sweep took away what this one was writing.

@@ -52,7 +52,7 @@ def command(videos: Path, store: Path, *more: Any) -> list[str]:
     return [str(word) for word in (sys.executable, "-m", "amex.cli", "extract", *own, *QUICK, *more)]
 
 
-def wait_until(condition: Any, seconds: float = 90.0) -> None:
+def wait_until(condition: Any, seconds: float = 150.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"
@@ -95,7 +95,7 @@ def worker(address: str, *before: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(90)
 
 
 def test_a_worker_that_is_pre_empted_costs_the_part_in_hand(many: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_worker_that_is_pre_empted_costs_the_part_in_hand(many: Path, tmp_path
         run = subprocess.Popen(command(many, store, "--cluster", address), env=SETTINGS, **PIPES)
         wait_until(lambda: len(committed(store)) >= 2)
         first.send_signal(signal.SIGTERM)
-        assert first.wait(30) == 0
+        assert first.wait(90) == 0
         _, errors = run.communicate(timeout=200)
     assert run.returncode == 3, errors
     assert_whole(store)

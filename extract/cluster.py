@@ -130,15 +130,24 @@ def local(workers: int, device: str = "cpu", *, listed: Path | None = None) -> I
 @contextlib.contextmanager
 def remote(address: str) -> Iterator[Crew]:
     """The workers of a scheduler that somebody else started. Of a tls:// one, Dask's configuration has the keys."""
-    from distributed import Client
+    from distributed import Client, Security
 
     try:
-        client = Client(address, timeout="20s", set_as_default=False)
+        # Not by a Client: one that cannot connect is closed whenever Python collects it, and may wait for ever then.
+        asyncio.run(knock(address, Security()))
     except (OSError, TimeoutError, ValueError, TypeError) as error:
         raise AmexError(f"no Dask scheduler answers at {address}: {error}") from error
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would print tracebacks
-    with client:
+    with Client(address, timeout="20s", set_as_default=False) as client:
         yield Crew(client=client)
+
+
+async def knock(address: str, security: Any) -> None:
+    """Connects to a scheduler and leaves; raises OSError, or TypeError for want of keys, where that cannot be."""
+    from distributed.comm import connect
+
+    comm = await connect(address, timeout=10, **security.get_connection_args("client"))
+    await comm.close()
 
 
 def allocation(folder: Path) -> tuple[int, Path]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import extract
-from distributed import Client
+from distributed import Client, Security
 from videos import encode
 
 from amex.extract import keys
-from amex.extract.cluster import local
+from amex.extract.cluster import knock, local
 from amex.features import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -85,12 +86,11 @@ def test_a_scheduler_that_others_can_reach_talks_to_none_without_its_keys(tmp_pa
         for path in listed.parent.glob("*.pem"):
             assert path.stat().st_mode & 0o777 == 0o600
         with pytest.raises((OSError, TypeError)):
-            Client(address, timeout="3s", set_as_default=False)
+            asyncio.run(knock(address, Security()))
         with pytest.raises(OSError):
-            Client(address.replace("tls://", "tcp://"), timeout="3s", set_as_default=False)
-        stranger = keys.temporary_security(tmp_path / "other")
+            asyncio.run(knock(address.replace("tls://", "tcp://"), Security()))
         with pytest.raises(OSError):
-            Client(address, security=stranger, timeout="3s", set_as_default=False)
+            asyncio.run(knock(address, keys.temporary_security(tmp_path / "other")))
         own = (listed.parent / f"{name}.pem" for name in keys.KEYS)
         with Client(address, security=keys.security_of(*own), timeout="10s", set_as_default=False) as client:
             assert client.submit(sum, [1, 2]).result(timeout=30) == 3

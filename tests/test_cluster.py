@@ -67,6 +67,7 @@ def test_each_gpu_has_one_part_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(job, "work", note)
     tasks = [PartTask(index=number, videos=()) for number in range(10)]
     with local(2, "cuda") as crew:
+        crew.client.wait_for_workers(2, timeout=100)
         report, broken = job.run_tasks(crew, tasks, tmp_path, "cuda", NoDisplay())
     assert (report.clips, broken) == (10, {})
     seen = [json.loads(path.read_text()) for path in tmp_path.iterdir()]

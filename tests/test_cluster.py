@@ -11,12 +11,12 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import QUICK, amex
+from stand_in import note
 from test_extract import R2
 from test_resume import committed
 
@@ -24,7 +24,7 @@ from amex.cli_cluster import where
 from amex.extract import cluster, job
 from amex.extract.cluster import gpus_of, local, placement
 from amex.extract.display import NoDisplay
-from amex.extract.part import PartTask, Report
+from amex.extract.part import PartTask
 from amex.features import open_store
 
 
@@ -51,15 +51,6 @@ def test_gpus_are_those_that_a_job_was_given(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a,GPU-7c")
     assert gpus_of("cuda") == ["GPU-5a", "GPU-7c"]
     assert gpus_of("cuda:1") == ["GPU-7c"]
-
-
-def note(number: int, task: PartTask, folder: Path, device: str, topic: str) -> Report:
-    """In place of the work on a part: what the worker sees, and when."""
-    begin = time.time()
-    time.sleep(0.3)
-    seen = {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "threads": torch.get_num_threads(), "span": [begin, time.time()]}
-    (folder / f"{number}.json").write_text(json.dumps(seen | {"device": device}))
-    return Report(clips=1)
 
 
 def test_each_gpu_has_one_part_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

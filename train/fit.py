@@ -108,7 +108,7 @@ def only_run(work_dir: Path) -> Iterator[None]:
     """Refuses a second run in one folder while the first is at work. A killed run holds nothing."""
     work_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(work_dir / ".lock", timeout=0):
+        with FileLock(work_dir / "run.lock", timeout=0):
             yield
     except Timeout as error:
         raise AmexError(f"another run is at work in {work_dir}: wait for it, or choose another --work-dir") from error

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .cli_cluster import cluster_options, default_workers, where
-from .console import console, json_option
+from .console import PLACE, console, json_option
 
 
 @click.command()
@@ -55,11 +55,14 @@ def streams() -> None:
 @click.option("--protocol", help="Which of its published splits.")
 @click.option(
     "--videos",
-    type=click.Path(path_type=Path),
-    help="The folder the videos are in, any layout; not needed for text alone.",
+    type=PLACE,
+    help="The folder the videos are in, any layout, or s3://... or https://...; not needed for text alone.",
 )
 @click.option(
-    "--store", required=True, type=click.Path(path_type=Path), help="The Zarr store to write or to go on with."
+    "--store",
+    required=True,
+    type=PLACE,
+    help="The Zarr store to write or to go on with: a folder, or s3://BUCKET/NAME.",
 )
 @click.option(
     "--stream",
@@ -152,7 +155,7 @@ def extract(**options: Any) -> None:
     from .extract.job import jobs_folder
 
     cluster = where(options)
-    folder = jobs_folder(options["store"].absolute())
+    folder = jobs_folder(options["store"])
     if options["print_job"]:
         return click.echo(job_script(cluster, folder), nl=False)
     if cluster != "runner":

@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from .console import console, json_option
+from .console import PLACE, console, json_option
 from .errors import AmexError
 
-store_argument = click.argument("store", type=click.Path(path_type=Path))
+store_argument = click.argument("store", type=PLACE)
 
 
 @click.group()
@@ -138,7 +138,7 @@ def features_verify(store: Path, prune: bool) -> None:
     from rich.progress import Progress
 
     from .features import open_store, verify
-    from .features.verify import remove
+    from .places import remove
 
     damaged = leftovers = 0
     opened = open_store(store)
@@ -190,7 +190,7 @@ def features_failures(store: Path, as_json: bool) -> None:
 
 @features.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="The store to write or to go on with.")
+@click.option("--store", required=True, type=PLACE, help="The store to write or to go on with.")
 @click.option(
     "--format",
     "form",

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import click
 from rich.console import Console
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+class Place(click.ParamType):
+    """A folder, or a prefix in an object store."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from .places import locate
+
+        return locate(value)
+
+
+PLACE = Place()
 
 
 def console(stderr: bool = False) -> Console:

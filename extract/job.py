@@ -19,8 +19,9 @@ from .. import __version__
 from ..errors import AmexError, first_line
 from ..features import Failure, create_store, declare_stream, sweep, verify
 from ..features.schema import write_json
-from ..features.verify import part_of, remove
+from ..features.verify import part_of
 from ..manifests import Clip, Problem, VideoFinder
+from ..places import is_remote, reachable, remove
 from .batch import Jobs, batch
 from .captions import CaptionsTask, captions_of, run_captions
 from .cluster import Crew, allocation, local, remote
@@ -116,14 +117,12 @@ def extract(
     problems = [item for item in items if isinstance(item, Problem)]
     seeing, texts = by_kind(plans)
     finder = VideoFinder(videos) if seeing else None
-    try:
+    with reachable(store):
         store = create_store(store).absolute()
         for plan in plans:
             declare_stream(store, plan.name, plan.spec, provenance(plan))
         repaired = [name for plan in plans for name in discard_damaged(store, plan.name)] if repair else []
         write_json(store / "problems.json", [ledger_entry(problem) for problem in problems])
-    except OSError as error:
-        raise AmexError(f"the store {store} cannot be written: {error.strerror or error}") from error
 
     streams = {plan.name: existing(store, plan.name) for plan in plans}
     for stream in streams.values():
@@ -131,7 +130,7 @@ def extract(
             raise AmexError(next(iter(stream.damaged.values())))
     kept = {"part_clips": part_clips, "retry_failed": retry_failed, "partition": partition}
     tasks = plan_tasks(clips, finder, plans, streams, **kept)
-    videos = videos and videos.absolute()
+    videos = videos if videos is None or is_remote(videos) else videos.absolute()
     job = Job(store=store, videos=videos, streams=seeing, texts=texts, deadline=deadline)
     report, broken = Report(), dict[str, str]()
     if tasks:
@@ -156,8 +155,8 @@ def extract(
 
 
 def jobs_folder(store: Path) -> Path:
-    """Where the logs and keys of cluster jobs go: beside the store, which every node sees."""
-    return store.with_name(f"{store.name}.jobs")
+    """Where the logs and keys of cluster jobs go: beside the store, which every node sees, or the current folder."""
+    return Path.cwd() / f"{store.name}.jobs" if is_remote(store) else store.absolute().with_name(f"{store.name}.jobs")
 
 
 def provenance(plan: StreamPlan) -> dict[str, Any]:

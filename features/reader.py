@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
+from ..places import NOT_THERE, locate, reachable, read_files, zarr_store
 from .schema import (
     REPAIR,
     ClipNotThere,
@@ -25,7 +26,7 @@ from .schema import (
     check_store,
     clip_arrays,
     folder_of,
-    read_commit,
+    parse_commit,
     read_spec,
     row_arrays,
 )
@@ -104,10 +105,12 @@ class Batch(Rows):
 
 def open_store(path: str | os.PathLike[str]) -> Store:
     """Opens a store for reading; raises StoreError if there is none at ``path``."""
-    path = Path(path)
-    if not (path / "zarr.json").is_file():
-        raise StoreError(f"{path} is not an amex store; make one with: amex extract --store {path} ...")
-    check_store(path)
+    path = locate(path)
+    try:
+        with reachable(path, but=NOT_THERE):
+            check_store(path)
+    except NOT_THERE as error:
+        raise StoreError(f"{path} is not an amex store; make one with: amex extract --store {path} ...") from error
     return Store(path)
 
 
@@ -170,11 +173,12 @@ class Stream:
         self.failures: dict[str, Failure] = {}
         self._where: dict[str, tuple[str, int, int, int]] = {}  # clip_id -> part, place in it, first row, rows
         with uncollected():
-            for path in sorted((self.path / "commits").glob("*.json"), key=str):
+            for name, data in read_files(self.path / "commits", "*.json"):
+                part = name.removesuffix(".json")
                 try:
-                    self._index(path.stem, read_commit(path))
+                    self._index(part, parse_commit(self.path / "commits" / name, data))
                 except DamagedPart as error:
-                    self.damaged[path.stem] = str(error)
+                    self.damaged[part] = str(error)
         for clip_id in self._where.keys() & self.failures.keys():
             del self.failures[clip_id]  # a later attempt succeeded
 
@@ -236,7 +240,7 @@ class Stream:
         shape, dtype = {**row_arrays(self.spec), **clip_arrays(self.spec)}[array]
         blocks = [da.zeros((0, *shape), dtype=dtype)]
         for part in self.commits:
-            source = self._open(part, array)
+            source = self._open(part, array, os.getpid())
             if source.shape[0]:
                 blocks.append(da.from_array(source, chunks=source.shape, name=f"{self.name}-{part}-{array}"))
         return da.concatenate(blocks)
@@ -273,13 +277,17 @@ class Stream:
 
     # Enough for a pass over a million clips in any order without opening parts twice in a row.
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - streams are few and live as long as their readers
-    def _open(self, part: str, array: str) -> zarr.Array:
-        return zarr.open_array(self._store, path=f"{self.name}/parts/{folder_of(self.commits[part])}/{array}", mode="r")
+    def _open(self, part: str, array: str, process: int) -> zarr.Array:
+        path = f"{self.name}/parts/{folder_of(self.commits[part])}/{array}"
+        return zarr.open_array(zarr_store(self._store), path=path, mode="r")
 
     def _take(self, part: str, array: str, first: int, count: int) -> np.ndarray:
+        damage = (ValueError, RuntimeError, KeyError, *NOT_THERE)
         try:
-            return self._open(part, array)[first : first + count]
-        except (ValueError, RuntimeError, OSError, KeyError) as error:
+            with reachable(self._store, but=damage):
+                # A process forked from this one, as loaders of data are, needs connections of its own.
+                return self._open(part, array, os.getpid())[first : first + count]
+        except damage as error:
             raise DamagedPart(f"part {part} of stream {self.name!r} in {self._store}: {error}; {REPAIR}") from error
 
     def __repr__(self) -> str:

@@ -22,14 +22,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import AmexError
+from ..places import write_text
 
 FORMAT = 2
 # Between what a commit record says and its sha256.
@@ -118,40 +117,6 @@ def write_json(path: Path, record: Any, *, once: bool = False) -> None:
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", once=once)
 
 
-def write_text(path: Path, text: str, *, once: bool = False, scratch: Path | None = None) -> None:
-    """What ``write_json`` does, with any text.
-
-    Args:
-        scratch: folder on the same file system where the file begins; None: its own. What a kill leaves stays there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=scratch or path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(temporary, 0o644)
-        if once:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                os.replace(temporary, path)
-            Path(temporary).unlink(missing_ok=True)
-        else:
-            os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def sealed(record: dict[str, Any]) -> str:
     """The text of a commit record: JSON whose last entry is the sha256 of all before it."""
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
@@ -165,8 +130,12 @@ def folder_of(commit: dict[str, Any]) -> str:
 
 def read_commit(path: Path) -> dict[str, Any]:
     """A commit record whose seal holds; raises DamagedPart otherwise."""
+    return parse_commit(path, path.read_bytes())
+
+
+def parse_commit(path: Path, data: bytes) -> dict[str, Any]:
+    """``read_commit`` of the content of ``path``."""
     try:
-        data = path.read_bytes()
         record = json.loads(data)
         digest = record.pop("sha256")
         if record["format"] == 1:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..places import remove
 from .reader import Stream
 from .schema import folder_of
 
@@ -56,11 +56,6 @@ def sweep(stream: Stream) -> None:
     for left in leftovers(stream):
         if part_of(left.name) in stream.commits:
             remove(left)
-
-
-def remove(left: Path) -> None:
-    """Removes a folder or a file, if nobody else has."""
-    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _damage(stream: Stream, part: str, commit: dict) -> Iterator[Damage]:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import shutil
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import ContainsGroupError
 
+from ..places import NOT_THERE, begin_folder, is_remote, locate, publish, remove, write_text, zarr_store
 from .schema import (
     FORMAT,
     Failure,
@@ -34,7 +34,6 @@ from .schema import (
     row_arrays,
     sealed,
     write_json,
-    write_text,
 )
 
 # Inner chunks are the unit of reading. About 1 MiB is what Zarr advises; a clip's rows lie in one or two of them.
@@ -68,17 +67,18 @@ def create_store(path: str | os.PathLike[str]) -> Path:
     Raises:
         StoreError: if something else is there, or the store was written by a later amex.
     """
-    path = Path(path)
-    if (path / "zarr.json").is_file():
+    path = locate(path)
+    with contextlib.suppress(*NOT_THERE):
         check_store(path)
         return path
     foreign = path.exists() and (not path.is_dir() or any(e for e in path.iterdir() if not e.name.startswith("zarr.")))
     if foreign and not (path / "zarr.json").is_file():  # which another run may have made this moment
         raise StoreError(f"{path} exists and is not an amex store; choose another --store")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_remote(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        zarr.create_group(path, attributes={"amex": {"format": FORMAT, "created": created}})
+        zarr.create_group(zarr_store(path), attributes={"amex": {"format": FORMAT, "created": created}})
     except ContainsGroupError:  # another run was as quick
         check_store(path)
     return path
@@ -99,8 +99,9 @@ def declare_stream(store: Path, stream: str, spec: dict[str, Any], provenance: d
     if not path.exists():
         for group in (store / stream, store / stream / "parts"):
             with contextlib.suppress(ContainsGroupError):
-                zarr.create_group(group)
-        (store / stream / "commits").mkdir(exist_ok=True)
+                zarr.create_group(zarr_store(group))
+        if not is_remote(store):
+            (store / stream / "commits").mkdir(exist_ok=True)
         write_json(path, {"format": FORMAT, "fingerprint": mark, "spec": spec, "provenance": provenance}, once=True)
     there = read_spec(path)
     if there["fingerprint"] != mark:
@@ -138,21 +139,18 @@ def write_part(
         return read_commit(committed)
     if not (store / stream / "spec.json").exists():
         raise StoreError(f"the store {store} is gone")
-    begun = parts / f"{part}.{uuid.uuid4().hex[:12]}.partial"
     try:
-        arrays = part_arrays(spec, clips)
-        # To Zarr a store of its own: inside of one it writes all parents of a group anew, and a kill leaves halves.
-        zarr.create_group(begun)
-        for name, array in arrays.items():
-            _write_array(begun, name, array)
-        files = digests(begun)
-        folder = parts / f"{part}.{fingerprint(files)[:12]}"
-        if folder.exists() and digests(folder) != files:  # of an interrupted run, and damaged since
-            shutil.rmtree(folder)
-        if folder.exists():
-            shutil.rmtree(begun)
-        else:
-            begun.rename(folder)
+        with begin_folder(parts, f"{part}.{uuid.uuid4().hex[:12]}.partial") as begun:
+            arrays = part_arrays(spec, clips)
+            # To Zarr a store of its own: inside of one it writes all parents of a group anew, and a kill leaves halves.
+            zarr.create_group(begun)
+            for name, array in arrays.items():
+                _write_array(begun, name, array)
+            files = digests(begun)
+            folder = parts / f"{part}.{fingerprint(files)[:12]}"
+            if not is_remote(folder) and folder.exists() and digests(folder) != files:  # interrupted, damaged since
+                remove(folder)
+            publish(begun, folder)
         commit = {
             "format": FORMAT,
             "part": part,
@@ -166,7 +164,6 @@ def write_part(
         }
         write_text(committed, sealed(commit), once=True, scratch=parts)
     except Exception:
-        shutil.rmtree(begun, ignore_errors=True)  # a full disk needs the room
         if not committed.exists():
             raise
         # Another writer was faster, and a sweep took away what this one was writing.
@@ -201,7 +198,8 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+            if not is_remote(folder):
+                os.fsync(handle.fileno())
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
         files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": digest}
     return files

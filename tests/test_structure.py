@@ -17,7 +17,7 @@ ALLOWED = {
     "extract": {"features", "manifests"},
     "train": {"features", "manifests"},
 }
-SMALL = {"errors", "console", ""}
+SMALL = {"console", "errors", "places", ""}
 
 
 @pytest.mark.parametrize("package", ALLOWED)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...places import locate
 from ..clip import Clip, ManifestError
 
 
@@ -32,7 +33,7 @@ class Dataset:
         Raises:
             ManifestError: if a file is absent or is not what it should be, or the protocol is unknown.
         """
-        path = Path(annotations)
+        path = locate(annotations)
         if not path.exists():
             raise ManifestError(f"{path} does not exist; --annotations takes {self.help}")
         if protocol is not None and protocol not in self.protocols:

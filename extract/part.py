@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ..features import ClipRows, Failure, is_committed, row_arrays, write_part
+from ..places import PlaceError, on_disk
 from .decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
 from .decoder import End as VideoEnd
 from .objects import ObjectsPlan
@@ -249,7 +250,7 @@ def _prepare(
         return [{} for _ in job.streams]  # the frames of each stream that a later window may need, by key
 
     ring = begin("")
-    for event in decoder.read(job.videos / path, tracks):
+    for event in _events(job.videos, path, tracks, decoder):
         match event:
             case Opened():
                 ring = begin(event.decoder)
@@ -276,6 +277,16 @@ def _prepare(
             case VideoEnd():
                 frames = event.frames
     return frames
+
+
+def _events(root: Path, path: Path, tracks: list[Track], decoder: Decoder) -> Iterator[Any]:
+    """What the decoder says of a video, which is fetched first where it is elsewhere."""
+    try:
+        with on_disk(root, path) as file:
+            yield from decoder.read(file, tracks)
+    except PlaceError as error:
+        for number in range(len(tracks)):
+            yield Failed(number, "find", str(error))
 
 
 def _write(

@@ -14,6 +14,7 @@ import torch
 
 from ..features import Stream, clip_arrays, row_arrays
 from ..manifests import Clip, VideoError, VideoFinder
+from ..places import PlaceError, is_remote, on_disk
 from .captions import PART_CAPTIONS, CaptionsTask, captions_of, plan_captions
 from .check import header
 from .decode import Unreadable
@@ -24,6 +25,8 @@ from .streams import StreamPlan, by_kind
 
 # Durations for an estimate are read from at most so many video files, evenly spread over the manifest.
 ESTIMATE_FILES = 200
+# And at most so many that must be fetched first.
+FETCHED_FILES = 5
 
 
 def states(clip_ids: Iterable[str], stream: Stream | None) -> Counter[str]:
@@ -176,13 +179,14 @@ def estimate(
     captions = [task for task in tasks if isinstance(task, CaptionsTask)]
     video_tasks = [video for task in tasks if isinstance(task, PartTask) for video in task.videos]
     there = [video for video in video_tasks if video.path is not None]
-    sample = there[:: max(1, len(there) // ESTIMATE_FILES)]
+    sample = there[:: max(1, len(there) // (FETCHED_FILES if is_remote(videos) else ESTIMATE_FILES))]
     seconds = 0.0
     rows = Counter({plan.name: 0 for plan in plans})
     for video in sample:
         try:
-            duration, rate = header(videos / video.path)
-        except Unreadable:
+            with on_disk(videos, video.path) as file:
+                duration, rate = header(file)
+        except (Unreadable, PlaceError):
             continue
         for clip in video.clips:
             length = max(0.0, min(clip.end or duration, duration) - (clip.start or 0.0))

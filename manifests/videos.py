@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from ..errors import AmexError
+from ..places import check_answers, is_remote, is_web, locate, reachable
 
 # What ffmpeg's demuxers read and people keep videos in; other files in the folder are not considered.
 EXTENSIONS = frozenset(
@@ -26,12 +27,16 @@ class VideoFinder:
 
     Names are taken as relative paths first. What is not a path is an id, and an id is a file's name without its
     extension, anywhere below the root: ``xHr8X2Wpmno`` finds ``training/226/xHr8X2Wpmno.mkv``. The folder is read once,
-    at the first id, and links in it are followed.
+    at the first id, and links in it are followed. A root may be a prefix in an object store, or an http(s) address; the
+    latter cannot be listed, so names below it are paths, and whether they are there is known when they are fetched.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
-        if not self.root.is_dir():
+        self.root = locate(root)
+        self.listed = not is_web(self.root)
+        if not self.listed:
+            check_answers(self.root)
+        elif not is_remote(self.root) and not self.root.is_dir():
             raise VideoError(f"the videos folder {self.root} does not exist; give it with --videos")
 
     def find(self, video: str) -> Path:
@@ -45,7 +50,7 @@ class VideoFinder:
         parts = PurePosixPath(video.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or "\0" in video:
             raise VideoError(f"the path {video!r} leaves the videos folder {self.root}")
-        if os.path.lexists(self.root / video) and not (self.root / video).is_dir():
+        if not self.listed or self._is_file(video):
             return Path(video)
         found = self._by_id.get(parts.name, [])
         if len(parts.parts) > 1:  # "training/226/abc" names a folder too
@@ -57,8 +62,23 @@ class VideoFinder:
             raise VideoError(f"{len(found)} files could be video {video!r}: {names}; keep one of them")
         return found[0]
 
+    def _is_file(self, video: str) -> bool:
+        if is_remote(self.root):
+            return video in self._keys
+        return os.path.lexists(self.root / video) and not (self.root / video).is_dir()
+
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        """Of an object store: all names below the root."""
+        with reachable(self.root):
+            return frozenset(name[len(self.root.path.rstrip("/")) + 1 :] for name in self.root.fs.find(self.root.path))
+
     def walk(self) -> list[Path]:
         """All video files below the root, relative to it, sorted."""
+        if not self.listed:
+            raise VideoError(f"{self.root} cannot be listed: name the videos in a manifest")
+        if is_remote(self.root):
+            return sorted(Path(name) for name in self._keys if Path(name).suffix.lower() in EXTENSIONS)
         found = []
         for folder, _, names in os.walk(self.root, followlinks=True):
             base = Path(folder).relative_to(self.root)

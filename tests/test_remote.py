@@ -1,0 +1,279 @@
+"""Stores in S3, on a server of its API: commits are one PUT, what is busy is asked again, and errors are one line."""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from conftest import QUICK, amex, extract, write_lines
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from s3fs import S3FileSystem
+from test_extract import R2
+from werkzeug.serving import make_server
+
+from amex.extract.cluster import local
+from amex.features import StoreError, open_store, verify
+from amex.places import S3_OPTIONS, locate, write_text
+
+
+class Server:
+    """S3's API on the loopback, which can be told to fail."""
+
+    def __init__(self) -> None:
+        self.app = DomainDispatcherApplication(create_backend_app)
+        self.trouble: Callable[[dict[str, Any]], int | None] = lambda request: None
+        self.seen: list[tuple[str, str]] = []
+        self.http = make_server("127.0.0.1", 0, self, threaded=True)
+        self.url = f"http://127.0.0.1:{self.http.port}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        self.seen.append((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
+        if status := self.trouble(environ):
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response(f"{status} Trouble", [("Content-Length", "0")])
+            return [b""]
+        return self.app(environ, start_response)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """The server, its address and one's credentials being where programs look for them."""
+    settings = {"ACCESS_KEY_ID": "me", "SECRET_ACCESS_KEY": "mine", "DEFAULT_REGION": "us-east-1"}
+    server = Server()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in {**settings, "ENDPOINT_URL": server.url}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        yield server
+    server.http.shutdown()
+
+
+@pytest.fixture(scope="module")
+def crew(server: Server) -> Iterator[str]:
+    """The address of a scheduler whose worker has the same environment."""
+    with local(1) as crew:
+        yield crew.client.scheduler.address
+
+
+@pytest.fixture
+def s3(server: Server) -> str:
+    """A bucket of its own."""
+    server.trouble = lambda environ: None
+    S3FileSystem.clear_instance_cache()
+    bucket = f"bucket{random.randrange(10**9)}"
+    boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
+
+
+def run(videos: Path | str, store: Path | str, crew: str, *more: Any) -> Any:
+    source = () if "--manifest" in more else ("--dataset", "folder")
+    given = ("--videos", videos, "--store", store, "--cluster", crew, "--device", "cpu", "--part-clips", 1, *QUICK)
+    return amex("extract", *source, *given, *more)
+
+
+def test_a_run_into_s3_makes_the_store_that_it_makes_on_a_disk(clips: Path, tmp_path: Path, crew: str, s3: str) -> None:
+    extract(clips, tmp_path / "s.zarr", crew, "--part-clips", 1)
+    made = run(clips, f"{s3}/a/s.zarr", crew)
+    assert made.exit_code == 0, made.output
+    here, there = open_store(tmp_path / "s.zarr")[R2], open_store(f"{s3}/a/s.zarr")[R2]
+    assert here.fingerprint == there.fingerprint
+    assert list(here) == list(there)
+    assert here.commits.keys() == there.commits.keys()
+    for clip_id in here:
+        assert (here[clip_id].times == there[clip_id].times).all()
+    assert not [damage for damage in verify(there) if damage]
+    again = run(clips, f"{s3}/a/s.zarr", crew)
+    assert again.output.startswith("computed 0 clips")
+    assert amex("features", "verify", f"{s3}/a/s.zarr").output.endswith("is intact\n")
+    assert "4 clips" in amex("features", "info", f"{s3}/a/s.zarr").output
+
+
+def test_a_model_is_trained_from_a_store_in_s3(tmp_path: Path, crew: str, s3: str) -> None:
+    assert amex("manifest", "shapes", "--out", tmp_path, "--clips", 30).exit_code == 0
+    manifest = tmp_path / "manifest.jsonl"
+    stream = ("--manifest", manifest, "--stream", "r2plus1d_tiny")
+    where = ("--store", f"{s3}/s.zarr", "--cluster", crew)
+    made = amex("extract", *stream, "--videos", tmp_path / "videos", *where, "--device", "cpu")
+    assert made.exit_code == 0, made.output
+    # Without memory for the features each sample is read from the store, by processes of their own.
+    small = ("model.text=words", "train.epochs=1", "data.workers=1", "data.memory_gb=0")
+    settings = [word for setting in small for word in ("--set", setting)]
+    trained = amex(
+        "train", "dual_encoding_shapes", *where[:2], "--manifest", manifest, "--work-dir", tmp_path / "w", *settings
+    )
+    assert trained.exit_code == 0, trained.output
+    assert "rsum" in amex("eval", tmp_path / "w" / "best.pth").output
+
+
+def test_what_is_busy_is_asked_again(clips: Path, crew: str, s3: str, server: Server) -> None:
+    """A quarter of all requests is answered with 503 or 500."""
+    chance = random.Random(0)
+    server.trouble = lambda environ: chance.choice([503, 500]) if chance.random() < 0.25 else None
+    made = run(clips, f"{s3}/s.zarr", crew)
+    server.trouble = lambda environ: None
+    assert made.exit_code == 0, made.output
+    stream = open_store(f"{s3}/s.zarr")[R2]
+    assert len(stream) == 4
+    assert not [damage for damage in verify(stream) if damage]
+
+
+def test_what_does_not_answer_in_time_is_asked_again(s3: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(S3_OPTIONS["config_kwargs"], "read_timeout", 1)
+    path = locate(f"{s3}/x.json")
+    write_text(path, "there")
+    server.seen.clear()
+    slow = iter([3.0])
+    server.trouble = lambda environ: time.sleep(next(slow, 0.0))
+    assert path.read_text() == "there"
+    assert len(server.seen) > 1
+
+
+def test_a_commit_is_put_after_all_that_it_speaks_of_and_no_reader_sees_half_a_part(
+    clips: Path, crew: str, s3: str, server: Server
+) -> None:
+    server.seen.clear()
+    done = threading.Event()
+    problems: list[str] = []
+
+    def read() -> None:
+        while not done.wait(0.1):
+            try:
+                stream = open_store(f"{s3}/s.zarr")[R2]
+                problems.extend(f"{clip_id}: no rows" for clip_id in stream if not len(stream[clip_id]))
+            except StoreError as error:
+                if "not an amex store" not in str(error) and "no stream" not in str(error):
+                    problems.append(str(error))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    made = run(clips, f"{s3}/s.zarr", crew)
+    done.set()
+    reader.join()
+    assert made.exit_code == 0, made.output
+    assert problems == []
+    puts = [path for method, path in server.seen if method == "PUT"]
+    for place, path in enumerate(puts):
+        if "/commits/" in path:
+            part = path.rpartition("/")[2].removesuffix(".json")
+            assert any(f"/parts/{part}." in before for before in puts[:place])
+            assert not any(f"/parts/{part}." in after for after in puts[place:])
+
+
+def test_of_two_writers_in_s3_the_first_to_commit_counts(s3: str) -> None:
+    path = locate(f"{s3}/x.json")
+    write_text(path, "first", once=True)
+    write_text(path, "second", once=True)
+    assert path.read_text() == "first"
+    write_text(path, "third")
+    assert path.read_text() == "third"
+
+
+def test_a_damaged_part_in_s3_is_found_and_computed_again_alone(clips: Path, crew: str, s3: str) -> None:
+    assert run(clips, f"{s3}/s.zarr", crew).exit_code == 0
+    part = sorted(open_store(f"{s3}/s.zarr")[R2].commits)[1]
+    (shard,) = locate(f"{s3}/s.zarr").glob(f"{R2}/parts/{part}.*/values/c/0/0")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    found = amex("features", "verify", f"{s3}/s.zarr")
+    assert (found.exit_code, f"{R2}/{part}" in found.output) == (1, True)
+    mended = run(clips, f"{s3}/s.zarr", crew, "--repair")
+    assert f"repaired: {R2}/{part}" in mended.output
+    assert amex("features", "verify", f"{s3}/s.zarr").output.endswith("is intact\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "place", "words"),
+    [(403, "s.zarr", "Forbidden"), (None, "../nowhere-at-all/s.zarr", "nowhere-at-all")],
+)
+def test_what_s3_refuses_is_one_line(
+    status: int | None, place: str, words: str, clips: Path, crew: str, s3: str, server: Server
+) -> None:
+    server.trouble = lambda environ: status
+    store = f"{s3}/{place}" if status else "s3://nowhere-at-all/s.zarr"
+    for refused in (run(clips, store, crew), amex("features", "info", store)):
+        assert refused.exit_code == 1
+        (line,) = refused.output.splitlines()
+        assert line.startswith("Error: ")
+        assert store in line
+        assert words in line
+
+
+def test_without_credentials_s3_is_refused_in_one_line(
+    clips: Path, crew: str, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(f"AWS_{name}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    S3FileSystem.clear_instance_cache()
+    refused = run(clips, f"{s3}/s.zarr", crew)
+    assert refused.exit_code == 1
+    (line,) = refused.output.splitlines()
+    assert "redentials" in line
+
+
+def test_videos_in_s3_are_fetched_one_at_a_time_and_leave_nothing(
+    clips: Path, tmp_path: Path, crew: str, s3: str, server: Server
+) -> None:
+    root = locate(f"{s3}/videos")
+    for path in (path for path in clips.rglob("*") if path.is_file()):
+        (root / path.relative_to(clips).as_posix()).write_bytes(path.read_bytes())
+    before = set(Path(tempfile.gettempdir()).glob("amex-*"))
+    chance = random.Random(0)
+    server.trouble = lambda environ: 503 if chance.random() < 0.2 else None
+    manifest = write_lines(
+        tmp_path / "m.jsonl",
+        {"clip_id": "a", "video": "a.mp4"},
+        {"clip_id": "cut", "video": "a.mp4", "start": 0.2, "end": 0.8},
+        {"clip_id": "d", "video": "d"},  # by its id
+        {"clip_id": "gone", "video": "gone.mp4"},
+        {"clip_id": "out", "video": "../a.mp4"},
+    )
+    made = run(root, tmp_path / "s.zarr", crew, "--manifest", manifest)
+    assert made.exit_code == 3, made.output
+    stream = open_store(tmp_path / "s.zarr")[R2]
+    assert set(stream) == {"a", "cut", "d"}
+    assert {failure.stage for failure in stream.failures.values()} == {"find"}
+    assert stream.failures.keys() == {"gone", "out"}
+    assert set(Path(tempfile.gettempdir()).glob("amex-*")) <= before
+    assert run(clips, tmp_path / "here.zarr", crew).exit_code == 0
+    assert (open_store(tmp_path / "here.zarr")[R2]["a.mp4"].times == stream["a"].times).all()
+
+
+def test_videos_behind_an_address_are_fetched_too(clips: Path, tmp_path: Path, crew: str) -> None:
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=clips)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{http.server_port}"
+    lines = ({"clip_id": name, "video": name} for name in ("a.mp4", "deep/er/d.mkv", "none.mp4"))
+    manifest = write_lines(tmp_path / "m.jsonl", *lines)
+    made = run(address, tmp_path / "s.zarr", crew, "--manifest", manifest)
+    unlisted = run(address, tmp_path / "t.zarr", crew)
+    assert made.exit_code == 3, made.output
+    stream = open_store(tmp_path / "s.zarr")[R2]
+    assert set(stream) == {"a.mp4", "deep/er/d.mkv"}
+    assert stream.failures["none.mp4"].stage == "find"
+    assert stream.failures["none.mp4"].reason == f"no {address}/none.mp4"
+    assert (unlisted.exit_code, "cannot be listed" in unlisted.output) == (1, True)
+    http.shutdown()
+    http.server_close()
+    refused = run(address, tmp_path / "t.zarr", crew, "--manifest", manifest)
+    assert (refused.exit_code, refused.output) == (
+        1,
+        f"Error: {address}/ cannot be reached: [Errno 111] Connection refused\n",
+    )
+
+
+def test_without_the_libraries_s3_needs_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "upath", None)
+    refused = amex("features", "info", "s3://bucket/s.zarr")
+    assert (refused.exit_code, "pip install 'amex[s3]'" in refused.output) == (1, True)

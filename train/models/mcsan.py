@@ -128,10 +128,10 @@ class MCSAN(RetrievalModel):
         found = []
         for level in self.attributes:
             seen, said = videos[f"{level} concepts"], texts[f"{level} concepts"]
-            # The sum of the smaller and of the larger is the sum of both.
-            least = torch.minimum(said.unsqueeze(1), seen.unsqueeze(0)).sum(-1)
+            # Least and most add up to both, and differ by |a - b|, whose sum needs no (texts, videos, concepts).
             both = said.sum(-1).unsqueeze(1) + seen.sum(-1).unsqueeze(0)
-            found.append(least / (both - least).clamp(min=1e-6))
+            apart = torch.cdist(said, seen, p=1)
+            found.append((both - apart) / (both + apart).clamp(min=1e-6))
         return torch.stack(found).mean(0)
 
     def score(self, videos: Embeddings, texts: Embeddings) -> Tensor:

@@ -267,7 +267,7 @@ def long_video(path: Path, minutes: int) -> Path:
     seed = path.with_name("seed.mp4")
     if not seed.exists():
         # Fine noise keeps the bit rate, and with it the file, as large as a camera's.
-        encode(seed, frames=250, fps=25, width=1920, height=1080, options={"preset": "ultrafast", "crf": "12"})
+        encode(seed, frames=250, fps=25, width=1920, height=1080, options={"preset": "ultrafast", "crf": "16"})
     with av.open(str(path), "w") as writer:
         out = None
         for repeat in range(minutes * 6):
@@ -286,10 +286,9 @@ def long_video(path: Path, minutes: int) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("minutes", [10, 120])
-def test_memory_is_bounded_whatever_the_length(minutes: int, tmp_path: Path, decoder: Decoder) -> None:
-    """A 10-minute 1080p video is decoded to its end; of a 2-hour one, enough to see that memory does not grow."""
-    path = long_video(tmp_path / "long.mp4", minutes)
+def test_memory_is_bounded_whatever_the_length(tmp_path: Path, decoder: Decoder) -> None:
+    """Of a 2-hour 1080p video, enough to see that memory does not grow; test_extract reads one of ten minutes."""
+    path = long_video(tmp_path / "long.mp4", 120)
     peak = 0
     stop = threading.Event()
 
@@ -305,12 +304,9 @@ def test_memory_is_bounded_whatever_the_length(minutes: int, tmp_path: Path, dec
     begin = time.monotonic()
     for event in decoder.read(path, [Track(None, None, Sampling(fps=1, frames=16, stride=8))]):
         frames += isinstance(event, Frame)
-        if minutes > 10 and time.monotonic() - begin > 25:
+        if time.monotonic() - begin > 25:
             break
-    else:
-        assert frames == minutes * 60
     stop.set()
     watcher.join()
     assert frames > 60
-    # The process that decodes; the one that encodes is measured with it in test_extract.
     assert peak < 700 << 20

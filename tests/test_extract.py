@@ -352,7 +352,7 @@ def test_a_long_video_stays_under_two_gigabytes_worker_and_decoder_together(tmp_
     options = ["--weights", f"{R2}=random:0", "--set", f"{R2}.fps=2", "--device", "cpu"]
     command = [sys.executable, "-m", "amex.cli", "extract", "--dataset", "folder", "--videos", videos]
     run = subprocess.Popen([*map(str, command), "--store", str(tmp_path / "s.zarr"), *options])
-    peak = 0
+    peak = decoding = 0
     while run.poll() is None:
         total = {}
         for process in psutil.Process(run.pid).children(recursive=True):
@@ -362,8 +362,10 @@ def test_a_long_video_stays_under_two_gigabytes_worker_and_decoder_together(tmp_
                 continue
         workers = [rss for name, rss in total.items() if "spawn_main" in name]
         decoders = [rss for name, rss in total.items() if "amex.extract.decode" in name]
+        decoding = max(decoding, *decoders, 0)
         peak = max(peak, max(workers, default=0) + max(decoders, default=0))
         time.sleep(0.2)
     assert run.returncode == 0
     assert len(open_store(tmp_path / "s.zarr")[R2]["long.mp4"]) == 75  # 600 s at 2 a second, 16 each
     assert 0 < peak < 2 << 30, f"{peak >> 20} MiB"
+    assert 0 < decoding < 700 << 20, f"{decoding >> 20} MiB"

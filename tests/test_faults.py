@@ -23,7 +23,7 @@ import pytest
 from conftest import QUICK, write_lines
 from test_extract import R2
 from test_resume import committed
-from videos import encode
+from videos import one_empty
 
 from amex.features import open_store, verify
 
@@ -40,11 +40,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight videos, one of them empty: a part each."""
-    folder = tmp_path_factory.mktemp("many")
-    for index in range(VIDEOS - 1):
-        encode(folder / f"v{index}.mp4", frames=90, options={"preset": "ultrafast"}, first=index)
-    (folder / "v9.mp4").write_bytes(b"")
-    return folder
+    return one_empty(tmp_path_factory.mktemp("many"), VIDEOS, frames=90)
 
 
 def command(videos: Path, store: Path, *more: Any) -> list[str]:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from conftest import QUICK, amex
 from test_extract import R2, tree
-from videos import encode
+from videos import one_empty
 
 from amex.extract import job
 from amex.extract.cluster import local
@@ -29,11 +29,7 @@ VIDEOS = 10
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten videos, one of them empty: a part each."""
-    folder = tmp_path_factory.mktemp("many")
-    for index in range(VIDEOS - 1):
-        encode(folder / f"v{index}.mp4", frames=90, options={"preset": "ultrafast"}, first=index)
-    (folder / "v9.mp4").write_bytes(b"")
-    return folder
+    return one_empty(tmp_path_factory.mktemp("many"), VIDEOS, frames=90)
 
 
 def start(videos: Path, store: Path, *more: str) -> subprocess.Popen[str]:

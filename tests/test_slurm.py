@@ -15,7 +15,7 @@ import pytest
 import slurm
 from conftest import QUICK, amex
 from test_extract import R2
-from videos import encode
+from videos import one_empty
 
 VIDEOS = 8
 pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(600)]
@@ -31,11 +31,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    for index in range(VIDEOS - 1):
-        encode(folder / f"v{index}.mp4", frames=240, options={"preset": "ultrafast"}, first=index)
-    (folder / "v9.mp4").write_bytes(b"")
-    return folder
+    return one_empty(tmp_path_factory.mktemp("videos"), VIDEOS, frames=240)
 
 
 def command(videos: Path, store: Path, *more: str) -> list[str]:

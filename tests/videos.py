@@ -71,6 +71,14 @@ def encode(
     return path
 
 
+def one_empty(folder: Path, count: int, frames: int) -> Path:
+    """Fills a folder with ``count`` videos; the last is an empty file."""
+    for index in range(count - 1):
+        encode(folder / f"v{index}.mp4", frames=frames, options={"preset": "ultrafast"}, first=index)
+    (folder / "v9.mp4").write_bytes(b"")
+    return folder
+
+
 def remux(source: Path, target: Path, *, cut: float = 0.0, offset: float = 0.0) -> Path:
     """Copies packets without decoding. ``cut`` starts the presentation inside a GOP, as ``ffmpeg -ss T -c copy`` does:
     the packets from the keyframe before it stay, under negative times and an edit list."""

@@ -6,6 +6,7 @@ A file of an object store is written whole or not at all, there is no renaming, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import os
 import shutil
@@ -185,6 +186,7 @@ def on_disk(root: Path, name: Path) -> Iterator[Path]:
 
     Raises:
         PlaceError: if it is not there, or after several attempts cannot be had.
+        AmexError: if this machine has no room for it.
     """
     if not is_remote(root):
         yield root / name
@@ -205,13 +207,15 @@ def on_disk(root: Path, name: Path) -> Iterator[Path]:
         except FileNotFoundError as error:
             raise PlaceError(f"no {remote}") from error
         except Exception as error:  # every kind of file system has its own
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise AmexError(f"{folder} has no room for {remote}: name a larger disk with TMPDIR") from error
             raise PlaceError(f"{remote} cannot be fetched: {first_line(error)}") from error
         yield copy
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether an error may be gone in a moment: not if the file is, or one may not have it."""
-    if isinstance(error, (FileNotFoundError, PermissionError)):
+    """Whether an error may be gone in a moment: not if the file is, one may not have it, or the disk here is full."""
+    if isinstance(error, (FileNotFoundError, PermissionError)) or getattr(error, "errno", None) == errno.ENOSPC:
         return False
     status = getattr(error, "status", 500)
     return status >= 500 or status == 429

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import QUICK, write_lines
 from test_faults import PIPES, SETTINGS, assert_goes_on, assert_whole, command, many, scheduler, wait_until, worker
 from test_resume import committed
+
+from amex.features import open_store
 
 __all__ = ["many"]  # a fixture
 pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(600)]
@@ -53,6 +60,39 @@ def test_a_full_disk_ends_the_run_in_a_line_and_costs_nothing_that_was_there(man
     (disk / "filler").unlink()
     assert_goes_on(many, store)
     assert there <= committed(store)
+
+
+def test_a_disk_without_room_for_a_video_from_elsewhere_ends_the_run_in_a_line(
+    many: Path, disk: Path, tmp_path: Path
+) -> None:
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=many)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    clips = ({"clip_id": path.name, "video": path.name} for path in sorted(many.iterdir()))
+    manifest, store = write_lines(tmp_path / "m.jsonl", *clips), tmp_path / "s.zarr"
+    least = min(path.stat().st_size for path in many.iterdir() if path.stat().st_size)
+    (disk / "filler").write_bytes(b"\0" * (shutil.disk_usage(disk).free - least // 2))
+    own = [
+        "--manifest",
+        manifest,
+        "--videos",
+        f"http://127.0.0.1:{http.server_port}",
+        "--store",
+        store,
+        "--part-clips",
+        1,
+    ]
+    line = [str(word) for word in (sys.executable, "-m", "amex.cli", "extract", *own, "--device", "cpu", *QUICK)]
+    full = subprocess.run(line, env={**SETTINGS, "TMPDIR": str(disk)}, timeout=200, check=False, **PIPES)
+    assert full.returncode == 1, full.stderr
+    assert f"{disk}" in full.stdout + full.stderr
+    assert "name a larger disk with TMPDIR" in full.stdout + full.stderr
+    assert not open_store(store)["r2plus1d_18"].failures
+    (disk / "filler").unlink()
+    roomy = subprocess.run(line, env={**SETTINGS, "TMPDIR": str(disk)}, timeout=200, check=False, **PIPES)
+    http.shutdown()
+    assert roomy.returncode == 3, roomy.stderr
+    assert_whole(store)
 
 
 def test_a_store_that_cannot_be_written_is_refused_in_a_line(many: Path, disk: Path) -> None:

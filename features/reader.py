@@ -126,7 +126,8 @@ class Store(Mapping[str, "Stream"]):
             if not (self.path / name / "spec.json").is_file():
                 there = ", ".join(self) or "none yet"
                 raise StoreError(f"no stream {name!r} in {self.path}; there is {there}")
-            self._streams[name] = Stream(self.path, name)
+            with reachable(self.path):
+                self._streams[name] = Stream(self.path, name)
         return self._streams[name]
 
     def __contains__(self, name: object) -> bool:

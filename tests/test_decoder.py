@@ -267,7 +267,7 @@ def long_video(path: Path, minutes: int) -> Path:
     seed = path.with_name("seed.mp4")
     if not seed.exists():
         # Fine noise keeps the bit rate, and with it the file, as large as a camera's.
-        encode(seed, frames=250, fps=25, width=1920, height=1080, options={"preset": "ultrafast", "crf": "16"})
+        encode(seed, frames=250, fps=25, width=1920, height=1080, options={"preset": "ultrafast", "crf": "12"})
     with av.open(str(path), "w") as writer:
         out = None
         for repeat in range(minutes * 6):

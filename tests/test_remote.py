@@ -91,6 +91,7 @@ def test_a_run_into_s3_makes_the_store_that_it_makes_on_a_disk(clips: Path, tmp_
     assert here.commits.keys() == there.commits.keys()
     for clip_id in here:
         assert (here[clip_id].times == there[clip_id].times).all()
+        assert (here[clip_id].values == there[clip_id].values).all()
     assert not [damage for damage in verify(there) if damage]
     again = run(clips, f"{s3}/a/s.zarr", crew)
     assert again.output.startswith("computed 0 clips")
@@ -205,6 +206,15 @@ def test_what_s3_refuses_is_one_line(
         assert line.startswith("Error: ")
         assert store in line
         assert words in line
+
+
+def test_a_stream_that_s3_refuses_is_one_line(clips: Path, crew: str, s3: str, server: Server) -> None:
+    assert run(clips, f"{s3}/s.zarr", crew).exit_code == 0
+    server.trouble = lambda environ: 403 if "/commits" in environ["PATH_INFO"] else None
+    refused = amex("features", "ls", f"{s3}/s.zarr", R2)
+    assert refused.exit_code == 1
+    (line,) = refused.output.splitlines()
+    assert line == f"Error: {s3}/s.zarr cannot be read or written: Forbidden"
 
 
 def test_without_credentials_s3_is_refused_in_one_line(

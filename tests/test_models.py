@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from amex.train.losses import Contrastive, ModalityClassifier, hinge
+from amex.train.losses import Contrastive, ModalityClassifier, Ranking, hinge
 from amex.train.models import build_model
 from amex.train.models.relation import edge_geometry, node_geometry
 from amex.train.options import AMENet as Options
@@ -203,6 +203,33 @@ def test_clips_with_one_caption_are_no_negatives_unless_asked_for() -> None:
         model = build_model(Options(**SMALL, adversarial="off", same_caption=same), INPUTS)
         loss = model.loss(made)
         assert (sum(x.item() for x in loss.values()) == 0) is expected
+
+
+@pytest.mark.parametrize(
+    ("same", "ranking", "expected"),
+    [
+        # Pairs 0 and 1 are two captions of one clip; 1 and 2 share a caption. The hardest of each row are 0.1, 0.3
+        # and 0.2 over, of each column 0, 0.3 and 0.2: means of 0.6 / 3 and 0.5 / 3.
+        ("negative", "hinge", 1.1 / 3),
+        # Only 0 and 2 are left to be compared, and they are far apart.
+        ("ignored", "hinge", 0.0),
+        ("negative", "contrastive", None),
+        ("ignored", "contrastive", None),
+    ],
+)
+def test_same_caption_negative_leaves_only_the_diagonal_positive_as_in_hgr(
+    same: str, ranking: str, expected: float | None
+) -> None:
+    scores = torch.tensor([[0.9, 0.8, 0.3], [0.5, 0.7, 0.8], [0.4, 0.8, 0.8]], dtype=torch.float64)
+    pairs = {"clip": torch.tensor([4, 4, 7]), "caption": torch.tensor([0, 1, 1])}
+    loss = Ranking(Options(**SMALL, same_caption=same, ranking=ranking, negatives="hardest"))(scores, pairs).item()
+    if expected is None:  # CLIP's cross-entropy, temperature 0.05, over all pairs or over 0 and 2 alone
+        kept = [[0, 1, 2]] * 3 if same == "negative" else [[0, 2], [1], [0, 2]]
+        logits = (20 * scores).numpy()
+        rows = [np.log(np.exp(logits[i, kept[i]]).sum()) - logits[i, i] for i in range(3)]
+        columns = [np.log(np.exp(logits[kept[i], i]).sum()) - logits[i, i] for i in range(3)]
+        expected = float(np.mean(rows) + np.mean(columns)) / 2
+    assert loss == pytest.approx(expected, abs=1e-6)
 
 
 def spaces(seed: int, size: int = 64) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad, relu
 
-from .options import Ranked
+from .options import Ranked, SameCaption
 
 Negatives = Literal["hardest", "all"]
 Adversarial = Literal["off", "reversal", "alternating"]
@@ -74,6 +74,22 @@ def hinge(scores: Tensor, margin: float, negatives: Negatives, excused: Tensor |
     return by_row.sum(1).mean() + by_column.sum(0).mean()
 
 
+def shared_pairs(batch: dict[str, Any], same_caption: SameCaption) -> Tensor:
+    """(B, B) bool, over the pairs of all processes: those off the diagonal that are no negatives.
+
+    ``ignored``: pairs of the same clip, and pairs with the same caption. ``negative``: none.
+
+    Args:
+        batch: this process's, with ``clip`` and ``caption``: for each pair numbers that are equal where the clips or
+            the captions are.
+    """
+    clip, caption = gather(batch["clip"]), gather(batch["caption"])
+    if same_caption == "negative":
+        return torch.zeros(len(clip), len(clip), dtype=torch.bool, device=clip.device)
+    shared = (clip.unsqueeze(0) == clip.unsqueeze(1)) | (caption.unsqueeze(0) == caption.unsqueeze(1))
+    return shared.fill_diagonal_(False)
+
+
 class Contrastive(nn.Module):
     """The symmetric cross-entropy of CLIP (Radford et al., ICML 2021) over a batch; its temperature is learned."""
 
@@ -101,13 +117,9 @@ class Ranking(nn.Module):
         """Of the scores of all processes' pairs.
 
         Args:
-            batch: this process's, with ``clip`` and ``caption``: for each pair numbers that are equal where the clips
-                or the captions are. Such pairs are no negatives.
+            batch: this process's, as of ``shared_pairs``.
         """
-        clip, caption = gather(batch["clip"]), gather(batch["caption"])
-        excused = clip.unsqueeze(0) == clip.unsqueeze(1)
-        if self.options.same_caption == "ignored":
-            excused = excused | (caption.unsqueeze(0) == caption.unsqueeze(1))
+        excused = shared_pairs(batch, self.options.same_caption)
         if self.contrast is not None:
             return self.contrast(scores.float(), excused)
         return hinge(scores.float(), self.options.margin, self.options.negatives, excused)

@@ -18,6 +18,13 @@ class Section(BaseModel):
 # YAML, which reads --set, and people write off for what is called off here.
 Off = BeforeValidator(lambda value: "off" if value is False else value)
 
+# What pairs of a batch are that have their clip or their caption in common.
+SameCaption = Literal["ignored", "negative"]
+SAME_CAPTION = (
+    "pairs of one clip, or with one caption: ignored: they are no negatives of each other; negative: they are, like "
+    "every other pair of the batch, as in HGR"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -130,9 +137,7 @@ class Ranked(Section):
         "hardest", description="of the hinge: the hardest in the batch, or the sum over all"
     )
     temperature: float = Field(0.05, gt=0, description="of the cross-entropy, to begin with; it is learned")
-    same_caption: Literal["ignored", "negative"] = Field(
-        "ignored", description="what clips with one caption are to each other in a batch"
-    )
+    same_caption: SameCaption = Field("ignored", description=SAME_CAPTION)
 
 
 class ObjectGraph(Section):
@@ -354,9 +359,7 @@ class HCMI(ModelOptions, ObjectGraph):
     enhancement: float = Field(1.0, ge=0, description="mu, weight of the loss of the most confusing pairs; 0: off")
     margin: float = Field(0.2, ge=0, description="theta, of that loss, in cosines")
     temperature: float = Field(0.05, gt=0, description="of the cross-entropy, to begin with; it is learned")
-    same_caption: Literal["ignored", "negative"] = Field(
-        "ignored", description="what clips with one caption are to each other in a batch"
-    )
+    same_caption: SameCaption = Field("ignored", description=SAME_CAPTION)
 
     @property
     def tower(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize, relu
 
 from ...errors import AmexError
-from ..losses import gather, gather_all
+from ..losses import gather, gather_all, shared_pairs
 from ..options import HCMI as Options
 from ..options import Inputs
 from ..towers import build_tower, load_tower, tower_features
@@ -126,11 +126,8 @@ class HCMI(RetrievalModel):
         options = self.options
         videos = gather_all(self.encode_videos(batch["video"]))
         texts = gather_all(self.encode_texts(batch["text"]))
-        clip, caption = gather(batch["clip"]), gather(batch["caption"])
-        own = torch.eye(len(clip), dtype=torch.bool, device=clip.device)
-        excused = (clip.unsqueeze(0) == clip.unsqueeze(1)) & ~own
-        if options.same_caption == "ignored":
-            excused = excused | ((caption.unsqueeze(0) == caption.unsqueeze(1)) & ~own)
+        excused = shared_pairs(batch, options.same_caption)
+        own = torch.eye(len(excused), dtype=torch.bool, device=excused.device)
         positives, found = own, {}
         if options.denoise != "off":
             with torch.no_grad():

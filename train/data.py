@@ -160,8 +160,10 @@ class Split(Dataset):
 
     Attributes:
         clips: in manifest order, those that have captions or not.
-        captions: every different caption once.
-        pairs: (clip, caption) by index, for every caption of every clip.
+        captions: every different caption once: features are kept by caption.
+        queries: by clip all of its captions by index; one that it repeats verbatim is there each time.
+        own: by clip its different captions by index.
+        pairs: (clip, caption) by index, for every different caption of every clip: what is trained on.
     """
 
     def __init__(
@@ -170,7 +172,8 @@ class Split(Dataset):
         self.clips, self.options, self.data, self.text, self.seed = list(clips), options, data, text, seed
         self.captions = list(dict.fromkeys(caption for clip in clips for caption in clip.captions))
         number = {caption: index for index, caption in enumerate(self.captions)}
-        self.own = [[number[caption] for caption in dict.fromkeys(clip.captions)] for clip in clips]
+        self.queries = [[number[caption] for caption in clip.captions] for clip in clips]
+        self.own = [list(dict.fromkeys(queries)) for queries in self.queries]
         self.pairs = [(clip, caption) for clip, own in enumerate(self.own) for caption in own]
         self.with_captions = [index for index, own in enumerate(self.own) if own]
         wanted = [(store[name], [clip.clip_id for clip in clips]) for name in options.video_streams]

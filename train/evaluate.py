@@ -89,15 +89,15 @@ def truth_of(split: Split, *, merged: bool = False) -> tuple[Truth, list[int]]:
     """What belongs together in a split, and for every query which of the split's captions it is.
 
     Args:
-        merged: equal captions of several clips are one query that any of these clips answers, as HGR counts. Otherwise
-            each clip's caption is a query of its own, answered by that clip alone.
+        merged: equal captions, of one clip or of several, are one query that any of these clips answers, as HGR counts.
+            Otherwise every caption of every clip is a query of its own, answered by that clip alone.
     """
     if merged:
         return Truth(captions=split.own, queries=len(split.captions)), list(range(len(split.captions)))
     captions, asked = [], []
-    for own in split.own:
-        captions.append(list(range(len(asked), len(asked) + len(own))))
-        asked += own
+    for queries in split.queries:
+        captions.append(list(range(len(asked), len(asked) + len(queries))))
+        asked += queries
     return Truth(captions=captions, queries=len(asked)), asked
 
 
@@ -150,11 +150,11 @@ def swapped_pairs(
     won, asked = 0.0, 0
     for index, clip in enumerate(split.clips):
         twin = number.get(str(clip.extras.get("swapped", "")))
-        if twin is None or not split.own[index]:
+        if twin is None or not split.queries[index]:
             continue
         chosen = {name: x[[index, twin]] for name, x in videos.items()}
         with torch.inference_mode():
-            scores = model.score(chosen, {name: x[split.own[index]] for name, x in texts.items()})
+            scores = model.score(chosen, {name: x[split.queries[index]] for name, x in texts.items()})
         won += float((scores[:, 0] > scores[:, 1]).sum() + 0.5 * (scores[:, 0] == scores[:, 1]).sum())
         asked += len(scores)
     return {"accuracy": 100 * won / asked, "queries": asked} if asked else None

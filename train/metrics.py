@@ -117,7 +117,7 @@ def dual_softmax(scores: Scores, text_to_video: bool, temperature: float = 0.01)
 def positions(scores: Scores, truth: Sequence[Sequence[int]], ties: Ties, *, text_to_video: bool) -> list[np.ndarray]:
     """For every query that has a positive: the positions (from 1, ascending) of its positives in the gallery.
 
-    With ``c4c`` instead: an entry for each position tied with the best positive.
+    With ``c4c`` instead: an entry for each position that the best positive shares with items that are no positives.
     """
     found: list[np.ndarray] = []
     for begin, block in scores.rows(text_to_video):
@@ -147,7 +147,9 @@ def _positions(block: Tensor, own: list[Sequence[int]], ties: Ties) -> list[np.n
         ahead, tied = ahead[: len(positives)], tied[: len(positives)]
         if ties == "c4c":
             best = ahead.argmin()
-            found.append(ahead[best] + 1.0 + np.arange(tied[best]))
+            # Positives tied with the best one, such as a caption that is repeated, are no competitors of it.
+            others = tied[best] - np.count_nonzero(ahead == ahead[best])
+            found.append(ahead[best] + 1.0 + np.arange(others + 1))
             continue
         # The j-th of p positives among e tied items is expected at place j * (e + 1) / (p + 1) of them.
         order = np.argsort(ahead, kind="stable")

@@ -79,13 +79,22 @@ class BuildCommand(click.Command):
 @click.argument("dataset")
 @click.option("--annotations", required=True, type=click.Path(path_type=Path), help="See below.")
 @click.option("--protocol", help="Which published split, where there are several; the first one listed otherwise.")
+@click.option(
+    "--val",
+    "share",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(0, 50),
+    help="Where the protocol has train and test alone: percent of train's videos that become val, which chooses the "
+    "checkpoint. 0 trains on all of train.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The manifest to write, JSON lines.")
-def manifest_build(dataset: str, annotations: Path, protocol: str | None, out: Path) -> None:
+def manifest_build(dataset: str, annotations: Path, protocol: str | None, share: float, out: Path) -> None:
     """Write the manifest of DATASET from its annotation files."""
     from .manifests import dataset as named
     from .manifests import write_manifest
 
-    clips = named(dataset).clips(annotations, protocol)
+    clips = named(dataset).clips(annotations, protocol, val=share / 100)
     write_manifest(clips, out)
     click.echo(f"{out}: {summarise(clips)}")
     without = sum(not clip.captions for clip in clips)
@@ -198,7 +207,10 @@ def summarise(clips: list) -> str:
         splits[clip.split or "no split"] = splits.get(clip.split or "no split", 0) + 1
     counts = ", ".join(f"{count:,} {name}" for name, count in splits.items())
     videos = len({clip.video for clip in clips})
-    return f"{len(clips):,} clips of {videos:,} videos ({counts}), {sum(len(c.captions) for c in clips):,} captions"
+    captions = sum(len(clip.captions) for clip in clips)
+    carved = {str(clip.extras["carved"]): clip.split for clip in clips if "carved" in clip.extras}
+    made = "".join(f"; {split} is carved from train: {how}" for how, split in carved.items())
+    return f"{len(clips):,} clips of {videos:,} videos ({counts}), {captions:,} captions{made}"
 
 
 if __name__ == "__main__":

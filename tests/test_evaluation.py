@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import amex
 
 from amex.features import ClipRows, Failure, Store, create_store, declare_stream, open_store, write_part
-from amex.manifests import Clip
-from amex.train.config import Config, load_config
-from amex.train.data import Split, inputs, make_text
+from amex.manifests import Clip, read_manifest
+from amex.train.config import Config, Data, load_config
+from amex.train.data import DataError, Split, choose_clips, inputs, make_text
 from amex.train.evaluate import evaluate_split, truth_of
 from amex.train.metrics import Scores, Truth, evaluate
 from amex.train.models import build_model
@@ -82,3 +84,60 @@ def test_msvds_test_split_has_27763_queries(real_data: Path, tmp_path: Path) -> 
     truth, asked = truth_of(split)
     assert (truth.queries, len(asked), len(truth.captions)) == (27_763, 27_763, 670)
     assert truth_of(split, merged=True)[0].queries == 22_285
+
+
+def splits_of(**videos: str) -> list[Clip]:
+    """Clips by split; a letter is the video of one."""
+    return [
+        Clip(clip_id=f"{split}{place}", video=video, split=split)
+        for split, named in videos.items()
+        for place, video in enumerate(named.split())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("videos", "data", "words"),
+    [
+        ({"train": "a b", "val": "c", "test": "d e"}, {}, None),
+        ({"train": "a b", "val": "a", "test": "d"}, {}, "data.val=val shares 1 video ('a')"),
+        ({"train": "a b", "val": "c", "test": "a.mp4 b.mkv"}, {}, "the test split shares 2 videos ('a', ...)"),
+        ({"train": "a b", "val": "c", "test": "a"}, {"select_on_test": True}, "data.allow_overlap=true"),
+        ({"train": "a b", "val": "c", "test": "a"}, {"allow_overlap": True}, None),
+        ({"train": "a b", "val": "c", "test": "c"}, {"allow_overlap": True}, "data.select_on_test=true"),
+        ({"train": "a b", "val": "c", "test": "c"}, {"select_on_test": True}, None),
+        ({"train": "a b", "dev": "c", "test": "d"}, {"val": "all"}, "data.val=all and the test split share 1 clip"),
+        ({"train": "a b", "test": "d"}, {"val": "test"}, "data.val=test and the test split share 1 clip ('test0')"),
+        ({"learn": "a", "dev": "c"}, {"train": "learn", "val": "dev"}, None),
+        ({"learn": "a", "dev": "c"}, {"train": "learn", "val": "learn"}, "data.val=learn shares 1 clip ('learn0')"),
+    ],
+)
+def test_no_clip_and_no_video_trains_or_selects_where_it_is_evaluated(
+    videos: dict[str, str], data: dict[str, Any], words: str | None
+) -> None:
+    clips = splits_of(**videos)
+    if words is None:
+        train, val = choose_clips(clips, Data(**data), "m.jsonl")
+        assert train
+        assert val
+        return
+    with pytest.raises(DataError) as refused:
+        choose_clips(clips, Data(**data), "m.jsonl")
+    assert words in str(refused.value)
+
+
+def test_youcook2_is_built_trained_and_tested_as_the_readme_says(tmp_path: Path) -> None:
+    steps = [
+        {"segment": [5 * i, 5 * i + 4], "id": i, "sentence": f"{word} it"} for i, word in enumerate(("cut", "fry"))
+    ]
+    videos = {f"v{i}": {"subset": "training" if i < 9 else "validation", "annotations": steps} for i in range(12)}
+    (tmp_path / "a.json").write_text(json.dumps({"database": videos}))
+    manifest, store, run = tmp_path / "yc2.jsonl", tmp_path / "yc2.zarr", tmp_path / "run"
+    built = amex("manifest", "build", "youcook2", "--annotations", tmp_path / "a.json", "--out", manifest)
+    assert built.exit_code == 0, built.output
+    add_stream(store, "motion", {clip.clip_id: 2 for clip in read_manifest(manifest)})
+    settings = [word for setting in (*TINY, "train.epochs=1") for word in ("--set", setting)]
+    given = ("--store", store, "--manifest", manifest, "--work-dir", run)
+    trained = amex("train", "global", *given, *settings)
+    assert trained.exit_code == 0, trained.output
+    tested = json.loads(amex("eval", run, "--split", "test", "--json").stdout)
+    assert (tested["split"], tested["clips"]) == ("test", 6)

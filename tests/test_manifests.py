@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from amex.manifests import (
     scan_manifest,
     write_manifest,
 )
+from amex.manifests.datasets.base import carve
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 seconds = st.floats(0, 1e5, allow_nan=False)
@@ -134,7 +136,7 @@ def test_youcook2_steps_become_clips(tmp_path: Path) -> None:
     database = {"abc": {"subset": "validation", "annotations": [step]}, "t": {"subset": "testing"}}
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"database": database}))
-    clip = Clip(clip_id="abc_3", video="abc", start=47.0, end=60.0, split="val", captions=("pick the ends off",))
+    clip = Clip(clip_id="abc_3", video="abc", start=47.0, end=60.0, split="test", captions=("pick the ends off",))
     assert dataset("youcook2").clips(path) == [clip]
     path.write_text("[]")
     with pytest.raises(ManifestError, match="not laid out as expected"):
@@ -170,7 +172,7 @@ def test_msrvtt_protocols_come_from_their_lists(tmp_path: Path) -> None:
     )
     sentences = [{"video_id": "video0", "caption": f"caption {k}"} for k in range(3)]
     (tmp_path / "MSRVTT_data.json").write_text(json.dumps({"sentences": sentences}))
-    clips = dataset("msrvtt").clips(tmp_path)
+    clips = dataset("msrvtt").clips(tmp_path, val=0)
     assert [(clip.clip_id, clip.split, len(clip.captions)) for clip in clips] == [
         ("video0", "train", 3),
         ("video1", "train", 0),
@@ -186,19 +188,69 @@ def splits(clips: list[Clip]) -> dict[str, int]:
     return dict(Counter(clip.split for clip in clips))
 
 
+CARVED = {"carved": "5 % of train's videos, seed 0"}
+
+
+@given(st.lists(st.tuples(words, st.sampled_from(["train", "test"])), min_size=1), st.floats(0.001, 0.5))
+def test_val_is_carved_from_train_by_video_and_depends_on_no_other_video(
+    named: list[tuple[str, str]], share: float
+) -> None:
+    splits_of = dict(named)  # a video has one split
+    clips = [Clip(clip_id=str(i), video=video, split=splits_of[video]) for i, (video, _) in enumerate(named)]
+    carved = carve(clips, share)
+    assert [clip.clip_id for clip in carved] == [clip.clip_id for clip in clips]
+    assert [clip for clip in carved if clip.split == "test"] == [clip for clip in clips if clip.split == "test"]
+    val, train = ({clip.video for clip in carved if clip.split == split} for split in ("val", "train"))
+    assert not val & train
+    assert bool(val) is (len(val | train) > 1)
+    fewer = carve([clip for clip in clips if clip.video not in sorted(train)[:1]], share)
+    assert len(val | train) < 3 or {clip.video for clip in fewer if clip.split == "val"} == val
+
+
+def test_a_published_val_is_kept_and_no_other_is_carved(tmp_path: Path) -> None:
+    clips = [
+        Clip(clip_id=f"{split}{i}", video=f"{split}{i}", split=split) for split in ("train", "val") for i in (0, 1)
+    ]
+    assert carve(clips, 0.5) == clips
+    assert carve(clips[:2], 0) == clips[:2]
+    chosen = [clip for clip in carve([replace(clips[0], extras={"x": 1}), clips[1]], 0.05) if clip.split == "val"]
+    assert [clip.extras["carved"] for clip in chosen] == [CARVED["carved"]]
+
+
+def test_building_and_showing_a_manifest_say_what_was_carved(tmp_path: Path) -> None:
+    step = {"segment": [1, 2], "id": 0, "sentence": "stir"}
+    videos = {f"v{i}": {"subset": "training", "annotations": [step, step | {"id": 1}]} for i in range(60)}
+    (tmp_path / "a.json").write_text(json.dumps({"database": videos | {"t": {"subset": "validation"}}}))
+    given = ("manifest", "build", "youcook2", "--annotations", tmp_path / "a.json", "--out", tmp_path / "m.jsonl")
+    assert "val is carved from train: 10 % of train's videos, seed 0" in amex(*given, "--val", "10").output
+    assert "val is carved from train: 5 % of train's videos, seed 0" in amex(*given).output
+    shown = amex("manifest", "show", tmp_path / "m.jsonl").output
+    assert "val is carved from train: 5 % of train's videos, seed 0" in shown
+    kept = [clip for clip in read_manifest(tmp_path / "m.jsonl") if clip.split == "val"]
+    assert kept
+    assert all(clip.extras == CARVED for clip in kept)
+    assert "carved" not in amex(*given, "--val", "0").output
+    assert splits(read_manifest(tmp_path / "m.jsonl")) == {"train": 120}
+
+
 def test_real_annotations_give_the_published_counts(real_data: Path) -> None:
     cooking = real_data / "annotations" / "youcook2"
     official = dataset("youcook2").clips(cooking / "youcookii_annotations_trainval.json")
-    assert splits(official) == {"train": 10_337, "val": 3_492}
+    assert splits(official) == {"train": 9_796, "val": 541, "test": 3_492}
+    assert 9_796 + 541 == 10_337
     assert len({clip.clip_id for clip in official}) == 13_829
+    videos = {split: {clip.video for clip in official if clip.split == split} for split in ("train", "val", "test")}
+    assert {split: len(named) for split, named in videos.items()} == {"train": 1_261, "val": 72, "test": 457}
+    whole = dataset("youcook2").clips(cooking / "youcookii_annotations_trainval.json", val=0)
+    assert splits(whole) == {"train": 10_337, "test": 3_492}
     howto = dataset("youcook2").clips(cooking / "validation_youcook.csv")
-    assert splits(howto) == {"val": 3_350}
+    assert splits(howto) == {"test": 3_350}
     assert len({clip.clip_id for clip in howto}) == 3_350
     msrvtt = real_data / "annotations" / "msrvtt"
     counts = {name: splits(dataset("msrvtt").clips(msrvtt, name)) for name in ("1k-A", "7k", "full", "1k-B")}
     assert counts == {
-        "1k-A": {"train": 9_000, "test": 1_000},
-        "7k": {"train": 7_010, "test": 1_000},
+        "1k-A": {"train": 9_000 - 472, "val": 472, "test": 1_000},
+        "7k": {"train": 7_010 - 366, "val": 366, "test": 1_000},
         "full": {"train": 6_513, "val": 497, "test": 2_990},
-        "1k-B": {"train": 6_656, "test": 1_000},
+        "1k-B": {"train": 6_656 - 346, "val": 346, "test": 1_000},
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from ..errors import AmexError
 from ..features import Batch, Store, Stream, row_arrays
 from ..manifests import Clip
+from ..manifests.videos import EXTENSIONS
 from .concepts import Concepts
 from .config import Config, Data
 from .options import Inputs, ModelOptions
@@ -93,6 +94,49 @@ def of_split(clips: Sequence[Clip], split: str, source: str) -> list[Clip]:
         there = sorted({clip.split or "(no split)" for clip in clips})
         raise DataError(f"{source} has no clip of split {split!r}; it has {', '.join(there) or 'no clip at all'}")
     return chosen
+
+
+def choose_clips(clips: Sequence[Clip], data: Data, source: str) -> tuple[list[Clip], list[Clip]]:
+    """The clips to train on, and those to choose the checkpoint on.
+
+    Raises:
+        DataError: if a split is not there; or if two of training, selection and the test split share clips or videos,
+            unless the options allow it. Names of splits do not matter, the clips do.
+    """
+    train, val = of_split(clips, data.train, source), of_split(clips, data.val, source)
+    test = [clip for clip in clips if clip.split == "test"]
+    problems = []
+    if not data.select_on_test and (shared := _shared(val, test)):
+        problems.append(
+            f"data.val={data.val} and the test split share {shared}, so test clips would choose the checkpoint; if you "
+            "mean it: --set data.select_on_test=true"
+        )
+    evaluated = [] if data.allow_overlap else [(f"data.val={data.val}", val), ("the test split", test)]
+    if overlaps := [f"{name} shares {shared}" for name, others in evaluated if (shared := _shared(train, others))]:
+        problems.append(
+            f"data.train={data.train} would be evaluated on what it learns from: {', '.join(overlaps)}; if you mean "
+            "it: --set data.allow_overlap=true"
+        )
+    if problems:
+        raise DataError(f"{source}: {'; '.join(problems)}")
+    return train, val
+
+
+def _shared(some: Sequence[Clip], others: Sequence[Clip]) -> str:
+    """What two lists of clips have in common: clips, or else videos; empty if nothing."""
+    for what, key in (("clip", lambda clip: clip.clip_id), ("video", _video)):
+        both = {key(clip) for clip in some} & {key(clip) for clip in others}
+        if both:
+            return (
+                f"{len(both):,} {what}{'s' if len(both) > 1 else ''} ({min(both)!r}{', ...' if len(both) > 1 else ''})"
+            )
+    return ""
+
+
+def _video(clip: Clip) -> str:
+    """A clip's video without the extension, which a manifest may leave out."""
+    path = PurePosixPath(clip.video)
+    return str(path.with_suffix("") if path.suffix.lower() in EXTENSIONS else path)
 
 
 class Table:

@@ -27,7 +27,7 @@ from ..features.schema import write_json
 from ..manifests import read_manifest
 from .checkpoint import describe, read_checkpoint
 from .config import Config, Train
-from .data import EpochSampler, Split, choose_streams, collate, fingerprints, inputs, make_text, of_split
+from .data import EpochSampler, Split, choose_clips, choose_streams, collate, fingerprints, inputs, make_text
 from .evaluate import parameters
 from .hooks import Bar, Keep, Reproducible, RetrievalLoop
 from .models import RetrievalModel, build_model
@@ -58,8 +58,7 @@ def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: 
     rank, world = _processes()
     opened, clips = open_store(store), read_manifest(manifest)
     config = config.model_copy(update={"model": choose_streams(config.model, opened)})
-    train_clips = of_split(clips, config.data.train, str(manifest))
-    val_clips = of_split(clips, config.data.val, str(manifest))
+    train_clips, val_clips = choose_clips(clips, config.data, str(manifest))
     text = make_text(opened, config, train_clips, manifest)
     seed = config.train.seed
     train = Split(opened, train_clips, config.model, config.data, text, seed=seed)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...places import locate
 from ..clip import Clip, ManifestError
+
+# Of the videos of train, where a published protocol names no clips to choose a checkpoint on.
+VAL_SHARE = 0.05
+VAL_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +32,11 @@ class Dataset:
     build: Callable[[Path, str], Iterable[Clip]]
     protocols: tuple[str, ...] = ()
 
-    def clips(self, annotations: str | Path, protocol: str | None = None) -> list[Clip]:
+    def clips(self, annotations: str | Path, protocol: str | None = None, *, val: float = VAL_SHARE) -> list[Clip]:
         """The clips of this data set.
+
+        Args:
+            val: where the protocol has train and test alone, this share of train's videos becomes ``val``; 0: none.
 
         Raises:
             ManifestError: if a file is absent or is not what it should be, or the protocol is unknown.
@@ -41,11 +49,35 @@ class Dataset:
             raise ManifestError(f"unknown protocol {protocol!r}; choose from {choices}")
         chosen = protocol or (self.protocols[0] if self.protocols else "")
         try:
-            return list(self.build(path, chosen))
+            return carve(list(self.build(path, chosen)), val)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ManifestError(
                 f"{path} is not laid out as expected ({type(error).__name__}: {error}); --annotations takes {self.help}"
             ) from error
+
+
+def carve(clips: Sequence[Clip], share: float, seed: int = VAL_SEED) -> list[Clip]:
+    """The clips, with those of about ``share`` of train's videos moved to ``val``; unchanged where there is a val.
+
+    A video's clips stay together. The draw is a hash of seed and video id, so that it depends on no other video; at
+    least one is drawn. Extras say under ``carved`` that a clip was moved, and how.
+    """
+    draws = {clip.video: _draw(clip.video, seed) for clip in clips if clip.split == "train"}
+    if share == 0 or len(draws) < 2 or any(clip.split == "val" for clip in clips):
+        return list(clips)
+    chosen = {video for video, draw in draws.items() if draw < share} or {min(draws, key=draws.__getitem__)}
+    carved = {"carved": f"{100 * share:g} % of train's videos, seed {seed}"}
+    return [
+        replace(clip, split="val", extras={**clip.extras, **carved})
+        if clip.split == "train" and clip.video in chosen
+        else clip
+        for clip in clips
+    ]
+
+
+def _draw(video: str, seed: int) -> float:
+    """A number in [0, 1) that only depends on the two."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {video}".encode()).digest()[:6]) / 2**48
 
 
 def read_json(path: Path) -> Any:

@@ -21,7 +21,10 @@ CAPTION_FILES = ("MSRVTT_data.json", "train_val_videodatainfo.json", "test_video
 
 
 def build(annotations: Path, protocol: str) -> Iterator[Clip]:
-    """Whole-video clips. Captions are there where a caption file is; extraction needs none."""
+    """Whole-video clips. Captions are there where a caption file is; extraction needs none.
+
+    Only ``full`` has a list for validation.
+    """
     if not annotations.is_dir():
         raise ManifestError(f"{annotations} is not a folder; --annotations takes {DATASET.help}")
     captions: dict[str, list[str]] = {}

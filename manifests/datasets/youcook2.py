@@ -8,11 +8,12 @@ from pathlib import Path
 from ..clip import Clip
 from .base import Dataset, read_csv, read_json
 
-SPLITS = {"training": "train", "validation": "val", "testing": "test"}
+# The videos for testing have no public captions: every published figure is of the clips called validation.
+SPLITS = {"training": "train", "validation": "test", "testing": "testing"}
 
 
 def build(annotations: Path, protocol: str) -> Iterator[Clip]:
-    """Clips of the official JSON (10,337 train and 3,492 val), or of the HowTo100M protocol's CSV (3,350 val).
+    """Clips of the official JSON (10,337 train, 3,492 test), or of the HowTo100M protocol's CSV (3,350 test).
 
     The protocol follows from the file: a ``.csv`` is the HowTo100M evaluation list, whose clips are a subset of the
     official validation set (videos that were still online).
@@ -30,12 +31,12 @@ def build(annotations: Path, protocol: str) -> Iterator[Clip]:
                 video=row["video_id"],
                 start=float(row["start"]),
                 end=float(row["end"]),
-                split="val",
+                split="test",
                 captions=(row["text"],),
             )
         return
     for video, entry in read_json(annotations)["database"].items():
-        for step in entry.get("annotations", ()):  # test videos carry none
+        for step in entry.get("annotations", ()):  # those for testing carry none
             start, end = step["segment"]
             yield Clip(
                 clip_id=f"{video}_{step['id']}",

@@ -5,8 +5,10 @@ amex extract --manifest yc2.jsonl --videos youcook2_videos --store yc2.zarr --st
     --stream frcnn_r50_coco --set frcnn_r50_coco.count=8 --set frcnn_r50_coco.boxes=20 --stream text_bert
 amex train amenet_youcook2 --store yc2.zarr --manifest yc2.jsonl --work-dir W
 
-There are no public test captions: the official validation clips are the test here. A part of the training clips has to
-choose the checkpoint: give some of them the split val in the manifest.
+amex eval W --split test
+
+The official validation clips are the split test: there are no public captions of others. The manifest carves val, which
+chooses the checkpoint, from train: 541 clips of 72 videos, so that 9,796 of the 10,337 are learned from.
 """
 
 model = {

@@ -24,6 +24,11 @@ videos_option = click.option(
     type=click.Path(path_type=Path),
     help="The folder of the videos, for thumbnails; left out, there are none.",
 )
+strict_option = click.option(
+    "--strict",
+    is_flag=True,
+    help="Fail if any clip or caption has no features.  [default: what failed or is empty is left out, with a count]",
+)
 set_option = click.option(
     "--set",
     "settings",
@@ -67,6 +72,7 @@ def configs(name: str | None) -> None:
 @click.option("--work-dir", required=True, type=click.Path(path_type=Path), help="Where checkpoints and logs go.")
 @set_option
 @click.option("--resume", is_flag=True, help="Go on with the run in --work-dir, exactly; begin it if there is none.")
+@strict_option
 @json_option
 def train(
     which: str,
@@ -75,6 +81,7 @@ def train(
     work_dir: Path,
     settings: tuple[str, ...],
     resume: bool,
+    strict: bool,
     as_json: bool,
 ) -> None:
     """Train a model from a store alone.
@@ -89,7 +96,15 @@ def train(
     from .train.fit import fit
 
     config = load_config(which, settings)
-    done = fit(config, store=store, manifest=manifest_path, work_dir=work_dir, resume=resume)
+    done = fit(
+        config,
+        store=store,
+        manifest=manifest_path,
+        work_dir=work_dir,
+        resume=resume,
+        strict=strict,
+        say=lambda line: click.echo(line, err=True),
+    )
     if int(os.environ.get("RANK", "0")):
         return  # of several processes, the first speaks
     if as_json:
@@ -119,6 +134,7 @@ def train(
 )
 @click.option("--merge", "merged", is_flag=True, help="Equal captions are one query, answered by any of their clips.")
 @click.option("--dsl", is_flag=True, help="Also rank after a dual softmax over all queries, in rows of their own.")
+@strict_option
 @click.option("--out", type=click.Path(path_type=Path), help="The JSON to write.  [default: beside the checkpoint]")
 @click.option(
     "--official-hgr",
@@ -142,6 +158,7 @@ def evaluate(
     ties: Any,
     merged: bool,
     dsl: bool,
+    strict: bool,
     out: Path | None,
     official: Path | None,
     scores_out: Path | None,
@@ -157,7 +174,7 @@ def evaluate(
         raise click.UsageError("--scores is for --official-hgr")
     assert path is not None
     used = load(path, store, manifest_path)
-    record = evaluate_checkpoint(used, split, ties=ties, merged=merged, dsl=dsl)
+    record = evaluate_checkpoint(used, split, strict=strict, ties=ties, merged=merged, dsl=dsl)
     show(record, out or used.checkpoint.path.with_name(f"eval-{split}.json"), as_json)
 
 
@@ -188,13 +205,14 @@ def show(record: dict[str, Any], out: Path | None, as_json: bool) -> None:
         click.echo(f"written to {out}")
 
 
-def evaluate_checkpoint(used: Used, split: str, **options: Any) -> dict[str, Any]:
+def evaluate_checkpoint(used: Used, split: str, *, strict: bool = False, **options: Any) -> dict[str, Any]:
     """The figures of a checkpoint on a split, with all that names them."""
-    from .train.data import Split, of_split
+    from .train.data import Split, of_split, refused
     from .train.evaluate import evaluate_split
 
     checkpoint, config = used.checkpoint, used.checkpoint.config
-    data = Split(used.store, of_split(used.clips, split, "the manifest"), config.model, config.data, used.text)
+    clips = of_split(used.clips, split, "the manifest")
+    data = Split(used.store, clips, config.model, config.data, used.text, refuse=refused(strict))
     with encoding(data.clips) as progress:
         result = evaluate_split(checkpoint.model(), data, progress=progress, **options)
     named = {"checkpoint": str(checkpoint.path), "model": config.model.name, "split": split, "clips": len(data.clips)}
@@ -213,8 +231,10 @@ def encoding(clips: Sequence[Any]) -> Iterator[Callable[[int], None]]:
 
 
 def print_figures(record: dict[str, Any]) -> None:
-    """A table of the figures of ``evaluate_checkpoint``."""
+    """A table of the figures of ``evaluate_checkpoint``, with what chance reaches below them."""
     from rich.table import Table
+
+    from .train.coverage import gallery_lines
 
     ways = {
         "text to video": record["text_to_video"],
@@ -229,7 +249,11 @@ def print_figures(record: dict[str, Any]) -> None:
         if figures:
             cells = [f"{figures[name]:.1f}" if name in figures else "" for name in names]
             table.add_row(way, f"{figures['queries']:,}", f"{figures['gallery']:,}", *cells)
+        if chance := record.get("chance", {}).get(way.replace(" ", "_")):
+            table.add_row("  by chance", "", "", *(f"{chance[name]:.1f}" for name in names if name in chance))
     click.echo(f"{record['model']} on split {record['split']}, ties by {record['ties']}{merged}")
+    for line in gallery_lines(record) if "coverage" in record else ():
+        click.echo(line)
     console().print(table)
     click.echo(f"rsum {record['rsum']:.1f}")
     if pairs := record.get("swapped_pairs"):
@@ -329,6 +353,7 @@ def print_ablation(results: dict[str, dict[str, Any]]) -> None:
     help="Encodes a QUERY that is no caption of the store.  [default: minilm or the stream's published model, "
     "whichever the stream was made with]",
 )
+@strict_option
 @click.option("--html", type=click.Path(path_type=Path), help="Also write a self-contained page, with thumbnails.")
 @videos_option
 @json_option
@@ -342,6 +367,7 @@ def search(
     split: str,
     kind: str,
     text_encoder: str | None,
+    strict: bool,
     html: Path | None,
     videos: Path | None,
     as_json: bool,
@@ -362,7 +388,10 @@ def search(
     from .train.search import Searcher
 
     used = load(path, store, manifest_path)
-    searcher = Searcher(used.checkpoint, used.store, of_split(used.clips, split, "the manifest"), used.text, kind=kind)
+    clips = of_split(used.clips, split, "the manifest")
+    searcher = Searcher(used.checkpoint, used.store, clips, used.text, kind=kind, strict=strict)
+    if searcher.coverage.clips_left_out:
+        click.echo(f"searched {searcher.coverage.clip_line}", err=True)
     hits = (
         searcher.clips_for(query, top, text_features(text_encoder))
         if query
@@ -372,7 +401,12 @@ def search(
         from .train.report import write_results
 
         write_results(
-            html, query=query or clip_id or "", hits=hits, checkpoint=path, thumbnail=thumbnails(used.store, videos)
+            html,
+            query=query or clip_id or "",
+            hits=hits,
+            coverage=searcher.coverage,
+            checkpoint=path,
+            thumbnail=thumbnails(used.store, videos),
         )
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(hit) for hit in hits], indent=1))
@@ -393,6 +427,7 @@ def search(
 @store_option
 @manifest_option
 @videos_option
+@strict_option
 def report(
     work_dir: Path,
     split: str,
@@ -400,6 +435,7 @@ def report(
     store: Path | None,
     manifest_path: Path | None,
     videos: Path | None,
+    strict: bool,
 ) -> None:
     """Write one self-contained HTML page about a run: curves, figures, best and worst queries, the configuration."""
     from .train.data import of_split
@@ -409,7 +445,7 @@ def report(
     out = out or work_dir / "report.html"
     chosen = of_split(used.clips, split, "the manifest")
     with encoding(chosen) as progress:
-        write_report(
+        lines = write_report(
             work_dir,
             out,
             checkpoint=used.checkpoint,
@@ -419,7 +455,10 @@ def report(
             split_name=split,
             thumbnail=thumbnails(used.store, videos),
             progress=progress,
+            strict=strict,
         )
+    for line in lines:
+        click.echo(line)
     click.echo(f"{out}: open it in a browser")
 
 

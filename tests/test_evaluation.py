@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import amex
+from click.testing import Result
+from conftest import amex, write_lines
+from hypothesis import given
+from hypothesis import strategies as st
 
-from amex.features import ClipRows, Failure, Store, create_store, declare_stream, open_store, write_part
+from amex.features import ClipRows, Failure, Store, Stream, create_store, declare_stream, open_store, write_part
 from amex.manifests import Clip, read_manifest
 from amex.train.config import Config, Data, load_config
+from amex.train.coverage import FEW_CLIPS, gallery_warning, training_warning
 from amex.train.data import DataError, Split, choose_clips, inputs, make_text
 from amex.train.evaluate import evaluate_split, truth_of
-from amex.train.metrics import Scores, Truth, evaluate
+from amex.train.metrics import Scores, Truth, chance, evaluate
 from amex.train.models import build_model
 
 DIM = 6
@@ -141,3 +148,178 @@ def test_youcook2_is_built_trained_and_tested_as_the_readme_says(tmp_path: Path)
     assert trained.exit_code == 0, trained.output
     tested = json.loads(amex("eval", run, "--split", "test", "--json").stdout)
     assert (tested["split"], tested["clips"]) == ("test", 6)
+
+
+# Of every split one clip failed and one is empty; of the test clips' captions one failed and one has no tokens.
+LACKING = {"c1": "failed", "c2": "empty", "c11": "failed", "c12": "empty", "c21": "failed", "c22": "empty"}
+
+
+@pytest.fixture(scope="module")
+def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store from which some clips and captions are missing, its manifest, and a run on them."""
+    folder = tmp_path_factory.mktemp("partial")
+    lines = [
+        {
+            "clip_id": f"c{i}",
+            "video": f"v{i}",
+            "split": ("train", "val", "test")[i // 10],
+            "captions": [f"thing {i} moves", f"it is number {i}"],
+        }
+        for i in range(30)
+    ]
+    manifest = write_lines(folder / "m.jsonl", *lines)
+    rows = {line["clip_id"]: 0 if LACKING.get(line["clip_id"]) == "empty" else 3 for line in lines}
+    failed = [clip_id for clip_id, state in LACKING.items() if state == "failed"]
+    add_stream(folder / "s.zarr", "motion", {key: n for key, n in rows.items() if key not in failed}, failed)
+    # Captions of clips that are left out need no features.
+    said = [caption for line in lines if line["clip_id"] not in LACKING for caption in line["captions"]]
+    tokens = {caption: 0 if caption == "it is number 24" else 2 for caption in said if caption != "thing 23 moves"}
+    add_stream(folder / "s.zarr", "text", tokens, ["thing 23 moves"], of="captions")
+    done = train(folder, manifest)
+    assert done.exit_code == 0, done.output
+    (folder / "said.txt").write_text(done.output)
+    return folder
+
+
+def train(folder: Path, manifest: Path, *flags: str, work: str = "w") -> Result:
+    chosen = ("model.text=text", "model.dim=8", "data.batch_size=4", "train.epochs=1")
+    settings = [word for setting in chosen for word in ("--set", setting)]
+    given = ("--store", folder / "s.zarr", "--manifest", manifest, "--work-dir", folder / work)
+    return amex("train", "global", *given, *settings, *flags)
+
+
+def test_clips_that_failed_or_are_empty_are_left_out_and_every_figure_says_so(partial: Path, tmp_path: Path) -> None:
+    said = (partial / "said.txt").read_text()
+    assert "train: 8 of 10 clips: 1 failed in motion, 1 empty in motion; 16 of 20 captions: 4 of clips left out" in said
+    assert "val: 8 of 10 clips" in said
+    evaluated = amex("eval", partial / "w")
+    assert evaluated.exit_code == 0, evaluated.output
+    gallery = "gallery 8 of 10 clips: 1 failed in motion, 1 empty in motion"
+    queries = "queries 14 of 20 captions: 1 failed in text, 1 empty in text, 4 of clips left out"
+    assert gallery in evaluated.output
+    assert queries in evaluated.output
+    record = json.loads((partial / "w" / "eval-test.json").read_text())
+    assert record["coverage"] == {
+        "clips": 8,
+        "of_clips": 10,
+        "captions": 14,
+        "of_captions": 20,
+        "clips_left_out": {"failed in motion": 1, "empty in motion": 1},
+        "captions_left_out": {"failed in text": 1, "empty in text": 1, "of clips left out": 4},
+    }
+    assert (record["text_to_video"]["queries"], record["text_to_video"]["gallery"]) == (14, 8)
+    reported = amex("report", partial / "w", "--out", tmp_path / "report.html")
+    assert gallery in reported.output
+    page = " ".join((tmp_path / "report.html").read_text().split())
+    assert gallery.replace("gallery", "Gallery") in page
+    assert queries in page
+    assert "train: 8 of 10 clips: 1 failed in motion" in page
+    found = amex("search", partial / "w", "thing 9 moves", "--split", "test", "-k", "20", "--html", tmp_path / "s.html")
+    assert "searched 8 of 10 clips: 1 failed in motion, 1 empty in motion" in found.output
+    assert "in 8 of 10 clips: 1 failed" in (tmp_path / "s.html").read_text()
+
+
+def test_figures_are_those_of_a_manifest_without_what_is_left_out(partial: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (partial / "m.jsonl").read_text().splitlines()]
+    lost = ("thing 23 moves", "it is number 24")
+    kept = [
+        line | {"captions": [caption for caption in line["captions"] if caption not in lost]}
+        for line in lines
+        if line["clip_id"] not in LACKING
+    ]
+    manifest = write_lines(tmp_path / "kept.jsonl", *kept)
+    ways = ("text_to_video", "video_to_text", "video_to_text_groups", "rsum", "chance")
+    records = [
+        json.loads(amex("eval", partial / "w", "--json", "--out", tmp_path / "e.json", *more).stdout)
+        for more in ((), ("--manifest", manifest))
+    ]
+    assert [records[0][way] for way in ways] == [records[1][way] for way in ways]
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "report", "search"])
+def test_strict_refuses_what_failed_and_what_is_empty(command: str, partial: Path) -> None:
+    if command == "train":
+        result = train(partial, partial / "m.jsonl", "--strict", work="strict")
+    else:
+        result = amex(command, partial / "w", *(["a thing"] if command == "search" else []), "--strict")
+    assert result.exit_code == 1, result.output
+    assert "clips have no rows in stream 'motion', the first 'c" in result.output
+    assert "(decode: it is damaged)" in result.output
+    assert "without --strict" in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "report", "search"])
+def test_what_was_never_extracted_is_an_error_but_to_a_search(command: str, partial: Path, tmp_path: Path) -> None:
+    late = [
+        {"clip_id": f"late {split}", "video": f"late {split}", "split": split, "captions": ["it is number 3"]}
+        for split in ("train", "test")
+    ]
+    manifest = write_lines(tmp_path / "m.jsonl", *(partial / "m.jsonl").read_text().splitlines(), *late)
+    if command == "train":
+        result = train(partial, manifest, work="late")
+    else:
+        more = ("it is number 3", "--split", "test") if command == "search" else ()
+        result = amex(command, partial / "w", *more, "--manifest", manifest)
+    if command == "search":
+        assert result.exit_code == 0, result.output
+        assert (
+            "searched 8 of 11 clips: 1 failed in motion, 1 empty in motion, 1 not extracted in motion" in result.output
+        )
+        return
+    assert result.exit_code == 1
+    assert "1 clip has no rows in stream 'motion', the first 'late t" in result.output
+    assert "amex extract --manifest M --videos V" in result.output
+
+
+def test_rows_of_other_seconds_than_the_manifests_are_refused(partial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = {"c20": (5.0, 6.0), "c23": (None, None), "c24": (None, 2.0)}
+
+    def source(stream: Stream, clip_id: str) -> SimpleNamespace:
+        start, end = records.get(clip_id, (None, None))
+        return SimpleNamespace(recorded=clip_id in records, start=start, end=end)
+
+    monkeypatch.setattr(Stream, "source", source, raising=False)
+    result = amex("eval", partial / "w")
+    assert result.exit_code == 1
+    assert "2 clips of stream 'motion' were extracted under other times" in result.output
+    assert "the first 'c20': run amex extract again" in result.output
+
+
+@given(st.integers(1, 40), st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(any))
+def test_chance_is_what_a_random_order_reaches(gallery: int, positives: list[int]) -> None:
+    truth = [list(range(min(count, gallery))) for count in positives]
+    found = chance(truth, gallery)
+    asked = [len(own) for own in truth if own]
+    for k in (1, 5, 10, 50):
+        missed = [math.comb(gallery - own, min(k, gallery)) / math.comb(gallery, min(k, gallery)) for own in asked]
+        assert found[f"R@{k}"] == pytest.approx(100 * (1 - sum(missed) / len(asked)))
+
+
+def test_a_gallery_and_a_training_set_that_are_too_small_are_called_so(partial: Path, tmp_path: Path) -> None:
+    said = (partial / "said.txt").read_text()
+    assert "warning: 8 clips with captions are too few to train on" in said
+    assert "warning: a gallery of 8 clips is too small" in said
+    lines = [json.loads(line) for line in (partial / "m.jsonl").read_text().splitlines()]
+    alone = write_lines(tmp_path / "alone.jsonl", lines[20] | {"captions": lines[20]["captions"][:1]})
+    result = amex("eval", partial / "w", "--manifest", alone, "--out", tmp_path / "alone.json")
+    words = "a gallery of 1 clip is too small to say much about a model: chance reaches R@10 100"
+    assert f"warning: {words}" in result.output
+    assert "rsum 600.0" in result.output
+    assert re.search(r"by chance +100\.0 +100\.0 +100\.0", result.output)
+    record = json.loads((tmp_path / "alone.json").read_text())
+    assert record["warnings"][0].startswith(words)
+    assert record["chance"]["text_to_video"]["R@1"] == 100
+    reported = amex("report", partial / "w", "--manifest", alone, "--out", tmp_path / "alone.html")
+    assert f"warning: {words}" in reported.output
+    page = (tmp_path / "alone.html").read_text()
+    assert f"Warning: {words}" in page
+    assert "8 clips with captions are too few to train on" in page
+
+
+def test_fifty_clips_are_enough_to_be_spoken_of() -> None:
+    assert not gallery_warning(FEW_CLIPS)
+    assert not training_warning(FEW_CLIPS)
+    assert gallery_warning(FEW_CLIPS - 1)
+    assert training_warning(FEW_CLIPS - 1)
+    assert chance([[0]], FEW_CLIPS)["R@10"] == pytest.approx(20)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..manifests import Clip
 from ..manifests.videos import EXTENSIONS
 from .concepts import Concepts
 from .config import Config, Data
+from .coverage import Coverage
 from .options import Inputs, ModelOptions
 from .rolegraphs import Graphs, graph_tensors
 from .towers import tower_settings, tower_vocabulary
@@ -26,6 +28,16 @@ from .vocabulary import Vocabulary
 
 class DataError(AmexError):
     """The store and the manifest do not hold what a model needs."""
+
+
+# The states of a clip or caption in which a stream has no rows of it, and how a count names them.
+LACKING = {"absent": "not extracted in", "failed": "failed in", "empty": "empty in"}
+NEVER_EXTRACTED = ("absent",)
+
+
+def refused(strict: bool) -> Collection[str]:
+    """The states that are an error: with --strict every clip and caption needs rows."""
+    return LACKING if strict else NEVER_EXTRACTED
 
 
 def kind(stream: Stream) -> str:
@@ -202,8 +214,12 @@ class Text:
 class Split(Dataset):
     """The clips and captions of one split, with their features.
 
+    Args:
+        refuse: as of ``with_features``.
+
     Attributes:
-        clips: in manifest order, those that have captions or not.
+        clips: those that have features, in manifest order, with captions or without.
+        coverage: how many they are, and what was left out.
         captions: every different caption once: features are kept by caption.
         queries: by clip all of its captions by index; one that it repeats verbatim is there each time.
         own: by clip its different captions by index.
@@ -211,19 +227,29 @@ class Split(Dataset):
     """
 
     def __init__(
-        self, store: Store, clips: Sequence[Clip], options: ModelOptions, data: Data, text: Text, *, seed: int = 0
+        self,
+        store: Store,
+        clips: Sequence[Clip],
+        options: ModelOptions,
+        data: Data,
+        text: Text,
+        *,
+        seed: int = 0,
+        refuse: Collection[str] = NEVER_EXTRACTED,
     ) -> None:
-        self.clips, self.options, self.data, self.text, self.seed = list(clips), options, data, text, seed
+        self.options, self.data, self.text, self.seed = options, data, text, seed
+        streams = [store[name] for name in options.video_streams]
+        clips, self.coverage = with_features(store, clips, streams, text.stream, refuse=refuse)
+        self.clips = clips
         self.captions = list(dict.fromkeys(caption for clip in clips for caption in clip.captions))
         number = {caption: index for index, caption in enumerate(self.captions)}
         self.queries = [[number[caption] for caption in clip.captions] for clip in clips]
         self.own = [list(dict.fromkeys(queries)) for queries in self.queries]
         self.pairs = [(clip, caption) for clip, own in enumerate(self.own) for caption in own]
         self.with_captions = [index for index, own in enumerate(self.own) if own]
-        wanted = [(store[name], [clip.clip_id for clip in clips]) for name in options.video_streams]
+        wanted = [(stream, [clip.clip_id for clip in clips]) for stream in streams]
         if text.stream is not None:
             wanted.append((text.stream, self.captions))
-        check_there(wanted, store)
         memory = sum(_bytes(stream, len(keys)) for stream, keys in wanted) <= data.memory_gb * 1e9
         self.in_memory = memory
         tables = {stream.name: Table(stream, keys, memory) for stream, keys in wanted}
@@ -347,24 +373,97 @@ def _bytes(stream: Stream, keys: int) -> float:
     return row * stream.rows * keys / max(1, len(stream))
 
 
-def check_there(wanted: Sequence[tuple[Stream, Sequence[str]]], store: Store) -> None:
-    """Raises DataError naming clips and captions without features, and the command that would make them."""
+def with_features(
+    store: Store,
+    clips: Sequence[Clip],
+    streams: Sequence[Stream],
+    text: Stream | None,
+    *,
+    refuse: Collection[str] = NEVER_EXTRACTED,
+) -> tuple[list[Clip], Coverage]:
+    """The clips that have rows in all streams, with those of their captions that have rows in the stream of text.
+
+    Args:
+        text: None where captions need no features.
+        refuse: which of ``LACKING`` is an error; the others are left out and counted.
+
+    Raises:
+        DataError: naming clips and captions, and what to do; or if no clip is left.
+    """
+    lacks = {clip.clip_id: reason for clip in clips if (reason := _lacking(clip.clip_id, streams))}
+    kept = [clip for clip in clips if clip.clip_id not in lacks]
+    said = [caption for clip in kept for caption in clip.captions]
+    _refuse_lacking(store, [(stream, [clip.clip_id for clip in clips]) for stream in streams], refuse)
+    mute: dict[str, str] = {}
+    if text is not None:
+        _refuse_lacking(store, [(text, said)], refuse)
+        mute = {caption: reason for caption in dict.fromkeys(said) if (reason := _lacking(caption, [text]))}
+    for stream in streams:
+        _refuse_moved(store, stream, kept)
+    captions_left_out = Counter(mute[caption] for caption in said if caption in mute)
+    all_captions = sum(len(clip.captions) for clip in clips)
+    if all_captions > len(said):
+        captions_left_out["of clips left out"] = all_captions - len(said)
+    if mute:
+        kept = [replace(clip, captions=tuple(said for said in clip.captions if said not in mute)) for clip in kept]
+    coverage = Coverage(
+        clips=len(kept),
+        of_clips=len(clips),
+        captions=sum(len(clip.captions) for clip in kept),
+        of_captions=all_captions,
+        clips_left_out=dict(Counter(lacks.values())),
+        captions_left_out=dict(captions_left_out),
+    )
+    if not kept:
+        raise DataError(f"no clip has features in {store.path}: {coverage.clip_line}")
+    return kept, coverage
+
+
+def _lacking(key: str, streams: Sequence[Stream]) -> str:
+    """Why a clip or caption cannot be used, as a reason to count; empty if it can."""
+    states = {stream.name: stream.state(key) for stream in streams}
+    for state, words in LACKING.items():
+        if names := [name for name, found in states.items() if found == state]:
+            return f"{words} {' and '.join(names)}"
+    return ""
+
+
+def _refuse_lacking(store: Store, wanted: Sequence[tuple[Stream, Sequence[str]]], refuse: Collection[str]) -> None:
+    """Raises DataError naming clips or captions in states that are refused, and the command that makes them."""
     problems, streams = [], []
     for stream, keys in wanted:
-        absent = [key for key in keys if key not in stream]
-        if not absent:
+        refused = [key for key in dict.fromkeys(keys) if stream.state(key) in refuse]
+        if not refused:
             continue
-        what = "captions" if kind(stream) == "text" else "clips"
-        failure = stream.failures.get(absent[0])
+        what = "caption" if kind(stream) == "text" else "clip"
+        what = f"1 {what} has" if len(refused) == 1 else f"{len(refused):,} {what}s have"
+        failure = stream.failures.get(refused[0])
         why = f" ({failure.stage}: {failure.reason})" if failure else ""
-        problems.append(f"{len(absent)} {what} are not in stream {stream.name!r}, the first {absent[0]!r}{why}")
+        problems.append(f"{what} no rows in stream {stream.name!r}, the first {refused[0]!r}{why}")
         streams.append(stream.name)
     if problems:
         more = " ".join(f"--stream {name}" for name in streams)
+        strict = "; without --strict what failed or is empty is left out" if "failed" in refuse else ""
         raise DataError(
             f"{store.path}: {'; '.join(problems)}. If a run is still at it, wait; else make them with "
-            f"amex extract --manifest M --videos V --store {store.path} {more}, or leave clips that failed out of "
-            "the manifest (amex features failures)"
+            f"amex extract --manifest M --videos V --store {store.path} {more}{strict}"
+        )
+
+
+def _refuse_moved(store: Store, stream: Stream, clips: Sequence[Clip]) -> None:
+    """Raises DataError if rows are of other seconds than the manifest has now, as far as the store knows."""
+    source_of = getattr(stream, "source", None)
+    if source_of is None:
+        return
+    moved = []
+    for clip in clips:
+        source = source_of(clip.clip_id)
+        if source.recorded and (source.start, source.end) != (clip.start, clip.end):
+            moved.append(clip.clip_id)
+    if moved:
+        raise DataError(
+            f"{store.path}: {len(moved)} clips of stream {stream.name!r} were extracted under other times than the "
+            f"manifest has, the first {moved[0]!r}: run amex extract again, with this manifest"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from .coverage import gallery_warning
 from .data import Split
-from .metrics import Scores, Ties, Truth, dual_softmax, evaluate
+from .metrics import Scores, Ties, Truth, chance, dual_softmax, evaluate
 from .models import Embeddings, RetrievalModel
 
 VIDEOS, TEXTS = 64, 256  # a batch
@@ -112,6 +114,9 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """All figures of a model on a split: those of ``metrics.evaluate``, and ``dsl`` beside them where asked for.
 
+    ``coverage`` says what of the split took part, ``chance`` which recalls a random order reaches, ``warnings`` what
+    makes them doubtful.
+
     Clips with the relation-swapped twin of ``amex manifest shapes`` add ``swapped_pairs``: how often a caption fits its
     own clip better than the twin, in percent; half of a tie counts.
     """
@@ -137,6 +142,13 @@ def evaluate_encoded(
             way: evaluate(dual_softmax(scores, way == "text_to_video"), truth, ties=ties, groups=False)[way]
             for way in ("text_to_video", "video_to_text")
         }
+    result["coverage"] = dataclasses.asdict(split.coverage)
+    result["chance"] = {
+        "text_to_video": chance(truth.videos, len(truth.captions)),
+        "video_to_text": chance(truth.captions, truth.queries),
+    }
+    warning = gallery_warning(len(split.clips))
+    result["warnings"] = [warning] if warning else []
     if (pairs := swapped_pairs(model, split, videos, texts)) is not None:
         result["swapped_pairs"] = pairs
     return result

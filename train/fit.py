@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,18 @@ from ..features.schema import write_json
 from ..manifests import read_manifest
 from .checkpoint import describe, read_checkpoint
 from .config import Config, Train
-from .data import EpochSampler, Split, choose_clips, choose_streams, collate, fingerprints, inputs, make_text
+from .coverage import gallery_warning, split_lines, training_warning
+from .data import (
+    EpochSampler,
+    Split,
+    choose_clips,
+    choose_streams,
+    collate,
+    fingerprints,
+    inputs,
+    make_text,
+    refused,
+)
 from .evaluate import parameters
 from .hooks import Bar, Keep, Reproducible, RetrievalLoop
 from .models import RetrievalModel, build_model
@@ -35,15 +47,29 @@ from .models import RetrievalModel, build_model
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What a run left behind."""
+    """What a run left behind.
+
+    Attributes:
+        splits: what of the training and validation clips took part, as in data.json.
+    """
 
     best: Path
     epoch: int
     val: dict[str, float]
     parameters: int
+    splits: dict[str, Any]
 
 
-def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: bool = False) -> Fitted:
+def fit(
+    config: Config,
+    *,
+    store: Path,
+    manifest: Path,
+    work_dir: Path,
+    resume: bool = False,
+    strict: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Fitted:
     """Trains a model and returns the best checkpoint by the validation's rsum.
 
     Under torchrun every process takes its share of each batch, with the negatives of all.
@@ -51,6 +77,8 @@ def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: 
     Args:
         resume: go on after the last validation of a run in ``work_dir``; the numbers are those of a run that was never
             stopped.
+        strict: clips and captions that failed or are empty are an error, instead of being left out.
+        say: called with a line for people: what is left out, what is too little.
 
     Raises:
         AmexError: for anything missing or unfit, before the first step.
@@ -61,11 +89,18 @@ def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: 
     train_clips, val_clips = choose_clips(clips, config.data, str(manifest))
     text = make_text(opened, config, train_clips, manifest)
     seed = config.train.seed
-    train = Split(opened, train_clips, config.model, config.data, text, seed=seed)
-    val = Split(opened, val_clips, config.model, config.data, text)
+    refuse = refused(strict)
+    train = Split(opened, train_clips, config.model, config.data, text, seed=seed, refuse=refuse)
+    val = Split(opened, val_clips, config.model, config.data, text, refuse=refuse)
     for split, name in ((train, config.data.train), (val, config.data.val)):
         if not split.pairs:
             raise AmexError(f"{manifest}: no clip of split {name!r} has a caption: there is nothing to train on")
+    splits = {
+        "train": {"split": config.data.train, "warning": training_warning(len(train.with_captions))},
+        "val": {"split": config.data.val, "warning": gallery_warning(len(val.clips))},
+    }
+    for name, split in (("train", train), ("val", val)):
+        splits[name]["coverage"] = dataclasses.asdict(split.coverage)
     if config.data.batch_size % world:
         raise AmexError(f"data.batch_size={config.data.batch_size} cannot be dealt to {world} processes evenly")
     if config.train.amp not in ("auto", "off") and not torch.cuda.is_available():
@@ -82,6 +117,9 @@ def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: 
     with only_run(work_dir) if rank == 0 else contextlib.nullcontext():
         if rank == 0:
             _prepare(work_dir, described, resume)
+            write_json(work_dir / "data.json", splits)
+            for line in split_lines(splits):
+                say(line)
         if world > 1:
             torch.distributed.barrier()
         last = work_dir / "last.pth" if (work_dir / "last.pth").exists() else None
@@ -98,7 +136,11 @@ def fit(config: Config, *, store: Path, manifest: Path, work_dir: Path, resume: 
             torch.distributed.destroy_process_group()
         done = read_checkpoint(work_dir / "best.pth")
         return Fitted(
-            best=work_dir / "best.pth", epoch=done["meta"]["epoch"], val=done["amex"]["val"], parameters=count
+            best=work_dir / "best.pth",
+            epoch=done["meta"]["epoch"],
+            val=done["amex"]["val"],
+            parameters=count,
+            splits=splits,
         )
 
 

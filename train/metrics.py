@@ -9,6 +9,8 @@ A query's *position* in the gallery is 1 + the items placed before it. Items wit
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -171,6 +173,18 @@ def summary(found: Sequence[np.ndarray], ties: Ties = "mean") -> dict[str, float
     if ties != "c4c":  # CLIP4Clip defines none
         precision = [float(np.mean(np.arange(1, len(places) + 1) / places)) for places in found]
         figures["mAP"] = 100 * float(np.mean(precision))
+    return figures
+
+
+def chance(truth: Sequence[Sequence[int]], gallery: int) -> dict[str, float]:
+    """R@K in percent that an order drawn at random is expected to reach, over the queries that have positives."""
+    counts = Counter(len(positives) for positives in truth if positives)
+    figures = {}
+    for k in RECALLS:
+        # None of p positives is among the first k if all of these are drawn from the other items.
+        missed = {p: math.prod(max(0, gallery - p - i) / (gallery - i) for i in range(min(k, gallery))) for p in counts}
+        found = sum(count * (1 - missed[p]) for p, count in counts.items())
+        figures[f"R@{k}"] = 100 * found / counts.total()
     return figures
 
 

@@ -23,7 +23,8 @@ from ..errors import AmexError
 from ..features import Store
 from ..manifests import Clip
 from .checkpoint import Checkpoint
-from .data import Split, Text
+from .coverage import Coverage, gallery_lines, split_lines
+from .data import Split, Text, refused
 from .evaluate import encode, evaluate_encoded, parameters, scores_of, truth_of
 from .metrics import Scores, positions
 from .models import Embeddings, RetrievalModel
@@ -59,21 +60,25 @@ def write_report(
     thumbnail: Thumbnail,
     progress: Callable[[int], None] = lambda done: None,
     shown: int = 6,
-) -> None:
-    """Writes the page of a run.
+    strict: bool = False,
+) -> list[str]:
+    """Writes the page of a run. Returns the lines that it says of its gallery: what it lacks, what makes it doubtful.
 
     Args:
-        clips: those of the split.
+        clips: those of the split; without features they are left out.
         progress: called with how many more clips or captions are encoded.
         shown: best and worst queries to show, of each so many.
+        strict: clips and captions that failed or are empty are an error.
     """
     history = read_history(work_dir)
     model = checkpoint.model()
     config = checkpoint.config
-    split = Split(store, clips, config.model, config.data, text)
+    split = Split(store, clips, config.model, config.data, text, refuse=refused(strict))
     videos, texts = encode(model, split, progress)
     ranked, queries = rank_queries(model, split, videos, texts)
     order = np.argsort(ranked, kind="stable")
+    result = evaluate_encoded(model, split, videos, texts)
+    recorded = work_dir / "data.json"
     best, worst = (_queries(queries, chosen, shown) for chosen in (order, order[::-1]))
     _page(
         out,
@@ -81,13 +86,13 @@ def write_report(
         title=f"{config.model.name}: {work_dir.name}",
         checkpoint=checkpoint,
         split=split_name,
-        clips=len(clips),
-        captions=len(ranked),
-        result=evaluate_encoded(model, split, videos, texts),
+        coverage=split.coverage,
+        trained_on=split_lines(json.loads(recorded.read_text())) if recorded.is_file() else [],
+        result=result,
         ways=WAYS,
         columns=COLUMNS,
         curves=[loss_curve(history), recall_curve(history, checkpoint.epoch)],
-        histogram=rank_histogram(ranked, len(clips)),
+        histogram=rank_histogram(ranked, len(split.clips)),
         best=best,
         worst=worst,
         picture=_pictures(thumbnail),
@@ -96,11 +101,15 @@ def write_report(
         seconds=sum(entry["seconds"] for entry in history),
         parameters=parameters(model),
     )
+    return gallery_lines(result)
 
 
-def write_results(out: Path, *, query: str, hits: Sequence[Hit], checkpoint: Path, thumbnail: Thumbnail) -> None:
+def write_results(
+    out: Path, *, query: str, hits: Sequence[Hit], coverage: Coverage, checkpoint: Path, thumbnail: Thumbnail
+) -> None:
     """Writes the page of a search."""
-    _page(out, "search.html.j2", title=query, hits=hits, checkpoint=checkpoint, picture=_pictures(thumbnail))
+    values = {"hits": hits, "coverage": coverage, "checkpoint": checkpoint, "picture": _pictures(thumbnail)}
+    _page(out, "search.html.j2", title=query, **values)
 
 
 WAYS = {

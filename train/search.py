@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
@@ -17,7 +17,7 @@ from ..errors import AmexError
 from ..features import Store, Stream
 from ..manifests import Clip
 from .checkpoint import Checkpoint
-from .data import Split, Text
+from .data import LACKING, Split, Text, with_features
 from .evaluate import encode, scores_of
 from .models import Embeddings, SpacesModel
 
@@ -50,10 +50,22 @@ class Searcher:
         clips: those to search among; such as have no features are left out.
         text: what batches of captions are made from, as ``checkpoint.text`` gives it.
         kind: of index, as FAISS's ``index_factory`` has it: ``Flat`` compares with all, ``IVF1024,PQ64`` with few.
+        strict: clips and captions without features are an error.
+
+    Attributes:
+        clips: those that can be found.
+        coverage: how many they are, and what was left out.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, store: Store, clips: Sequence[Clip], text: Text, *, kind: str = "Flat"
+        self,
+        checkpoint: Checkpoint,
+        store: Store,
+        clips: Sequence[Clip],
+        text: Text,
+        *,
+        kind: str = "Flat",
+        strict: bool = False,
     ) -> None:
         checkpoint.check_features(store)
         self.checkpoint, self.store, self.kind = checkpoint, store, kind
@@ -64,9 +76,11 @@ class Searcher:
                 "parts: leave it at Flat"
             )
         self.streams = [store[name] for name in checkpoint.fingerprints if name != checkpoint.config.model.text_stream]
-        self.clips = [clip for clip in clips if all(clip.clip_id in stream for stream in self.streams)]
-        if not self.clips:
-            raise AmexError(f"no clip of the manifest has features in {store.path}: there is nothing to search")
+        # A search may be of a store that is still being filled: what is not extracted yet is left out too.
+        refuse = LACKING if strict else ()
+        self._known, self.coverage = with_features(store, clips, self.streams, text.stream, refuse=refuse)
+        whole = {clip.clip_id: clip for clip in clips}
+        self.clips = [whole[clip.clip_id] for clip in self._known]
         self.text = text
 
     def clips_for(self, query: str, k: int, features: TextFeatures) -> list[Hit]:
@@ -82,12 +96,13 @@ class Searcher:
         names = [clip.clip_id for clip in self.clips]
         if clip_id not in names:
             raise AmexError(
-                f"clip {clip_id!r} is not among the {len(names)} clips with features in {self.store.path}; "
+                f"clip {clip_id!r} is not among the {len(names)} clips with features in {self.store.path} "
+                f"({self.coverage.clip_line}); "
                 f"the first are {', '.join(names[:3])}"
             )
         owners: dict[str, Clip] = {}
-        for clip in self.clips:
-            for caption in self._captions(clip):
+        for clip, known in zip(self.clips, self._known, strict=True):
+            for caption in known.captions:
                 owners.setdefault(caption, clip)
         if not owners:
             raise AmexError("the manifest has no captions with features to search among")
@@ -124,16 +139,11 @@ class Searcher:
         arrays = dict(stream[query].arrays) if query in stream else features(stream, [query])[0]
         return self.text.batch([query], [arrays], most)
 
-    def _captions(self, clip: Clip) -> tuple[str, ...]:
-        """The captions of a clip that can be searched: with a stream of text, those that are in it."""
-        there = self.text.stream
-        return tuple(caption for caption in clip.captions if there is None or caption in there)
-
     def _folder(self) -> Path:
         """Where embeddings are kept: beside the checkpoint, one folder for each set of clips and captions."""
         digest = hashlib.sha256(self.checkpoint.path.read_bytes())
-        for clip in self.clips:
-            digest.update(json.dumps([clip.clip_id, self._captions(clip)]).encode())
+        for clip in self._known:
+            digest.update(json.dumps([clip.clip_id, clip.captions]).encode())
         return self.checkpoint.path.parent / "embeddings" / digest.hexdigest()[:16]
 
     def _embeddings(self, what: str) -> Embeddings:
@@ -145,8 +155,7 @@ class Searcher:
 
     def _encode(self) -> None:
         config = self.checkpoint.config
-        known = [replace(clip, captions=self._captions(clip)) for clip in self.clips]
-        split = Split(self.store, known, config.model, config.data, self.text)
+        split = Split(self.store, self._known, config.model, config.data, self.text)
         videos, texts = encode(self.model, split)
         folder = self._folder()
         folder.mkdir(parents=True, exist_ok=True)

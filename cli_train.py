@@ -309,6 +309,8 @@ def ablate(
         click.echo(json.dumps(results, indent=1))
         return
     print_ablation(results)
+    for line in ablation_galleries(results):
+        click.echo(line)
     click.echo(
         f"split {split}, {len(numbers)} seeds, mean ± sample standard deviation; {work_dir}/ablation-{split}.json"
     )
@@ -330,6 +332,21 @@ def print_ablation(results: dict[str, dict[str, Any]]) -> None:
         seconds = sum(run["seconds"] for run in runs) / len(runs)
         table.add_row(variant, *cells, f"{runs[0]['parameters']:,}", f"{seconds:.0f}")
     console().print(table)
+
+
+def ablation_galleries(results: dict[str, dict[str, Any]]) -> list[str]:
+    """What the figures of variants are of: a gallery in common, or each its own where they read different streams."""
+    from .train.coverage import gallery_lines
+
+    lines = {
+        variant: gallery_lines(run)
+        for variant, entry in results.items()
+        for run in list(entry["runs"].values())[:1]
+        if "coverage" in run
+    }
+    if len({tuple(own) for own in lines.values()}) <= 1:
+        return next(iter(lines.values()), [])
+    return [f"{variant}: {line}" for variant, own in lines.items() for line in own]
 
 
 @click.command()

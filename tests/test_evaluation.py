@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -270,6 +271,22 @@ def test_what_was_never_extracted_is_an_error_but_to_a_search(command: str, part
     assert result.exit_code == 1
     assert "1 clip has no rows in stream 'motion', the first 'late t" in result.output
     assert "amex extract --manifest M --videos V" in result.output
+
+
+def test_an_ablation_says_where_variants_have_different_galleries(partial: Path, tmp_path: Path) -> None:
+    shutil.copytree(partial / "s.zarr", tmp_path / "s.zarr")
+    add_stream(tmp_path / "s.zarr", "frames", {f"c{i}": 2 for i in range(30)})
+    variants = {"one": ["model.streams=[motion]"], "other": ["model.streams=[frames]"]}
+    model = {"name": "global", "text": "words", "dim": 8}
+    config = tmp_path / "c.py"
+    config.write_text(f"model = {model}\ntrain = {{'epochs': 1}}\nvariants = {variants}\n")
+    given = ("--store", tmp_path / "s.zarr", "--manifest", partial / "m.jsonl", "--work-dir", tmp_path / "w")
+    both = amex("ablate", config, *given, "--seeds", "0", "--variant", "one", "--variant", "other")
+    assert both.exit_code == 0, both.output
+    assert "one: gallery 8 of 10 clips: 1 failed in motion, 1 empty in motion" in both.output
+    assert "other: gallery 10 of 10 clips" in both.output
+    alone = amex("ablate", config, *given, "--seeds", "0", "--variant", "one")
+    assert "\ngallery 8 of 10 clips" in alone.output
 
 
 def test_rows_of_other_seconds_than_the_manifests_are_refused(partial: Path, monkeypatch: pytest.MonkeyPatch) -> None:

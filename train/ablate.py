@@ -73,9 +73,10 @@ def _run(config: Config, folder: Path, store: Path, manifest: Path, split: str, 
     opened = open_store(store)
     clips = of_split(read_manifest(manifest), split, str(manifest))
     data = Split(opened, clips, checkpoint.config.model, checkpoint.config.data, checkpoint.text(opened, manifest))
-    figures = flat(evaluate_split(checkpoint.model(), data, merged=merged))
-    figures["val rsum"] = fitted.val["rsum"]
+    evaluated = evaluate_split(checkpoint.model(), data, merged=merged)
+    figures = flat(evaluated) | {"val rsum": fitted.val["rsum"]}
     result = {"figures": figures, "epoch": fitted.epoch, "parameters": fitted.parameters, "seconds": round(seconds, 1)}
+    result |= {name: evaluated[name] for name in ("coverage", "warnings")}
     write_json(record, result)
     return result
 

@@ -207,12 +207,12 @@ def show(record: dict[str, Any], out: Path | None, as_json: bool) -> None:
 
 def evaluate_checkpoint(used: Used, split: str, *, strict: bool = False, **options: Any) -> dict[str, Any]:
     """The figures of a checkpoint on a split, with all that names them."""
-    from .train.data import Split, of_split, refused
+    from .train.data import Split, of_split, refused_states
     from .train.evaluate import evaluate_split
 
     checkpoint, config = used.checkpoint, used.checkpoint.config
     clips = of_split(used.clips, split, "the manifest")
-    data = Split(used.store, clips, config.model, config.data, used.text, refuse=refused(strict))
+    data = Split(used.store, clips, config.model, config.data, used.text, refuse=refused_states(strict))
     with encoding(data.clips) as progress:
         result = evaluate_split(checkpoint.model(), data, progress=progress, **options)
     named = {"checkpoint": str(checkpoint.path), "model": config.model.name, "split": split, "clips": len(data.clips)}

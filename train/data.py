@@ -35,7 +35,7 @@ LACKING = {"absent": "not extracted in", "failed": "failed in", "empty": "empty 
 NEVER_EXTRACTED = ("absent",)
 
 
-def refused(strict: bool) -> Collection[str]:
+def refused_states(strict: bool) -> Collection[str]:
     """The states that are an error: with --strict every clip and caption needs rows."""
     return LACKING if strict else NEVER_EXTRACTED
 
@@ -147,8 +147,8 @@ def _shared(some: Sequence[Clip], others: Sequence[Clip]) -> str:
 
 def _video(clip: Clip) -> str:
     """A clip's video without the extension, which a manifest may leave out."""
-    path = PurePosixPath(clip.video)
-    return str(path.with_suffix("") if path.suffix.lower() in EXTENSIONS else path)
+    suffix = PurePosixPath(clip.video).suffix
+    return clip.video.removesuffix(suffix) if suffix.lower() in EXTENSIONS else clip.video
 
 
 class Table:
@@ -392,20 +392,20 @@ def with_features(
     """
     lacks = {clip.clip_id: reason for clip in clips if (reason := _lacking(clip.clip_id, streams))}
     kept = [clip for clip in clips if clip.clip_id not in lacks]
-    said = [caption for clip in kept for caption in clip.captions]
+    queries = [caption for clip in kept for caption in clip.captions]
     _refuse_lacking(store, [(stream, [clip.clip_id for clip in clips]) for stream in streams], refuse)
     mute: dict[str, str] = {}
     if text is not None:
-        _refuse_lacking(store, [(text, said)], refuse)
-        mute = {caption: reason for caption in dict.fromkeys(said) if (reason := _lacking(caption, [text]))}
+        _refuse_lacking(store, [(text, queries)], refuse)
+        mute = {caption: reason for caption in dict.fromkeys(queries) if (reason := _lacking(caption, [text]))}
     for stream in streams:
         _refuse_moved(store, stream, kept)
-    captions_left_out = Counter(mute[caption] for caption in said if caption in mute)
+    captions_left_out = Counter(mute[caption] for caption in queries if caption in mute)
     all_captions = sum(len(clip.captions) for clip in clips)
-    if all_captions > len(said):
-        captions_left_out["of clips left out"] = all_captions - len(said)
+    if all_captions > len(queries):
+        captions_left_out["of clips left out"] = all_captions - len(queries)
     if mute:
-        kept = [replace(clip, captions=tuple(said for said in clip.captions if said not in mute)) for clip in kept]
+        kept = [replace(clip, captions=[caption for caption in clip.captions if caption not in mute]) for clip in kept]
     coverage = Coverage(
         clips=len(kept),
         of_clips=len(clips),

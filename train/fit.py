@@ -38,7 +38,7 @@ from .data import (
     fingerprints,
     inputs,
     make_text,
-    refused,
+    refused_states,
 )
 from .evaluate import parameters
 from .hooks import Bar, Keep, Reproducible, RetrievalLoop
@@ -89,7 +89,7 @@ def fit(
     train_clips, val_clips = choose_clips(clips, config.data, str(manifest))
     text = make_text(opened, config, train_clips, manifest)
     seed = config.train.seed
-    refuse = refused(strict)
+    refuse = refused_states(strict)
     train = Split(opened, train_clips, config.model, config.data, text, seed=seed, refuse=refuse)
     val = Split(opened, val_clips, config.model, config.data, text, refuse=refuse)
     for split, name in ((train, config.data.train), (val, config.data.val)):

@@ -24,7 +24,7 @@ from ..features import Store
 from ..manifests import Clip
 from .checkpoint import Checkpoint
 from .coverage import Coverage, gallery_lines, split_lines
-from .data import Split, Text, refused
+from .data import Split, Text, refused_states
 from .evaluate import encode, evaluate_encoded, parameters, scores_of, truth_of
 from .metrics import Scores, positions
 from .models import Embeddings, RetrievalModel
@@ -73,7 +73,7 @@ def write_report(
     history = read_history(work_dir)
     model = checkpoint.model()
     config = checkpoint.config
-    split = Split(store, clips, config.model, config.data, text, refuse=refused(strict))
+    split = Split(store, clips, config.model, config.data, text, refuse=refused_states(strict))
     videos, texts = encode(model, split, progress)
     ranked, queries = rank_queries(model, split, videos, texts)
     order = np.argsort(ranked, kind="stable")

@@ -273,6 +273,26 @@ def test_what_was_never_extracted_is_an_error_but_to_a_search(command: str, part
     assert "amex extract --manifest M --videos V" in result.output
 
 
+def test_a_split_of_which_nothing_is_left_is_an_error_that_says_why(tmp_path: Path) -> None:
+    lines = [
+        {"clip_id": f"c{i}", "video": f"v{i}", "split": "train" if i < 2 else "val", "captions": [f"it is number {i}"]}
+        for i in range(4)
+    ]
+    manifest = write_lines(tmp_path / "m.jsonl", *lines)
+    add_stream(tmp_path / "s.zarr", "motion", {f"c{i}": 1 for i in range(4)})
+    said = [line["captions"][0] for line in lines]
+    add_stream(tmp_path / "s.zarr", "text", dict.fromkeys(said[:2], 1), said[2:], of="captions")
+    mute = train(tmp_path, manifest)
+    assert mute.exit_code == 1
+    assert "no clip of split 'val' has a caption (0 of 2 captions: 2 failed in text)" in mute.output
+    shutil.rmtree(tmp_path / "s.zarr")
+    add_stream(tmp_path / "s.zarr", "motion", {"c2": 1, "c3": 1}, ["c0", "c1"])
+    add_stream(tmp_path / "s.zarr", "text", dict.fromkeys(said, 1), of="captions")
+    lost = train(tmp_path, manifest)
+    assert lost.exit_code == 1
+    assert "has features of 0 of 2 clips: 2 failed in motion; the first is 'c0'" in lost.output
+
+
 def test_an_ablation_says_where_variants_have_different_galleries(partial: Path, tmp_path: Path) -> None:
     shutil.copytree(partial / "s.zarr", tmp_path / "s.zarr")
     add_stream(tmp_path / "s.zarr", "frames", {f"c{i}": 2 for i in range(30)})

@@ -173,7 +173,7 @@ class Table:
 
     def _read(self, keys: list[str]) -> Batch:
         batch = self.stream.read(keys)
-        finite = np.isfinite(batch.values).reshape(len(batch.values), -1).all(axis=1)
+        finite = np.isfinite(batch.values).all(axis=tuple(range(1, batch.values.ndim)))
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
             key = keys[int(np.searchsorted(batch.offsets, row, side="right")) - 1]
@@ -415,7 +415,7 @@ def with_features(
         captions_left_out=dict(captions_left_out),
     )
     if not kept:
-        raise DataError(f"no clip has features in {store.path}: {coverage.clip_line}")
+        raise DataError(f"{store.path} has features of {coverage.clip_line}; the first is {clips[0].clip_id!r}")
     return kept, coverage
 
 

@@ -94,7 +94,10 @@ def fit(
     val = Split(opened, val_clips, config.model, config.data, text, refuse=refuse)
     for split, name in ((train, config.data.train), (val, config.data.val)):
         if not split.pairs:
-            raise AmexError(f"{manifest}: no clip of split {name!r} has a caption: there is nothing to train on")
+            left_out = f" ({split.coverage.caption_line})" if split.coverage.captions_left_out else ""
+            raise AmexError(
+                f"{manifest}: no clip of split {name!r} has a caption{left_out}: there is nothing to train on"
+            )
     splits = {
         "train": {"split": config.data.train, "warning": training_warning(len(train.with_captions))},
         "val": {"split": config.data.val, "warning": gallery_warning(len(val.clips))},

@@ -319,7 +319,7 @@ def test_rows_of_other_seconds_than_the_manifests_are_refused(partial: Path, mon
     monkeypatch.setattr(Stream, "source", source, raising=False)
     result = amex("eval", partial / "w")
     assert result.exit_code == 1
-    assert "2 clips of stream 'motion' were extracted under other times" in result.output
+    assert "2 clips of stream 'motion' had other times in the manifest when extracted" in result.output
     assert "the first 'c20': run amex extract again" in result.output
 
 

@@ -461,9 +461,10 @@ def _refuse_moved(store: Store, stream: Stream, clips: Sequence[Clip]) -> None:
         if source.recorded and (source.start, source.end) != (clip.start, clip.end):
             moved.append(clip.clip_id)
     if moved:
+        count = "1 clip" if len(moved) == 1 else f"{len(moved):,} clips"
         raise DataError(
-            f"{store.path}: {len(moved)} clips of stream {stream.name!r} were extracted under other times than the "
-            f"manifest has, the first {moved[0]!r}: run amex extract again, with this manifest"
+            f"{store.path}: {count} of stream {stream.name!r} had other times in the manifest when extracted, the "
+            f"first {moved[0]!r}: run amex extract again, with this manifest"
         )
 
 

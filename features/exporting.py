@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,18 @@ def export_hdf5(stream: Stream, path: Path, progress: Callable[[int], None] = la
     if path.exists():
         raise StoreError(f"{path} exists; choose another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file.attrs["amex_spec"] = json.dumps(stream.spec)
-        file.attrs["amex_stream"] = stream.name
-        for clip_id, rows in _clips(stream, list(stream)):
-            for name, array in rows.arrays.items():
-                _dataset(file, clip_id if name == "values" else f"{BESIDE}/{name}/{clip_id}", array, path)
-            progress(1)
+    begun = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")  # which would read as a smaller stream
+    try:
+        with h5py.File(begun, "w") as file:
+            file.attrs["amex_spec"] = json.dumps(stream.spec)
+            file.attrs["amex_stream"] = stream.name
+            for clip_id, rows in _clips(stream, list(stream)):
+                for name, array in rows.arrays.items():
+                    _dataset(file, clip_id if name == "values" else f"{BESIDE}/{name}/{clip_id}", array, path)
+                progress(1)
+        begun.rename(path)
+    finally:
+        begun.unlink(missing_ok=True)
 
 
 def export_hgr(

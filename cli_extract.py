@@ -220,6 +220,7 @@ def stream_plans(options: dict[str, Any], device: str) -> list:
     """The streams that the options describe."""
     from .extract.encoders import choose_precision
     from .extract.streams import plan_stream
+    from .features.schema import StoreError, stream_path
 
     names = dict(pair(text, alone=True) for text in options["stream_names"] or ("r2plus1d_18",))
     presets = dict(pair(text) for text in options["presets"])
@@ -238,8 +239,10 @@ def stream_plans(options: dict[str, Any], device: str) -> list:
         raise click.UsageError("--text-encoder says what text_bert is: add --stream text_bert")
     plans = []
     for name, network in names.items():
-        if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or name.startswith("."):
-            raise click.UsageError(f"{name!r} cannot be a stream's name: use letters, digits, _ and -")
+        try:
+            stream_path(options["store"], name)
+        except StoreError as error:
+            raise click.UsageError(str(error)) from error
         if network == "text_bert" and options["text_encoder"]:
             network = f"text:{options['text_encoder']}"
         plans.append(

@@ -15,6 +15,15 @@ from .console import PLACE, console, json_option
 from .errors import AmexError
 
 store_argument = click.argument("store", type=PLACE)
+skip_damaged_option = click.option(
+    "--skip-damaged", is_flag=True, help="Read on without the parts whose commit records are damaged."
+)
+
+
+def warn_skipped(stream: Any) -> None:
+    """Says on standard error which parts of a stream are left out."""
+    for part in stream.damaged:
+        click.echo(f"{stream.name}: damaged part {part} is left out, its clips are absent", err=True)
 
 
 @click.group()
@@ -26,10 +35,10 @@ def features() -> None:
 @store_argument
 @json_option
 def features_info(store: Path, as_json: bool) -> None:
-    """Streams with their clips, rows, bytes and settings."""
+    """Streams with their clips, rows, bytes and settings. Exits with 1 if a commit record is damaged."""
     from .features import open_store
 
-    opened = open_store(store)
+    opened = open_store(store, skip_damaged=True)
     record = {}
     for name, stream in opened.items():
         sizes = [sum(file["bytes"] for file in commit["files"].values()) for commit in stream.commits.values()]
@@ -49,7 +58,14 @@ def features_info(store: Path, as_json: bool) -> None:
         }
     if as_json:
         click.echo(json.dumps(record, indent=1))
-        return
+    else:
+        print_info(store, record)
+    if damaged := [reason for stream in opened.values() for reason in stream.damaged.values()]:
+        raise AmexError(f"{len(damaged)} parts are damaged and not counted, the first: {damaged[0]}")
+
+
+def print_info(store: Path, record: dict[str, Any]) -> None:
+    """The record of ``features info``, by stream, as text."""
     click.echo(f"{store}: {len(record)} streams" + ("" if record else "; add one with amex extract"))
     for name, entry in record.items():
         output = entry["spec"]["output"]
@@ -61,12 +77,20 @@ def features_info(store: Path, as_json: bool) -> None:
             f"\n{name}\n  {entry['clips']:,} {'captions' if of_text else 'clips'}{failed}{damaged}, "
             f"{entry['rows']:,} rows of {output['dtype']}{output['shape']}{arrays}, {entry['bytes'] / 1e6:,.2f} MB in "
             f"{entry['parts']:,} parts\n"
-            f"  {entry['spec']['network']}, {fed(entry['spec'])}{computed(entry)}"
+            f"  {described(entry)}"
         )
         if not of_text and "source" not in entry["spec"]:
             served = ", ".join(f"{decoder}: {count:,}" for decoder, count in entry["decoders"].items())
             click.echo(f"  decoded by {served or 'nothing yet'}")
         click.echo(f"  fingerprint {entry['fingerprint'][:16]}")
+
+
+def described(entry: dict[str, Any]) -> str:
+    """How a stream was made, in words; a store that another program made may have a spec of its own."""
+    try:
+        return f"{entry['spec']['network']}, {fed(entry['spec'])}{computed(entry)}"
+    except (KeyError, TypeError):
+        return "for how it was made see --json"
 
 
 def fed(spec: dict[str, Any]) -> str:
@@ -94,13 +118,15 @@ def computed(entry: dict[str, Any]) -> str:
 @store_argument
 @click.argument("stream", required=False)
 @click.option("--limit", default=20, show_default=True, help="Clips a stream to list; 0 for all.")
-def features_ls(store: Path, stream: str | None, limit: int) -> None:
+@skip_damaged_option
+def features_ls(store: Path, stream: str | None, limit: int, skip_damaged: bool) -> None:
     """Clips of a stream, or of every stream, with their rows and times."""
     from .features import open_store
 
-    opened = open_store(store)
+    opened = open_store(store, skip_damaged=skip_damaged)
     for name in [stream] if stream else list(opened):
         found = opened[name]
+        warn_skipped(found)
         click.echo(f"{name}: {len(found):,} clips")
         for clip_id in itertools.islice(found, limit or None):
             click.echo(f"  {clip_id}  {found[clip_id]!r}")
@@ -133,46 +159,66 @@ def features_show(
 @features.command("verify")
 @store_argument
 @click.option("--prune", is_flag=True, help="Also remove what interrupted runs left behind. Not while one is running.")
-def features_verify(store: Path, prune: bool) -> None:
-    """Read every byte and compare it with its checksum. Exits with 1 if a part is damaged."""
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="First make anew what needs no videos: metadata of groups, seals, problems.json. `amex extract --repair` does "
+    "that too, and computes damaged parts again.",
+)
+def features_verify(store: Path, prune: bool, repair: bool) -> None:
+    """Read every byte and compare it with its checksum. Exits with 1 if anything is damaged or lost."""
     from rich.progress import Progress
 
-    from .features import open_store, verify
-    from .places import remove
+    from .features import mend, verify_store
+    from .features.verify import without_seal
+    from .places import reachable, remove
 
-    damaged = leftovers = 0
-    opened = open_store(store)
-    with Progress(console=console(stderr=True), transient=True) as progress:
-        for name, stream in opened.items():
-            task = progress.add_task(name, total=len(stream.commits) + len(stream.damaged))
-            for found in verify(stream):
+    parts, kinds = 0, Counter[str]()
+    with reachable(store), Progress(console=console(stderr=True), transient=True) as progress:
+        for path in mend(store) if repair else ():
+            click.echo(f"{path}: made anew")
+        task = progress.add_task(str(store), total=sum(1 for _ in store.glob("*/commits/*.json")))
+        for damage in verify_store(store):
+            if damage is None or damage.kind == "part":
+                parts += 1
                 progress.advance(task)
-                if found is None:
-                    continue
-                click.echo(str(found))
-                damaged += found.committed
-                leftovers += not found.committed
-                if prune and not found.committed:
-                    remove(store / found.stream / "parts" / found.part)
-    if leftovers:
-        click.echo(f"{leftovers} leftovers {'removed' if prune else 'do no harm; --prune removes them'}")
-    if damaged:
-        raise AmexError(f"{damaged} damaged parts; run the same amex extract command with --repair to recompute them")
+            if damage is None:
+                continue
+            click.echo(str(damage))
+            kinds[damage.kind] += 1
+            if prune and damage.kind == "leftover":
+                remove(store / damage.path)
+        unsealed = [] if kinds["metadata"] else without_seal(store)
+    if count := kinds.pop("leftover", 0):
+        click.echo(f"{count} leftovers {'removed' if prune else 'do no harm; --prune removes them'}")
+    click.echo(
+        f"compared every byte of {parts} parts, their records, specs and metadata; a part whose rows and record are "
+        "both gone leaves no trace here: amex extract computes it again"
+    )
+    if unsealed:
+        click.echo(f"written by an older amex without a checksum, so only known to be readable: {', '.join(unsealed)}")
+    if kinds:
+        raise AmexError(
+            f"{kinds.total()} damages in {store}: run the same amex extract command with --repair; "
+            "what needs no videos, amex features verify --repair makes anew"
+        )
     click.echo(f"{store} is intact")
 
 
 @features.command("failures")
 @store_argument
 @json_option
-def features_failures(store: Path, as_json: bool) -> None:
+@skip_damaged_option
+def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
     """The quarantine ledger: which clips have no rows, at which stage they failed, why, how often they were tried."""
     from rich.table import Table
 
     from .features import open_store
 
-    opened = open_store(store)
+    opened = open_store(store, skip_damaged=skip_damaged)
     entries = [{"stream": "", **vars(failure)} for failure in opened.problems]
     for name, stream in opened.items():
+        warn_skipped(stream)
         entries += [{"stream": name, **vars(failure)} for failure in stream.failures.values()]
     if as_json:
         click.echo(json.dumps(entries, indent=1))
@@ -304,14 +350,18 @@ def read_captions(path: Path) -> list[Any]:
     help="npy and hdf5 hold all there is, and can be imported again; hgr is what HGR's programs read.",
 )
 @click.option("--manifest", "manifest_path", type=click.Path(path_type=Path), help="For hgr: splits and captions.")
-def features_export(store: Path, stream: str, out: Path, form: str, manifest_path: Path | None) -> None:
+@skip_damaged_option
+def features_export(
+    store: Path, stream: str, out: Path, form: str, manifest_path: Path | None, skip_damaged: bool
+) -> None:
     """Write a stream as files that other programs read."""
     from rich.progress import Progress
 
     from .features import export_hdf5, export_hgr, export_npy, open_store
     from .manifests import read_manifest
 
-    found = open_store(store)[stream]
+    found = open_store(store, skip_damaged=skip_damaged)[stream]
+    warn_skipped(found)
     with Progress(console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(stream, total=len(found))
         tick = functools.partial(bar.advance, task)

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +154,29 @@ def read_files(folder: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
             yield path.rpartition("/")[2], data
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """The bytes of every file below a folder, by its path from there; none where there is no folder."""
+    if is_remote(folder):
+        files = folder.fs.find(folder.path, detail=True)
+        return {path.removeprefix(f"{folder.path}/"): file["size"] for path, file in files.items()}
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def read_together(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The content of several files of a folder, by name."""
+    if not is_remote(folder):
+        return {name: (folder / name).read_bytes() for name in names}
+    paths = {name: f"{folder.path}/{name}" for name in names}
+    contents = folder.fs.cat(list(paths.values()))
+    return {name: contents[path] for name, path in paths.items()}
+
+
 def remove(path: Path) -> None:
     """Removes a folder or a file, if nobody else has."""
     if is_remote(path):
         with contextlib.suppress(FileNotFoundError):
             path.fs.rm(path.path, recursive=True)
-    elif path.is_dir():
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -17,8 +17,7 @@ import torch
 
 from .. import __version__
 from ..errors import AmexError, first_line
-from ..features import Failure, create_store, declare_stream, sweep, verify
-from ..features.schema import write_json
+from ..features import Failure, create_store, declare_stream, mend, sweep, verify, write_problems
 from ..features.verify import part_of
 from ..manifests import Clip, Problem, VideoFinder
 from ..places import is_remote, reachable, remove
@@ -118,16 +117,14 @@ def extract(
     seeing, texts = by_kind(plans)
     finder = VideoFinder(videos) if seeing else None
     with reachable(store):
+        repaired = mend(store) if repair else []
         store = create_store(store).absolute()
         for plan in plans:
-            declare_stream(store, plan.name, plan.spec, provenance(plan))
-        repaired = [name for plan in plans for name in discard_damaged(store, plan.name)] if repair else []
-        write_json(store / "problems.json", [ledger_entry(problem) for problem in problems])
+            declare_stream(store, plan.name, plan.spec, provenance(plan), repair=repair)
+        repaired += [name for plan in plans for name in discard_damaged(store, plan.name)] if repair else []
+        write_problems(store, [ledger_entry(problem) for problem in problems])
 
     streams = {plan.name: existing(store, plan.name) for plan in plans}
-    for stream in streams.values():
-        if stream is not None and stream.damaged:
-            raise AmexError(next(iter(stream.damaged.values())))
     kept = {"part_clips": part_clips, "retry_failed": retry_failed, "partition": partition}
     tasks = plan_tasks(clips, finder, plans, streams, **kept)
     videos = videos if videos is None or is_remote(videos) else videos.absolute()
@@ -169,18 +166,18 @@ def provenance(plan: StreamPlan) -> dict[str, Any]:
     return {"weights": weights, "amex": __version__, "torch": torch.__version__}
 
 
-def ledger_entry(problem: Problem) -> dict[str, Any]:
+def ledger_entry(problem: Problem) -> Failure:
     """A manifest problem as an entry of the quarantine ledger."""
     place = f"{problem.file}:{problem.line}"
-    return vars(Failure(clip_id=place, video="", stage="manifest", reason=problem.reason))
+    return Failure(clip_id=place, video="", stage="manifest", reason=problem.reason)
 
 
 def discard_damaged(store: Path, name: str) -> list[str]:
     """Removes the damaged parts of a stream and nothing else; their clips are absent then. Returns ``stream/part``."""
-    stream = existing(store, name)
+    stream = existing(store, name, skip_damaged=True)
     discarded = []
     for damage in verify(stream) if stream is not None else ():
-        if damage is not None and damage.committed:
+        if damage is not None and damage.kind == "part":
             (store / name / "commits" / f"{damage.part}.json").unlink()
             for path in (store / name / "parts").iterdir():
                 if part_of(path.name) == damage.part:

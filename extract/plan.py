@@ -34,9 +34,9 @@ def states(clip_ids: Iterable[str], stream: Stream | None) -> Counter[str]:
     return Counter(stream.state(clip_id) if stream is not None else "absent" for clip_id in clip_ids)
 
 
-def existing(store: Path, name: str) -> Stream | None:
-    """A stream of a store as it is on disk now, None if it is not there."""
-    return Stream(store, name) if (store / name / "spec.json").exists() else None
+def existing(store: Path, name: str, *, skip_damaged: bool = False) -> Stream | None:
+    """A stream of a store as it is on disk now, None if it is not there. Raises DamagedPart unless told to skip."""
+    return Stream(store, name, skip_damaged=skip_damaged) if (store / name / "spec.json").exists() else None
 
 
 def plan_tasks(

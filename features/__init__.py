@@ -21,8 +21,8 @@ from .schema import (
     fingerprint,
     row_arrays,
 )
-from .verify import Damage, sweep, verify
-from .writer import ClipRows, create_store, declare_stream, is_committed, write_part
+from .verify import Damage, mend, sweep, verify, verify_store
+from .writer import ClipRows, create_store, declare_stream, is_committed, write_part, write_problems
 
 __all__ = [
     "FORMATS",
@@ -49,9 +49,12 @@ __all__ = [
     "fingerprint",
     "import_stream",
     "is_committed",
+    "mend",
     "open_store",
     "row_arrays",
     "sweep",
     "verify",
+    "verify_store",
     "write_part",
+    "write_problems",
 ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import hashlib
 import itertools
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +16,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from ..places import NOT_THERE, locate, reachable, read_files, zarr_store
+from ..errors import first_line
+from ..places import NOT_THERE, locate, reachable, read_files, read_together, sizes, zarr_store
 from .schema import (
     REPAIR,
     ClipNotThere,
     DamagedPart,
     Failure,
     StoreError,
-    check_store,
     clip_arrays,
     folder_of,
+    is_plain,
+    is_stream,
     parse_commit,
+    read_problems,
     read_spec,
+    read_store,
     row_arrays,
+    stream_names,
+    stream_path,
 )
 
 if TYPE_CHECKING:
@@ -103,38 +109,53 @@ class Batch(Rows):
         return f"Batch({len(self.clip_ids)} clips, {self.values.dtype}{list(self.values.shape)})"
 
 
-def open_store(path: str | os.PathLike[str]) -> Store:
-    """Opens a store for reading; raises StoreError if there is none at ``path``."""
+def open_store(path: str | os.PathLike[str], *, skip_damaged: bool = False) -> Store:
+    """Opens a store for reading.
+
+    Args:
+        skip_damaged: open streams with damaged commit records too, without the clips of those parts:
+            ``Stream.damaged`` names them. By default such a stream is an error, as it would seem smaller than it is.
+
+    Raises:
+        StoreError: if there is none at ``path``.
+    """
     path = locate(path)
     try:
         with reachable(path, but=NOT_THERE):
-            check_store(path)
+            read_store(path)
     except NOT_THERE as error:
         raise StoreError(f"{path} is not an amex store; make one with: amex extract --store {path} ...") from error
-    return Store(path)
+    return Store(path, skip_damaged=skip_damaged)
 
 
 class Store(Mapping[str, "Stream"]):
     """A store: a mapping from stream names to streams, as they were when each was first asked for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, skip_damaged: bool = False) -> None:
         self.path = path
+        self._skip_damaged = skip_damaged
         self._streams: dict[str, Stream] = {}
 
     def __getitem__(self, name: str) -> Stream:
+        """A stream.
+
+        Raises:
+            DamagedPart: if a commit record is damaged, unless the store was opened with ``skip_damaged``.
+            StoreError: if there is no such stream, or its spec is damaged.
+        """
         if name not in self._streams:
-            if not (self.path / name / "spec.json").is_file():
-                there = ", ".join(self) or "none yet"
-                raise StoreError(f"no stream {name!r} in {self.path}; there is {there}")
             with reachable(self.path):
-                self._streams[name] = Stream(self.path, name)
+                if name not in self:
+                    there = ", ".join(self) or "none yet"
+                    raise StoreError(f"no stream {name!r} in {self.path}; there is {there}")
+                self._streams[name] = Stream(self.path, name, skip_damaged=self._skip_damaged)
         return self._streams[name]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (self.path / name / "spec.json").is_file()
+        return isinstance(name, str) and is_plain(name) and is_stream(self.path / name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(path.parent.name for path in self.path.glob("*/spec.json")))
+        return iter(stream_names(self.path))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -142,8 +163,8 @@ class Store(Mapping[str, "Stream"]):
     @property
     def problems(self) -> list[Failure]:
         """Manifest lines of the last run that were not usable clips, as ledger entries."""
-        path = self.path / "problems.json"
-        return [Failure(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
+        with reachable(self.path):
+            return read_problems(self.path / "problems.json")
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, streams={list(self)})"
@@ -157,13 +178,13 @@ class Stream:
         fingerprint: sha256 of the spec.
         provenance: where the weights came from and which amex declared the stream.
         commits: part name -> commit record, for every part whose record is intact.
-        damaged: part name -> what is wrong with its commit record.
+        damaged: part name -> what is wrong with its commit record; empty unless those are skipped.
         failures: clip_id -> ledger entry, for clips that have no rows because they failed.
     """
 
-    def __init__(self, store: Path, name: str) -> None:
+    def __init__(self, store: Path, name: str, *, skip_damaged: bool = False) -> None:
         self.name = name
-        self.path = store / name
+        self.path = stream_path(store, name)
         self._store = store
         record = read_spec(self.path / "spec.json")
         self.spec: dict[str, Any] = record["spec"]
@@ -172,16 +193,31 @@ class Stream:
         self.commits: dict[str, dict[str, Any]] = {}
         self.damaged: dict[str, str] = {}
         self.failures: dict[str, Failure] = {}
+        self._checked: set[str] = set()  # parts whose ids, offsets and metadata are those of their commit records
         self._where: dict[str, tuple[str, int, int, int]] = {}  # clip_id -> part, place in it, first row, rows
         with uncollected():
-            for name, data in read_files(self.path / "commits", "*.json"):
-                part = name.removesuffix(".json")
+            for file, data in read_files(self.path / "commits", "*.json"):
+                part = file.removesuffix(".json")
                 try:
-                    self._index(part, parse_commit(self.path / "commits" / name, data))
+                    self._index(part, self._own(parse_commit(self.path / "commits" / file, data)))
                 except DamagedPart as error:
+                    if not skip_damaged:
+                        raise
                     self.damaged[part] = str(error)
+                except (KeyError, TypeError) as error:
+                    path = self.path / "commits" / file
+                    raise StoreError(f"{path} has entries that this amex does not know: {first_line(error)}") from error
         for clip_id in self._where.keys() & self.failures.keys():
             del self.failures[clip_id]  # a later attempt succeeded
+
+    def _own(self, commit: dict[str, Any]) -> dict[str, Any]:
+        """Returns the commit record of a part of this stream; raises DamagedPart for one of another stream's."""
+        if commit["fingerprint"] != self.fingerprint:
+            raise DamagedPart(
+                f"part {commit['part']} of stream {self.name!r} in {self._store} was made with another spec than the "
+                f"stream's; {REPAIR}"
+            )
+        return commit
 
     def _index(self, part: str, commit: dict[str, Any]) -> None:
         self.commits[part] = commit
@@ -278,18 +314,78 @@ class Stream:
 
     # Enough for a pass over a million clips in any order without opening parts twice in a row.
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - streams are few and live as long as their readers
-    def _open(self, part: str, array: str, process: int) -> zarr.Array:
-        path = f"{self.name}/parts/{folder_of(self.commits[part])}/{array}"
-        return zarr.open_array(zarr_store(self._store), path=path, mode="r")
+    def _open(self, part: str, array: str, process: int) -> PartArray:
+        """An array of a part. A process forked from this one, as loaders of data are, needs connections of its own."""
+        place = f"part {part} of stream {self.name!r} in {self._store}"
+        commit = self.commits[part]
+        with damage_in(place, self._store):
+            if part not in self._checked:
+                check_part(
+                    self.path / "parts" / folder_of(commit), commit, {*row_arrays(self.spec), *clip_arrays(self.spec)}
+                )
+                self._checked.add(part)
+            path = f"{self.name}/parts/{folder_of(commit)}/{array}"
+            return PartArray(zarr.open_array(zarr_store(self._store), path=path, mode="r"), place, self._store)
 
     def _take(self, part: str, array: str, first: int, count: int) -> np.ndarray:
-        damage = (ValueError, RuntimeError, KeyError, *NOT_THERE)
-        try:
-            with reachable(self._store, but=damage):
-                # A process forked from this one, as loaders of data are, needs connections of its own.
-                return self._open(part, array, os.getpid())[first : first + count]
-        except damage as error:
-            raise DamagedPart(f"part {part} of stream {self.name!r} in {self._store}: {error}; {REPAIR}") from error
+        return self._open(part, array, os.getpid())[first : first + count]
 
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, clips={len(self)}, rows={self.rows}, failed={len(self.failures)})"
+
+
+# What Zarr and a disk raise where bytes are not those that were written.
+DAMAGE = (ValueError, RuntimeError, KeyError, *NOT_THERE)
+
+
+@contextlib.contextmanager
+def damage_in(place: str, store: Path) -> Iterator[None]:
+    """Raises DamagedPart, which names the place, for what Zarr and a disk say of damage."""
+    try:
+        with reachable(store, but=DAMAGE):
+            yield
+    except DAMAGE as error:
+        raise DamagedPart(f"{place}: {first_line(error)}; {REPAIR}") from error
+
+
+@dataclass(frozen=True)
+class PartArray:
+    """An array of a part, as NumPy and Dask slice it. Reading raises DamagedPart where a checksum does not hold."""
+
+    array: zarr.Array
+    place: str
+    store: Path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.array.ndim
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        with damage_in(self.place, self.store):
+            return self.array[key]
+
+
+def check_part(folder: Path, commit: Mapping[str, Any], arrays: Set[str]) -> None:
+    """Raises ValueError unless a part's folder holds what the commit record says, as far as a quick look can tell.
+
+    Ids, offsets and metadata are compared byte for byte, the data of ``arrays``, which has checksums of its own, by its
+    size alone: that it is another part's of the same size, ``verify`` finds out.
+    """
+    there = sizes(folder)
+    for name, file in commit["files"].items():
+        if name not in there:
+            raise ValueError(f"{name} is missing")
+        if there[name] != file["bytes"]:
+            raise ValueError(f"{name} has {there[name]} bytes, not {file['bytes']}")
+    small = [name for name in commit["files"] if name.split("/")[0] not in arrays or name.endswith("zarr.json")]
+    for name, data in read_together(folder, small).items():
+        if hashlib.sha256(data).hexdigest() != commit["files"][name]["sha256"]:
+            raise ValueError(f"{name} is not what was committed")

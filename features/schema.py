@@ -20,19 +20,28 @@ caption. ``row_arrays`` and ``clip_arrays`` tell which arrays a stream has.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import AmexError
-from ..places import write_text
+import numpy as np
 
-FORMAT = 2
-# Between what a commit record says and its sha256.
+from ..errors import AmexError, first_line
+from ..places import NOT_THERE, write_text
+
+# 2 names a part's folder after its content. 3 seals spec.json, problems.json and the store's zarr.json too.
+FORMAT = 3
+# Between what a record says and its sha256.
 SEAL = ',\n "sha256": "'
+# What the store, its streams and Zarr use as names themselves.
+RESERVED = {"c", "zarr.json", "problems.json", "spec.json", "parts", "commits"}
+# Bytes of a stream's name. Folders and temporary files add to it, and file systems end at 255.
+NAME_BYTES = 100
 
 
 class StoreError(AmexError):
@@ -45,6 +54,10 @@ class SpecMismatch(StoreError):
 
 class DamagedPart(StoreError):
     """Bytes on disk are not the bytes that were committed."""
+
+
+class LaterFormat(StoreError):
+    """A store, or a file of it, was written by a later amex."""
 
 
 class ClipNotThere(StoreError, KeyError):
@@ -108,19 +121,60 @@ def diff_specs(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, A
         yield path, old, new
 
 
-def write_json(path: Path, record: Any, *, once: bool = False) -> None:
-    """Writes a JSON file so that it is there whole or not at all, also after a power cut.
+def write_json(path: Path, record: Any) -> None:
+    """Writes a JSON file so that it is there whole or not at all, also after a power cut."""
+    write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
-    Args:
-        once: leave the file alone if it is there: of several writers the first has its way.
-    """
-    write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", once=once)
+
+def is_plain(name: str) -> bool:
+    """Whether a name can be a folder's wherever a store lies, and leads nowhere else."""
+    plain = re.fullmatch(r"[\w-][\w.-]*", name) and len(name.encode()) <= NAME_BYTES
+    return bool(plain) and not name.startswith("__") and name.lower() not in RESERVED
+
+
+def stream_path(store: Path, name: str) -> Path:
+    """The folder of a stream. Raises StoreError if ``name`` cannot be a stream's name."""
+    if not is_plain(name):
+        shown = name if len(name) <= NAME_BYTES else f"{name[:NAME_BYTES]}..."
+        raise StoreError(
+            f"{shown!r} cannot be a stream's name: use up to {NAME_BYTES} letters, digits, _, - and ., with no . or __ "
+            f"at the start, and none of {', '.join(sorted(RESERVED))}"
+        )
+    return store / name
+
+
+def is_stream(folder: Path) -> bool:
+    """Whether a folder of a store is a stream, or was one and has lost its spec.json."""
+    return (folder / "spec.json").is_file() or any((folder / "commits").glob("*.json"))
+
+
+def stream_names(store: Path) -> list[str]:
+    """The streams of a store, also those that cannot be read; none where there is no folder."""
+    with contextlib.suppress(*NOT_THERE):
+        folders = [path for path in store.iterdir() if path.name not in RESERVED and not path.name.startswith(".")]
+        return sorted(folder.name for folder in folders if is_stream(folder))
+    return []
+
+
+def check_arrays(spec: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError unless a spec's arrays have names of folders, shapes and dtypes."""
+    for name, (shape, dtype) in {**row_arrays(spec), **clip_arrays(spec)}.items():
+        if not is_plain(name):
+            raise ValueError(f"{name!r} cannot be an array's name")
+        np.empty((0, *shape), dtype)
 
 
 def sealed(record: dict[str, Any]) -> str:
-    """The text of a commit record: JSON whose last entry is the sha256 of all before it."""
+    """The text of a record: JSON whose last entry is the sha256 of all before it."""
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
     return f'{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+
+
+def check_seal(data: bytes) -> None:
+    """Raises ValueError if a byte of a text by ``sealed`` has changed."""
+    text, _, seal = data.rpartition(SEAL.encode())
+    if seal != f'{hashlib.sha256(text).hexdigest()}"\n}}\n'.encode():
+        raise ValueError("its checksum differs")
 
 
 def folder_of(commit: dict[str, Any]) -> str:
@@ -138,39 +192,116 @@ def parse_commit(path: Path, data: bytes) -> dict[str, Any]:
     try:
         record = json.loads(data)
         digest = record.pop("sha256")
-        if record["format"] == 1:
-            intact = digest == hashlib.sha256(canonical(record)).hexdigest()
-        else:
-            text, _, seal = data.rpartition(SEAL.encode())
-            intact = seal == f'{hashlib.sha256(text).hexdigest()}"\n}}\n'.encode()
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DamagedPart(f"the commit record {path} is damaged ({error}); {REPAIR}") from error
-    if not intact:
-        raise DamagedPart(f"the commit record {path} is damaged (its checksum differs); {REPAIR}")
+        if record["format"] != 1:
+            check_seal(data)
+        elif digest != hashlib.sha256(canonical(record)).hexdigest():
+            raise ValueError("its checksum differs")
+        _check_format(path, record["format"])
+        _check_commit(record, path.name.removesuffix(".json"))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise DamagedPart(f"the commit record {path} is damaged ({_reason(error)}); {REPAIR}") from error
     return record
+
+
+def _check_commit(record: dict[str, Any], part: str) -> None:
+    """Raises ValueError unless a record is of this part, and all that it names lies in the part's own folder."""
+    if record["part"] != part:
+        raise ValueError(f"it is the record of part {record['part']!r}")
+    digest = "" if record["format"] == 1 else r"\.[0-9a-f]{12}"
+    if not re.fullmatch(re.escape(part) + digest, folder_of(record)):
+        raise ValueError(f"its folder {folder_of(record)!r} is not one of this part")
+    for name, file in record["files"].items():
+        if {"", ".", ".."} & set(name.split("/")):
+            raise ValueError(f"its file {name!r} is outside of the part")
+        _ = file["bytes"], file["sha256"]
+    if sum(clip["rows"] for clip in record["clips"]) != record["rows"]:
+        raise ValueError("its clips do not have as many rows as the part")
 
 
 def read_spec(path: Path) -> dict[str, Any]:
-    """A stream's spec.json whose fingerprint holds; raises StoreError otherwise."""
+    """A stream's spec.json whose seal and fingerprint hold; raises StoreError otherwise."""
     try:
-        record = json.loads(path.read_bytes())
-        intact = record["fingerprint"] == fingerprint(record["spec"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged: {error}") from error
-    if not intact:
-        raise StoreError(f"{path} is damaged: the spec does not have the fingerprint beside it")
+        data = path.read_bytes()
+        record = json.loads(data)
+        if record["fingerprint"] != fingerprint(record["spec"]):
+            raise ValueError("the spec does not have the fingerprint beside it")
+        if not is_unsealed(record) or record.keys() != {"format", "fingerprint", "spec", "provenance"}:
+            check_seal(data)
+        _check_format(path, record["format"])
+        check_arrays(record["spec"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged ({_reason(error)}); {REPAIR_SPEC}") from error
     return record
 
 
-def check_store(path: Path) -> None:
-    """Raises StoreError unless the Zarr group at ``path`` is an amex store of a format this amex reads."""
-    try:
-        form = json.loads((path / "zarr.json").read_bytes())["attributes"]["amex"]["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is not an amex store: its zarr.json does not say so") from error
+def is_unsealed(record: dict[str, Any]) -> bool:
+    """Whether a record other than a commit is of a format that had no seals."""
+    return record["format"] in (1, 2)
+
+
+def _check_format(path: Path, form: int) -> None:
     if form > FORMAT:
-        raise StoreError(f"{path} has store format {form}, this amex reads {FORMAT}: upgrade amex")
+        raise LaterFormat(f"{path} has store format {form}, this amex reads {FORMAT}: upgrade amex")
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else first_line(error)
+
+
+def group_text(about: dict[str, Any] | None = None) -> str:
+    """The zarr.json of a group; of the store itself with what amex says ``about`` it, sealed."""
+    seal = {} if about is None else {"amex": {**about, "sha256": fingerprint(about)}}
+    return json.dumps({"attributes": seal, "zarr_format": 3, "node_type": "group"}, indent=2) + "\n"
+
+
+def read_store(path: Path) -> dict[str, Any]:
+    """What the zarr.json of the store at ``path`` says about it: ``format`` and ``created``.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: if there is nothing.
+        StoreError: if it is not an amex store of a format that this amex reads, or its zarr.json is damaged or gone.
+    """
+    try:
+        about = json.loads((path / "zarr.json").read_bytes())["attributes"]["amex"]
+        seal = about.pop("sha256", None)
+        if seal != (None if is_unsealed(about) else fingerprint(about)):
+            raise ValueError("its checksum differs")
+        _check_format(path, about["format"])
+    except (*NOT_THERE, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        if stream_names(path):
+            repair = f"run amex features verify {path} --repair"
+            raise StoreError(f"{path / 'zarr.json'} is damaged ({_reason(error)}); {repair}") from error
+        if isinstance(error, NOT_THERE):
+            raise
+        raise StoreError(f"{path} is not an amex store: its zarr.json does not say so") from error
+    return about
+
+
+def read_problems(path: Path) -> list[Failure]:
+    """The ledger of manifest lines in problems.json, empty where there is none; raises StoreError if it is damaged."""
+    try:
+        data = path.read_bytes()
+        record = json.loads(data)
+        if isinstance(record, dict):
+            check_seal(data)
+            _check_format(path, record["format"])
+            record = record["problems"]
+        return [Failure(**entry) for entry in record]
+    except NOT_THERE:
+        return []
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreError(
+            f"{path} is damaged ({_reason(error)}); the next amex extract writes it anew, and until then "
+            f"amex features verify {path.parent} --repair removes it"
+        ) from error
 
 
 # How every message about damage ends.
-REPAIR = "run the same amex extract command with --repair to recompute this part alone"
+REPAIR = (
+    "run the same amex extract command with --repair to recompute this part alone, or remove the stream with "
+    "amex features rm and import it again"
+)
+REPAIR_SPEC = (
+    "run the same amex extract command with --repair to write it anew, or remove the stream with amex features rm and "
+    "import it again"
+)

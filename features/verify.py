@@ -1,49 +1,140 @@
-"""Is every byte of a store the one that was committed? Mending what is not is ``amex extract --repair``."""
+"""Is every byte of a store the one that was written, and is every part there? What needs no video, ``mend`` remakes.
+
+Damaged parts are computed again by ``amex extract --repair``. What a store cannot know is listed in docs/store.md.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from ..places import remove
+import zarr
+
+from ..places import NOT_THERE, is_remote, remove, sizes, write_text, zarr_store
 from .reader import Stream
-from .schema import folder_of
+from .schema import (
+    FORMAT,
+    REPAIR_SPEC,
+    LaterFormat,
+    StoreError,
+    check_arrays,
+    fingerprint,
+    folder_of,
+    group_text,
+    is_stream,
+    is_unsealed,
+    read_problems,
+    read_spec,
+    read_store,
+    sealed,
+    stream_names,
+)
+from .writer import digests, made_with
+
+# How temporary files and folders in a store, and in a stream, begin.
+TEMPORARY = (".zarr.json.", ".problems.json.", ".spec.json.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """A part whose bytes are not what its commit record says, or a folder no commit record speaks of."""
+    """Something in a store that is not as it was written.
+
+    Attributes:
+        stream: empty if it is of no stream.
+        part: empty if it is of no part.
+        path: what it is about, below the store.
+        kind: ``part``: bytes or commit record of a part have changed; it must be computed again. ``lost``: a commit
+            record or a spec is missing or of no use. ``metadata``: ``mend`` makes it anew. ``leftover``: an interrupted
+            run or removal left it; it does no harm, and costs disk.
+    """
 
     stream: str
-    part: str
+    part: str = ""
+    path: str
     reason: str
-    committed: bool = True
+    kind: str
 
     def __str__(self) -> str:
-        return f"{self.stream}/{self.part}: {self.reason}"
+        return f"{f'{self.stream}/{self.part}' if self.kind == 'part' else self.path}: {self.reason}"
+
+
+def verify_store(store: Path) -> Iterator[Damage | None]:
+    """Reads every byte of a store; yields a Damage for each thing at fault, None for each part that is good.
+
+    Raises:
+        StoreError: if there is no store, or it is of a later format.
+    """
+    yield from _metadata(store)
+    for folder in sorted(store.iterdir()):
+        if folder.name.startswith(TEMPORARY):
+            yield _leftover("", folder.name)
+        elif folder.name.startswith(".") or not folder.is_dir():
+            continue
+        elif is_stream(folder):
+            try:
+                stream = Stream(store, folder.name, skip_damaged=True)
+            except LaterFormat:
+                raise
+            except StoreError as error:
+                reason = f"{error} (its parts were not compared)"
+                yield Damage(stream=folder.name, path=f"{folder.name}/spec.json", reason=reason, kind="lost")
+                continue
+            yield from verify(stream)
+            for path in sorted(folder.iterdir()):
+                if path.name.startswith(TEMPORARY):
+                    yield _leftover(folder.name, f"{folder.name}/{path.name}")
+        elif {path.name for path in folder.iterdir()} <= {"zarr.json", "parts", "commits"}:
+            yield _leftover("", folder.name)
 
 
 def verify(stream: Stream) -> Iterator[Damage | None]:
-    """Reads every committed byte of a stream; yields a Damage for each bad part, None for each good one.
+    """Reads every byte of the parts of a stream; yields a Damage for each bad part, None for each good one.
 
-    Leftovers of interrupted runs come last, with ``committed=False``: they do no harm, and cost disk.
+    Parts whose commit record is missing, and leftovers of interrupted runs, come last.
+
+    Args:
+        stream: opened with ``skip_damaged``, unless a damaged commit record is to be an error.
     """
+    if not stream.commits and stream.damaged and made_with(stream.path) - {stream.fingerprint}:
+        reason = f"is another stream's: none of the parts was made with this spec; {REPAIR_SPEC}"
+        yield Damage(stream=stream.name, path=f"{stream.name}/spec.json", reason=reason, kind="lost")
+        return
     for part, reason in stream.damaged.items():
-        yield Damage(stream=stream.name, part=part, reason=reason)
+        path = f"{stream.name}/commits/{part}.json"
+        yield Damage(stream=stream.name, part=part, path=path, reason=reason, kind="part")
     for part, commit in stream.commits.items():
-        yield next(_damage(stream, part, commit), None)
+        reason = next(_faults(stream.path / "parts" / folder_of(commit), commit), None)
+        path = f"{stream.name}/parts/{folder_of(commit)}"
+        yield reason and Damage(stream=stream.name, part=part, path=path, reason=reason, kind="part")
     for left in leftovers(stream):
-        if part_of(left.name) not in stream.damaged:
-            reason = "left by an interrupted run (no commit record)"
-            yield Damage(stream=stream.name, part=left.name, reason=reason, committed=False)
+        part = part_of(left.name)
+        path = f"{stream.name}/parts/{left.name}"
+        if part in stream.damaged:
+            continue
+        if lost := _lost(stream, part, left):
+            reason = (
+                f"the part is complete, but its commit record is missing: {len(lost)} clips are absent, the first "
+                f"{lost[0]!r}; run the same amex extract or import command to bring them back"
+            )
+            yield Damage(stream=stream.name, part=part, path=path, reason=reason, kind="lost")
+        else:
+            yield _leftover(stream.name, path)
 
 
 def leftovers(stream: Stream) -> list[Path]:
     """What lies among the parts and belongs to none."""
     known = {folder_of(commit) for commit in stream.commits.values()} | {"zarr.json"}
-    return sorted(path for path in (stream.path / "parts").iterdir() if path.name not in known)
+    with contextlib.suppress(*NOT_THERE):
+        return sorted(path for path in (stream.path / "parts").iterdir() if path.name not in known)
+    return []
 
 
 def part_of(name: str) -> str:
@@ -58,18 +149,130 @@ def sweep(stream: Stream) -> None:
             remove(left)
 
 
-def _damage(stream: Stream, part: str, commit: dict) -> Iterator[Damage]:
-    folder = stream.path / "parts" / folder_of(commit)
-    if commit["fingerprint"] != stream.fingerprint:
-        yield Damage(stream=stream.name, part=part, reason="was made under another spec than the stream's")
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    if extra := sorted(there - commit["files"].keys()):
-        yield Damage(stream=stream.name, part=part, reason=f"{extra[0]} was added after the commit")
+def mend(store: Path) -> list[str]:
+    """Makes anew what needs neither videos nor the spec of a run; returns the paths, below the store.
+
+    The zarr.json of groups are written again. A damaged problems.json is removed. A spec.json whose spec is intact gets
+    a new seal: what it says of provenance may have changed, and it says that.
+    """
+    mended = []
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    for damage in list(_metadata(store)) if stream_names(store) else ():
+        path = store / damage.path
+        if path.name == "problems.json":
+            remove(path)
+        elif path.name == "spec.json":
+            record = json.loads(path.read_bytes())
+            made = {**record["provenance"], "resealed": now}
+            kept = {"format": FORMAT, "fingerprint": record["fingerprint"], "spec": record["spec"]}
+            write_text(path, sealed({**kept, "provenance": made}))
+        else:
+            write_text(path, group_text() if damage.stream else group_text({"format": FORMAT, "remade": now}))
+        mended.append(damage.path)
+    return mended
+
+
+def without_seal(store: Path) -> list[str]:
+    """Files of formats 1 and 2 of which not every byte has a checksum, below the store."""
+    files = [] if read_store(store)["format"] > 2 else ["zarr.json"]
+    for file in (*(f"{name}/spec.json" for name in stream_names(store)), "problems.json"):
+        with contextlib.suppress(ValueError, KeyError, *NOT_THERE):
+            record = json.loads((store / file).read_bytes())
+            if isinstance(record, list) or is_unsealed(record):
+                files.append(file)
+    return files
+
+
+def _leftover(stream: str, path: str) -> Damage:
+    return Damage(stream=stream, path=path, reason="left by an interrupted run", kind="leftover")
+
+
+def _metadata(store: Path) -> Iterator[Damage]:
+    """What ``mend`` can make anew."""
+    names = stream_names(store)
+    try:
+        read_store(store)
+        reason = _group_fault(store / "zarr.json", of_store=True)
+    except LaterFormat:
+        raise
+    except NOT_THERE as error:
+        raise StoreError(f"{store} is not an amex store") from error
+    except StoreError:
+        if not names:
+            raise
+        reason = "is damaged or missing"
+    if reason:
+        yield Damage(stream="", path="zarr.json", reason=reason, kind="metadata")
+    try:
+        read_problems(store / "problems.json")
+    except LaterFormat:
+        raise
+    except StoreError as error:
+        yield Damage(stream="", path="problems.json", reason=str(error), kind="metadata")
+    for name in names:
+        for file in ("zarr.json", "parts/zarr.json"):
+            if reason := _group_fault(store / name / file):
+                yield Damage(stream=name, path=f"{name}/{file}", reason=reason, kind="metadata")
+        if reason := _seal_fault(store / name / "spec.json"):
+            yield Damage(stream=name, path=f"{name}/spec.json", reason=reason, kind="metadata")
+
+
+def _group_fault(path: Path, *, of_store: bool = False) -> str:
+    """What is wrong with the zarr.json of a group, which nobody but other Zarr readers needs; empty if nothing is."""
+    try:
+        record = json.loads(path.read_bytes())
+        attributes = {"amex": record["attributes"]["amex"]} if of_store else {}
+        expected = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+        return "" if record == expected else "is not what amex wrote"
+    except NOT_THERE:
+        return "is missing"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "is damaged"
+
+
+def _seal_fault(path: Path) -> str:
+    """What is wrong with a spec.json whose spec is intact; empty if nothing is, or it cannot be sealed anew."""
+    try:
+        data = path.read_bytes()
+        record = json.loads(data)
+        check_arrays(record["spec"])
+        if record["fingerprint"] != fingerprint(record["spec"]) or not isinstance(record["provenance"], dict):
+            return ""
+        read_spec(path)
+    except LaterFormat:
+        raise
+    except StoreError:
+        return "its spec is intact, but not what else it says: provenance or format"
+    except (*NOT_THERE, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ""
+    return ""
+
+
+def _lost(stream: Stream, part: str, left: Path) -> list[str]:
+    """The clips that are in a complete part without a commit record, and of which the stream knows nothing."""
+    if part in stream.commits or not re.fullmatch(re.escape(part) + r"\.[0-9a-f]{12}", left.name):
+        return []
+    if left.name != f"{part}.{fingerprint(digests(left))[:12]}":
+        return []
+    clip_ids = zarr.open_array(zarr_store(left), path="clip_ids", mode="r")[:]
+    return [str(clip_id) for clip_id in clip_ids if stream.state(clip_id) == "absent"]
+
+
+def _faults(folder: Path, commit: dict[str, Any]) -> Iterator[str]:
+    there = sizes(folder)
+    if extra := sorted(there.keys() - commit["files"].keys()):
+        yield f"{extra[0]} was added after the commit"
     for name, expected in commit["files"].items():
         if name not in there:
-            yield Damage(stream=stream.name, part=part, reason=f"{name} is missing")
+            yield f"{name} is missing"
             continue
-        with (folder / name).open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        try:
+            with (folder / name).open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        except OSError as error:
+            if is_remote(folder) or error.errno != errno.EIO:  # which says nothing about the bytes
+                raise
+            yield f"{name} cannot be read from the disk"
+            continue
         if digest != expected["sha256"]:
-            yield Damage(stream=stream.name, part=part, reason=f"{name} has changed since it was written")
+            yield f"{name} has changed since it was written"

@@ -17,23 +17,28 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.errors import ContainsGroupError
 
-from ..places import NOT_THERE, begin_folder, is_remote, locate, publish, remove, write_text, zarr_store
+from ..errors import first_line
+from ..places import NOT_THERE, begin_folder, is_remote, locate, publish, read_files, remove, write_text
 from .schema import (
     FORMAT,
+    DamagedPart,
     Failure,
+    LaterFormat,
     SpecMismatch,
     StoreError,
-    check_store,
+    check_arrays,
     clip_arrays,
     diff_specs,
     fingerprint,
+    group_text,
+    parse_commit,
     read_commit,
     read_spec,
+    read_store,
     row_arrays,
     sealed,
-    write_json,
+    stream_path,
 )
 
 # Inner chunks are the unit of reading. About 1 MiB is what Zarr advises; a clip's rows lie in one or two of them.
@@ -69,40 +74,61 @@ def create_store(path: str | os.PathLike[str]) -> Path:
     """
     path = locate(path)
     with contextlib.suppress(*NOT_THERE):
-        check_store(path)
+        about = read_store(path)
+        if about["format"] < FORMAT:  # what is written from now on is not for those who read the old format alone
+            write_text(path / "zarr.json", group_text({**about, "format": FORMAT}))
         return path
-    foreign = path.exists() and (not path.is_dir() or any(e for e in path.iterdir() if not e.name.startswith("zarr.")))
+    foreign = path.exists() and (not path.is_dir() or any(e for e in path.iterdir() if "zarr.json" not in e.name))
     if foreign and not (path / "zarr.json").is_file():  # which another run may have made this moment
         raise StoreError(f"{path} exists and is not an amex store; choose another --store")
-    if not is_remote(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    try:
-        zarr.create_group(zarr_store(path), attributes={"amex": {"format": FORMAT, "created": created}})
-    except ContainsGroupError:  # another run was as quick
-        check_store(path)
+    write_text(path / "zarr.json", group_text({"format": FORMAT, "created": created}), once=True)
+    read_store(path)  # another run may have been as quick
     return path
 
 
-def declare_stream(store: Path, stream: str, spec: dict[str, Any], provenance: dict[str, Any]) -> str:
+def write_problems(store: Path, problems: Sequence[Failure]) -> None:
+    """Replaces the ledger of manifest lines that were not usable clips."""
+    record = {"format": FORMAT, "problems": [dataclasses.asdict(problem) for problem in problems]}
+    write_text(store / "problems.json", sealed(record))
+
+
+def declare_stream(
+    store: Path, stream: str, spec: dict[str, Any], provenance: dict[str, Any], *, repair: bool = False
+) -> str:
     """Fixes what a stream holds, or checks that it holds that already. Returns the fingerprint.
 
     Args:
+        stream: one plain name; see ``schema.stream_path``.
         spec: all that decides the numbers: encoder, weights, sampling, transform, output, precision, decoder.
         provenance: what does not, but a reader wants to know: where weights came from, who wrote it.
+        repair: write a spec.json anew that is damaged, or another stream's.
 
     Raises:
         SpecMismatch: listing every field that differs from the spec in the store.
+        StoreError: if the name cannot be a stream's, or parts are there without the spec that they were made with.
     """
-    path = store / stream / "spec.json"
-    mark = fingerprint(spec)
-    if not path.exists():
-        for group in (store / stream, store / stream / "parts"):
-            with contextlib.suppress(ContainsGroupError):
-                zarr.create_group(zarr_store(group))
+    folder, mark = stream_path(store, stream), fingerprint(spec)
+    path = folder / "spec.json"
+    try:
+        check_arrays(spec)
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"the spec of stream {stream!r} cannot be stored: {first_line(error)}") from error
+    exists = path.exists()
+    others = made_with(folder) if repair or not exists else set()
+    replace = repair and exists and _is_wrong(path, mark, others)
+    if replace or not exists:
+        if others - {mark}:
+            raise StoreError(
+                f"stream {stream!r} of {store} has no intact spec.json, and its parts were made with other settings: "
+                f"use those, or remove the stream with amex features rm {store} {stream}"
+            )
+        for group in (folder, folder / "parts"):
+            write_text(group / "zarr.json", group_text(), once=True)
         if not is_remote(store):
-            (store / stream / "commits").mkdir(exist_ok=True)
-        write_json(path, {"format": FORMAT, "fingerprint": mark, "spec": spec, "provenance": provenance}, once=True)
+            (folder / "commits").mkdir(exist_ok=True)
+        record = {"format": FORMAT, "fingerprint": mark, "spec": spec, "provenance": provenance}
+        write_text(path, sealed(record), once=not replace)
     there = read_spec(path)
     if there["fingerprint"] != mark:
         lines = [f"  {field}: {old!r} in the store, {new!r} now" for field, old, new in diff_specs(there["spec"], spec)]
@@ -111,6 +137,25 @@ def declare_stream(store: Path, stream: str, spec: dict[str, Any], provenance: d
             f"Use the store's settings, or give these a stream of their own: --stream NAME={stream}"
         )
     return mark
+
+
+def made_with(stream: Path) -> set[str]:
+    """The fingerprints of the specs that the parts of a stream were made with, as their commit records say."""
+    fingerprints = set()
+    for name, data in read_files(stream / "commits", "*.json"):
+        with contextlib.suppress(DamagedPart):
+            fingerprints.add(parse_commit(stream / "commits" / name, data)["fingerprint"])
+    return fingerprints
+
+
+def _is_wrong(spec: Path, mark: str, others: set[str]) -> bool:
+    """Whether a spec.json is damaged, or another stream's while all parts were made with the spec of ``mark``."""
+    try:
+        return read_spec(spec)["fingerprint"] != mark and others == {mark}
+    except LaterFormat:
+        raise
+    except StoreError:
+        return True
 
 
 def write_part(
@@ -134,7 +179,7 @@ def write_part(
     Raises:
         StoreError: if the store is gone, or the disk does not give back what was written.
     """
-    parts, committed = store / stream / "parts", commit_path(store, stream, part)
+    parts, committed = stream_path(store, stream) / "parts", commit_path(store, stream, part)
     if committed.exists():
         return read_commit(committed)
     if not (store / stream / "spec.json").exists():
@@ -143,7 +188,8 @@ def write_part(
         with begin_folder(parts, f"{part}.{uuid.uuid4().hex[:12]}.partial") as begun:
             arrays = part_arrays(spec, clips)
             # To Zarr a store of its own: inside of one it writes all parents of a group anew, and a kill leaves halves.
-            zarr.create_group(begun)
+            # A part that was put in the place of another one is known by what its group says.
+            zarr.create_group(begun, attributes={"amex": {"part": part, "fingerprint": fingerprint(spec)}})
             for name, array in arrays.items():
                 _write_array(begun, name, array)
             files = digests(begun)
@@ -172,7 +218,7 @@ def write_part(
 
 def commit_path(store: Path, stream: str, part: str) -> Path:
     """Where a part's commit record is, or will be."""
-    return store / stream / "commits" / f"{part}.json"
+    return stream_path(store, stream) / "commits" / f"{part}.json"
 
 
 def is_committed(store: Path, stream: str, part: str) -> bool:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from amex.features import (
     ClipNotThere,
     ClipRows,
+    Damage,
     DamagedPart,
     Failure,
     SpecMismatch,
@@ -36,6 +37,7 @@ from amex.features import (
     schema,
     sweep,
     verify,
+    verify_store,
     write_part,
     writer,
 )
@@ -68,6 +70,10 @@ def folder_of(store: Path, part: str) -> Path:
 
 def verified(stream: Stream) -> bool:
     return not [damage for damage in verify(stream) if damage]
+
+
+def damages(store: Path) -> list[Damage]:
+    return [damage for damage in verify_store(store) if damage]
 
 
 ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
@@ -134,8 +140,7 @@ def test_every_flipped_bit_is_found_and_its_part_is_named(tmp_path: Path) -> Non
             bad = bytearray(good)
             bad[generator.integers(len(bad))] ^= 1 << generator.integers(8)
             file.write_bytes(bad)
-            found = [damage for damage in verify(open_store(store)["s"]) if damage is not None]
-            assert [damage.part for damage in found] == ["two"], file
+            assert [damage.part for damage in damages(store)] == ["two"], file
         file.write_bytes(good)
     assert all(found is None for found in verify(open_store(store)["s"]))
 
@@ -168,8 +173,9 @@ def test_a_part_without_its_commit_does_not_exist_and_is_written_anew(tmp_path: 
     (store / "s/commits/p.json").unlink()
     stream = open_store(store)["s"]
     assert stream.state("a") == "absent"
-    (leftover,) = verify(stream)
-    assert not leftover.committed
+    (damage,) = verify(stream)
+    assert (damage.kind, damage.part) == ("lost", "p")
+    assert "1 clips are absent, the first 'a'" in damage.reason
     make(store, {"p": [rows_of("a", 5, seed=1)]})
     stream = open_store(store)["s"]
     assert len(stream["a"]) == 5
@@ -216,7 +222,7 @@ def test_of_two_writers_of_a_part_the_first_to_commit_counts(tmp_path: Path, mon
     stream = open_store(store)["s"]
     assert len(stream["a"]) == 5
     (left,) = [damage for damage in verify(stream) if damage]
-    assert not left.committed
+    assert left.kind == "leftover"
     sweep(stream)
     assert verified(stream)
 
@@ -263,7 +269,7 @@ def test_a_writer_killed_at_any_step_leaves_nothing_once_the_part_is_there(step:
     store = tmp_path / "s.zarr"
     killed = subprocess.run([sys.executable, "-c", KILLED, store, Path(__file__).parent, step], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert [damage for damage in verify(open_store(store)["s"]) if damage]
+    assert damages(store)
     make(store, {"p": [rows_of("a", 3)]})
     sweep(open_store(store)["s"])
     assert not list(store.rglob(".*"))

@@ -205,6 +205,30 @@ def features_verify(store: Path, prune: bool, repair: bool) -> None:
     click.echo(f"{store} is intact")
 
 
+@features.command("rm")
+@store_argument
+@click.argument("stream")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def features_rm(store: Path, stream: str, yes: bool) -> None:
+    """Remove STREAM, all its features, from a store. Not while a run writes to it or a training reads it."""
+    from .features import StoreError, open_store, remove_stream
+    from .places import reachable
+
+    opened = open_store(store, skip_damaged=True)
+    try:
+        found = opened[stream]
+        what = f"{len(found):,} clips, {found.rows:,} rows"
+    except StoreError as error:
+        if stream not in opened:
+            raise
+        what = f"which cannot be read: {error}"
+    if not yes:
+        click.confirm(f"remove {stream} from {store} ({what})?", abort=True)
+    with reachable(store):
+        remove_stream(store, stream)
+    click.echo(f"removed {stream} from {store}")
+
+
 @features.command("failures")
 @store_argument
 @json_option

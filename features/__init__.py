@@ -22,7 +22,7 @@ from .schema import (
     row_arrays,
 )
 from .verify import Damage, mend, sweep, verify, verify_store
-from .writer import ClipRows, create_store, declare_stream, is_committed, write_part, write_problems
+from .writer import ClipRows, create_store, declare_stream, is_committed, remove_stream, write_part, write_problems
 
 __all__ = [
     "FORMATS",
@@ -51,6 +51,7 @@ __all__ = [
     "is_committed",
     "mend",
     "open_store",
+    "remove_stream",
     "row_arrays",
     "sweep",
     "verify",

@@ -40,6 +40,8 @@ FORMAT = 3
 SEAL = ',\n "sha256": "'
 # What the store, its streams and Zarr use as names themselves.
 RESERVED = {"c", "zarr.json", "problems.json", "spec.json", "parts", "commits"}
+# How the folder of a stream that is being removed begins.
+REMOVED = ".removed-"
 # Bytes of a stream's name. Folders and temporary files add to it, and file systems end at 255.
 NAME_BYTES = 100
 

@@ -22,6 +22,7 @@ from ..places import NOT_THERE, is_remote, remove, sizes, write_text, zarr_store
 from .reader import Stream
 from .schema import (
     FORMAT,
+    REMOVED,
     REPAIR_SPEC,
     LaterFormat,
     StoreError,
@@ -40,7 +41,7 @@ from .schema import (
 from .writer import digests, made_with
 
 # How temporary files and folders in a store, and in a stream, begin.
-TEMPORARY = (".zarr.json.", ".problems.json.", ".spec.json.")
+TEMPORARY = (REMOVED, ".zarr.json.", ".problems.json.", ".spec.json.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from ..errors import first_line
 from ..places import NOT_THERE, begin_folder, is_remote, locate, publish, read_files, remove, write_text
 from .schema import (
     FORMAT,
+    REMOVED,
     DamagedPart,
     Failure,
     LaterFormat,
@@ -32,12 +33,14 @@ from .schema import (
     diff_specs,
     fingerprint,
     group_text,
+    is_stream,
     parse_commit,
     read_commit,
     read_spec,
     read_store,
     row_arrays,
     sealed,
+    stream_names,
     stream_path,
 )
 
@@ -156,6 +159,26 @@ def _is_wrong(spec: Path, mark: str, others: set[str]) -> bool:
         raise
     except StoreError:
         return True
+
+
+def remove_stream(store: Path, stream: str) -> None:
+    """Removes a stream; of one that is a link, the link. A kill in between leaves no half of it that reads as whole.
+
+    Raises:
+        StoreError: if there is no such stream, or it cannot be removed.
+    """
+    folder = stream_path(store, stream)
+    if not is_stream(folder):
+        raise StoreError(f"no stream {stream!r} in {store}; there is {', '.join(stream_names(store)) or 'none yet'}")
+    if is_remote(folder):
+        for inner in ("spec.json", "commits", "."):
+            remove(folder / inner)
+        return
+    trash = store / f"{REMOVED}{stream}.{uuid.uuid4().hex[:12]}"
+    folder.rename(trash)
+    remove(trash)
+    if trash.exists():
+        raise StoreError(f"stream {stream!r} is removed, but {trash} cannot be deleted: delete it yourself")
 
 
 def write_part(

@@ -19,10 +19,20 @@ from conftest import QUICK, amex, extract, write_lines
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from s3fs import S3FileSystem
 from test_extract import R2
+from test_store import SPEC, rows_of
 from werkzeug.serving import make_server
 
 from amex.extract.cluster import local
-from amex.features import StoreError, open_store, verify
+from amex.features import (
+    StoreError,
+    create_store,
+    declare_stream,
+    open_store,
+    remove_stream,
+    verify,
+    write_part,
+    writer,
+)
 from amex.places import S3_OPTIONS, locate, write_text
 
 
@@ -189,6 +199,36 @@ def test_a_damaged_part_in_s3_is_found_and_computed_again_alone(clips: Path, cre
     mended = run(clips, f"{s3}/s.zarr", crew, "--repair")
     assert f"repaired: {R2}/{part}" in mended.output
     assert amex("features", "verify", f"{s3}/s.zarr").output.endswith("is intact\n")
+
+
+def test_a_stream_in_s3_is_removed_and_a_killed_removal_is_seen_and_finished(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = create_store(f"{s3}/s.zarr")
+    for stream, spec in (("s", SPEC), ("t", {**SPEC, "network": "other"})):
+        declare_stream(store, stream, spec, {})
+        write_part(store, stream, "0", spec=spec, clips=[rows_of("a", 3)], failures=[], run={})
+    kept, removed = writer.remove, []
+
+    def killed(path: Path) -> None:
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(path)
+        kept(path)
+
+    monkeypatch.setattr(writer, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_stream(store, "s")
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="damaged"):
+        open_store(f"{s3}/s.zarr")["s"]
+    seen = amex("features", "verify", f"{s3}/s.zarr")
+    assert (seen.exit_code, "s/spec.json" in seen.output) == (1, True)
+    done = amex("features", "rm", f"{s3}/s.zarr", "s", "--yes")
+    assert done.exit_code == 0, done.output
+    assert amex("features", "verify", f"{s3}/s.zarr").output.endswith("is intact\n")
+    assert list(open_store(f"{s3}/s.zarr")) == ["t"]
+    assert len(open_store(f"{s3}/s.zarr")["t"]["a"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is wrong in a store is found and named, by readers too; names lead nowhere else."""
+"""What is wrong in a store is found and named, by readers too; names lead nowhere else; streams can be removed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ from amex.features import (
     declare_stream,
     mend,
     open_store,
+    remove_stream,
     row_arrays,
     schema,
     write_part,
     write_problems,
+    writer,
 )
 
 TWIN = {**SPEC, "network": "twin"}
@@ -93,6 +95,8 @@ def test_a_stream_has_a_plain_name_for_writers_and_readers(store: Path, tmp_path
             write_part(store, name, "p", spec=SPEC, clips=[], failures=[], run={})
         with pytest.raises(StoreError, match="no stream"):
             open_store(store)[name]
+        with pytest.raises(StoreError, match="cannot be a stream's name"):
+            remove_stream(store, name)
         assert name not in open_store(store)
     assert contents(tmp_path) == before
     declare_stream(store, "größe-2.v_1", SPEC, {})
@@ -140,6 +144,43 @@ def test_no_record_of_a_store_names_files_elsewhere(store: Path) -> None:
     resealed(store / "s" / "spec.json", spec=spec, fingerprint=schema.fingerprint(spec))
     with pytest.raises(StoreError, match="cannot be an array's name"):
         open_store(store)["s"]
+
+
+# --- Removing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_removed_after_a_question_and_others_stay(store: Path) -> None:
+    others = contents(store / "o")
+    refused = amex("features", "rm", store, "s")  # nobody answers
+    assert refused.exit_code == 1
+    assert "remove s from" in refused.output
+    assert "6 clips, 24 rows" in refused.output
+    assert len(open_store(store)["s"]) == 6
+    assert "no stream 't'" in amex("features", "rm", store, "t", "--yes").output
+    assert "no stream 'zarr.json'" in amex("features", "rm", store, "zarr.json", "--yes").output
+    (store / "s" / "spec.json").write_text("{")  # also one that cannot be read
+    removed = amex("features", "rm", store, "s", "--yes")
+    assert removed.exit_code == 0, removed.output
+    assert list(open_store(store)) == ["o"]
+    assert sorted(path.name for path in store.iterdir()) == ["o", "problems.json", "zarr.json"]
+    assert contents(store / "o") == others
+    assert not damages(store)
+
+
+def test_a_removal_that_is_killed_leaves_no_stream_and_what_it_leaves_is_pruned(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_stream(store, "s")
+    assert list(open_store(store)) == ["o"]
+    assert [damage.kind for damage in damages(store)] == ["leftover"]
+    assert "1 leftovers removed" in amex("features", "verify", store, "--prune").output
+    assert not damages(store)
+    declare_stream(store, "s", TWIN, {})
 
 
 # --- Readers ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from test_models import INPUTS, SMALL, batch
 from torch.nn.functional import pad
 
 from amex.manifests.roles import role_graph
-from amex.train.config import check_config
+from amex.train.config import Train, check_config
 from amex.train.evaluate import parameters
+from amex.train.fit import parameter_groups
 from amex.train.models import RetrievalModel, build_model
 from amex.train.options import SECTIONS, Inputs
 from amex.train.rolegraphs import graph_tensors
@@ -129,6 +131,29 @@ def test_every_parameter_that_a_case_has_learns(case: str) -> None:
     allowed = ("one level" in case) or ("bare" in case)
     assert allowed or not unused, unused
     assert parameters(model) > 0
+
+
+# Parameters that weight decay draws towards zero, by what they are called in their module.
+DECAY = re.compile(r"\b(weight|weight_[ih]h_l\d+(_reverse)?|in_proj_weight|message|queries)$")
+NORMS = (torch.nn.LayerNorm, torch.nn.BatchNorm1d)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weight_decay_leaves_biases_norms_and_the_temperature_alone(case: str) -> None:
+    model = build(case)
+    of_norms = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters()}
+    expected = {name for name, p in model.named_parameters() if DECAY.search(name) and id(p) not in of_norms}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    groups = parameter_groups(Train(lr=0.1, weight_decay=0.5), model)
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    torch.optim.AdamW(groups).step()
+    after = dict(model.named_parameters())
+    shrunk = {name for name, x in before.items() if x.any() and torch.allclose(after[name], x * (1 - 0.1 * 0.5))}
+    same = {name for name, x in before.items() if torch.equal(after[name], x)}
+    assert shrunk == {name for name in expected if before[name].any()}
+    assert same == before.keys() - shrunk
 
 
 def test_every_model_has_a_case_here() -> None:

@@ -20,7 +20,8 @@ from .options import Inputs
 from .rolegraphs import Graphs
 from .vocabulary import Vocabulary
 
-FORMAT = 1
+# Runs of format 1 can be used, but not resumed: their optimizers had other groups of parameters.
+FORMAT = 2
 
 
 class CheckpointError(AmexError):

@@ -49,11 +49,15 @@ class Train(Section):
     epochs: int = Field(100, ge=1)
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: float = Field(2e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["plateau", "cosine", "constant"] = Field(
-        "plateau", description="plateau: halve the rate when the validation's rsum stands still"
+    weight_decay: float = Field(
+        0.0, ge=0, description="of weights and embeddings; biases, norms, temperature have none"
     )
-    patience: int = Field(5, ge=1, description="epochs, of the plateau")
+    schedule: Literal["plateau", "cosine", "constant"] = Field(
+        "plateau",
+        description="plateau: halve the rate when the validation's rsum stands still; cosine: let it fall to 0 at the "
+        "last epoch",
+    )
+    patience: int = Field(5, ge=1, description="epochs without a better rsum after which plateau halves the rate")
     warmup: int = Field(0, ge=0, description="steps over which the rate rises")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
     amp: Literal["auto", "off", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU, off on a CPU")

@@ -26,7 +26,7 @@ from ..errors import AmexError
 from ..features import diff_specs, open_store
 from ..features.schema import write_json
 from ..manifests import read_manifest
-from .checkpoint import describe, read_checkpoint
+from .checkpoint import FORMAT, describe, read_checkpoint
 from .config import Config, Train
 from .coverage import gallery_warning, split_lines, training_warning
 from .data import (
@@ -41,7 +41,7 @@ from .data import (
     refused_states,
 )
 from .evaluate import parameters
-from .hooks import Bar, Keep, Reproducible, RetrievalLoop
+from .hooks import Bar, Keep, LearningRate, Reproducible, RetrievalLoop
 from .models import RetrievalModel, build_model
 
 
@@ -132,7 +132,7 @@ def fit(
         model.standardize(train.sample_rows)
         count = parameters(model)
         keep = Keep(work_dir, described)
-        hooks = [Reproducible(seed), keep, *([Bar()] if rank == 0 else [])]
+        hooks = [Reproducible(seed), LearningRate(config.train), keep, *([Bar()] if rank == 0 else [])]
         _runner(config, model, train, val, hooks, work_dir, world, last).train()
         if world > 1:  # nobody leaves while another still writes or waits
             torch.distributed.barrier()
@@ -170,6 +170,10 @@ def _processes() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
+# What a run that goes on must have in common with the one that began, and how an error calls a difference.
+COMPARED = {"config": "another config", "fingerprints": "other fingerprints"}
+
+
 def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:
     """Makes the folder of a run, or readies that of one that is to go on."""
     last, history = work_dir / "last.pth", work_dir / "history.jsonl"
@@ -177,14 +181,21 @@ def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:
         raise AmexError(f"{work_dir} holds a run already: go on with --resume, or choose another --work-dir")
     if last.exists():
         there = read_checkpoint(last)
-        for part in ("config", "fingerprints"):
+        if there["amex"]["format"] < FORMAT:
+            raise AmexError(
+                f"{last} was trained by an earlier amex, whose optimizer cannot go on here: choose another --work-dir"
+            )
+        for part, words in COMPARED.items():
             changed = [
                 f"{field}: {old!r} then, {new!r} now"
                 for field, old, new in diff_specs(there["amex"][part], described[part])
                 if field != "train.epochs"
             ]
             if changed:
-                raise AmexError(f"{last} was trained with another {part}, so it cannot go on: {'; '.join(changed)}")
+                raise AmexError(
+                    f"{last} was trained with {words}, so it cannot go on: {'; '.join(changed)}. Restore what it was "
+                    "trained with, or choose another --work-dir"
+                )
         lines = [
             line for line in history.read_text().splitlines() if json.loads(line)["epoch"] <= there["meta"]["epoch"]
         ]
@@ -226,8 +237,7 @@ def _runner(
         val_cfg={"type": RetrievalLoop},
         val_evaluator=[],
         optim_wrapper=_optimizer(chosen, getattr(model, "module", model), on_gpu),
-        param_scheduler=_schedule(chosen, steps=chosen.epochs * len(loader)),
-        default_hooks={"checkpoint": None, "logger": {"type": "LoggerHook", "interval": 10}},
+        default_hooks={"checkpoint": None, "param_scheduler": None, "logger": {"type": "LoggerHook", "interval": 10}},
         custom_hooks=hooks,
         launcher="pytorch" if world > 1 else "none",
         randomness={"seed": chosen.seed},
@@ -240,14 +250,8 @@ def _runner(
 
 
 def _optimizer(chosen: Train, model: RetrievalModel, on_gpu: bool) -> OptimWrapper:
-    slow, share = model.slow_parameters()
-    apart = {id(parameter) for parameter in slow}
-    learned = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
-    groups: list[dict[str, Any]] = [{"params": learned}]
-    if slow:
-        groups.append({"params": slow, "lr": chosen.lr * share})
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.optimizer]
-    optimizer = kind(groups, lr=chosen.lr, weight_decay=chosen.weight_decay)
+    optimizer = kind(parameter_groups(chosen, model), lr=chosen.lr)
     clip = None if chosen.clip_grad is None else {"max_norm": chosen.clip_grad}
     amp = chosen.amp if chosen.amp != "auto" else "bf16" if on_gpu else "off"
     if amp == "off":
@@ -255,14 +259,24 @@ def _optimizer(chosen: Train, model: RetrievalModel, on_gpu: bool) -> OptimWrapp
     return AmpOptimWrapper(optimizer=optimizer, dtype={"bf16": "bfloat16", "fp16": "float16"}[amp], clip_grad=clip)
 
 
-def _schedule(chosen: Train, steps: int) -> list[dict[str, Any]]:
-    """The learning rate, as mmengine's schedulers."""
-    parts: list[dict[str, Any]] = []
-    if chosen.warmup:
-        parts.append({"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "end": chosen.warmup})
-    if chosen.schedule == "cosine":
-        parts.append({"type": "CosineAnnealingLR", "T_max": steps, "by_epoch": False, "end": steps})
-    if chosen.schedule == "plateau":
-        rule = {"monitor": "rsum", "rule": "greater", "factor": 0.5, "patience": chosen.patience}
-        parts.append({"type": "ReduceOnPlateauLR", **rule})
-    return parts
+def parameter_groups(chosen: Train, model: RetrievalModel) -> list[dict[str, Any]]:
+    """The learned parameters by learning rate and weight decay, as torch's optimizers take them; no group is empty.
+
+    Only parameters of two axes or more decay: the weights of linear maps and convolutions, embeddings. Biases, the
+    scales of norms and a learned temperature do not, since a value near zero is no simpler model.
+    """
+    slow, share = model.slow_parameters()
+    apart = {id(parameter) for parameter in slow}
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {
+        (is_slow, decays): {
+            "params": [],
+            "lr": chosen.lr * (share if is_slow else 1.0),
+            "weight_decay": chosen.weight_decay if decays else 0.0,
+        }
+        for is_slow in (False, True)
+        for decays in (True, False)
+    }
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups[id(parameter) in apart, parameter.ndim > 1]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]

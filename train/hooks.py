@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import defaultdict
@@ -15,6 +16,7 @@ from mmengine.runner import BaseLoop, Runner
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..console import console
+from .config import Train
 from .data import Split
 from .evaluate import evaluate_split, flat
 from .models import RetrievalModel
@@ -55,6 +57,52 @@ class Reproducible(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         bare(runner).progress = runner.iter / runner.max_iters
+
+
+class LearningRate(Hook):
+    """Sets the learning rate before every step, from the step's number and the validations so far.
+
+    The rate rises over the warmup. ``cosine`` lets it fall to 0 at the end of the run, ``plateau`` halves it. Nothing
+    but the plateau is restored when a run is resumed: with more epochs, the rate is that of the longer schedule.
+    """
+
+    priority = "HIGHEST"  # mmengine logs the rate at VERY_HIGH
+
+    def __init__(self, options: Train) -> None:
+        self.options = options
+        self.rates: list[float] = []  # of each group of parameters
+        self.best, self.since, self.halvings = -math.inf, 0, 0
+
+    def before_run(self, runner: Runner) -> None:
+        self.rates = [group["lr"] for group in runner.optim_wrapper.param_groups]
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        factor = self.factor(runner.iter, runner.max_iters)
+        for group, rate in zip(runner.optim_wrapper.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the rates are multiplied by at a step, the first of which is 0, of so many."""
+        factor, last = 0.5**self.halvings, self.options.warmup - 1
+        if step < last:
+            factor *= 1e-3 + (1 - 1e-3) * step / last
+        if self.options.schedule == "cosine":
+            factor *= (1 + math.cos(math.pi * step / steps)) / 2
+        return factor
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        assert metrics is not None
+        if metrics["rsum"] > self.best:
+            self.best, self.since = metrics["rsum"], runner.epoch
+        elif self.options.schedule == "plateau" and runner.epoch - self.since >= self.options.patience:
+            self.halvings, self.since = self.halvings + 1, runner.epoch
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["plateau"] = {"best": self.best, "since": self.since, "halvings": self.halvings}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        kept = checkpoint["plateau"]
+        self.best, self.since, self.halvings = kept["best"], kept["since"], kept["halvings"]
 
 
 class Keep(Hook):
@@ -122,7 +170,7 @@ class Keep(Hook):
         """There whole, or not at all."""
         self.described["val"] = metrics
         meta = {"epoch": runner.epoch, "iter": runner.iter}
-        kept = {"save_optimizer": whole, "save_param_scheduler": whole}
+        kept = {"save_optimizer": whole, "save_param_scheduler": False}
         runner.save_checkpoint(str(self.folder), f".{name}", meta=meta, by_epoch=False, **kept)
         os.replace(self.folder / f".{name}", self.folder / name)
 

@@ -1,0 +1,119 @@
+"""How a training run goes: its learning rates, its batches, and what it must find again to go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import amex, write_lines
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from amex.train import hooks
+from amex.train.config import load_config
+from amex.train.fit import fit
+
+SIZES = {"train": 9, "val": 3, "test": 3}
+WORDS = ("dog", "cat", "horse", "car", "boat")
+TINY = (
+    "model.text=words", "model.word_dim=4", "model.dim=8", "data.batch_size=4", "train.lr=0.01", "train.epochs=4",
+    "train.schedule=constant",
+)  # fmt: skip
+
+
+@pytest.fixture
+def rates() -> Iterator[list[float]]:
+    """The learning rate of every step that an optimizer takes."""
+    seen: list[float] = []
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
+    yield seen
+    handle.remove()
+
+
+def lines(**more: list[str]) -> list[dict[str, Any]]:
+    """A manifest's lines; ``more`` replaces the captions of clips."""
+    made = []
+    for split, size in SIZES.items():
+        for i in range(size):
+            clip = f"{split}{i}"
+            captions = more.get(clip, [f"a {WORDS[i % 5]} chases a {WORDS[(i + 1) % 5]}"])
+            made.append({"clip_id": clip, "video": f"{clip}.mp4", "split": split, "captions": captions})
+    return made
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rows of eight numbers for each clip of ``lines``."""
+    folder = tmp_path_factory.mktemp("tiny")
+    manifest = write_lines(folder / "m.jsonl", *lines())
+    np.save(folder / "motion.npy", np.random.default_rng(0).standard_normal((15, 2, 8)).astype(np.float32))
+    done = amex("features", "import", folder / "motion.npy", "--captions", manifest, "--store", folder / "s.zarr")
+    assert done.exit_code == 0, done.output
+    return folder / "s.zarr"
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "m.jsonl", *lines())
+
+
+def train(store: Path, manifest: Path, work: Path, *more: str, which: str = "global", resume: bool = False) -> None:
+    config = load_config(which, [*TINY, *more])
+    fit(config, store=store, manifest=manifest, work_dir=work, resume=resume)
+
+
+def history(work: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (work / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_a_run_resumed_with_more_epochs_follows_the_schedule_of_the_new_length(
+    store: Path, manifest: Path, tmp_path: Path, rates: list[float], warmup: int
+) -> None:
+    cosine = ("train.schedule=cosine", f"train.warmup={warmup}", "data.batch_size=3")
+    train(store, manifest, tmp_path / "whole", *cosine, "train.epochs=6")
+    whole = rates.copy()
+    steps = np.arange(18)
+    rise = np.minimum(1, 1e-3 + (1 - 1e-3) * steps / max(1, warmup - 1)) if warmup else 1
+    assert whole == pytest.approx(0.01 * rise * (1 + np.cos(np.pi * steps / 18)) / 2)
+    rates.clear()
+    train(store, manifest, tmp_path / "parts", *cosine, "train.epochs=4")
+    assert rates[-1] < 0.1 * max(rates)  # the shorter run ended on its own schedule
+    rates.clear()
+    train(store, manifest, tmp_path / "parts", *cosine, "train.epochs=6", resume=True)
+    assert rates == whole[12:]
+    assert [line["lr"] for line in history(tmp_path / "parts")[4:]] == [whole[14], whole[17]]
+
+
+@pytest.mark.parametrize(
+    ("patience", "every", "rsums", "halved"),
+    [
+        # The rate is halved once this many epochs went by without a better rsum, and again after as many more.
+        (3, 1, [10, 9, 10, 8, 7, 6, 5, 11, 0, 0], [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]),
+        (1, 1, [10, 11, 11, 12, 12], [0, 0, 0, 1, 1]),
+        # Validated every other epoch: epochs are counted, not validations.
+        (3, 2, [10, 9, 8, 7, 6], [0, 0, 0, 1, 1]),
+        (4, 2, [10, 9, 8, 7, 6], [0, 0, 0, 1, 1]),
+    ],
+)
+def test_patience_counts_epochs_without_a_better_rsum(
+    store: Path,
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    patience: int,
+    every: int,
+    rsums: list[float],
+    halved: list[int],
+) -> None:
+    script = iter(rsums)
+    monkeypatch.setattr(hooks, "evaluate_split", lambda model, split: {"rsum": float(next(script))})
+    plateau = ("train.schedule=plateau", f"train.patience={patience}", f"train.val_every={every}")
+    epochs = every * len(rsums)
+    # In two parts: what was counted before the end of the first is known to the second.
+    train(store, manifest, tmp_path / "w", *plateau, f"train.epochs={epochs // 2 - epochs // 2 % every}")
+    train(store, manifest, tmp_path / "w", *plateau, f"train.epochs={epochs}", resume=True)
+    assert [line["lr"] for line in history(tmp_path / "w")] == [0.01 / 2**count for count in halved]

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from amex.train import hooks
 from amex.train.config import load_config
-from amex.train.fit import fit
+from amex.train.fit import PairBatches, fit
 
 SIZES = {"train": 9, "val": 3, "test": 3}
 WORDS = ("dog", "cat", "horse", "car", "boat")
@@ -117,3 +117,34 @@ def test_patience_counts_epochs_without_a_better_rsum(
     train(store, manifest, tmp_path / "w", *plateau, f"train.epochs={epochs // 2 - epochs // 2 % every}")
     train(store, manifest, tmp_path / "w", *plateau, f"train.epochs={epochs}", resume=True)
     assert [line["lr"] for line in history(tmp_path / "w")] == [0.01 / 2**count for count in halved]
+
+
+def test_a_pair_left_over_joins_the_last_batch() -> None:
+    for pairs in range(2, 14):
+        for size in (2, 3, 4):
+            batches = PairBatches(range(pairs), size, drop_last=False)
+            made = list(batches)
+            assert [pair for batch in made for pair in batch] == list(range(pairs))
+            assert len(made) == len(batches)
+            assert min(map(len, made)) >= 2
+            assert max(map(len, made)) <= size + 1
+
+
+@pytest.mark.parametrize("which", ["dual_encoding", "mcsan"])
+def test_models_with_batch_normalisation_train_on_one_pair_more_than_batches_hold(
+    store: Path, manifest: Path, tmp_path: Path, which: str
+) -> None:
+    small = {"dual_encoding": ("model.rnn_dim=4", "model.filters=4"), "mcsan": ("model.attributes=separate",)}
+    assert amex("manifest", "parse", manifest).exit_code == 0
+    train(store, manifest, tmp_path / "w", *small[which], "train.epochs=1", which=which)
+    assert np.isfinite(history(tmp_path / "w")[0]["train"]["loss"])
+
+
+def test_a_single_pair_is_refused_in_a_line(store: Path, tmp_path: Path) -> None:
+    some = [line for line in lines() if line["split"] != "train" or line["clip_id"] == "train3"]
+    manifest = write_lines(tmp_path / "m.jsonl", *some)
+    given = ("--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w")
+    result = amex("train", "global", *given, *(word for setting in TINY for word in ("--set", setting)))
+    assert result.exit_code == 1
+    assert f"split 'train' of {manifest} has 1 pair of a clip and a caption" in result.output
+    assert len(result.output.splitlines()) == 1

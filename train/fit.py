@@ -20,7 +20,7 @@ from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from ..errors import AmexError
 from ..features import diff_specs, open_store
@@ -106,6 +106,15 @@ def fit(
         splits[name]["coverage"] = dataclasses.asdict(split.coverage)
     if config.data.batch_size % world:
         raise AmexError(f"data.batch_size={config.data.batch_size} cannot be dealt to {world} processes evenly")
+    for count, what in (
+        (len(train), f"split {config.data.train!r} of {manifest}"),
+        (config.data.batch_size, "a batch (data.batch_size)"),
+    ):
+        if count < 2 * world:
+            raise AmexError(
+                f"{what} has {count} {'pair' if count == 1 else 'pairs'} of a clip and a caption: training needs two "
+                "or more a process, since a pair is ranked against others"
+            )
     if config.train.amp not in ("auto", "off") and not torch.cuda.is_available():
         raise AmexError(f"train.amp={config.train.amp} needs a GPU; leave it at auto")
     built_for = inputs(opened, config.model, text)
@@ -224,10 +233,10 @@ def _runner(
         place = {"device_ids": [torch.cuda.current_device()]} if on_gpu else {}
         # What the options leave unused has no gradient.
         model = MMDistributedDataParallel(module=model.to(get_device()), find_unused_parameters=True, **place)
-    batch = config.data.batch_size // world
     sampler = EpochSampler(len(train), chosen.seed, *get_dist_info())
+    batches = PairBatches(sampler, config.data.batch_size // world, drop_last=False)
     workers = 0 if train.in_memory else config.data.workers
-    loader = DataLoader(train, batch_size=batch, sampler=sampler, collate_fn=collate, num_workers=workers)
+    loader = DataLoader(train, batch_sampler=batches, collate_fn=collate, num_workers=workers)
     return Runner(
         model=model,
         work_dir=str(work_dir / "tensorboard"),
@@ -247,6 +256,23 @@ def _runner(
         load_from=None if last is None else str(last),
         resume=last is not None,
     )
+
+
+class PairBatches(BatchSampler):
+    """Batches of ``batch_size`` pairs, the last of which may be smaller. A single pair left over joins the last batch.
+
+    One pair has no negatives, and batch normalisation has no variance over it. The sampler holds two pairs or more.
+    """
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        batches = list(super().__iter__())
+        if len(batches[-1]) == 1:
+            batches[-2:] = [batches[-2] + batches[-1]]
+        return iter(batches)
+
+    def __len__(self) -> int:
+        pairs = len(self.sampler)
+        return super().__len__() - (pairs % self.batch_size == 1)
 
 
 def _optimizer(chosen: Train, model: RetrievalModel, on_gpu: bool) -> OptimWrapper:

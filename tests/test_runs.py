@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import amex, write_lines
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from amex.train import hooks
+from amex.train.checkpoint import read_checkpoint
 from amex.train.config import load_config
 from amex.train.fit import PairBatches, fit
 
@@ -148,3 +150,80 @@ def test_a_single_pair_is_refused_in_a_line(store: Path, tmp_path: Path) -> None
     assert result.exit_code == 1
     assert f"split 'train' of {manifest} has 1 pair of a clip and a caption" in result.output
     assert len(result.output.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def begun(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a manifest, its role graphs, and a run of MCSAN of one epoch."""
+    folder = tmp_path_factory.mktemp("begun")
+    manifest = write_lines(folder / "m.jsonl", *lines())
+    assert amex("manifest", "parse", manifest).exit_code == 0
+    train(store, manifest, folder / "w", "train.epochs=1", which="mcsan")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "not_words"),
+    [
+        ({"train2": ["a dog chases a dog"]}, ("clips of split train: '9 clips", "role graphs: "), ("split val",)),
+        ({"train2": ["the bird sings"]}, ("vocabulary: '", "clips of split train"), ("split val",)),
+        ({"train1": ["a cat sings"], "train6": ["a cat sings"]}, ("concepts: '", "role graphs"), ("split val",)),
+        ({"val0": []}, ("clips of split val: '3 clips, 3 captions", "'3 clips, 2 captions"), ("vocabulary", "train:")),
+    ],
+)
+def test_a_changed_manifest_is_noticed_on_resume(
+    store: Path,
+    begun: Path,
+    tmp_path: Path,
+    changed: dict[str, list[str]],
+    words: tuple[str, ...],
+    not_words: tuple[str, ...],
+) -> None:
+    manifest = write_lines(tmp_path / "m.jsonl", *lines(**changed))
+    assert amex("manifest", "parse", manifest).exit_code == 0
+    refused = resumed(store, manifest, begun / "w")
+    assert "was trained with other data, so it cannot go on" in refused
+    assert all(word in refused for word in words), refused
+    assert not any(word in refused for word in not_words), refused
+
+
+def test_role_graphs_of_another_parser_are_noticed_on_resume(store: Path, begun: Path, tmp_path: Path) -> None:
+    manifest = write_lines(tmp_path / "m.jsonl", *lines())
+    graphs = json.loads((begun / "m.rolegraphs.json").read_text())
+    (tmp_path / "m.rolegraphs.json").write_text(json.dumps(graphs["graphs"]))  # the official program's form
+    refused = resumed(store, manifest, begun / "w")
+    assert "by rules" in refused
+    assert "by official" in refused
+    assert "clips of split" not in refused
+    nodes, _ = graphs["graphs"]["a dog chases a cat"]
+    nodes["1"]["role"] = "ARGM-LOC"
+    (tmp_path / "m.rolegraphs.json").write_text(json.dumps(graphs))
+    assert "role graphs: " in resumed(store, manifest, begun / "w")
+
+
+def test_a_manifest_whose_test_clips_changed_does_not_stop_a_run(store: Path, begun: Path, tmp_path: Path) -> None:
+    manifest = write_lines(tmp_path / "m.jsonl", *lines(test0=["a bird sings"]))
+    assert amex("manifest", "parse", manifest).exit_code == 0
+    assert resumed(store, manifest, begun / "w") == ""
+
+
+def test_a_run_of_an_earlier_amex_is_not_resumed(store: Path, begun: Path, tmp_path: Path) -> None:
+    record = read_checkpoint(begun / "w" / "last.pth")
+    record["amex"] |= {"format": 1}
+    del record["amex"]["learned_from"], record["plateau"]
+    (tmp_path / "w").mkdir()
+    torch.save(record, tmp_path / "w" / "last.pth")
+    assert "was trained by an earlier amex" in resumed(store, begun / "m.jsonl", tmp_path / "w")
+    evaluated = amex("eval", tmp_path / "w" / "last.pth")  # and still can be used
+    assert evaluated.exit_code == 0, evaluated.output
+
+
+def resumed(store: Path, manifest: Path, work: Path) -> str:
+    """The line that refuses to go on with a run, or nothing."""
+    given = ("--store", store, "--manifest", manifest, "--work-dir", work, "--resume")
+    settings = (word for setting in (*TINY, "train.epochs=1") for word in ("--set", setting))
+    result = amex("train", "mcsan", *given, *settings)
+    if result.exit_code == 0:
+        return ""
+    assert len(result.output.splitlines()) == 1, result.output
+    return result.output

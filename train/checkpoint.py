@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import pickle
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,11 @@ import torch
 
 from ..errors import AmexError, first_line
 from ..features import Store
+from ..manifests import Clip
 from .config import Config, check_config
 from .data import Text
 from .models import RetrievalModel, build_model
-from .options import Inputs
+from .options import Inputs, ModelOptions
 from .rolegraphs import Graphs
 from .vocabulary import Vocabulary
 
@@ -39,6 +43,7 @@ class Checkpoint:
         vocabulary: as JSON; empty where captions come as token features alone.
         parser: by whom the role graphs of captions were made; empty where there are none.
         sources: the store and the manifest of the training run, as absolute paths.
+        learned_from: what was read from these, by name, as ``learned_from`` gives it; empty in format 1.
         epoch: how many are behind it.
         val: the figures on the validation split that chose it.
     """
@@ -53,6 +58,7 @@ class Checkpoint:
     sources: dict[str, str]
     epoch: int
     val: dict[str, float]
+    learned_from: dict[str, str] = field(default_factory=dict)
 
     def model(self) -> RetrievalModel:
         """The trained model, ready to encode."""
@@ -88,10 +94,62 @@ class Checkpoint:
                 )
 
 
+def learned_from(
+    store: Store, options: ModelOptions, splits: Mapping[str, Sequence[Clip]], graphs: Graphs | None
+) -> dict[str, str]:
+    """What a model reads of some splits, by name, each as counts and a digest: equal exactly if the same is read.
+
+    Args:
+        options: those of the model, its streams named.
+        splits: the clips, by the name of their split.
+        graphs: the role graphs of the captions, where the model needs them.
+    """
+    every = [clip for clips in splits.values() for clip in clips]
+    captions = list(dict.fromkeys(caption for clip in every for caption in clip.captions))
+    made = {}
+    for name, clips in splits.items():
+        count = f"{len(clips)} clips, {sum(len(clip.captions) for clip in clips)} captions"
+        made[f"clips of split {name}"] = f"{count}, {digest([dataclasses.asdict(clip) for clip in clips])}"
+    for name in options.video_streams:
+        made[f"features of {name}"] = short(store[name].digest([clip.clip_id for clip in every]))
+    if options.text_stream:
+        made[f"features of {options.text_stream}"] = short(store[options.text_stream].digest(captions))
+    if graphs is not None:
+        own = {caption: graphs.graphs[caption] for caption in captions if caption in graphs.graphs}
+        made["role graphs"] = f"{len(own)} by {graphs.parser}, {digest(own)}"
+    return made
+
+
+def digest(record: Any) -> str:
+    """Of plain values, as JSON has them. The order of keys counts: that of a role graph's nodes decides."""
+    return short(hashlib.sha256(json.dumps(record).encode()).hexdigest())
+
+
+def short(sha256: str) -> str:
+    """A digest that a person can compare."""
+    return f"sha256 {sha256[:12]}"
+
+
 def describe(
-    config: Config, *, fingerprints: dict[str, str], inputs: Inputs, text: Text, sources: dict[str, str]
+    config: Config,
+    *,
+    fingerprints: dict[str, str],
+    inputs: Inputs,
+    text: Text,
+    sources: dict[str, str],
+    learned_from: dict[str, str],
 ) -> dict[str, Any]:
-    """What a checkpoint holds beside weights and the state of a run."""
+    """What a checkpoint holds beside weights and the state of a run.
+
+    Args:
+        learned_from: as the function of that name gives it.
+    """
+    if text.vocabulary is not None:
+        words = digest(text.vocabulary.to_json())
+        learned_from = learned_from | {"vocabulary": f"{len(text.vocabulary)} words, {words}"}
+    if text.concepts is not None:
+        sizes = ", ".join(f"{count} of {kind}" for kind, count in text.concepts.sizes.items())
+        learned_from = learned_from | {"concepts": f"{sizes}, {digest(text.concepts.to_json())}"}
     return {
         "format": FORMAT,
         "config": config.plain(),
@@ -100,6 +158,7 @@ def describe(
         "vocabulary": text.vocabulary.to_json() if text.vocabulary else "",
         "parser": text.graphs.parser if text.graphs else "",
         "sources": sources,
+        "learned_from": learned_from,
     }
 
 

@@ -26,7 +26,7 @@ from ..errors import AmexError
 from ..features import diff_specs, open_store
 from ..features.schema import write_json
 from ..manifests import read_manifest
-from .checkpoint import FORMAT, describe, read_checkpoint
+from .checkpoint import FORMAT, describe, learned_from, read_checkpoint
 from .config import Config, Train
 from .coverage import gallery_warning, split_lines, training_warning
 from .data import (
@@ -125,6 +125,12 @@ def fit(
         inputs=built_for,
         text=text,
         sources=sources,
+        learned_from=learned_from(
+            opened,
+            config.model,
+            {config.data.train: train_clips, config.data.val: val_clips},
+            text.graphs,
+        ),
     )
     with only_run(work_dir) if rank == 0 else contextlib.nullcontext():
         if rank == 0:
@@ -180,7 +186,7 @@ def _processes() -> tuple[int, int]:
 
 
 # What a run that goes on must have in common with the one that began, and how an error calls a difference.
-COMPARED = {"config": "another config", "fingerprints": "other fingerprints"}
+COMPARED = {"config": "another config", "fingerprints": "other fingerprints", "learned_from": "other data"}
 
 
 def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:

@@ -94,14 +94,18 @@ class Scores:
 
 
 def dual_softmax(scores: Scores, text_to_video: bool, temperature: float = 0.01) -> Scores:
-    """Scores times the softmax over all queries of each gallery item (CAMoE, Cheng et al., 2021).
+    """The logarithm of the softmax of scores over all queries of each gallery item.
 
-    The order of one query's gallery then depends on all other queries: a figure made so is no plain retrieval figure.
+    ``s / temperature - logsumexp(s / temperature over the queries)``: the inverted softmax of Smith et al. (ICLR 2017).
+    CAMoE's dual softmax (Cheng et al., 2021) multiplies this softmax with ``s``. For positive scores the logarithm of
+    that product differs by ``log(s)``, which the temperature makes small; for negative scores the product turns the
+    order round.
+
+    The order of one query's gallery depends on all other queries: a figure made so is no plain retrieval figure.
 
     Args:
         temperature: what scores are divided by before the softmax. Cosines need one near 0.01.
     """
-    queries = scores.shape[0] if text_to_video else scores.shape[1]
     total: Tensor | None = None
     for _, block in scores.rows(text_to_video):
         part = (block.double() / temperature).logsumexp(0)
@@ -109,9 +113,8 @@ def dual_softmax(scores: Scores, text_to_video: bool, temperature: float = 0.01)
     assert total is not None
 
     def block(captions: slice, videos: slice) -> Tensor:
-        plain = scores.block(captions, videos).double()
         norm = total[videos] if text_to_video else total[captions].unsqueeze(1)
-        return plain * (plain / temperature - norm).exp() * queries
+        return scores.block(captions, videos).double() / temperature - norm
 
     return Scores(block=block, shape=scores.shape)
 

@@ -99,6 +99,39 @@ def test_padding_never_changes_a_score(case: str) -> None:
     assert torch.allclose(expected, found, atol=1e-5)
 
 
+# Losses that are made of scores.
+OF_SCORES = re.compile(r"loss_((attribute_)?ranking|relation|global|frame_word|clip_phrase|video_sentence|margin)$")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scores_are_float32_under_mixed_precision(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = build(case).train(), make(case, size=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        videos, texts = model.encode_pairs(made)
+        second = model.encode_videos(made["second"])
+        monkeypatch.setattr(model, "encode_pairs", lambda batch: (videos, texts))
+        monkeypatch.setattr(model, "encode_videos", lambda video: second)
+        mixed, scores = model.loss(made), model.score(videos, texts)
+    whole = ({name: x if x.dtype == torch.bool else x.float() for name, x in side.items()} for side in (videos, texts))
+    expected = model.score(*whole)
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores, expected)
+    assert not torch.equal(scores, scores.bfloat16().float())
+    plain = model.loss(made)
+    compared = {name for name in plain if OF_SCORES.match(name)}
+    assert compared
+    assert {name: mixed[name].item() for name in compared} == {name: plain[name].item() for name in compared}
+
+
+@pytest.mark.parametrize("case", ["amenet", "dual encoding", "clip"])
+def test_embeddings_have_length_one_under_mixed_precision(case: str) -> None:
+    model = build(case).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        sides = model.encode_pairs(make(case))
+    for vectors in (x for side in sides for x in side.values()):
+        assert torch.allclose(vectors.norm(dim=-1), torch.ones(len(vectors)), atol=1e-6)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_pair_is_learned_by_heart(case: str) -> None:
     model = build(case, ranking="contrastive") if CASES[case]["name"] != "hcmi" else build(case)

@@ -65,6 +65,40 @@ def test_the_shared_projection_is_one_and_the_separate_ones_are_two() -> None:
     )
 
 
+def test_shared_statistics_are_of_both_sides_together_and_separate_ones_of_each() -> None:
+    model, made = build("mcsan").train(), make("mcsan")
+    seen: dict[str, list[torch.Tensor]] = {}
+    for level, classify in model.attributes.items():
+        (norm,) = classify.norm.values()
+        norm.register_forward_pre_hook(lambda _, given, level=level: seen.setdefault(level, []).append(given[0]))
+    model.loss(made)
+    assert seen.keys() == {"entity", "action", "relationship"}
+    for level, calls in seen.items():
+        (both,) = calls  # one call, so one update of the running statistics
+        assert len(both) == 8  # four videos and four captions
+        (norm,) = model.attributes[level].norm.values()
+        assert norm.num_batches_tracked == 1
+        assert torch.allclose(norm.running_mean, 0.1 * both.mean(0), atol=1e-6)
+        assert torch.allclose(norm.running_var, 0.9 + 0.1 * both.var(0), atol=1e-6)
+    apart = build("mcsan", attribute_norm="separate").train()
+    apart.loss(made)
+    for classify in apart.attributes.values():
+        assert {side: int(norm.num_batches_tracked) for side, norm in classify.norm.items()} == {"video": 1, "text": 1}
+
+
+def test_videos_and_captions_that_differ_by_a_constant_are_told_apart_by_shared_statistics() -> None:
+    """Statistics of each side alone would take out what sets the sides apart, and evaluation would put it back."""
+    classify = next(iter(build("mcsan").attributes.values())).train()
+    videos = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    chances = classify({"video": videos, "text": videos + 1})
+    assert (chances["video"] - chances["text"]).mean(0).abs().max() > 0.05
+    for _ in range(100):  # until the running statistics have arrived
+        classify({"video": videos, "text": videos + 1})
+    alone = {side: classify.eval()({side: x})[side] for side, x in (("video", videos), ("text", videos + 1))}
+    for side, chance in alone.items():
+        assert torch.allclose(chance, chances[side], atol=0.01)
+
+
 def test_concepts_of_a_caption_are_base_forms() -> None:
     caption = "the men are cutting two red onions"
     found = concepts_of(caption, role_graph(caption))

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..losses import ModalityClassifier, Ranking, gather
+from ..losses import ModalityClassifier, Ranking, gather_all
 from ..options import AMENet as Options
 from ..options import Inputs
 from .base import Embeddings, SpacesModel
@@ -94,11 +94,11 @@ class AMENet(SpacesModel):
             batch: ``video``, ``text``, and for each pair ``clip`` and ``caption``, numbers that are equal where the
                 clips or the captions are.
         """
-        videos, texts = self.encode_videos(batch["video"]), self.encode_texts(batch["text"])
-        losses = {}
-        for space, weight in self.weights.items():
-            scores = gather(texts[space]) @ gather(videos[space]).T
-            losses[f"loss_{space}"] = weight * self.rank[space](scores, batch)
+        videos, texts = self.encode_pairs(batch)
+        scores = self.space_scores(gather_all(videos), gather_all(texts))
+        losses = {
+            f"loss_{space}": weight * self.rank[space](scores[space], batch) for space, weight in self.weights.items()
+        }
         if self.adversary is not None:
             losses |= self.adversary(videos, texts, self.progress)
         return losses

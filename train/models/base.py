@@ -14,7 +14,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .layers import Standardize
+from .layers import Standardize, in_float32
 
 Embeddings = dict[str, Tensor]
 
@@ -59,8 +59,12 @@ class RetrievalModel(BaseModel):
         """A batch of captions to tensors whose first axis is the caption."""
         raise NotImplementedError
 
+    def encode_pairs(self, batch: dict[str, Any]) -> tuple[Embeddings, Embeddings]:
+        """The videos and the captions of a training batch."""
+        return self.encode_videos(batch["video"]), self.encode_texts(batch["text"])
+
     def score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
-        """(texts, videos): how well each caption fits each video."""
+        """(texts, videos) float32, also inside of autocast: how well each caption fits each video."""
         raise NotImplementedError
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -81,6 +85,12 @@ class SpacesModel(RetrievalModel):
 
     weights: dict[str, float]
 
+    @in_float32
+    def space_scores(self, videos: Embeddings, texts: Embeddings) -> dict[str, Tensor]:
+        """(texts, videos) of each space."""
+        return {space: texts[space] @ videos[space].T for space in self.weights}
+
+    @in_float32
     def score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
         return self.flatten(texts) @ self.flatten(videos).T
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, relu
+from torch.nn.functional import relu
 
 from ...errors import AmexError
 from ..losses import Ranking, gather_all
@@ -14,7 +14,7 @@ from ..options import CLIPMean as CLIPMeanOptions
 from ..options import DualEncoding as DualOptions
 from ..options import Inputs
 from .base import Embeddings, SpacesModel
-from .layers import masked_mean, scaler, sequence_gru
+from .layers import masked_mean, scaler, sequence_gru, unit
 
 
 class CLIPMean(SpacesModel):
@@ -40,15 +40,15 @@ class CLIPMean(SpacesModel):
         """``clip``, (B, D) of length 1."""
         rows = torch.cat([video[name]["values"] for name in self.options.streams], dim=1)
         mask = torch.cat([video[name]["mask"] for name in self.options.streams], dim=1)
-        return {"clip": normalize(masked_mean(normalize(rows, dim=-1), mask), dim=-1)}
+        return {"clip": unit(masked_mean(unit(rows), mask))}
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
         """``clip``, (B, D) of length 1."""
-        return {"clip": normalize(text["sentence"], dim=-1)}
+        return {"clip": unit(text["sentence"])}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The ranking loss, of the temperature alone."""
-        videos, texts = gather_all(self.encode_videos(batch["video"])), gather_all(self.encode_texts(batch["text"]))
+        videos, texts = map(gather_all, self.encode_pairs(batch))
         return {"loss_ranking": self.rank(self.score(videos, texts), batch)}
 
 
@@ -82,7 +82,7 @@ class DualEncoding(SpacesModel):
             encoder(self.scale[name](video[name]["values"]), video[name]["mask"])
             for name, encoder in self.video.items()
         ]
-        return {"dual": normalize(self.video_out(torch.cat(found, dim=-1)), dim=-1)}
+        return {"dual": unit(self.video_out(torch.cat(found, dim=-1)))}
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
         """``dual``, (B, dim) of length 1."""
@@ -92,11 +92,11 @@ class DualEncoding(SpacesModel):
             # A bag of words, which the paper puts first and projects, is a vector learned for each word.
             there = (text["ids"] != 0).sum(1, keepdim=True).clamp(min=1)
             extra = self.bag(text["ids"]).sum(1) * (self.options.dim / there).sqrt()
-        return {"dual": normalize(self.text_out(self.text(x, text["mask"]), extra), dim=-1)}
+        return {"dual": unit(self.text_out(self.text(x, text["mask"]), extra))}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The ranking loss."""
-        videos, texts = gather_all(self.encode_videos(batch["video"])), gather_all(self.encode_texts(batch["text"]))
+        videos, texts = map(gather_all, self.encode_pairs(batch))
         return {"loss_ranking": self.rank(self.score(videos, texts), batch)}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax, normalize, relu
+from torch.nn.functional import log_softmax, relu
 
 from ...errors import AmexError
 from ..losses import gather, gather_all, shared_pairs
@@ -19,7 +19,7 @@ from ..options import HCMI as Options
 from ..options import Inputs
 from ..towers import build_tower, load_tower, tower_features
 from .base import Embeddings, RetrievalModel
-from .layers import masked_mean
+from .layers import in_float32, masked_mean, unit
 from .rows import Rows
 
 LEVELS = {"frame_word": ("frame", "word"), "clip_phrase": ("clip", "phrase"), "video_sentence": ("video", "sentence")}
@@ -98,13 +98,14 @@ class HCMI(RetrievalModel):
     def _side(
         self, fine: tuple[str, Tensor, Tensor], middle: tuple[str, Tensor, Tensor], top: str, x: Tensor
     ) -> Embeddings:
-        found = {top: normalize(x, dim=-1)}
+        found = {top: unit(x)}
         for name, tokens, mask in (fine, middle):
             logits = self.weigh[name](tokens).squeeze(-1) if name in self.weigh else torch.zeros_like(tokens[..., 0])
-            found[name] = normalize(tokens, dim=-1) * mask.unsqueeze(-1)
+            found[name] = unit(tokens) * mask.unsqueeze(-1)
             found[f"{name} weight"] = logits.float().masked_fill(~mask, -1e4).softmax(-1) * mask
         return found
 
+    @in_float32
     def level_scores(self, videos: Embeddings, texts: Embeddings) -> dict[str, Tensor]:
         """(texts, videos) of each level, on the scale of cosines."""
         found = {}
@@ -123,26 +124,34 @@ class HCMI(RetrievalModel):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The contrastive loss of each level with mined positives, and the margin of the most confusing pairs."""
+        videos, texts = map(gather_all, self.encode_pairs(batch))
+        second = None
+        if self.options.denoise != "off":
+            with torch.no_grad():
+                second = gather(self.encode_videos(batch["second"])["video"])
+        return self._losses(videos, texts, second, batch)
+
+    @in_float32
+    def _losses(
+        self, videos: Embeddings, texts: Embeddings, second: Tensor | None, batch: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Of what all processes encoded; ``second`` is the videos' second draw, (B, dim)."""
         options = self.options
-        videos = gather_all(self.encode_videos(batch["video"]))
-        texts = gather_all(self.encode_texts(batch["text"]))
         excused = shared_pairs(batch, options.same_caption)
         own = torch.eye(len(excused), dtype=torch.bool, device=excused.device)
         positives, found = own, {}
-        if options.denoise != "off":
-            with torch.no_grad():
-                second = gather(self.encode_videos(batch["second"])["video"])
-                mined = mine(videos["video"].detach(), second, options.denoise)
+        if second is not None:
+            mined = mine(videos["video"].detach(), second, options.denoise)
             positives = own | mined
             found["mined"] = mined.sum(1).float().mean()
         excused = excused & ~positives
         scores = self.level_scores(videos, texts)
         scale = self.scale.exp().clamp(max=100)
         for level, score in scores.items():
-            found[f"loss_{level}"] = multi_positive(score.float() * scale, positives, excused, options.positives)
+            found[f"loss_{level}"] = multi_positive(score * scale, positives, excused, options.positives)
         if options.enhancement:
             whole = texts["sentence"] @ videos["video"].T
-            found["loss_margin"] = options.enhancement * marginal(whole.float(), options.margin, positives | excused)
+            found["loss_margin"] = options.enhancement * marginal(whole, options.margin, positives | excused)
         return found
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from ..losses import Ranking, gather_all
 from ..options import HGR as Options
 from ..options import Inputs
 from .base import Embeddings, RetrievalModel
+from .layers import in_float32, unit
 from .phrases import RoleGraphEncoder, masked_softmax, phrase_scores
 from .rows import Rows
 
@@ -55,9 +55,10 @@ class HGR(RetrievalModel):
             "noun mask": there[:, verbs:],
         }
 
+    @in_float32
     def level_scores(self, videos: Embeddings, texts: Embeddings) -> dict[str, Tensor]:
         """(texts, videos) of each level. A caption without a verb has 0 for every video on that level."""
-        found = {"sent": normalize(texts["sent"], dim=-1) @ normalize(videos["sent"], dim=-1).T}
+        found = {"sent": unit(texts["sent"]) @ unit(videos["sent"]).T}
         for level in ("verb", "noun"):
             said = texts[level], texts[f"{level} mask"]
             found[level] = phrase_scores(videos[level], videos["mask"], *said, self.options)
@@ -69,5 +70,5 @@ class HGR(RetrievalModel):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The ranking loss of the fused score."""
-        videos = gather_all(self.encode_videos(batch["video"]))
-        return {"loss_ranking": self.rank(self.score(videos, gather_all(self.encode_texts(batch["text"]))), batch)}
+        videos, texts = map(gather_all, self.encode_pairs(batch))
+        return {"loss_ranking": self.rank(self.score(videos, texts), batch)}

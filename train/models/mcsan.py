@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax, normalize
+from torch.nn.functional import kl_div, log_softmax
 
 from ..losses import Ranking, gather_all
 from ..options import MCSAN as Options
 from ..options import Inputs
 from ..rolegraphs import ROLES
 from .base import Embeddings, RetrievalModel
-from .layers import masked_mean
+from .layers import in_float32, masked_mean, unit
 from .phrases import RoleGraphEncoder, masked_softmax, phrase_scores
 from .rows import Rows
 
@@ -60,7 +60,26 @@ class MCSAN(RetrievalModel):
                     self.attributes[level] = Attributes(dim, count, options)
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
-        """``global`` (B, dim); ``entity``, ``action``, ``relationship`` (B, T, dim), the ``mask`` of their rows."""
+        """``global`` (B, dim); ``entity``, ``action``, ``relationship`` (B, T, dim), the ``mask`` of their rows.
+
+        With attributes also how likely each concept is, by level: ``entity concepts`` (B, concepts) and so on.
+        """
+        return self._with_concepts({"video": self._video_levels(video)})["video"]
+
+    def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
+        """``global`` (B, dim); ``entity``, ``action``, ``relationship`` (B, P, dim) and the masks of their phrases.
+
+        With attributes also concepts as of videos.
+        """
+        return self._with_concepts({"text": self._text_levels(text)})["text"]
+
+    def encode_pairs(self, batch: dict[str, Any]) -> tuple[Embeddings, Embeddings]:
+        """Both sides at once: a batch normalisation that they share has the statistics of both together."""
+        sides = {"video": self._video_levels(batch["video"]), "text": self._text_levels(batch["text"])}
+        sides = self._with_concepts(sides)
+        return sides["video"], sides["text"]
+
+    def _video_levels(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
         streams, masks = self.rows.streams(video)
         for name, convolution in self.over_time.items():
             x = streams["action"][name] * masks[name].unsqueeze(-1)
@@ -75,10 +94,9 @@ class MCSAN(RetrievalModel):
             hidden = torch.cat([~mask & mask.any(1, keepdim=True)] * 2, dim=1)
             related, _ = self.relate(seen["action"], both, both, key_padding_mask=hidden, need_weights=False)
             found["relationship"] = self.relate_norm(seen["action"] + related)
-        return found | self._probabilities(found, mask, "video")
+        return found
 
-    def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
-        """``global`` (B, dim); ``entity``, ``action``, ``relationship`` (B, P, dim) and the masks of their phrases."""
+    def _text_levels(self, text: dict[str, Tensor]) -> Embeddings:
         options = self.options
         there = text["nodes"].any(-1)
         relations, parts = text["relations"], 3 if options.relation == "triple" else 2
@@ -96,33 +114,34 @@ class MCSAN(RetrievalModel):
         verbs, nouns = 1 + options.verbs, 1 + options.verbs + options.nouns
         found = {"global": nodes[:, 0], "entity": nodes[:, verbs:nouns], "action": nodes[:, 1:verbs]}
         found |= {"entity mask": there[:, verbs:nouns], "action mask": there[:, 1:verbs]}
-        found |= {"relationship": nodes[:, nouns:], "relationship mask": known}
-        return found | self._probabilities(found, None, "text")
+        return found | {"relationship": nodes[:, nouns:], "relationship mask": known}
 
-    def _probabilities(self, found: Embeddings, mask: Tensor | None, side: str) -> Embeddings:
-        """How likely each concept is, by level."""
-        return {
-            f"{level} concepts": classify(self._pooled(found, level, mask), side)
-            for level, classify in self.attributes.items()
-        }
+    def _with_concepts(self, sides: dict[str, Embeddings]) -> dict[str, Embeddings]:
+        """The levels of each side, and how likely each concept is, by level."""
+        for level, classify in self.attributes.items():
+            chances = classify({side: self._pooled(found, level) for side, found in sides.items()})
+            sides = {side: found | {f"{level} concepts": chances[side]} for side, found in sides.items()}
+        return sides
 
-    def _pooled(self, found: Embeddings, level: str, mask: Tensor | None) -> Tensor:
-        """(B, dim): a level in one vector."""
+    def _pooled(self, found: Embeddings, level: str) -> Tensor:
+        """(B, dim): a level of videos or captions in one vector."""
         if level == "global":
             return found["global"]
-        return masked_mean(found[level], mask if mask is not None else found[f"{level} mask"])
+        return masked_mean(found[level], found["mask"] if "mask" in found else found[f"{level} mask"])
 
+    @in_float32
     def level_scores(self, videos: Embeddings, texts: Embeddings) -> dict[str, Tensor]:
         """(texts, videos) of each level; of a caption without a phrase on a level 0."""
         found = {}
         for level in self.options.levels:
             if level == "global":
-                found[level] = normalize(texts[level], dim=-1) @ normalize(videos[level], dim=-1).T
+                found[level] = unit(texts[level]) @ unit(videos[level]).T
             else:
                 said = texts[level], texts[f"{level} mask"]
                 found[level] = phrase_scores(videos[level], videos["mask"], *said, self.options)
         return found
 
+    @in_float32
     def attribute_score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
         """(texts, videos): the mean over levels of how far the concepts of both agree, least over most."""
         found = []
@@ -144,8 +163,8 @@ class MCSAN(RetrievalModel):
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Ranking, by features and by concepts; the divergence of matched pairs; the concepts' cross-entropy."""
         options = self.options
-        own = self.encode_videos(batch["video"]), self.encode_texts(batch["text"])
-        videos, texts = gather_all(own[0]), gather_all(own[1])
+        own = self.encode_pairs(batch)
+        videos, texts = map(gather_all, own)
         features = torch.stack(list(self.level_scores(videos, texts).values())).mean(0)
         found = {"loss_ranking": self.rank(features, batch)}
         if len(self.attributes) and options.attribute_ranking:
@@ -172,7 +191,7 @@ class MCSAN(RetrievalModel):
                 seen, said = (side[f"{level} concepts"].clamp(min=1e-6).log() for side in (videos, texts))
                 seen, said = seen.log_softmax(-1), said.log_softmax(-1)
             else:
-                sides = self._pooled(videos, level, videos["mask"]), self._pooled(texts, level, None)
+                sides = (self._pooled(side, level) for side in (videos, texts))
                 seen, said = (log_softmax(side.float() / self.options.divergence_temperature, dim=-1) for side in sides)
             spoken = torch.ones(len(seen), device=seen.device)
             if level != "global":
@@ -194,11 +213,19 @@ class Attributes(nn.Module):
         norms = ("video", "text") if options.attribute_norm == "separate" else sides
         self.norm = nn.ModuleDict({side: nn.BatchNorm1d(count) for side in norms})
 
-    def forward(self, x: Tensor, side: str) -> Tensor:
-        """(B, dim) to (B, concepts), between 0 and 1."""
-        project = self.project[side if side in self.project else "both"]
-        norm = self.norm[side if side in self.norm else "both"]
-        return norm(project(x)).sigmoid()
+    def forward(self, sides: dict[str, Tensor]) -> dict[str, Tensor]:
+        """By side, ``video``, ``text`` or both, (B, dim) to (B, concepts), between 0 and 1.
+
+        One normalisation for both sides takes its statistics from the rows of both together.
+        """
+        projected = {side: self.project[side if side in self.project else "both"](x) for side, x in sides.items()}
+        if "both" in self.norm:
+            joined = self.norm["both"](torch.cat(list(projected.values())))
+            parts = joined.split([len(x) for x in projected.values()])
+            projected = dict(zip(projected, parts, strict=True))
+        else:
+            projected = {side: self.norm[side](x) for side, x in projected.items()}
+        return {side: x.sigmoid() for side, x in projected.items()}
 
 
 def focal(chance: Tensor, truth: Tensor, mask: Tensor, focus: float, balance: float) -> Tensor:

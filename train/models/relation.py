@@ -11,10 +11,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, relu
+from torch.nn.functional import relu
 
 from ..options import ObjectGraph as Options
-from .layers import AttentionPool, Pooling
+from .layers import AttentionPool, Pooling, unit
 
 # Numbers that describe an edge, and a node.
 EDGE = 9
@@ -182,4 +182,4 @@ class RelationBranch(nn.Module):
         nodes, mask = self.graph(objects), objects["mask"]
         batch, frames, _ = mask.shape
         frame = self.regions(nodes.flatten(0, 1), mask.flatten(0, 1)).view(batch, frames, -1)
-        return normalize(self.leave(self.pool(frame, mask.any(-1))), dim=-1)
+        return unit(self.leave(self.pool(frame, mask.any(-1))))

@@ -285,24 +285,25 @@ def ablate(
 ) -> None:
     """Train the variants that a configuration file lists, with several seeds, and print mean and spread.
 
-    The file says variants = {"name": ["section.key=value", ...], ...}. What is finished is not repeated.
+    The file says variants = {"name": ["section.key=value", ...], ...}. What is finished is not repeated, unless the
+    configuration, the features, the manifest or its role graphs changed. The table has all variants that were made from
+    what there is now.
     """
+    from .train.ablate import Sources, table_path
     from .train.ablate import ablate as run
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError as error:
         raise click.UsageError(f"--seeds takes numbers, as in 0,1,2, got {seeds!r}") from error
+    sources = Sources(store=store, manifest=manifest_path, split=split, merged=merged)
     results = run(
         which,
         settings=settings,
         seeds=numbers,
         only=only,
-        store=store,
-        manifest=manifest_path,
+        sources=sources,
         work_dir=work_dir,
-        split=split,
-        merged=merged,
         say=lambda line: click.echo(line, err=True),
     )
     if as_json:
@@ -311,9 +312,7 @@ def ablate(
     print_ablation(results)
     for line in ablation_galleries(results):
         click.echo(line)
-    click.echo(
-        f"split {split}, {len(numbers)} seeds, mean ± sample standard deviation; {work_dir}/ablation-{split}.json"
-    )
+    click.echo(f"split {split}, mean ± sample standard deviation over the seeds; {table_path(work_dir, sources)}")
 
 
 def print_ablation(results: dict[str, dict[str, Any]]) -> None:
@@ -322,7 +321,7 @@ def print_ablation(results: dict[str, dict[str, Any]]) -> None:
 
     wanted = ("t2v R@1", "t2v R@10", "t2v MedR", "v2t R@1", "v2t R@10", "rsum", "swapped pairs")
     names = [name for name in wanted if all(name in entry["mean"] for entry in results.values())]
-    table = Table("variant", *names, "parameters", "s a run", box=None)
+    table = Table("variant", *names, "seeds", "parameters", "s a run", box=None)
     for variant, entry in results.items():
         cells = []
         for name in names:
@@ -330,7 +329,7 @@ def print_ablation(results: dict[str, dict[str, Any]]) -> None:
             cells.append(f"{entry['mean'][name]:.1f}{spread}")
         runs = list(entry["runs"].values())
         seconds = sum(run["seconds"] for run in runs) / len(runs)
-        table.add_row(variant, *cells, f"{runs[0]['parameters']:,}", f"{seconds:.0f}")
+        table.add_row(variant, *cells, str(len(runs)), f"{runs[0]['parameters']:,}", f"{seconds:.0f}")
     console().print(table)
 
 

@@ -305,6 +305,7 @@ def test_an_ablation_says_where_variants_have_different_galleries(partial: Path,
     assert both.exit_code == 0, both.output
     assert "one: gallery 8 of 10 clips: 1 failed in motion, 1 empty in motion" in both.output
     assert "other: gallery 10 of 10 clips" in both.output
+    shutil.rmtree(tmp_path / "w" / "other")
     alone = amex("ablate", config, *given, "--seeds", "0", "--variant", "one")
     assert "\ngallery 8 of 10 clips" in alone.output
 

@@ -11,19 +11,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import amex, write_lines
+from tiny import TINY, lines, tiny_store
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from amex.train import hooks
 from amex.train.checkpoint import read_checkpoint
 from amex.train.config import load_config
 from amex.train.fit import PairBatches, fit
-
-SIZES = {"train": 9, "val": 3, "test": 3}
-WORDS = ("dog", "cat", "horse", "car", "boat")
-TINY = (
-    "model.text=words", "model.word_dim=4", "model.dim=8", "data.batch_size=4", "train.lr=0.01", "train.epochs=4",
-    "train.schedule=constant",
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -35,26 +29,9 @@ def rates() -> Iterator[list[float]]:
     handle.remove()
 
 
-def lines(**more: list[str]) -> list[dict[str, Any]]:
-    """A manifest's lines; ``more`` replaces the captions of clips."""
-    made = []
-    for split, size in SIZES.items():
-        for i in range(size):
-            clip = f"{split}{i}"
-            captions = more.get(clip, [f"a {WORDS[i % 5]} chases a {WORDS[(i + 1) % 5]}"])
-            made.append({"clip_id": clip, "video": f"{clip}.mp4", "split": split, "captions": captions})
-    return made
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rows of eight numbers for each clip of ``lines``."""
-    folder = tmp_path_factory.mktemp("tiny")
-    manifest = write_lines(folder / "m.jsonl", *lines())
-    np.save(folder / "motion.npy", np.random.default_rng(0).standard_normal((15, 2, 8)).astype(np.float32))
-    done = amex("features", "import", folder / "motion.npy", "--captions", manifest, "--store", folder / "s.zarr")
-    assert done.exit_code == 0, done.output
-    return folder / "s.zarr"
+    return tiny_store(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

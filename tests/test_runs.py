@@ -98,6 +98,10 @@ def test_patience_counts_epochs_without_a_better_rsum(
     assert [line["lr"] for line in history(tmp_path / "w")] == [0.01 / 2**count for count in halved]
 
 
+def test_mixed_precision_is_switched_off_as_people_write_it() -> None:
+    assert load_config("global", ["train.amp=off"]).train.amp == "off"  # YAML reads off as false
+
+
 def test_a_pair_left_over_joins_the_last_batch() -> None:
     for pairs in range(2, 14):
         for size in (2, 3, 4):

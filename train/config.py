@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
 
 from ..errors import AmexError
-from .options import SECTIONS, AMENet, Model, Section
+from .options import SECTIONS, AMENet, Model, Off, Section
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -60,7 +60,9 @@ class Train(Section):
     patience: int = Field(5, ge=1, description="epochs without a better rsum after which plateau halves the rate")
     warmup: int = Field(0, ge=0, description="steps over which the rate rises")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    amp: Literal["auto", "off", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU, off on a CPU")
+    amp: Annotated[Literal["auto", "off", "bf16", "fp16"], Off] = Field(
+        "auto", description="auto: bf16 on a GPU, off on a CPU"
+    )
     val_every: int = Field(1, ge=1, description="epochs")
     seed: int = Field(42, ge=0)
 

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from amex.train import hooks
 from amex.train.checkpoint import read_checkpoint
 from amex.train.config import load_config
+from amex.train.data import Split
 from amex.train.fit import PairBatches, fit
 
 
@@ -111,6 +112,18 @@ def test_a_pair_left_over_joins_the_last_batch() -> None:
             assert len(made) == len(batches)
             assert min(map(len, made)) >= 2
             assert max(map(len, made)) <= size + 1
+
+
+def test_every_epoch_has_each_pair_once_in_an_order_of_its_own(
+    store: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, int]] = []
+    whole = Split.__getitems__
+    monkeypatch.setattr(Split, "__getitems__", lambda split, items: (read.extend(items), whole(split, items))[1])
+    train(store, manifest, tmp_path / "w", "train.epochs=2")
+    orders = [[index for epoch, index in read if epoch == number] for number in (0, 1)]
+    assert [sorted(order) for order in orders] == [list(range(9))] * 2
+    assert orders[0] != orders[1]
 
 
 @pytest.mark.parametrize("which", ["dual_encoding", "mcsan"])

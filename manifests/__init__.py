@@ -3,6 +3,7 @@
 Knows data sets and their annotation files; knows nothing of pixels, features or models.
 """
 
+from .captions import Captions, read_captions
 from .clip import Clip, ManifestError, Problem, read_manifest, scan_manifest, write_manifest
 from .datasets import DATASETS, Dataset, dataset
 from .rolegraphs import GraphError, RoleGraphs, complete_graphs, graphs_path, read_graphs, role_parser, write_graphs
@@ -10,6 +11,7 @@ from .videos import VideoError, VideoFinder
 
 __all__ = [
     "DATASETS",
+    "Captions",
     "Clip",
     "Dataset",
     "GraphError",
@@ -21,6 +23,7 @@ __all__ = [
     "complete_graphs",
     "dataset",
     "graphs_path",
+    "read_captions",
     "read_graphs",
     "read_manifest",
     "role_parser",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import AmexError
+from ..foreign import parse_json
 
 
 class ManifestError(AmexError):
@@ -60,7 +61,7 @@ class Clip:
                 raise ValueError(f"{name} must be a finite number of seconds or null, got {value!r}")
         if self.end is not None and self.end <= (self.start or 0.0):
             raise ValueError(f"a clip must end after it starts: [{self.start}, {self.end})")
-        if isinstance(self.captions, str) or not all(isinstance(text, str) for text in self.captions):
+        if not isinstance(self.captions, list | tuple) or not all(isinstance(text, str) for text in self.captions):
             raise ValueError("captions must be a list of strings")
         if not isinstance(self.extras, Mapping):
             raise ValueError(f"extras must be a JSON object, got {self.extras!r}")
@@ -112,7 +113,7 @@ def scan_manifest(path: str | os.PathLike[str]) -> Iterator[Clip | Problem]:
             if not raw.strip():
                 continue
             try:
-                clip = Clip.from_json(json.loads(raw))
+                clip = Clip.from_json(parse_json(raw))
             except (ValueError, TypeError) as error:  # json and unicode errors are ValueErrors
                 yield Problem(file=path.name, line=number, reason=f"not a clip: {error}")
                 continue
@@ -142,10 +143,9 @@ def write_manifest(clips: Iterable[Clip], path: str | os.PathLike[str]) -> int:
     """Writes clips as JSON lines, whole or not at all, and returns how many.
 
     Raises:
-        ManifestError: if two clips share a ``clip_id``.
+        ManifestError: if two clips share a ``clip_id``, or the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
     with write_whole(path) as handle:
         for clip in clips:
@@ -158,12 +158,17 @@ def write_manifest(clips: Iterable[Clip], path: str | os.PathLike[str]) -> int:
 
 @contextlib.contextmanager
 def write_whole(path: Path) -> Iterator[IO[str]]:
-    """A text file to write to that is there whole in the end, or not at all."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as handle:
-        try:
-            yield handle
-        except BaseException:
-            os.unlink(handle.name)
-            raise
-    os.chmod(handle.name, 0o644)
-    os.replace(handle.name, path)
+    """A text file to write to that is there whole in the end, or not at all; raises ManifestError if it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as handle:
+            try:
+                yield handle
+                handle.close()
+                os.chmod(handle.name, 0o644)
+                os.replace(handle.name, path)
+            except BaseException:
+                os.unlink(handle.name)
+                raise
+    except OSError as error:
+        raise ManifestError(f"cannot write {path}: {error.strerror}") from error

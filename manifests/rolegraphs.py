@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AmexError, first_line
+from ..foreign import read_json, reading
 from .clip import write_whole
 from .roles import graph_of, role_graph, role_of
 
@@ -39,15 +40,27 @@ def graphs_path(manifest: Path) -> Path:
 
 def read_graphs(path: Path) -> RoleGraphs:
     """What ``write_graphs`` wrote, or the official program's ``sent2rolegraph.augment.json``. Raises GraphError."""
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise GraphError(f"{path} cannot be read as role graphs: {error}") from error
-    if not isinstance(record, dict):
+    record = read_json(path, GraphError)
+    parser, graphs = "official", record
+    if isinstance(record, dict) and set(record) == {"parser", "graphs"} and isinstance(record["parser"], str):
+        parser, graphs = record["parser"], record["graphs"]
+    if not isinstance(graphs, dict):
         raise GraphError(f"{path} is no table of captions and their role graphs")
-    if set(record) == {"parser", "graphs"} and isinstance(record["parser"], str):
-        return RoleGraphs(record["parser"], record["graphs"])
-    return RoleGraphs("official", record)
+    for caption, graph in graphs.items():
+        with reading(path, GraphError, f"has no role graph for {caption!r} that can be used"):
+            nodes, edges = graph
+            for node in nodes.values():
+                _check_node(**node)
+            for verb, argument, _ in edges:
+                if not nodes[verb]["words"] or not nodes[argument]["words"]:
+                    raise ValueError("an edge joins a node without words")
+    return RoleGraphs(parser, graphs)
+
+
+def _check_node(words: list[str], spans: list[int], role: str, **further: Any) -> None:
+    """Raises ValueError unless a node has what every user of the graphs takes from it."""
+    if not all(isinstance(text, str) for text in (role, *words)) or not all(type(place) is int for place in spans):
+        raise ValueError("a node needs its words, their places and its role")
 
 
 def write_graphs(graphs: RoleGraphs, path: Path) -> None:

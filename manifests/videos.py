@@ -36,7 +36,7 @@ class VideoFinder:
         self.listed = not is_web(self.root)
         if not self.listed:
             check_answers(self.root)
-        elif not is_remote(self.root) and not self.root.is_dir():
+        elif not is_remote(self.root) and not os.path.isdir(self.root):
             raise VideoError(f"the videos folder {self.root} does not exist; give it with --videos")
 
     def find(self, video: str) -> Path:

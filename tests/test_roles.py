@@ -121,17 +121,17 @@ def test_graphs_are_kept_beside_the_manifest_and_only_new_captions_are_parsed(tm
     assert "2 captions by rules" in amex("manifest", "parse", manifest).output
     kept = tmp_path / "m.rolegraphs.json"
     record = json.loads(kept.read_text())
-    record["graphs"]["a dog"] = "as it was"
+    record["graphs"]["a dog"] = as_it_was = [{"ROOT": {"words": ["a"], "spans": [0], "role": "as it was"}}, []]
     kept.write_text(json.dumps(record))
     write_lines(manifest, {"clip_id": "a", "video": "a", "captions": ["a dog", "a cat sits"]})
     assert amex("manifest", "parse", manifest).exit_code == 0
     again = json.loads(kept.read_text())["graphs"]
-    assert again["a dog"] == "as it was"
+    assert again["a dog"] == as_it_was
     assert again.keys() == {"a dog", "a cat sits"}
     # Another version of the parser is another parser: nothing of it is kept.
     kept.write_text(json.dumps(record | {"parser": "rules 0"}))
     amex("manifest", "parse", manifest)
-    assert json.loads(kept.read_text())["graphs"]["a dog"] != "as it was"
+    assert json.loads(kept.read_text())["graphs"]["a dog"] != as_it_was
 
 
 def test_official_graphs_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ ALLOWED = {
     "extract": {"features", "manifests"},
     "train": {"features", "manifests"},
 }
-SMALL = {"console", "errors", "places", ""}
+SMALL = {"console", "errors", "foreign", "places", ""}
 
 
 @pytest.mark.parametrize("package", ALLOWED)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ... import foreign
 from ...places import locate
 from ..clip import Clip, ManifestError
 
@@ -42,18 +42,15 @@ class Dataset:
             ManifestError: if a file is absent or is not what it should be, or the protocol is unknown.
         """
         path = locate(annotations)
-        if not path.exists():
-            raise ManifestError(f"{path} does not exist; --annotations takes {self.help}")
+        with foreign.reading(path, ManifestError):
+            if not path.exists():
+                raise ManifestError(f"{path} does not exist; --annotations takes {self.help}")
         if protocol is not None and protocol not in self.protocols:
             choices = ", ".join(self.protocols) or "none: this data set has one split"
             raise ManifestError(f"unknown protocol {protocol!r}; choose from {choices}")
         chosen = protocol or (self.protocols[0] if self.protocols else "")
-        try:
+        with foreign.reading(path, ManifestError, f"is not laid out as expected, --annotations takes {self.help}"):
             return carve(list(self.build(path, chosen)), val)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ManifestError(
-                f"{path} is not laid out as expected ({type(error).__name__}: {error}); --annotations takes {self.help}"
-            ) from error
 
 
 def carve(clips: Sequence[Clip], share: float, seed: int = VAL_SEED) -> list[Clip]:
@@ -82,24 +79,24 @@ def _draw(video: str, seed: int) -> float:
 
 def read_json(path: Path) -> Any:
     """A JSON file; raises ManifestError that names it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ManifestError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ManifestError(f"{path} is not JSON: {error}") from error
+    return foreign.read_json(path, ManifestError)
 
 
 def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
-    """The rows of a CSV file that has at least ``columns``; raises ManifestError that names the file and the column."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle)
-            missing = [name for name in columns if name not in (reader.fieldnames or [])]
-            if missing:
-                raise ManifestError(f"{path} has no column {missing[0]!r}; its columns are {reader.fieldnames}")
-            return list(reader)
-    except OSError as error:
-        raise ManifestError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{path} is not a CSV file: {error}") from error
+    """The rows of a CSV file that has at least ``columns``; raises ManifestError that names the file and the line."""
+    rows = []
+    with (
+        foreign.reading(path, ManifestError, "is not a CSV file"),
+        path.open(encoding="utf-8-sig", newline="") as handle,
+    ):
+        reader = csv.DictReader(handle, strict=True)
+        missing = [name for name in columns if name not in (reader.fieldnames or [])]
+        if missing:
+            raise ManifestError(f"{path} has no column {missing[0]!r}; its columns are {reader.fieldnames}")
+        for row in reader:
+            if None in row or None in map(row.get, columns):
+                raise ManifestError(
+                    f"{path}:{reader.line_num}: not the {len(reader.fieldnames or [])} columns of the head"
+                )
+            rows.append(row)
+    return rows

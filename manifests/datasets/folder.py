@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...foreign import read_json_lines
 from ..clip import Clip, ManifestError
 from ..videos import VideoError, VideoFinder
 from .base import Dataset, read_csv
@@ -55,14 +55,7 @@ def read_captions(path: Path) -> Iterator[tuple[str, dict]]:
         for number, row in enumerate(read_csv(path, "video", "caption"), start=2):
             yield f"{path}:{number}", row
         return
-    with path.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path}:{number}", dict(json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise ManifestError(f"{path}:{number}: not a JSON object: {error}") from error
+    yield from read_json_lines(path, ManifestError)
 
 
 DATASET = Dataset(

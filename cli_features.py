@@ -276,10 +276,16 @@ def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
     "--captions",
     type=click.Path(path_type=Path),
     help="JSON lines with video (or clip_id), and captions and split if known: names the rows of NumPy files, in order "
-    "or by their field row.",
+    "or those rows alone that their field row names.",
 )
 @click.option(
     "--manifest", "manifest_path", type=click.Path(path_type=Path), help="Write a manifest of the clips here."
+)
+@click.option("--allow-nan", is_flag=True, help="Take features that are NaN or infinite. Times never are.")
+@click.option(
+    "--max-gb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Refuse SOURCE if it holds more than this once it is unpacked.  [default: 10 times its size, at least 1 GB]",
 )
 def features_import(
     source: Path,
@@ -289,6 +295,8 @@ def features_import(
     arrays: tuple[str, ...],
     captions: Path | None,
     manifest_path: Path | None,
+    allow_nan: bool,
+    max_gb: float | None,
 ) -> None:
     """Bring features from elsewhere into a store, value for value.
 
@@ -301,64 +309,38 @@ def features_import(
     from rich.progress import Progress
 
     from .features import find_sources, import_stream
-    from .manifests import Clip, write_manifest
+    from .foreign import reading
+    from .manifests import Clip, ManifestError, read_captions, write_manifest
 
     described = read_captions(captions) if captions else None
-    found = find_sources(source, form, [clip.clip_id for clip in described] if described else None, arrays)
+    names = (described.rows or [clip.clip_id for clip in described.clips]) if described else None
+    found = find_sources(source, form, names, arrays, max_gb)
     if name and len(found) > 1:
         raise AmexError(f"{source} holds {', '.join(s.name for s in found)}: with --stream, choose one by --array")
+    clips = described.clips if described else []
+    if manifest_path and not described:  # before hours of importing
+        splits, texts = found[0].splits, found[0].captions  # all streams of a folder have the same
+        with reading(source, ManifestError, "names clips that no manifest can hold"):
+            clips = [
+                Clip(
+                    clip_id=clip_id,
+                    video=clip_id,
+                    split=splits.get(clip_id, ""),
+                    captions=tuple(texts.get(clip_id, ())),
+                )
+                for clip_id in dict.fromkeys(clip_id for entry in found for clip_id in entry.ids)
+            ]
     with Progress(console=console(stderr=True), transient=True) as bar:
         for entry in found:
             stream = name or entry.name
-            task = bar.add_task(stream, total=entry.count)
+            task = bar.add_task(stream, total=len(entry.ids))
             written, known = import_stream(
-                entry, store, stream, origin=source, progress=lambda count, task=task: bar.advance(task, count)
+                entry, store, stream, origin=source, allow_nan=allow_nan, progress=functools.partial(bar.advance, task)
             )
             were = f", {known:,} were there" if known else ""
             click.echo(f"{store}: stream {stream}, {written:,} clips imported{were}")
     if manifest_path:
-        clips = described or [
-            Clip(
-                clip_id=clip_id,
-                video=clip_id,
-                split=found[0].splits.get(clip_id, ""),
-                captions=tuple(found[0].captions.get(clip_id, ())),
-            )
-            for clip_id in dict.fromkeys(clip.clip_id for clip in found[0].clips())
-        ]
         click.echo(f"{manifest_path}: {write_manifest(clips, manifest_path):,} clips")
-
-
-def read_captions(path: Path) -> list[Any]:
-    """Clips from JSON lines as data sets come with them: a name, perhaps a row, captions, a split."""
-    from .manifests import Clip, ManifestError
-
-    records: list[tuple[int, Any]] = []
-    number = 0
-    try:
-        with path.open("rb") as handle:
-            for line in handle:
-                number += 1
-                if not line.strip():
-                    continue
-                record = json.loads(line)
-                clip_id = record.get("clip_id", record.get("video"))
-                said = record.get("captions", record.get("caption", ()))
-                clip = Clip(
-                    clip_id=clip_id,
-                    video=record.get("video", clip_id),
-                    split=record.get("split") or "",
-                    captions=(said,) if isinstance(said, str) else tuple(said),
-                )
-                records.append((record.get("row", len(records)), clip))
-    except OSError as error:
-        raise ManifestError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ManifestError(f"{path}:{number}: not a clip with its captions: {error}") from error
-    records.sort(key=lambda entry: entry[0])
-    if [row for row, _ in records] != list(range(len(records))):
-        raise ManifestError(f"{path}: rows must be 0 to {len(records) - 1}, each once")
-    return [clip for _, clip in records]
 
 
 @features.command("export")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .importing import BESIDE, HGR_SPLITS
+from .hdf5_files import BESIDE, HGR_SPLITS
 from .reader import Rows, Stream
 from .schema import StoreError, clip_arrays, row_arrays, write_json
 

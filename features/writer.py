@@ -19,7 +19,17 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ..errors import first_line
-from ..places import NOT_THERE, begin_folder, is_remote, locate, publish, read_files, remove, write_text
+from ..places import (
+    NOT_THERE,
+    begin_folder,
+    is_remote,
+    locate,
+    publish,
+    reachable,
+    read_files,
+    remove,
+    write_text,
+)
 from .schema import (
     FORMAT,
     REMOVED,
@@ -76,6 +86,11 @@ def create_store(path: str | os.PathLike[str]) -> Path:
         StoreError: if something else is there, or the store was written by a later amex.
     """
     path = locate(path)
+    with reachable(path):
+        return _create_store(path)
+
+
+def _create_store(path: Path) -> Path:
     with contextlib.suppress(*NOT_THERE):
         about = read_store(path)
         if about["format"] < FORMAT:  # what is written from now on is not for those who read the old format alone

@@ -1,0 +1,126 @@
+"""Features of bottom-up attention, in tab-separated values: an image is a clip of one row of objects."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..foreign import reading
+from .source import ImportProblem, Source, Wanted, file_spec, with_output
+from .writer import ClipRows
+
+# The original columns (Anderson et al., CVPR 2018), and those with classes and attributes that LXMERT's release has.
+BUTD = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+LXMERT = (
+    "image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf",
+    "num_boxes", "boxes", "features",
+)  # fmt: skip
+# Which column an array of objects comes from, and the numbers in it.
+COLUMNS = {"values": ("features", "f4"), "boxes": ("boxes", "f4")}
+CLASSES = {
+    "scores": ("objects_conf", "f4"),
+    "labels": ("objects_id", "i8"),
+    "attributes": ("attrs_id", "i8"),
+    "attribute_scores": ("attrs_conf", "f4"),
+}
+# Bytes of a line: 64 MiB of features are some 8,000 objects.
+LINE = 64 << 20
+
+
+def from_butd(path: Path, wanted: Wanted) -> list[Source]:
+    """The images of a file of six columns or ten. All of it is read twice: to know its widths, and to import it."""
+    ids: list[str] = []
+    most, widths = 0, set()
+    for clip_id, objects in _images(path):
+        count, width = objects["values"].shape
+        ids.append(clip_id)
+        most = max(most, count)
+        widths |= {width} if count else set()
+        names = tuple(objects)
+    if len(widths) != 1:
+        raise ImportProblem(f"{path}: features of lengths {sorted(widths)}; one length is expected")
+    real, number = np.dtype("float32"), np.dtype("int32")
+    form: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+        "values": ((most, widths.pop()), real),
+        "boxes": ((most, 4), real),
+        "counts": ((), number),
+        "frame_size": ((2,), number),
+    }
+    if "labels" in names:
+        form |= {"scores": ((most,), real), "labels": ((most,), number)}
+        form |= {"attributes": ((most,), number), "attribute_scores": ((most,), real)}
+    padded = sum(math.prod(shape) * dtype.itemsize for shape, dtype in form.values())
+    wanted.check_size(path, padded * len(ids), [path])
+
+    def clips() -> Iterator[ClipRows]:
+        for clip_id, objects in _images(path):
+            yield ClipRows(clip_id=clip_id, arrays={name: _padded(objects[name], *form[name]) for name in form})
+
+    spec = with_output(file_spec([path], path.stem), form)
+    return [Source(path=path, name=path.stem, spec=spec, ids=ids, clips=clips)]
+
+
+def _images(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Each image's id, and its arrays: ``counts`` (), ``frame_size`` (2,), all others with one entry an object."""
+    columns: tuple[str, ...] = ()
+    with path.open("rb") as handle:
+        number = 0
+        while line := handle.readline(LINE):
+            number += 1
+            with reading(f"{path}:{number}", ImportProblem):
+                if len(line) == LINE:
+                    raise ValueError(f"the line is longer than {LINE >> 20} MiB")
+                fields = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
+                known = {len(BUTD): BUTD, len(LXMERT): LXMERT}.get(len(fields))
+                if known is None:
+                    raise ValueError(f"{len(fields)} columns; bottom-up-attention files have 6 or 10")
+                if known != (columns or known):
+                    raise ValueError(f"{len(known)} columns after lines of {len(columns)}")
+                columns = known
+                image = _image(dict(zip(columns, fields, strict=True)))
+            yield fields[0], image
+
+
+def _image(record: Mapping[str, str]) -> dict[str, np.ndarray]:
+    count = _number(record, "num_boxes")
+    arrays = {
+        "counts": np.array(count, np.int32),
+        "frame_size": np.array([_number(record, "image_w"), _number(record, "image_h")], np.int32),
+    }
+    for name, (column, kind) in (COLUMNS if len(record) == len(BUTD) else COLUMNS | CLASSES).items():
+        numbers = np.frombuffer(base64.b64decode(record[column], validate=True), kind)
+        width = {"values": len(numbers) // max(1, count), "boxes": 4}.get(name, 1)
+        if len(numbers) != count * width:
+            raise ValueError(f"{column} has {len(numbers)} numbers for {count} boxes")
+        if kind == "i8":
+            numbers = _narrow(column, numbers)
+        arrays[name] = numbers.reshape(count, width) if name in COLUMNS else numbers
+    return arrays
+
+
+def _number(record: Mapping[str, str], column: str) -> int:
+    text = record[column]
+    if not text.isdecimal() or len(text) > 9:
+        raise ValueError(f"{column} is {text[:20]!r}, a count is expected")
+    return int(text)
+
+
+def _narrow(column: str, numbers: np.ndarray) -> np.ndarray:
+    narrow = numbers.astype(np.int32)
+    if (narrow != numbers).any():
+        raise ValueError(f"{column} has numbers that 32 bits do not hold")
+    return narrow
+
+
+def _padded(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """The one row of an image. Images with fewer boxes end in what a detector's empty places hold."""
+    row = array
+    if array.shape != shape:
+        row = np.full(shape, -1 if dtype.kind == "i" else 0, dtype)
+        if len(array):
+            row[: len(array)] = array
+    return row[None]

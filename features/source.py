@@ -132,9 +132,8 @@ def check_ids(path: Path, ids: Sequence[Any]) -> None:
             raise ImportProblem(f"{path}: {clip_id!r} cannot be the id of a clip: ids are texts of valid Unicode")
     if len(set(ids)) < len(ids):
         twice = [clip_id for clip_id, count in Counter(ids).items() if count > 1]
-        names = ", ".join(map(repr, twice[:NAMED])) + (
-            f" and {len(twice) - NAMED:,} more" if len(twice) > NAMED else ""
-        )
+        more = f" and {len(twice) - NAMED:,} more" if len(twice) > NAMED else ""
+        names = ", ".join(map(repr, twice[:NAMED])) + more
         raise ImportProblem(f"{path}: every clip needs an id of its own; there more than once: {names}")
 
 

@@ -17,7 +17,7 @@ from .cli_extract import extract, streams
 from .cli_features import features
 from .cli_train import COMMANDS
 from .console import console, json_option
-from .errors import AmexError
+from .errors import AmexError, printable
 
 
 class Group(click.Group):
@@ -90,16 +90,21 @@ class BuildCommand(click.Command):
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The manifest to write, JSON lines.")
 def manifest_build(dataset: str, annotations: Path, protocol: str | None, share: float, out: Path) -> None:
-    """Write the manifest of DATASET from its annotation files."""
+    """Write the manifest of DATASET from its annotation files. Exits with 3 if it leaves anything out."""
+    from .manifests import Clip, Problem, write_manifest
     from .manifests import dataset as named
-    from .manifests import write_manifest
 
-    clips = named(dataset).clips(annotations, protocol, val=share / 100)
+    items = named(dataset).scan(annotations, protocol, val=share / 100)
+    clips = [item for item in items if isinstance(item, Clip)]
     write_manifest(clips, out)
     click.echo(f"{out}: {summarise(clips)}")
     without = sum(not clip.captions for clip in clips)
     if without:
         click.echo(f"{without} clips have no captions: enough to extract from, not to train on", err=True)
+    problems = [item for item in items if isinstance(item, Problem)]
+    for problem in problems:
+        click.echo(f"left out: {problem}", err=True)
+    sys.exit(3 if problems else 0)
 
 
 @manifest.command("shapes")
@@ -133,7 +138,7 @@ def manifest_show(path: Path, limit: int) -> None:
         end = "end" if clip.end is None else f"{clip.end:g}"
         caption = f"  {clip.captions[0]!r}" if clip.captions else ""
         more = f" and {len(clip.captions) - 1} more" if len(clip.captions) > 1 else ""
-        click.echo(f"  {clip.clip_id}  [{start:g}, {end}) of {clip.video}{caption}{more}")
+        click.echo(f"  {printable(clip.clip_id)}  [{start:g}, {end}) of {printable(clip.video)}{caption}{more}")
 
 
 @manifest.command("parse")
@@ -196,7 +201,7 @@ def manifest_check(path: Path, videos: Path, as_json: bool) -> None:
         for kind, entries in dataclasses.asdict(found).items():
             if isinstance(entries, dict):
                 for name, reason in entries.items():
-                    click.echo(f"{kind}: {name}: {reason}")
+                    click.echo(printable(f"{kind}: {name}: {reason}"))
         click.echo(f"{found.videos} videos, {found.bad} with something wrong")
     sys.exit(3 if found.bad else 0)
 

@@ -12,6 +12,7 @@ import click
 
 from .cli_cluster import cluster_options, default_workers, where
 from .console import PLACE, console, json_option
+from .errors import printable
 
 
 @click.command()
@@ -185,7 +186,7 @@ def compute(options: dict[str, Any], cluster: Any) -> None:
         annotations = options["annotations"] or (options["videos"] if options["dataset"] == "folder" else None)
         if annotations is None:
             raise click.UsageError(f"--dataset {options['dataset']} needs --annotations")
-        items = dataset(options["dataset"]).clips(annotations, options["protocol"])
+        items = dataset(options["dataset"]).scan(annotations, options["protocol"])
     else:
         items = list(scan_manifest(options["manifest_path"]))
     items = items[: options["limit"]]
@@ -302,6 +303,8 @@ def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> N
         click.echo(
             f"  {found.missing_videos:,} videos are not below {options['videos']}: they would be recorded as failed"
         )
+    for note in finder.notes() if finder is not None else ():
+        click.echo(f"  {note}")
     for name, rows in found.rows.items():
         click.echo(f"  {name}: about {rows:,} rows")
     click.echo(f"  about {found.video_hours:.2f} hours of video, {found.bytes / 1e6:,.1f} MB before compression")
@@ -315,6 +318,7 @@ def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
         "problems": [str(problem) for problem in outcome.problems],
         "broken": outcome.broken,
         "repaired": outcome.repaired,
+        "notes": outcome.notes,
         "exit_code": outcome.exit_code,
     }
     if as_json:
@@ -330,9 +334,11 @@ def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
         click.echo(f"  {name}: " + ", ".join(f"{count:,} {state}" for state, count in counts.items()))
     for name in outcome.repaired:
         click.echo(f"  repaired: {name}")
+    for note in outcome.notes:
+        click.echo(f"  {note}")
     for problem in outcome.problems[:5]:
         click.echo(f"  manifest: {problem}", err=True)
     for part, error in outcome.broken.items():
-        click.echo(f"  part {part} broke: {error}", err=True)
+        click.echo(printable(f"  part {part} broke: {error}"), err=True)
     if outcome.exit_code:
         click.echo(f"  see what failed and why: amex features failures {store}", err=True)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from .console import PLACE, console, json_option
-from .errors import AmexError
+from .errors import AmexError, printable
 
 store_argument = click.argument("store", type=PLACE)
 skip_damaged_option = click.option(
@@ -129,7 +129,7 @@ def features_ls(store: Path, stream: str | None, limit: int, skip_damaged: bool)
         warn_skipped(found)
         click.echo(f"{name}: {len(found):,} clips")
         for clip_id in itertools.islice(found, limit or None):
-            click.echo(f"  {clip_id}  {found[clip_id]!r}")
+            click.echo(f"  {printable(clip_id)}  {found[clip_id]!r}")
         if limit and len(found) > limit:
             click.echo(f"  ... {len(found) - limit:,} more; --limit 0 lists all")
 
@@ -253,7 +253,7 @@ def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
     table = Table("stream", "clip", "video", "stage", "reason", "tries", box=None)
     for entry in entries:
         columns = ("stream", "clip_id", "video", "stage", "reason", "attempts")
-        table.add_row(*(str(entry[column]) for column in columns))
+        table.add_row(*(printable(str(entry[column])) for column in columns))
     console().print(table)
     click.echo(f"{len(entries)} failures; try them again with amex extract ... --retry-failed")
 

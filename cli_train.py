@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import click
 
 from .console import PLACE, console, json_option
-from .errors import AmexError
+from .errors import AmexError, printable
 
 store_option = click.option("--store", type=PLACE, help="The features.  [default: as in training]")
 manifest_option = click.option(
@@ -430,7 +430,7 @@ def search(
     table = Table("", "score", "clip", "seconds", "caption", box=None)
     for hit in hits:
         begin = "" if hit.start is None else f"{hit.start:.1f} to {'end' if hit.end is None else f'{hit.end:.1f}'}"
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.clip.clip_id, begin, hit.caption)
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", printable(hit.clip.clip_id), begin, printable(hit.caption))
     console().print(table)
     if html:
         click.echo(f"written to {html}")
@@ -527,7 +527,7 @@ def thumbnails(store: Any, videos: Path | None) -> Callable[[Any], bytes | None]
         try:
             return thumbnail(store, clip.clip_id, videos)
         except AmexError as error:
-            click.echo(f"no thumbnail of {clip.clip_id}: {error}", err=True)
+            click.echo(f"no thumbnail of {printable(clip.clip_id)}: {error}", err=True)
             return None
 
     return made

@@ -27,7 +27,11 @@ PLACE = Place()
 
 
 def console(stderr: bool = False) -> Console:
-    """A console on standard output or error; wide where that is no terminal, so that lines in logs are whole."""
+    """A console on standard output or error; wide where that is no terminal, so that lines in logs are whole.
+
+    Square brackets and colons are printed as they are: names of clips and files may contain them.
+    """
     plain = not (sys.stderr if stderr else sys.stdout).isatty()
     width = 200 if plain else None
-    return Console(stderr=stderr, width=width, soft_wrap=plain, no_color=bool(os.environ.get("NO_COLOR")))
+    no_color = bool(os.environ.get("NO_COLOR"))
+    return Console(stderr=stderr, width=width, soft_wrap=plain, no_color=no_color, markup=False, emoji=False)

@@ -2,9 +2,28 @@
 
 
 class AmexError(Exception):
-    """Anything a user can mend. The command line prints it without a traceback and exits with status 1."""
+    """Anything a user can mend. The command line prints it without a traceback and exits with status 1.
+
+    Its text can be printed and stored: what it quotes of a stranger's names is escaped.
+    """
+
+    def __str__(self) -> str:
+        return printable(Exception.__str__(self), keep="\n")
 
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Text that is safe in a terminal, a log and UTF-8: what ``repr`` would escape is escaped, as ``\\x1b``.
+
+    These are control characters, marks that reverse the direction of writing, and surrogates without a partner.
+
+    Args:
+        keep: characters to leave as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)

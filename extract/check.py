@@ -15,9 +15,14 @@ SLACK = 1.0
 
 @dataclass
 class Check:
-    """What is wrong, by kind: the video or clip -> the reason."""
+    """What is wrong, by kind: the video or clip -> the reason.
+
+    Attributes:
+        other_extension: videos that were found under another extension -> the path, which is not wrong.
+    """
 
     videos: int = 0
+    other_extension: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     too_short: dict[str, str] = field(default_factory=dict)
@@ -31,7 +36,7 @@ class Check:
 def check_videos(items: Sequence[Clip | Problem], root: Path) -> Check:
     """Looks at every video once."""
     finder = VideoFinder(root)
-    check = Check(manifest={f"{p.file}:{p.line}": p.reason for p in items if isinstance(p, Problem)})
+    check = Check(manifest={p.place: p.reason for p in items if isinstance(p, Problem)})
     by_video: dict[str, list[Clip]] = {}
     for item in items:
         if isinstance(item, Clip):
@@ -49,6 +54,7 @@ def check_videos(items: Sequence[Clip | Problem], root: Path) -> Check:
                 needed = max(clip.start or 0.0, clip.end or 0.0)
                 if needed > duration + SLACK:
                     check.too_short[clip.clip_id] = f"needs {needed:.1f} s of {video}, which has {duration:.1f} s"
+    check.other_extension = {video: str(path) for video, path in finder.other_extension.items()}
     return check
 
 

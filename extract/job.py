@@ -64,6 +64,7 @@ class Outcome:
         problems: manifest lines that are not usable clips.
         broken: part -> error, for parts that broke for another reason than their videos.
         repaired: ``stream/part`` of the parts that were found damaged and computed again.
+        notes: lines about how the manifest was understood.
     """
 
     report: Report
@@ -71,6 +72,7 @@ class Outcome:
     problems: list[Problem] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     repaired: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -148,7 +150,8 @@ def extract(
         sweep(stream)
         counts = states(keys, stream)
         after[plan.name] = {state: counts[state] for state in ("done", "empty", "failed", "absent")}
-    return Outcome(report=report, states=after, problems=problems, broken=broken, repaired=repaired)
+    notes = finder.notes() if finder is not None else []
+    return Outcome(report=report, states=after, problems=problems, broken=broken, repaired=repaired, notes=notes)
 
 
 def jobs_folder(store: Path) -> Path:
@@ -168,8 +171,7 @@ def provenance(plan: StreamPlan) -> dict[str, Any]:
 
 def ledger_entry(problem: Problem) -> Failure:
     """A manifest problem as an entry of the quarantine ledger."""
-    place = f"{problem.file}:{problem.line}"
-    return Failure(clip_id=place, video="", stage="manifest", reason=problem.reason)
+    return Failure(clip_id=problem.place, video="", stage="manifest", reason=problem.reason)
 
 
 def discard_damaged(store: Path, name: str) -> list[str]:

@@ -65,8 +65,6 @@ class LaterFormat(StoreError):
 class ClipNotThere(StoreError, KeyError):
     """A clip has no rows in a stream: it was never extracted, or it failed."""
 
-    __str__ = Exception.__str__  # KeyError would quote the message
-
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:

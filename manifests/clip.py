@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import AmexError
+from ..errors import AmexError, printable
 from ..foreign import parse_json
+
+# Characters of an unusable text that a message quotes.
+QUOTED = 80
 
 
 class ManifestError(AmexError):
@@ -35,7 +38,7 @@ class Clip:
         extras: whatever else a data set knows of the clip, as JSON has it: boxes, labels, links to other clips.
 
     Raises:
-        ValueError: if a field has the wrong type or ``end <= start``.
+        ValueError: if a field has the wrong type, a text cannot be stored, or ``end <= start``.
     """
 
     clip_id: str
@@ -66,6 +69,12 @@ class Clip:
         if not isinstance(self.extras, Mapping):
             raise ValueError(f"extras must be a JSON object, got {self.extras!r}")
         object.__setattr__(self, "captions", tuple(self.captions))
+        for name, text in (("clip_id", self.clip_id), ("video", self.video), ("split", self.split)):
+            check_text(name, text)
+        for caption in self.captions:
+            check_text("a caption", caption)
+        if self.extras:
+            check_text("extras", json.dumps(dict(self.extras), ensure_ascii=False))
 
     @classmethod
     def from_json(cls, record: Any) -> Clip:
@@ -80,16 +89,42 @@ class Clip:
         return cls(**record)
 
 
+def check_text(name: str, text: str) -> None:
+    """Raises ValueError for a text that stores, logs and other programs cannot hold."""
+    if "\0" in text:
+        raise ValueError(f"{name} contains a NUL character: {text[:QUOTED]!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"a lone surrogate at {error.start}"
+        raise ValueError(f"{name} is not valid Unicode ({where}): {text[:QUOTED]!r}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A manifest line that is not a usable clip."""
+    """Something that is not a usable clip: a line of a manifest, or a file of a folder of videos.
+
+    Attributes:
+        file: its name, or the file's path below the folder; printable.
+        line: None for a whole file.
+        reason: one printable line.
+    """
 
     file: str
-    line: int
+    line: int | None = None
     reason: str
 
+    def __post_init__(self) -> None:
+        for name in ("file", "reason"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+
+    @property
+    def place(self) -> str:
+        """``FILE:LINE``, or the file."""
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
+        return f"{self.place}: {self.reason}"
 
 
 def scan_manifest(path: str | os.PathLike[str]) -> Iterator[Clip | Problem]:

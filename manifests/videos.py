@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from ..errors import AmexError
+from ..errors import AmexError, printable
 from ..places import check_answers, is_remote, is_web, locate, reachable
 
 # What ffmpeg's demuxers read and people keep videos in; other files in the folder are not considered.
@@ -26,14 +28,21 @@ class VideoFinder:
     """Finds video files below ``root``.
 
     Names are taken as relative paths first. What is not a path is an id, and an id is a file's name without its
-    extension, anywhere below the root: ``xHr8X2Wpmno`` finds ``training/226/xHr8X2Wpmno.mkv``. The folder is read once,
-    at the first id, and links in it are followed. A root may be a prefix in an object store, or an http(s) address; the
-    latter cannot be listed, so names below it are paths, and whether they are there is known when they are fetched.
+    extension, anywhere below the root: ``xHr8X2Wpmno`` finds ``training/226/xHr8X2Wpmno.mkv``, and so does
+    ``226/xHr8X2Wpmno``. A name with an extension finds the file of that name, or else the only one that has another
+    extension, which ``notes`` tells. The folder is read once, at the first id. A root may be a prefix in an object
+    store, or an http(s) address; the latter cannot be listed, so names below it are paths, and whether they are there
+    is known when they are fetched.
+
+    Attributes:
+        listed: whether the root can be listed.
+        other_extension: the videos that were found under another extension, and their paths.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = locate(root)
         self.listed = not is_web(self.root)
+        self.other_extension: dict[str, Path] = {}
         if not self.listed:
             check_answers(self.root)
         elif not is_remote(self.root) and not os.path.isdir(self.root):
@@ -43,29 +52,66 @@ class VideoFinder:
         """The path of ``video``, relative to the root.
 
         Raises:
-            VideoError: if it is missing, is found twice, is a URL, or would leave the root.
+            VideoError: if it is missing, is found twice, is a URL, is not UTF-8, or would leave the root.
         """
         if "://" in video:
-            raise VideoError(f"{video} is a URL: download it below {self.root} and name it there")
-        parts = PurePosixPath(video.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or "\0" in video:
+            raise VideoError(f"{video!r} is a URL: download it below {self.root} and name it there")
+        name = PurePosixPath(video.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or "\0" in video:
             raise VideoError(f"the path {video!r} leaves the videos folder {self.root}")
-        if not self.listed or self._is_file(video):
-            return Path(video)
-        found = self._by_id.get(parts.name, [])
-        if len(parts.parts) > 1:  # "training/226/abc" names a folder too
-            found = [path for path in found if path.parent.as_posix().endswith(parts.parent.as_posix())]
-        if not found:
-            raise VideoError(f"no video {video!r} below {self.root}")
-        if len(found) > 1:
-            names = ", ".join(str(path) for path in sorted(found)[:4])
-            raise VideoError(f"{len(found)} files could be video {video!r}: {names}; keep one of them")
-        return found[0]
+        path = Path(video) if not self.listed or self._is_file(video) else self._search(video, name)
+        if not is_utf8(path):
+            raise VideoError(f"video {video!r} is {quoted(path)}, a path that is not UTF-8: rename it")
+        return path
+
+    def notes(self) -> list[str]:
+        """A line about the videos that were found under another extension, if there are any."""
+        if not self.other_extension:
+            return []
+        video, path = next(iter(self.other_extension.items()))
+        count = len(self.other_extension)
+        were = "1 video was" if count == 1 else f"{count:,} videos were"
+        first = "" if count == 1 else "the first "
+        return [f"{were} found with another extension, {first}{printable(video)} as {quoted(path)}"]
+
+    def walk(self) -> list[Path]:
+        """All video files below the root whose paths are UTF-8, relative to it, sorted.
+
+        Each folder is read once, however many links lead to it: a file below the root has its own path, and a link is
+        followed where its folder lies elsewhere. A link to a file is a file.
+        """
+        return [path for path in self._files if is_utf8(path)]
+
+    @property
+    def misnamed(self) -> list[Path]:
+        """All other video files, sorted."""
+        return [path for path in self._files if not is_utf8(path)]
 
     def _is_file(self, video: str) -> bool:
         if is_remote(self.root):
             return video in self._keys
         return os.path.lexists(self.root / video) and not (self.root / video).is_dir()
+
+    def _search(self, video: str, name: PurePosixPath) -> Path:
+        """The file whose id is ``video``, or that has its name and perhaps another extension."""
+        matches = self._with_id(name.name, name.parent)
+        if not matches and name.suffix.lower() in EXTENSIONS:
+            matches = self._with_id(name.stem, name.parent)
+            matches = [path for path in matches if path.name == name.name] or matches
+            if len(matches) == 1 and matches[0].name != name.name:
+                self.other_extension[video] = matches[0]
+        if not matches:
+            raise VideoError(f"no video {video!r} below {self.root}")
+        if len(matches) > 1:
+            names = ", ".join(quoted(path) for path in sorted(matches)[:4])
+            raise VideoError(f"{len(matches)} files could be video {video!r}: {names}; keep one of them")
+        return matches[0]
+
+    def _with_id(self, video_id: str, parent: PurePosixPath) -> list[Path]:
+        """The files with an id that lie in a folder whose path ends with ``parent``, compared part by part."""
+        depth = len(parent.parts)
+        matches = self._by_id.get(video_id, [])
+        return [path for path in matches if depth == 0 or path.parent.parts[-depth:] == parent.parts]
 
     @cached_property
     def _keys(self) -> frozenset[str]:
@@ -73,23 +119,58 @@ class VideoFinder:
         with reachable(self.root):
             return frozenset(name[len(self.root.path.rstrip("/")) + 1 :] for name in self.root.fs.find(self.root.path))
 
-    def walk(self) -> list[Path]:
-        """All video files below the root, relative to it, sorted."""
+    @cached_property
+    def _files(self) -> list[Path]:
         if not self.listed:
             raise VideoError(f"{self.root} cannot be listed: name the videos in a manifest")
-        if is_remote(self.root):
-            return sorted(Path(name) for name in self._keys if Path(name).suffix.lower() in EXTENSIONS)
-        found = []
-        for folder, _, names in os.walk(self.root, followlinks=True):
-            base = Path(folder).relative_to(self.root)
-            found += [base / name for name in names if Path(name).suffix.lower() in EXTENSIONS]
-        return sorted(found)
+        names = (Path(name) for name in self._keys) if is_remote(self.root) else _walk(self.root)
+        return sorted(path for path in names if path.suffix.lower() in EXTENSIONS)
 
     @cached_property
     def _by_id(self) -> dict[str, list[Path]]:
         by_id: dict[str, list[Path]] = {}
-        for path in self.walk():
+        for path in self._files:
             # Downloaders leave names such as ID.mp4.webm: the name before its first extension is an id too.
             for key in {path.stem, path.name.split(".", 1)[0] if Path(path.stem).suffix in EXTENSIONS else path.stem}:
                 by_id.setdefault(key, []).append(path)
         return by_id
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """All files below a folder, relative to it; folders that cannot be read are passed over.
+
+    Links to folders are followed last, the shortest first, and only to folders that were not read before.
+    """
+    folders, links, read = [Path()], list[tuple[int, Path]](), set[str]()
+    while folders or links:
+        folder = folders.pop() if folders else heapq.heappop(links)[1]
+        real = os.path.realpath(root / folder)
+        if real in read:
+            continue
+        read.add(real)
+        try:
+            entries = list(os.scandir(root / folder))
+        except OSError:
+            continue
+        for entry in entries:
+            path = folder / entry.name
+            if entry.is_symlink() and os.path.isdir(entry.path):
+                heapq.heappush(links, (len(path.parts), path))
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+            else:
+                yield path
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a path can be stored: a name on a disk may be any bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def quoted(path: Path) -> str:
+    """A path from a disk as a message shows it, bytes that are not UTF-8 as ``\\xe9``."""
+    return printable(os.fsencode(path).decode(errors="backslashreplace"))

@@ -26,7 +26,7 @@ from amex.manifests import (
 )
 from amex.manifests.datasets.base import carve
 
-words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
 seconds = st.floats(0, 1e5, allow_nan=False)
 clips = st.builds(
     lambda clip_id, video, start, length, split, captions, extras: Clip(
@@ -71,6 +71,15 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path_factory: pytest.TempPa
         ('{"clip_id": "x", "video": "v", "ends": 2}', "unknown field 'ends'"),
         ('{"clip_id": "a", "video": "v"}', "duplicate clip_id 'a', first on line 1"),
         ("\udcff\udcfe", "not a clip"),
+        (r'{"clip_id": "x\udce9", "video": "v"}', "clip_id is not valid Unicode (a lone surrogate at 1)"),
+        (r'{"clip_id": "x", "video": "\ud800"}', "video is not valid Unicode"),
+        (r'{"clip_id": "x", "video": "v", "split": "\ud800"}', "split is not valid Unicode"),
+        (r'{"clip_id": "x", "video": "v", "captions": ["fine", "\ud800"]}', "a caption is not valid Unicode"),
+        (r'{"clip_id": "x", "video": "v", "extras": {"a": ["\ud800"]}}', "extras is not valid Unicode"),
+        (r'{"clip_id": "x\u0000y", "video": "v"}', "clip_id contains a NUL character: 'x\\x00y'"),
+        (r'{"clip_id": "x", "video": "v\u0000"}', "video contains a NUL character"),
+        (r'{"clip_id": "x", "video": "v", "captions": ["\u0000"]}', "a caption contains a NUL character"),
+        (r'{"clip_id": "x", "video": "v", "\u001b\udce9": 0}', r"unknown field '\x1b\udce9'"),
     ],
 )
 def test_a_bad_line_is_named_and_costs_only_itself(tmp_path: Path, line: str, reason: str) -> None:
@@ -82,6 +91,7 @@ def test_a_bad_line_is_named_and_costs_only_itself(tmp_path: Path, line: str, re
     assert isinstance(problem, Problem)
     assert str(problem).startswith("m.jsonl:2: ")
     assert reason in problem.reason
+    assert str(problem).isprintable()
     with pytest.raises(ManifestError, match=r"m\.jsonl:2"):
         read_manifest(path)
 
@@ -105,6 +115,55 @@ def test_videos_are_found_by_path_and_by_id_in_any_layout(tmp_path: Path) -> Non
     for absent in ("notes", "227/xHr8X2Wpmno", "xHr8"):
         with pytest.raises(VideoError, match="no video"):
             finder.find(absent)
+
+
+def test_folders_of_a_path_are_compared_part_by_part(tmp_path: Path) -> None:
+    for name in ("1226/abc.mkv", "x/226/b.mkv"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    finder = VideoFinder(tmp_path)
+    with pytest.raises(VideoError, match="no video '226/abc'"):
+        finder.find("226/abc")
+    assert finder.find("226/b") == finder.find("x/226/b") == Path("x/226/b.mkv")
+    with pytest.raises(VideoError, match="no video"):
+        finder.find("y/x/226/b")
+
+
+def test_a_video_under_another_extension_is_found_if_it_is_the_only_one_and_noted(tmp_path: Path) -> None:
+    for name in ("abc.webm", "sub/def.MKV", "sub/d.mp4", "d.mov", "two.mkv", "two.webm", "v1.5.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    finder = VideoFinder(tmp_path)
+    assert finder.find("sub/d.mp4") == finder.find("d.mp4") == Path("sub/d.mp4")
+    assert finder.notes() == []
+    assert finder.find("abc.mp4") == Path("abc.webm")
+    assert finder.notes() == ["1 video was found with another extension, abc.mp4 as abc.webm"]
+    assert finder.find("sub/def.mp4") == Path("sub/def.MKV")
+    assert finder.find("abc.mp4") == Path("abc.webm")
+    assert finder.notes() == ["2 videos were found with another extension, the first abc.mp4 as abc.webm"]
+    for name, words in (("two.mp4", "two.mkv, two.webm"), ("other/def.mp4", "no video"), ("v1.6", "no video")):
+        with pytest.raises(VideoError, match=words):
+            finder.find(name)
+
+
+def test_a_folder_that_links_to_itself_lists_each_file_once(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for path in (root / "sub" / "a.mp4", elsewhere / "deep" / "b.mp4"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (root / "0loop").symlink_to(".")
+    (root / "0sub").symlink_to("sub")
+    (root / "sub" / "up").symlink_to(root)
+    (root / "outside").symlink_to(elsewhere)
+    (root / "also").symlink_to(elsewhere)
+    (root / "broken").symlink_to("nowhere")
+    (root / "c.mp4").symlink_to("c.mp4")
+    (root / "d.mp4").symlink_to("sub/a.mp4")  # a link to a file is a file
+    finder = VideoFinder(root)
+    assert [path.as_posix() for path in finder.walk()] == ["also/deep/b.mp4", "c.mp4", "d.mp4", "sub/a.mp4"]
+    assert finder.find("a") == finder.find("sub/a") == Path("sub/a.mp4")
+    assert finder.find("b") == Path("also/deep/b.mp4")
+    assert finder.find("0sub/a.mp4") == Path("0sub/a.mp4")  # a path is taken as it is
 
 
 @pytest.mark.parametrize("path", ["../secret.mp4", "a/../../secret.mp4", "/etc/passwd", "..", "a\\..\\..\\b", "a\0b"])
@@ -163,6 +222,31 @@ def test_a_folder_takes_captions_from_csv_or_json_lines(tmp_path: Path) -> None:
     write_lines(tmp_path / "captions.jsonl", {"video": "b", "caption": "x"}, {"video": "zz", "caption": "y"})
     with pytest.raises(ManifestError, match=r"captions\.jsonl:2: no video 'zz'"):
         dataset("folder").clips(tmp_path)
+
+
+def test_a_file_that_cannot_be_named_and_a_caption_that_cannot_be_stored_cost_themselves(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4", "caf\udce9.mp4", "\udcff/c.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    lines = ({"video": "b", "caption": "torn \ud83d"}, {"video": "a", "caption": "fine"})
+    write_lines(tmp_path / "captions.jsonl", *lines)
+    good, *problems = dataset("folder").scan(tmp_path)
+    assert good == Clip(clip_id="a.mp4", video="a.mp4", captions=("fine",))
+    rename = "its path is not UTF-8: rename it"
+    assert [str(problem) for problem in problems] == [
+        "b.mp4: not a clip: a caption is not valid Unicode (a lone surrogate at 5): 'torn \\ud83d'",
+        rf"caf\xe9.mp4: {rename}",
+        rf"\xff/c.mp4: {rename}",
+    ]
+    built = amex("manifest", "build", "folder", "--annotations", tmp_path, "--out", tmp_path / "m.jsonl")
+    assert built.exit_code == 3
+    assert rf"left out: caf\xe9.mp4: {rename}" in built.output
+    assert read_manifest(tmp_path / "m.jsonl") == [good]
+    write_lines(tmp_path / "captions.jsonl", {"video": "caf\udce9.mp4", "caption": "x"})
+    with pytest.raises(ManifestError, match=r"captions\.jsonl:1: .* a path that is not UTF-8: rename it"):
+        dataset("folder").clips(tmp_path)
+    with pytest.raises(VideoError, match=r"video 'c' is .*c\.mp4, a path that is not UTF-8: rename it"):
+        VideoFinder(tmp_path).find("c")
 
 
 def test_msrvtt_protocols_come_from_their_lists(tmp_path: Path) -> None:

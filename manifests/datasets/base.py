@@ -11,7 +11,7 @@ from typing import Any
 
 from ... import foreign
 from ...places import locate
-from ..clip import Clip, ManifestError
+from ..clip import Clip, ManifestError, Problem
 
 # Of the videos of train, where a published protocol names no clips to choose a checkpoint on.
 VAL_SHARE = 0.05
@@ -24,16 +24,31 @@ class Dataset:
 
     Attributes:
         help: one line for ``--help``: what --annotations must be.
-        build: makes the clips from the annotations path and a protocol.
+        build: makes the clips from the annotations path and a protocol, and a Problem for what cannot be a clip.
         protocols: the published splits to choose from, the default first; empty where there is only one.
     """
 
     help: str
-    build: Callable[[Path, str], Iterable[Clip]]
+    build: Callable[[Path, str], Iterable[Clip | Problem]]
     protocols: tuple[str, ...] = ()
 
     def clips(self, annotations: str | Path, protocol: str | None = None, *, val: float = VAL_SHARE) -> list[Clip]:
         """The clips of this data set.
+
+        Raises:
+            ManifestError: for the first Problem, and as ``scan`` does.
+        """
+        clips: list[Clip] = []
+        for item in self.scan(annotations, protocol, val=val):
+            if isinstance(item, Problem):
+                raise ManifestError(str(item))
+            clips.append(item)
+        return clips
+
+    def scan(
+        self, annotations: str | Path, protocol: str | None = None, *, val: float = VAL_SHARE
+    ) -> list[Clip | Problem]:
+        """The clips of this data set, and then a Problem for each thing that cannot be one.
 
         Args:
             val: where the protocol has train and test alone, this share of train's videos becomes ``val``; 0: none.
@@ -50,7 +65,9 @@ class Dataset:
             raise ManifestError(f"unknown protocol {protocol!r}; choose from {choices}")
         chosen = protocol or (self.protocols[0] if self.protocols else "")
         with foreign.reading(path, ManifestError, f"is not laid out as expected, --annotations takes {self.help}"):
-            return carve(list(self.build(path, chosen)), val)
+            items = list(self.build(path, chosen))
+        clips = [item for item in items if isinstance(item, Clip)]
+        return [*carve(clips, val), *(item for item in items if isinstance(item, Problem))]
 
 
 def carve(clips: Sequence[Clip], share: float, seed: int = VAL_SEED) -> list[Clip]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ...foreign import read_json_lines
-from ..clip import Clip, ManifestError
-from ..videos import VideoError, VideoFinder
+from ..clip import Clip, ManifestError, Problem
+from ..videos import VideoError, VideoFinder, quoted
 from .base import Dataset, read_csv
 
 
-def build(annotations: Path, protocol: str) -> Iterator[Clip]:
+def build(annotations: Path, protocol: str) -> Iterator[Clip | Problem]:
     """One whole-video clip a file; its ``clip_id`` is the path relative to the folder.
+
+    A file whose name cannot be an id is a Problem, and so is a clip whose captions cannot be stored.
 
     With a captions file (``captions.csv`` or ``captions.jsonl`` in the folder, or given itself as --annotations), rows
     name a ``video`` and a ``caption``. Rows of one video are its captions. A row with ``start`` and ``end`` is a clip
@@ -25,7 +28,7 @@ def build(annotations: Path, protocol: str) -> Iterator[Clip]:
             captions = folder / name
     finder = VideoFinder(folder)
     files = finder.walk()
-    if not files:
+    if not files and not finder.misnamed:
         raise ManifestError(f"no video files below {folder}")
     whole: dict[str, list[str]] = {path.as_posix(): [] for path in files}
     cut: dict[tuple[str, float, float], list[str]] = {}
@@ -43,10 +46,19 @@ def build(annotations: Path, protocol: str) -> Iterator[Clip]:
     with_cuts = {video for video, _, _ in cut}
     for video, texts in whole.items():
         if texts or video not in with_cuts:
-            yield Clip(clip_id=video, video=video, captions=tuple(texts))
+            yield _clip(clip_id=video, video=video, captions=tuple(texts))
     for (video, start, end), texts in cut.items():
         clip_id = f"{video}_{start}_{end}"
-        yield Clip(clip_id=clip_id, video=video, start=start, end=end, captions=tuple(texts))
+        yield _clip(clip_id=clip_id, video=video, start=start, end=end, captions=tuple(texts))
+    for path in finder.misnamed:
+        yield Problem(file=quoted(path), reason="its path is not UTF-8: rename it")
+
+
+def _clip(**fields: Any) -> Clip | Problem:
+    try:
+        return Clip(**fields)
+    except ValueError as error:
+        return Problem(file=fields["clip_id"], reason=f"not a clip: {error}")
 
 
 def read_captions(path: Path) -> Iterator[tuple[str, dict]]:

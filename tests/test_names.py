@@ -1,0 +1,89 @@
+"""Names that strangers choose: what cannot be stored costs itself, what can is stored as it is and printed escaped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from conftest import QUICK, amex, extract, write_lines
+from hypothesis import given
+from hypothesis import strategies as st
+from test_extract import R2
+
+from amex.errors import AmexError, printable
+from amex.features import ClipNotThere, open_store
+
+# A line break, a terminal's escape sequence, writing from right to left, rich's markup and emoji.
+ODD = ["two\nlines", "\x1b[31mred", "a\u202egpj.exe", "[red]not[/red]", "[/]", ":smile:", "ça va 日本"]
+
+
+@given(st.text())
+def test_what_is_printed_can_be_shown_and_encoded(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    shown.encode()
+    assert printable(shown) == shown
+    assert str(AmexError(f"a\n{text}")).splitlines()[0] == "a"
+
+
+def test_an_error_keeps_its_lines_and_quotes_no_key() -> None:
+    assert str(AmexError("one\n  two \x1b[31m")) == "one\n  two \\x1b[31m"
+    assert str(ClipNotThere("clip 'a' is not there")) == "clip 'a' is not there"
+
+
+def test_files_whose_names_are_no_utf8_are_in_the_ledger_and_the_rest_is_done(
+    clips: Path, tmp_path: Path, cluster: str
+) -> None:
+    videos, store = tmp_path / "videos", tmp_path / "s.zarr"
+    (videos / "\udcff").mkdir(parents=True)
+    for name in ("good.mp4", "caf\udce9.mp4", "\udcff/inside.mp4"):
+        shutil.copy(clips / "a.mp4", videos / name)
+    result = extract(videos, store, cluster, code=3)
+    assert result["streams"][R2] == {"done": 1, "empty": 0, "failed": 0, "absent": 0}
+    ledger = json.loads(amex("features", "failures", store, "--json").stdout)
+    assert [(entry["clip_id"], entry["stage"]) for entry in ledger] == [
+        (r"caf\xe9.mp4", "manifest"),
+        (r"\xff/inside.mp4", "manifest"),
+    ]
+    named = write_lines(
+        tmp_path / "m.jsonl",
+        {"clip_id": "good.mp4", "video": "good.mp4"},
+        {"clip_id": "by id", "video": "inside"},
+        {"clip_id": "caf\udce9", "video": "good.mp4"},
+        {"clip_id": "torn", "video": "good.mp4", "captions": ["\ud83d"]},
+    )
+    result = extract(videos, store, cluster, "--manifest", named, code=3)
+    assert result["streams"][R2] == {"done": 1, "empty": 0, "failed": 1, "absent": 0}
+    assert open_store(store)[R2].failures["by id"].reason == (
+        r"video 'inside' is \xff/inside.mp4, a path that is not UTF-8: rename it"
+    )
+    assert [entry.clip_id for entry in open_store(store).problems] == ["m.jsonl:3", "m.jsonl:4"]
+    shown = amex("features", "failures", store)
+    assert r"'caf\udce9'" in shown.output
+
+
+def test_ids_are_stored_as_they_are_and_printed_escaped(clips: Path, tmp_path: Path, cluster: str) -> None:
+    store = tmp_path / "s.zarr"
+    good = [{"clip_id": odd, "video": "a.mp4", "captions": [odd]} for odd in ODD]
+    bad = [{"clip_id": f"bad {odd}", "video": f"{odd}://{odd}"} for odd in ODD]
+    manifest = write_lines(tmp_path / "m.jsonl", *good, *bad)
+    result = extract(clips, store, cluster, "--manifest", manifest, code=3)
+    assert (result["streams"][R2]["done"], result["streams"][R2]["failed"]) == (len(ODD), len(ODD))
+    assert set(open_store(store)[R2]) == set(ODD)
+    options = ("--videos", clips, "--store", store, "--cluster", cluster, "--device", "cpu", *QUICK)
+    printed = [
+        amex("features", "ls", store),
+        amex("features", "failures", store),
+        amex("manifest", "show", manifest, "--limit", 100),
+        amex("manifest", "check", manifest, "--videos", clips),
+        amex("extract", "--manifest", manifest, *options),
+        amex("features", "show", store, ODD[1] + "?", "--videos", clips),
+    ]
+    for result in printed:
+        for line in result.output.split("\n"):
+            assert line.isprintable(), line
+    for result in printed[:3]:
+        for odd in ODD:
+            assert printable(odd) in result.output
+    assert r"clip '\x1b[31mred?' is not in stream" in printed[5].output

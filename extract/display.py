@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..errors import printable
 from .part import Report
 
 # Seconds between lines where there is no terminal.
@@ -17,6 +18,8 @@ LINE_INTERVAL = 10.0
 class Totals:
     """The sum of the latest report of every part. A part that starts over replaces what it had reported.
 
+    The sum is kept, so an update costs the same however many parts there are.
+
     Attributes:
         what: ``clips``; in a run of text alone, ``captions``, which cost next to nothing beside clips.
         total: how many of them there will be.
@@ -24,16 +27,18 @@ class Totals:
 
     def __init__(self, clips: int, captions: int) -> None:
         self.parts: dict[int, Report] = {}
+        self.sum = Report()
         self.started = time.monotonic()
         self.what = "clips" if clips else "captions"
         self.total = clips or captions
 
     def update(self, part: int, report: Report) -> Report:
+        """Replaces what a part had reported; returns the sum."""
+        self.sum.add(report)
+        if part in self.parts:
+            self.sum.add(self.parts[part], sign=-1)
         self.parts[part] = report
-        total = Report()
-        for latest in self.parts.values():
-            total.add(latest)
-        return total
+        return self.sum
 
     def done(self, total: Report) -> int:
         return getattr(total, self.what)
@@ -47,7 +52,7 @@ def workers_text(count: int, logs: Path | None) -> str:
     """How many there are, and where to look if there are none."""
     if count:
         return f"{count} worker{'s' * (count != 1)}"
-    return "waiting for workers" + (f"; their logs: {logs}" if logs else "")
+    return "waiting for workers" + (f"; their logs: {printable(str(logs))}" if logs else "")
 
 
 class LiveDisplay:
@@ -60,7 +65,8 @@ class LiveDisplay:
             MofNCompleteColumn(),
             TextColumn(
                 "{task.fields[what]}  {task.fields[rate]:.2f}/s  {task.fields[rows]} rows  "
-                "{task.fields[failed]} failed  {task.fields[workers]}"
+                "{task.fields[failed]} failed  {task.fields[workers]}",
+                markup=False,
             ),
             TimeElapsedColumn(),
             TextColumn("left"),

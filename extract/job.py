@@ -40,7 +40,7 @@ LOOK_INTERVAL = 1.0
 
 
 class Display(Protocol):
-    """Shows a run as it goes."""
+    """Shows a run as it goes. One thread calls it: that of ``run_tasks``."""
 
     def begin(self, parts: int, clips: int, captions: int) -> None: ...
 
@@ -214,13 +214,19 @@ def run_tasks(
     from distributed import as_completed
 
     topic = f"amex-{uuid.uuid4().hex}"
-    crew.client.subscribe_topic(topic, lambda event: display.update(event[1]["part"], Report(**event[1]["report"])))
+    events: deque[dict[str, Any]] = deque()  # the client's thread appends, this one takes
+    crew.client.subscribe_topic(topic, lambda event: events.append(event[1]))
     total, broken = Report(), {}
     waiting = deque(enumerate(tasks))
     by_key: dict[str, int] = {}  # of the tasks that are out
     running = as_completed(loop=crew.client.loop)
     resources: dict[str, int] = {}
     in_a_row = 0
+
+    def show_progress() -> None:
+        for event in [events.popleft() for _ in range(len(events))]:
+            if f"{topic}-{event['part']}" in by_key:  # a late event must not replace the report of a finished part
+                display.update(event["part"], Report(**event["report"]))
 
     def hand_out(workers: int) -> None:
         while waiting and len(by_key) < QUEUED_PARTS * workers:
@@ -244,6 +250,7 @@ def run_tasks(
             crew.replace()
             hand_out(len(there))
             while (waiting or by_key) and time.monotonic() < now + LOOK_INTERVAL:
+                show_progress()
                 if not running.has_ready():
                     time.sleep(0.05)
                     continue

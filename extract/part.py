@@ -95,11 +95,12 @@ class Report:
     frames_decoded: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"wait": 0.0, "encode": 0.0, "write": 0.0})
 
-    def add(self, other: Report) -> None:
+    def add(self, other: Report, sign: int = 1) -> None:
+        """Adds another report; with ``sign=-1``, takes it away."""
         for name in ("clips", "captions", "failed", "rows", "bytes", "videos", "frames_decoded"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+            setattr(self, name, getattr(self, name) + sign * getattr(other, name))
         for name, seconds in other.seconds.items():
-            self.seconds[name] += seconds
+            self.seconds[name] += sign * seconds
 
 
 @dataclass

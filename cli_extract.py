@@ -319,6 +319,7 @@ def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
         "broken": outcome.broken,
         "repaired": outcome.repaired,
         "notes": outcome.notes,
+        "absent": outcome.absent,
         "exit_code": outcome.exit_code,
     }
     if as_json:
@@ -340,5 +341,11 @@ def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
         click.echo(f"  manifest: {problem}", err=True)
     for part, error in outcome.broken.items():
         click.echo(printable(f"  part {part} broke: {error}"), err=True)
+    for name, key in outcome.absent.items():
+        count = outcome.states[name]["absent"]
+        click.echo(
+            f"  {name}: {count:,} absent (neither done nor failed), the first {key!r}: run the same command again",
+            err=True,
+        )
     if outcome.exit_code:
         click.echo(f"  see what failed and why: amex features failures {store}", err=True)

@@ -52,13 +52,15 @@ def locate(text: str | os.PathLike[str]) -> Path:
 
 
 def _options(text: str) -> dict[str, Any]:
+    # Other processes write what is listed here, so a listing is never kept.
+    options: dict[str, Any] = {"use_listings_cache": False}
     if text.startswith("s3://"):
-        return S3_OPTIONS
-    if is_web(text):
+        options |= S3_OPTIONS
+    elif is_web(text):
         from aiohttp import ClientTimeout
 
-        return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=CONNECT, sock_read=READ)}}
-    return {}
+        options["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=CONNECT, sock_read=READ)}
+    return options
 
 
 def is_remote(path: Any) -> bool:

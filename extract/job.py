@@ -65,6 +65,7 @@ class Outcome:
         broken: part -> error, for parts that broke for another reason than their videos.
         repaired: ``stream/part`` of the parts that were found damaged and computed again.
         notes: lines about how the manifest was understood.
+        absent: stream -> the first clip or caption that is neither there nor failed, where there is one.
     """
 
     report: Report
@@ -73,11 +74,12 @@ class Outcome:
     broken: dict[str, str] = field(default_factory=dict)
     repaired: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
-        """0: all there. 3: finished, but some clips failed. 1: some parts broke."""
-        if self.broken:
+        """0: all there. 3: finished, but some clips failed. 1: some parts broke, or clips are absent."""
+        if self.broken or self.absent:
             return 1
         return 3 if self.problems or any(count["failed"] for count in self.states.values()) else 0
 
@@ -140,7 +142,7 @@ def extract(
                 report, broken = run_tasks(crew, tasks, job, device.partition(":")[0], display)
         finally:
             display.end()
-    after, mine = {}, partition or Partition()
+    after, absent, mine = {}, {}, partition or Partition()
     own, said = mine.clips(clips, part_clips), mine.captions(captions_of(clips))
     for plan in plans:
         keys = said if isinstance(plan, TextPlan) else [clip.clip_id for clip in own]
@@ -150,8 +152,12 @@ def extract(
         sweep(stream)
         counts = states(keys, stream)
         after[plan.name] = {state: counts[state] for state in ("done", "empty", "failed", "absent")}
+        if counts["absent"]:
+            absent[plan.name] = next(key for key in keys if stream.state(key) == "absent")
     notes = finder.notes() if finder is not None else []
-    return Outcome(report=report, states=after, problems=problems, broken=broken, repaired=repaired, notes=notes)
+    return Outcome(
+        report=report, states=after, problems=problems, broken=broken, repaired=repaired, notes=notes, absent=absent
+    )
 
 
 def jobs_folder(store: Path) -> Path:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,8 +18,10 @@ import torch
 import torchvision
 from conftest import QUICK, amex, extract, write_lines
 from test_decoder import BAD, long_video
+from test_names import NAME, TINY
 from videos import encode
 
+from amex.extract import job
 from amex.extract.part import prefetch
 from amex.features import open_store
 
@@ -138,6 +141,30 @@ def test_the_tasks_of_a_job_array_make_together_what_one_run_makes(clips: Path, 
     refused = amex("extract", "--dataset", "folder", "--videos", clips, "--store", store, "--partition", "3/3")
     assert refused.exit_code == 2
     assert "K from 0 to N-1" in refused.output
+
+
+def test_clips_that_are_absent_after_a_run_are_told_and_fail_it(
+    clips: Path, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_tasks = job.run_tasks
+    store = tmp_path / "s.zarr"
+
+    def and_lose_one(*given: Any) -> Any:
+        result = run_tasks(*given)
+        max((store / NAME / "commits").glob("*.json")).unlink()
+        return result
+
+    monkeypatch.setattr(job, "run_tasks", and_lose_one)
+    options = ("--dataset", "folder", "--videos", clips, "--store", store, "--cluster", cluster, "--device", "cpu")
+    options = (*options, "--part-clips", 1, *TINY)
+    lost = amex("extract", *options)
+    assert lost.exit_code == 1
+    told = f"{NAME}: 1 absent (neither done nor failed), the first 'deep/er/d.mkv': run the same command again"
+    assert told in lost.output
+    monkeypatch.setattr(job, "run_tasks", run_tasks)
+    share = amex("extract", *options, "--partition", "0/2")
+    assert share.exit_code == 0, share.output  # what others are to do does not count
+    assert extract(clips, store, cluster, "--part-clips", 1, *TINY)["report"]["clips"] == 1
 
 
 def test_every_kind_of_bad_input_is_in_the_ledger_and_the_rest_is_done(tmp_path: Path, cluster: str) -> None:

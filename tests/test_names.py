@@ -6,14 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
-from conftest import QUICK, amex, extract, write_lines
+from conftest import amex, extract, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
-from test_extract import R2
 
 from amex.errors import AmexError, printable
 from amex.features import ClipNotThere, open_store
 
+NAME = "r2plus1d_tiny"
+# The cheapest stream there is: a small network that comes with amex.
+TINY = ("--stream", NAME, "--weights", f"{NAME}=default")
 # A line break, a terminal's escape sequence, writing from right to left, rich's markup and emoji.
 ODD = ["two\nlines", "\x1b[31mred", "a\u202egpj.exe", "[red]not[/red]", "[/]", ":smile:", "ça va 日本"]
 
@@ -39,8 +41,8 @@ def test_files_whose_names_are_no_utf8_are_in_the_ledger_and_the_rest_is_done(
     (videos / "\udcff").mkdir(parents=True)
     for name in ("good.mp4", "caf\udce9.mp4", "\udcff/inside.mp4"):
         shutil.copy(clips / "a.mp4", videos / name)
-    result = extract(videos, store, cluster, code=3)
-    assert result["streams"][R2] == {"done": 1, "empty": 0, "failed": 0, "absent": 0}
+    result = extract(videos, store, cluster, *TINY, code=3)
+    assert result["streams"][NAME] == {"done": 1, "empty": 0, "failed": 0, "absent": 0}
     ledger = json.loads(amex("features", "failures", store, "--json").stdout)
     assert [(entry["clip_id"], entry["stage"]) for entry in ledger] == [
         (r"caf\xe9.mp4", "manifest"),
@@ -53,9 +55,9 @@ def test_files_whose_names_are_no_utf8_are_in_the_ledger_and_the_rest_is_done(
         {"clip_id": "caf\udce9", "video": "good.mp4"},
         {"clip_id": "torn", "video": "good.mp4", "captions": ["\ud83d"]},
     )
-    result = extract(videos, store, cluster, "--manifest", named, code=3)
-    assert result["streams"][R2] == {"done": 1, "empty": 0, "failed": 1, "absent": 0}
-    assert open_store(store)[R2].failures["by id"].reason == (
+    result = extract(videos, store, cluster, "--manifest", named, *TINY, code=3)
+    assert result["streams"][NAME] == {"done": 1, "empty": 0, "failed": 1, "absent": 0}
+    assert open_store(store)[NAME].failures["by id"].reason == (
         r"video 'inside' is \xff/inside.mp4, a path that is not UTF-8: rename it"
     )
     assert [entry.clip_id for entry in open_store(store).problems] == ["m.jsonl:3", "m.jsonl:4"]
@@ -68,10 +70,10 @@ def test_ids_are_stored_as_they_are_and_printed_escaped(clips: Path, tmp_path: P
     good = [{"clip_id": odd, "video": "a.mp4", "captions": [odd]} for odd in ODD]
     bad = [{"clip_id": f"bad {odd}", "video": f"{odd}://{odd}"} for odd in ODD]
     manifest = write_lines(tmp_path / "m.jsonl", *good, *bad)
-    result = extract(clips, store, cluster, "--manifest", manifest, code=3)
-    assert (result["streams"][R2]["done"], result["streams"][R2]["failed"]) == (len(ODD), len(ODD))
-    assert set(open_store(store)[R2]) == set(ODD)
-    options = ("--videos", clips, "--store", store, "--cluster", cluster, "--device", "cpu", *QUICK)
+    result = extract(clips, store, cluster, "--manifest", manifest, *TINY, code=3)
+    assert (result["streams"][NAME]["done"], result["streams"][NAME]["failed"]) == (len(ODD), len(ODD))
+    assert set(open_store(store)[NAME]) == set(ODD)
+    options = ("--videos", clips, "--store", store, "--cluster", cluster, "--device", "cpu", *TINY)
     printed = [
         amex("features", "ls", store),
         amex("features", "failures", store),

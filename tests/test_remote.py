@@ -20,6 +20,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from s3fs import S3FileSystem
 from test_extract import R2
 from test_store import SPEC, rows_of
+from test_names import NAME, TINY
 from werkzeug.serving import make_server
 
 from amex.extract.cluster import local
@@ -107,6 +108,22 @@ def test_a_run_into_s3_makes_the_store_that_it_makes_on_a_disk(clips: Path, tmp_
     assert again.output.startswith("computed 0 clips")
     assert amex("features", "verify", f"{s3}/a/s.zarr").output.endswith("is intact\n")
     assert "4 clips" in amex("features", "info", f"{s3}/a/s.zarr").output
+
+
+def test_what_other_processes_have_committed_is_seen_at_once(clips: Path, tmp_path: Path, crew: str, s3: str) -> None:
+    store, manifest = f"{s3}/s.zarr", tmp_path / "m.jsonl"
+    lines = [{"clip_id": name, "video": name} for name in ("a.mp4", "b.webm", "c.avi")]
+    where = ("--videos", clips, "--store", store, "--cluster", crew, "--device", "cpu", *TINY)
+    opened = None
+    for count in (1, 2, 3):
+        write_lines(manifest, *lines[:count])
+        made = amex("extract", "--manifest", manifest, *where)
+        assert made.exit_code == 0, made.output
+        assert "computed 1 clips" in made.output
+        assert f"{NAME}: {count} done, 0 empty, 0 failed, 0 absent" in made.output
+        opened = opened or locate(store)  # also through a path that was there before
+        assert len(list((opened / NAME / "commits").iterdir())) == count
+        assert len(open_store(opened)[NAME]) == count
 
 
 def test_a_model_is_trained_from_a_store_in_s3(tmp_path: Path, crew: str, s3: str) -> None:

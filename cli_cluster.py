@@ -27,7 +27,9 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that ``where`` reads."""
     for option in reversed(
         (
-            click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: 1, or one a GPU]"),
+            click.option(
+                "--workers", type=click.IntRange(min=1), help="Processes on this machine.  [default: 1, or one a GPU]"
+            ),
             click.option(
                 "--cluster",
                 default="local",
@@ -72,6 +74,13 @@ def where(options: dict[str, Any]) -> Any:
 
     cluster = options["cluster"]
     given = {field: options[name] for name, field in JOB_OPTIONS.items() if options[name] not in (None, (), 0)}
+    if options["workers"] and cluster in BATCH:
+        raise click.UsageError(
+            "--workers is for this machine: a batch job has one worker, or one a GPU; say --jobs N, --gpus-per-job N"
+        )
+    if options["workers"] and "://" in cluster:
+        more = f"amex worker {cluster} --workers {options['workers']}"
+        raise click.UsageError(f"--workers is for this machine: on others, start them with {more}")
     if cluster in BATCH:
         for value in given.values():
             for text in value if isinstance(value, tuple) else (value,):

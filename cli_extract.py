@@ -97,7 +97,12 @@ def streams() -> None:
     help="A checkpoint file (of CLIP and text models: a directory), `default` (published, downloaded once), or "
     "random:SEED to try things out.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs) or cuda:INDEX.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto (a GPU where the workers have one), cpu, cuda (all GPUs) or cuda:INDEX.",
+)
 @click.option(
     "--precision",
     default="auto",
@@ -172,9 +177,7 @@ def extract(**options: Any) -> None:
 
 def compute(options: dict[str, Any], cluster: Any) -> None:
     """Checks all options, then runs."""
-    from .extract.batch import Jobs
     from .extract.display import choose_display
-    from .extract.encoders import choose_device
     from .extract.job import extract as run
     from .manifests import dataset, scan_manifest
 
@@ -191,12 +194,8 @@ def compute(options: dict[str, Any], cluster: Any) -> None:
         items = list(scan_manifest(options["manifest_path"]))
     items = items[: options["limit"]]
     options["partition"] = partition_of(options["partition"])
-    device = options["device"]
-    if isinstance(cluster, Jobs) and device == "auto":
-        device = "cuda" if cluster.gpus else "cpu"
-    elif device == "auto" or cluster in ("local", "runner") or options["dry_run"]:
-        device = choose_device(device)  # elsewhere the workers will tell whether they have what is named
-    plans = stream_plans(options, device)
+    device, precision = where_computed(options, cluster)
+    plans = stream_plans(options, device, precision)
     if options["videos"] is None and any("sampling" in plan.spec for plan in plans):
         raise click.UsageError("give --videos: only streams of text need none")
     if options["dry_run"]:
@@ -217,9 +216,29 @@ def compute(options: dict[str, Any], cluster: Any) -> None:
     sys.exit(outcome.exit_code)
 
 
-def stream_plans(options: dict[str, Any], device: str) -> list:
+def where_computed(options: dict[str, Any], cluster: Any) -> tuple[str, str]:
+    """Device and precision, of the machines that will do the work; of this one where it times a dry run."""
+    from .extract.batch import Jobs
+    from .extract.encoders import choose_device, choose_precision
+    from .extract.job import choose_with_workers
+
+    device, precision = options["device"], options["precision"]
+    jobs = isinstance(cluster, Jobs)
+    elsewhere = jobs or "://" in cluster
+    if jobs and device == "auto":
+        device = "cuda" if cluster.gpus else "cpu"
+    if options["dry_run"] and elsewhere and device != "cpu":
+        device = choose_device("auto")  # login nodes have no GPU, and then the precision may not be one for a CPU
+        precision = precision if device != "cpu" else "auto"
+    elif not elsewhere:
+        device = choose_device(device)
+    elif not jobs and "auto" in (device, precision):
+        return choose_with_workers(cluster, device, precision)
+    return device, choose_precision(precision, device)
+
+
+def stream_plans(options: dict[str, Any], device: str, precision: str) -> list:
     """The streams that the options describe."""
-    from .extract.encoders import choose_precision
     from .extract.streams import plan_stream
     from .features.schema import StoreError, stream_path
 
@@ -235,7 +254,6 @@ def stream_plans(options: dict[str, Any], device: str) -> list:
     for option, given in (("--preset", presets), ("--weights", weights), ("--set", settings)):
         for name in given.keys() - names.keys():
             raise click.UsageError(f"{option} names {name!r}, which is no stream of this run: {', '.join(names)}")
-    precision = choose_precision(options["precision"], device)
     if options["text_encoder"] and "text_bert" not in names.values():
         raise click.UsageError("--text-encoder says what text_bert is: add --stream text_bert")
     plans = []
@@ -308,7 +326,8 @@ def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> N
     for name, rows in found.rows.items():
         click.echo(f"  {name}: about {rows:,} rows")
     click.echo(f"  about {found.video_hours:.2f} hours of video, {found.bytes / 1e6:,.1f} MB before compression")
-    click.echo(f"  about {found.hours:.2f} hours of encoding on one worker here, timed on this machine just now")
+    which = "a GPU" if device != "cpu" else "the CPU"
+    click.echo(f"  about {found.hours:.2f} hours of encoding on one worker, timed on {which} of this machine just now")
 
 
 def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:

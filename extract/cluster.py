@@ -60,15 +60,15 @@ def placement(workers: int, gpus: Sequence[str] = (), cpus: int = CPU_COUNT) -> 
     """How each worker of a machine is started, as options of Dask's Nanny.
 
     Args:
-        gpus: as CUDA_VISIBLE_DEVICES names them; a worker sees one of them alone. None: the workers compute on the CPU.
+        gpus: as CUDA_VISIBLE_DEVICES names them; a worker sees one of them alone. None: the workers see no GPU.
         cpus: cores, which the workers share evenly: for encoding on a CPU, and for the decoder beside each worker.
     """
     options = []
     for index in range(workers):
-        env = {"OMP_NUM_THREADS": str(max(1, cpus // workers))}
+        gpu = gpus[index % len(gpus)] if gpus else ""  # "" hides all: what a worker can do is asked of it
+        env = {"OMP_NUM_THREADS": str(max(1, cpus // workers)), "CUDA_VISIBLE_DEVICES": gpu}
         option = {"nthreads": 1, "memory_limit": 0, "env": env}  # a model and its frames are bounded by design
         if gpus:
-            env["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
             option["resources"] = {"GPU": 1}
         options.append(option)
     return options

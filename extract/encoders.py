@@ -198,10 +198,7 @@ class Encoder:
         self.dtype = DTYPES[precision]
         self.of_images = kind.of_images
         self.layout = torch.channels_last if kind.of_images else torch.channels_last_3d
-        if self.device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.deterministic = True
+        fix_numerics()
         self.module = module.to(self.device, self.dtype, memory_format=self.layout)
         if compiled:
             from torch._inductor import config
@@ -231,6 +228,18 @@ class WindowEncoder:
     def __call__(self, windows: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, np.ndarray]:
         """``values`` (windows, dim) float32, of windows of prepared frames of one size."""
         return {"values": self.encoder(torch.stack([torch.stack(frames, dim=1) for frames in windows])).numpy()}
+
+
+def fix_numerics() -> None:
+    """Makes float32 mean float32 on every GPU of this process, and its results repeatable.
+
+    Each encoder calls this when it is built: what a stream computes must not depend on which streams share its process.
+    torch would round the inputs of convolutions to TF32, and choose their kernels by speed. At every precision parts of
+    a network stay in float32, so there is no precision that wants TF32.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
 
 
 @functools.lru_cache(maxsize=16)

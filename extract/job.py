@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from ..places import is_remote, reachable, remove
 from .batch import Jobs, batch
 from .captions import CaptionsTask, captions_of, run_captions
 from .cluster import Crew, allocation, local, remote
+from .encoders import choose_device, choose_precision
 from .part import Job, PartTask, Report, run_part
 from .plan import Partition, existing, plan_tasks, states
 from .streams import StreamPlan, by_kind
@@ -106,7 +107,7 @@ def extract(
         items: from ``manifests.scan_manifest``.
         plans: from ``streams.plan_stream``.
         videos: the folder they are in; None if all streams are of text.
-        device: from ``encoders.choose_device``.
+        device: from ``encoders.choose_device`` or ``choose_with_workers``.
         workers: processes on this machine; not used with jobs or a scheduler's address.
         cluster: ``local``, ``runner`` (this is the first task of an allocation), a scheduler's address, or batch jobs.
         part_clips: clips a part, at least; the clips of one video are never parted.
@@ -211,6 +212,42 @@ def connect(where: str | Jobs, workers: int, device: str, folder: Path) -> conte
     if where == "runner":
         return local(workers, device, listed=allocation(folder)[1])
     return local(workers, device) if where == "local" else remote(where)
+
+
+def choose_with_workers(address: str, device: str, precision: str) -> tuple[str, str]:
+    """The device and the precision of a run: what the workers of a scheduler can do counts, not this machine.
+
+    Args:
+        device: for ``encoders.choose_device``; an index is ignored, since each worker takes the GPU that it sees.
+        precision: for ``encoders.choose_precision``.
+
+    Raises:
+        AmexError: if there are no workers, none of them has the device, or they would choose differently.
+    """
+    with remote(address) as crew, scheduler_lasts():
+        try:
+            crew.client.wait_for_workers(1, timeout=WITHOUT_WORKERS)
+        except TimeoutError as error:
+            raise NoWorkers from error
+        answers = crew.client.run(abilities, device.partition(":")[0], precision, on_error="return")
+    return agreed(address, list(answers.values()))
+
+
+def abilities(device: str, precision: str) -> tuple[str, str]:
+    """On a worker: the device and the precision it would choose."""
+    device = choose_device(device)
+    return device, choose_precision(precision, device)
+
+
+def agreed(address: str, answers: Sequence[tuple[str, str] | Exception]) -> tuple[str, str]:
+    """What all workers chose that could; see ``choose_with_workers``."""
+    able = Counter(answer for answer in answers if not isinstance(answer, Exception))
+    if not able:
+        raise AmexError(f"no worker at {address} can do this: {first_line(answers[0])}")
+    if len(able) > 1:
+        sorts = ", ".join(f"{count:,} would use {device} in {precision}" for (device, precision), count in able.items())
+        raise AmexError(f"the workers at {address} differ: {sorts}; say --device and --precision")
+    return next(iter(able))
 
 
 def run_tasks(

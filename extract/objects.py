@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..errors import AmexError
+from .encoders import fix_numerics
 from .mmdetection import use_mmdetection
 from .pretrained import SHAPES_DETECTOR, SHAPES_DETECTOR_CONFIG
 from .sampling import Sampling
@@ -330,6 +331,7 @@ class Detector:
         from mmcv.transforms import Compose
         from mmdet.models import SingleRoIExtractor, TwoStageDetector
 
+        fix_numerics()
         self.plan = plan
         self.device = torch.device(device)
         if plan.weights.startswith("random:"):

@@ -19,7 +19,7 @@ import torch
 
 from ..errors import AmexError, first_line
 from ..features import Stream
-from .encoders import DTYPES
+from .encoders import DTYPES, fix_numerics
 from .settings import parse
 from .weights import changed_weights, directory_sha256, load_model, locate_model
 
@@ -184,6 +184,7 @@ class TextEncoder:
     def __init__(self, plan: TextPlan, device: str) -> None:
         from transformers import AutoModel, AutoTokenizer, CLIPTextModelWithProjection
 
+        fix_numerics()
         self.plan = plan
         self.device = torch.device(device)
         kind = CLIPTextModelWithProjection if plan.sentence == "projection" else AutoModel

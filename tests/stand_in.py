@@ -31,3 +31,8 @@ def chatter(number: int, task: PartTask, job: None, device: str, topic: str) -> 
     for done in range(CHATTER):
         get_worker().log_event(topic, {"part": number, "report": vars(Report(clips=done))})
     return Report(clips=CHATTER, rows=1)
+
+
+def bf16_on_gpu(device: str, precision: str) -> tuple[str, str]:
+    """In place of what a worker can do."""
+    return "cuda", "bf16"

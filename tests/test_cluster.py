@@ -38,8 +38,9 @@ def test_every_worker_has_one_gpu_and_its_share_of_the_cores() -> None:
 
 
 def test_workers_without_gpus_share_the_cores() -> None:
-    assert placement(3, cpus=8) == [{"nthreads": 1, "memory_limit": 0, "env": {"OMP_NUM_THREADS": "2"}}] * 3
-    assert placement(3, cpus=2)[0]["env"] == {"OMP_NUM_THREADS": "1"}
+    env = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    assert placement(3, cpus=8) == [{"nthreads": 1, "memory_limit": 0, "env": env}] * 3
+    assert placement(3, cpus=2)[0]["env"]["OMP_NUM_THREADS"] == "1"
 
 
 def test_gpus_are_those_that_a_job_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,5 +179,5 @@ def test_tasks_of_an_allocation_find_each_other_and_make_one_store(clips: Path, 
 def test_options_of_the_command_line_are_those_of_jobs() -> None:
     given = {"cluster": "slurm", "jobs": 3, "queue": None, "account": "lab", "cpus": None, "memory": "8GB"}
     given |= {"gpus_per_job": 1, "walltime": None, "job_directives": ("-x",), "job_prologue": (), "interface": None}
-    jobs = where(given | {"print_job": False})
+    jobs = where(given | {"print_job": False, "workers": None})
     assert (jobs.count, jobs.cpus, jobs.memory, jobs.gpus, jobs.directives) == (3, 8, "8GB", 1, ("-x",))

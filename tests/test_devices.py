@@ -1,0 +1,132 @@
+"""Devices and precisions are those of the machines that do the work, and fp32 is the same in every process."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import amex
+from stand_in import bf16_on_gpu
+from test_names import NAME, TINY
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from amex.cli_extract import where_computed
+from amex.errors import AmexError
+from amex.extract import job
+from amex.extract.batch import Jobs
+from amex.extract.encoders import Encoder
+from amex.extract.objects import Detector, plan_objects
+from amex.extract.text import TextEncoder, plan_text
+
+
+@pytest.fixture
+def gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a workstation with a GPU; no worker of the session's cluster has one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+
+
+@pytest.mark.usefixtures("gpu_here")
+def test_the_workers_of_a_scheduler_decide_on_the_device_and_not_this_machine(
+    clips: Path, tmp_path: Path, cluster: str
+) -> None:
+    options = ("--dataset", "folder", "--videos", clips, "--store", tmp_path / "s.zarr", "--cluster", cluster, *TINY)
+    made = amex("extract", *options, "--limit", 1)
+    assert made.exit_code == 0, made.output
+    assert f"{NAME}: 1 done" in made.output
+    refused = amex("extract", *options, "--device", "cuda")
+    assert refused.exit_code == 1
+    assert f"no worker at {cluster} can do this: no device cuda: torch sees 0 CUDA devices" in refused.output
+
+
+def test_workers_with_gpus_are_used_where_this_machine_has_none(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "abilities", bf16_on_gpu)
+    given = {"device": "auto", "precision": "auto", "dry_run": False}
+    assert where_computed(given, cluster) == ("cuda", "bf16")
+
+
+def test_workers_that_differ_are_told_apart_and_those_that_cannot_are_left_out() -> None:
+    gpu, cpu, cannot = ("cuda", "bf16"), ("cpu", "fp32"), AmexError("no device cuda")
+    assert job.agreed("tcp://s", [gpu, cannot, gpu]) == gpu
+    with pytest.raises(AmexError) as caught:
+        job.agreed("tcp://s", [gpu, cpu, gpu])
+    assert str(caught.value) == (
+        "the workers at tcp://s differ: 2 would use cuda in bf16, 1 would use cpu in fp32; say --device and --precision"
+    )
+
+
+JOBS = Jobs(system="slurm", count=1, cpus=1, memory="1GB", gpus=1)
+
+
+@pytest.mark.parametrize("given", [{"device": "auto", "precision": "fp16"}, {"device": "cuda", "precision": "auto"}])
+@pytest.mark.parametrize("cluster", [JOBS, "tcp://10.0.0.1:8786"])
+def test_a_dry_run_uses_the_cpu_where_only_the_workers_have_gpus(given: dict[str, Any], cluster: Any) -> None:
+    device, precision = where_computed(given | {"dry_run": True}, cluster)
+    assert device == "cpu"
+    assert precision in ("fp32", "bf16")
+
+
+def test_a_dry_run_of_gpu_jobs_says_that_the_cpu_was_timed(clips: Path, tmp_path: Path) -> None:
+    options = ("--dataset", "folder", "--videos", clips, "--store", tmp_path / "s.zarr", *TINY)
+    asked = amex("extract", *options, "--cluster", "slurm", "--gpus-per-job", 1, "--dry-run")
+    assert asked.exit_code == 0, asked.output
+    assert "would compute 4 of 4 clips" in asked.output
+    assert "timed on the CPU of this machine" in asked.output
+
+
+@pytest.mark.parametrize(
+    ("cluster", "words"),
+    [
+        ("slurm", "--workers is for this machine: a batch job has one worker, or one a GPU; say --jobs N"),
+        ("tcp://s:1", "on others, start them with amex worker tcp://s:1 --workers 3"),
+    ],
+)
+def test_workers_that_would_be_ignored_are_refused(cluster: str, words: str, tmp_path: Path) -> None:
+    options = ("--dataset", "folder", "--videos", tmp_path, "--store", tmp_path / "s.zarr", "--cluster", cluster)
+    refused = amex("extract", *options, "--workers", 3)
+    assert refused.exit_code == 2
+    assert words in " ".join(refused.output.split())
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The smallest BERT there can be."""
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "vocab.txt").write_text("\n".join(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a")))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(vocab_size=6, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_float32_is_float32_whichever_encoders_share_a_process(bert: str, precision: str) -> None:
+    detector = plan_objects(
+        "o", config="shapes_detector", weights="default", precision=precision, options={}, batch_size=1
+    )
+    text = plan_text("t", model=bert, precision=precision)
+    kinds = {
+        "windows": lambda: Encoder("r2plus1d_tiny", "random:0", device="cpu", precision=precision),
+        "objects": lambda: Detector(detector, "cpu"),
+        "text": lambda: TextEncoder(text, "cpu"),
+    }
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    try:
+        for first, second in itertools.permutations(kinds, 2):
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.deterministic = False
+            for kind in (first, second):
+                kinds[kind]()
+                assert not torch.backends.cuda.matmul.allow_tf32, kind
+                assert not torch.backends.cudnn.allow_tf32, kind
+                assert torch.backends.cudnn.deterministic, kind
+    finally:
+        (
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cudnn.deterministic,
+        ) = before

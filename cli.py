@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import sys
@@ -46,6 +47,8 @@ def main() -> None:
     Search with it:   amex search run "a dog chases a ball"
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # workers that are killed are reported by the run
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal's encoding lacks is escaped, as on standard error
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 for command in (demo, extract, streams, worker, features, *COMMANDS):

@@ -47,6 +47,9 @@ class VideoFinder:
             check_answers(self.root)
         elif not is_remote(self.root) and not os.path.isdir(self.root):
             raise VideoError(f"the videos folder {self.root} does not exist; give it with --videos")
+        elif not is_remote(self.root) and not is_utf8(self.root.absolute()):
+            where = quoted(self.root.absolute())
+            raise VideoError(f"the path of the videos folder {where} is not UTF-8: give a link to it with --videos")
 
     def find(self, video: str) -> Path:
         """The path of ``video``, relative to the root.

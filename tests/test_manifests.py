@@ -247,6 +247,10 @@ def test_a_file_that_cannot_be_named_and_a_caption_that_cannot_be_stored_cost_th
         dataset("folder").clips(tmp_path)
     with pytest.raises(VideoError, match=r"video 'c' is .*c\.mp4, a path that is not UTF-8: rename it"):
         VideoFinder(tmp_path).find("c")
+    with pytest.raises(VideoError, match=r"the path of the videos folder .*xff is not UTF-8: give a link to it"):
+        VideoFinder(tmp_path / "\udcff")
+    (tmp_path / "link").symlink_to("\udcff")
+    assert VideoFinder(tmp_path / "link").find("c") == Path("c.mp4")
 
 
 def test_msrvtt_protocols_come_from_their_lists(tmp_path: Path) -> None:

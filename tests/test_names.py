@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from conftest import amex, extract, write_lines
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amex.errors import AmexError, printable
-from amex.features import ClipNotThere, open_store
+from amex.features import ClipNotThere, create_store, open_store
 
 NAME = "r2plus1d_tiny"
 # The cheapest stream there is: a small network that comes with amex.
@@ -89,3 +92,10 @@ def test_ids_are_stored_as_they_are_and_printed_escaped(clips: Path, tmp_path: P
         for odd in ODD:
             assert printable(odd) in result.output
     assert r"clip '\x1b[31mred?' is not in stream" in printed[5].output
+
+
+def test_a_place_that_standard_output_cannot_encode_is_escaped(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "caf\udce9 日本.zarr")
+    command = [sys.executable, "-m", "amex.cli", "features", "info", store]
+    shown = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, capture_output=True, check=True)
+    assert rb"caf\udce9 \u65e5\u672c.zarr: 0 streams" in shown.stdout

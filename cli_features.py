@@ -153,7 +153,7 @@ def features_show(
 
     out = out or Path(clip.replace("/", "_")).with_suffix(".png")
     shown = contact_sheet(open_store(store), clip, videos, out, stream=stream, frames=frames, boxes=boxes)
-    click.echo(f"{out}: {shown} frames")
+    click.echo(f"{printable(str(out))}: {shown} frames")
 
 
 @features.command("verify")

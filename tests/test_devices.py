@@ -17,6 +17,7 @@ from amex.cli_extract import where_computed
 from amex.errors import AmexError
 from amex.extract import job
 from amex.extract.batch import Jobs
+from amex.extract.cluster import local
 from amex.extract.encoders import Encoder
 from amex.extract.objects import Detector, plan_objects
 from amex.extract.text import TextEncoder, plan_text
@@ -47,6 +48,12 @@ def test_workers_with_gpus_are_used_where_this_machine_has_none(cluster: str, mo
     monkeypatch.setattr(job, "abilities", bf16_on_gpu)
     given = {"device": "auto", "precision": "auto", "dry_run": False}
     assert where_computed(given, cluster) == ("cuda", "bf16")
+
+
+def test_without_workers_nobody_can_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "WITHOUT_WORKERS", 0.5)
+    with local(0) as crew, pytest.raises(job.NoWorkers):
+        job.choose_with_workers(crew.client.scheduler.address, "auto", "auto")
 
 
 def test_workers_that_differ_are_told_apart_and_those_that_cannot_are_left_out() -> None:

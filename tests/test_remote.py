@@ -19,8 +19,8 @@ from conftest import QUICK, amex, extract, write_lines
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from s3fs import S3FileSystem
 from test_extract import R2
-from test_store import SPEC, rows_of
 from test_names import NAME, TINY
+from test_store import SPEC, rows_of
 from werkzeug.serving import make_server
 
 from amex.extract.cluster import local

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AmexError, first_line
+from .scratch import temporary_folder
 
 # How a path says that there is nothing.
 NOT_THERE = (FileNotFoundError, NotADirectoryError)
@@ -120,11 +121,11 @@ def write_text(path: Path, text: str, *, once: bool = False, scratch: Path | Non
 def begin_folder(parent: Path, name: str) -> Iterator[Path]:
     """A new local folder ``name`` to fill before ``publish``: beside the finished ones, or where the machine has room.
 
-    What is left of it goes, unless the process is killed.
+    What is left of it goes; where the process is killed, with the next (see ``scratch``), or as the part is swept.
     """
     if is_remote(parent):
-        with tempfile.TemporaryDirectory(prefix="amex-") as folder:
-            yield Path(folder) / name
+        with temporary_folder() as folder:
+            yield folder / name
         return
     try:
         yield parent / name
@@ -219,8 +220,8 @@ def on_disk(root: Path, name: Path) -> Iterator[Path]:
         retry=tenacity.retry_if_exception(_passes),
         reraise=True,
     )
-    with tempfile.TemporaryDirectory(prefix="amex-") as folder:
-        copy = Path(folder) / name.name
+    with temporary_folder() as folder:
+        copy = folder / name.name
         try:
             again(remote.fs.get_file)(remote.path if remote.protocol == "s3" else str(remote), str(copy))
         except FileNotFoundError as error:

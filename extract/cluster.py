@@ -23,6 +23,7 @@ from dask.system import CPU_COUNT
 
 from ..errors import AmexError, first_line
 from ..features.schema import write_json
+from ..scratch import semaphores
 from .keys import KEYS, remove_keys, security_of, temporary_security
 
 # In place of Dask's own settings, which have the allocator hand memory back at every chance: a network asks for it
@@ -111,7 +112,7 @@ def local(workers: int, device: str = "cpu", *, listed: Path | None = None) -> I
         # after its death: also one that is still starting, or has died again. Nobody would then do what is left.
         "distributed.deploy.lost-worker-timeout": "365 days",
     }
-    with dask.config.set(settings), contextlib.ExitStack() as stack:
+    with dask.config.set(settings), semaphores(), contextlib.ExitStack() as stack:
         specs = {number: {"cls": Nanny, "options": option} for number, option in enumerate(options)}
         cluster = stack.enter_context(
             SpecCluster(
@@ -197,7 +198,8 @@ def serve(
     """
     options = placement(workers, gpus, cpus)
     try:
-        asyncio.run(_serve(address, options, listed, name, security, interface))
+        with semaphores():
+            asyncio.run(_serve(address, options, listed, name, security, interface))
     except (TimeoutError, OSError) as error:
         waited = DEATH_TIMEOUT if address else MEETING_TIMEOUT
         raise AmexError(f"no scheduler at {address or listed} for {waited:g} seconds") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import tempfile
 import threading
 import time
 import uuid
@@ -21,6 +22,7 @@ from ..features import Failure, create_store, declare_stream, mend, sweep, verif
 from ..features.verify import part_of
 from ..manifests import Clip, Problem, VideoFinder
 from ..places import is_remote, reachable, remove
+from ..scratch import sweep_folder
 from .batch import Jobs, batch
 from .captions import CaptionsTask, captions_of, run_captions
 from .cluster import Crew, allocation, local, remote
@@ -117,6 +119,7 @@ def extract(
     Raises:
         AmexError: if the run cannot begin, or broke in a way that the next part would too.
     """
+    sweep_folder(Path(tempfile.gettempdir()))
     clips = [item for item in items if isinstance(item, Clip)]
     problems = [item for item in items if isinstance(item, Problem)]
     seeing, texts = by_kind(plans)

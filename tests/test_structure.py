@@ -17,7 +17,7 @@ ALLOWED = {
     "extract": {"features", "manifests"},
     "train": {"features", "manifests"},
 }
-SMALL = {"console", "errors", "foreign", "places", ""}
+SMALL = {"console", "errors", "foreign", "places", "scratch", ""}
 
 
 @pytest.mark.parametrize("package", ALLOWED)

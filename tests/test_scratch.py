@@ -1,0 +1,119 @@
+"""What killed processes leave in TMPDIR and in shared memory goes with the next run; what live ones have stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import QUICK
+from videos import encode
+
+from amex import scratch
+
+HOLD = """
+import multiprocessing, time
+from amex.scratch import semaphores, temporary_folder
+with temporary_folder() as folder, semaphores():
+    (folder / "video.mp4").write_bytes(bytes(10))
+    context = multiprocessing.get_context("spawn")
+    lock = context.Lock()
+    child = context.Process(target=time.sleep, args=(60,))
+    child.start()
+    print(lock._semlock.name, flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(tmp: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A process that has a file in ``tmp`` and a semaphore, as Dask makes them: both, and where the latter is."""
+    (tmp / "hold.py").write_text(f"if __name__ == '__main__':\n    {HOLD.strip().replace(chr(10), chr(10) + '    ')}\n")
+    process = subprocess.Popen(
+        [sys.executable, tmp / "hold.py"],
+        env=os.environ | {"TMPDIR": str(tmp)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    return process, scratch.SHARED_MEMORY / f"sem.{process.stdout.readline().strip().removeprefix('/')}"
+
+
+@pytest.mark.skipif(not scratch.SHARED_MEMORY.is_dir(), reason="semaphores are no files here")
+def test_what_a_killed_process_leaves_goes_and_what_a_live_one_has_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch.tempfile, "gettempdir", lambda: str(tmp_path))
+    (killed, its_semaphore), (live, other_semaphore) = hold(tmp_path), hold(tmp_path)
+    try:
+        assert its_semaphore.exists()
+        assert len(list(tmp_path.rglob("video.mp4"))) == 2
+        os.killpg(killed.pid, signal.SIGKILL)  # with what would clean up after it
+        killed.wait()
+        assert its_semaphore.exists()
+        until = time.monotonic() + 20
+        while its_semaphore.exists() and time.monotonic() < until:  # its child is dying too
+            with scratch.temporary_folder() as mine, scratch.semaphores():
+                assert list(tmp_path.rglob("video.mp4")) != []
+                assert mine.is_dir()
+        assert not its_semaphore.exists()
+        assert not mine.exists()
+        assert other_semaphore.exists()
+        assert len(list(tmp_path.rglob("video.mp4"))) == 1
+        assert len(list(tmp_path.glob("amex-*"))) == 2
+    finally:
+        os.killpg(live.pid, signal.SIGKILL)
+        live.wait()
+    with scratch.temporary_folder(), scratch.semaphores():
+        pass
+    assert not list(tmp_path.glob("amex-*"))
+    assert not other_semaphore.exists()
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "amex-mine.txt").touch()
+    (tmp_path / "other").touch()
+    (tmp_path / "amex-link.lock").symlink_to(tmp_path / "other")
+    (tmp_path / "amex-theirs.lock").touch()
+    (tmp_path / "amex-theirs").mkdir()
+    monkeypatch.setattr(scratch.os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
+    before = sorted(tmp_path.iterdir())
+    scratch.sweep_folder(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_next_run_leaves_nothing_of_one_that_was_killed_with_all_its_processes(tmp_path: Path) -> None:
+    videos, tmp = tmp_path / "videos", tmp_path / "tmp"
+    videos.mkdir()
+    tmp.mkdir()
+    for number in range(3):
+        encode(videos / f"v{number}.mp4", frames=40)
+    command = [sys.executable, "-m", "amex.cli", "extract", "--dataset", "folder", "--videos", videos]
+    options = ["--store", tmp_path / "s.zarr", "--device", "cpu", "--part-clips", "1", *QUICK]
+
+    def start() -> subprocess.Popen[bytes]:
+        words = [str(word) for word in (*command, *options)]
+        return subprocess.Popen(words, env=os.environ | {"TMPDIR": str(tmp)}, start_new_session=True)
+
+    def left() -> set[str]:
+        semaphores = scratch.SHARED_MEMORY.glob("*amex-*") if scratch.SHARED_MEMORY.is_dir() else ()
+        workers = tmp.glob("dask-scratch-space/*-*")  # with their locks
+        return {path.name for path in (*semaphores, *workers)} - before
+
+    before: set[str] = set()
+    before = left()
+    run = start()
+    until = time.monotonic() + 120
+    while not list((tmp_path / "s.zarr").glob("*/commits/*.json")):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert left()
+    assert start().wait(timeout=200) == 0
+    assert not left()

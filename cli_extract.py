@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -127,18 +128,37 @@ def streams() -> None:
     default=64,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Clips written together; a crash loses the parts in flight.",
+    help="Clips a group. Groups are cut into parts, which are written together; a crash loses the parts in flight.",
+)
+@click.option(
+    "--part-minutes",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Minutes of video a part, at most, as expected from clips and file sizes. The clips of a video stay together.",
 )
 @click.option(
     "--partition",
     metavar="K/N",
-    help="Only every N-th part, from the K-th (0 to N-1): for job arrays, whose tasks know nothing of each other.",
+    help="Only every N-th group, from the K-th (0 to N-1): for job arrays, whose tasks know nothing of each other.",
 )
 @click.option(
     "--deadline", default=60.0, show_default=True, help="Seconds without a frame after which a decoder is killed."
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many clips of the manifest.")
 @click.option("--retry-failed", is_flag=True, help="Also try clips again that failed before.")
+@click.option(
+    "--changed",
+    default="recompute",
+    show_default=True,
+    type=click.Choice(["recompute", "keep"]),
+    help="Clips that were computed from other times than the manifest has now, or from another video file.",
+)
+@click.option(
+    "--digest",
+    is_flag=True,
+    help="Record the sha256 of video files. A file that has only a new time of modification is then the same file.",
+)
 @click.option("--repair", is_flag=True, help="First read every byte in the store; compute damaged parts again.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, how long and how many bytes; do nothing.")
 @json_option
@@ -210,7 +230,11 @@ def compute(options: dict[str, Any], cluster: Any) -> None:
         display=choose_display(console(stderr=True), quiet=options["as_json"]),
         cluster=cluster,
         partition=options["partition"],
-        **{name: options[name] for name in ("part_clips", "deadline", "retry_failed", "repair")},
+        keep_changed=options["changed"] == "keep",
+        **{
+            name: options[name]
+            for name in ("part_clips", "part_minutes", "deadline", "retry_failed", "digest", "repair")
+        },
     )
     print_outcome(outcome, options["store"], as_json=options["as_json"])
     sys.exit(outcome.exit_code)
@@ -302,21 +326,26 @@ def partition_of(text: str | None) -> Any:
 
 
 def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> None:
-    from .extract.plan import estimate, existing, plan_tasks
+    from .extract.plan import VideoFiles, changed_text, estimate, existing, plan_tasks
     from .manifests import Clip, VideoFinder
 
     clips = [item for item in items if isinstance(item, Clip)]
     streams = {plan.name: existing(options["store"], plan.name) for plan in plans}
-    finder = VideoFinder(options["videos"]) if any("sampling" in plan.spec for plan in plans) else None
-    kept = {name: options[name] for name in ("part_clips", "retry_failed", "partition")}
-    found = estimate(plan_tasks(clips, finder, plans, streams, **kept), options["videos"], plans, device)
+    keep = options["changed"] == "keep"
+    seeing = any("sampling" in plan.spec for plan in plans)
+    files = VideoFiles(VideoFinder(options["videos"]), keep=keep) if seeing else None
+    kept = {name: options[name] for name in ("part_clips", "part_minutes", "retry_failed", "partition")}
+    found = estimate(plan_tasks(clips, files, plans, streams, **kept), options["videos"], plans, device)
+    changed = Counter(files.changed.values()) if files is not None else {}
     if options["as_json"]:
-        click.echo(json.dumps(dataclasses.asdict(found), indent=1))
+        click.echo(json.dumps(dataclasses.asdict(found) | {"changed": changed}, indent=1))
         return
     text = f" and {found.captions:,} captions" if found.captions else ""
     click.echo(
         f"would compute {found.clips:,} of {len(clips):,} clips{text}, {found.videos:,} videos in {found.parts:,} parts"
     )
+    if changed:
+        click.echo(f"  {changed_text(changed, keep)}")
     if found.missing_videos:
         click.echo(
             f"  {found.missing_videos:,} videos are not below {options['videos']}: they would be recorded as failed"
@@ -339,6 +368,7 @@ def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
         "repaired": outcome.repaired,
         "notes": outcome.notes,
         "absent": outcome.absent,
+        "changed": outcome.changed,
         "exit_code": outcome.exit_code,
     }
     if as_json:

@@ -24,8 +24,8 @@ from amex.extract import job
 from amex.extract.cluster import local
 from amex.extract.display import NoDisplay
 from amex.extract.part import PartTask, Report
-from amex.extract.plan import Partition, existing, plan_parts, states
-from amex.features import ClipRows, create_store, declare_stream, open_store, write_part
+from amex.extract.plan import Partition, VideoFiles, existing, plan_parts
+from amex.features import ClipRows, ClipSource, create_store, declare_stream, open_store, write_part
 from amex.manifests import VideoFinder, read_manifest
 
 ROWS = 4
@@ -38,12 +38,16 @@ def fake_work(number: int, task: PartTask, settings: tuple[Path, float], device:
     """In place of ``job.work``."""
     store, seconds = settings
     begin = time.monotonic()
-    clips = [clip for video in task.videos for clip in video.clips]
     arrays = {"values": VALUES, "times": TIMES}
-    rows = [ClipRows(clip_id=clip.clip_id, arrays=arrays, decoder="decord", video=clip.video) for clip in clips]
+    rows = []
+    for video in task.videos:
+        file = {"video": video.path.as_posix(), "bytes": video.bytes, "modified": video.modified}
+        for clip in video.clips:
+            source = ClipSource(**file, start=clip.start, end=clip.end)
+            rows.append(ClipRows(clip_id=clip.clip_id, arrays=arrays, decoder="decord", source=source))
     write_part(store, "s", task.name(0), spec=SPEC, clips=rows, failures=[], run={"host": "simulated"})
     time.sleep(max(0.0, seconds - (time.monotonic() - begin)))
-    return Report(clips=len(clips))
+    return Report(clips=len(rows))
 
 
 def measure(count: int, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -72,8 +76,9 @@ def measure(count: int, folder: Path, given: argparse.Namespace) -> dict[str, An
 
     clips = clocked("read the manifest", lambda: read_manifest(manifest))
     finder = clocked("find the videos", lambda: VideoFinder(videos))
-    kept = {"part_clips": given.part_clips, "retry_failed": False}
-    tasks = clocked("plan", lambda: list(plan_parts(clips, finder, [None], **kept)))
+    tasks = clocked(
+        "plan", lambda: list(plan_parts(clips, VideoFiles(finder), [], [None], part_clips=given.part_clips))
+    )
     store = create_store(folder / "s.zarr")
     declare_stream(store, "s", SPEC, {})
     job.work = fake_work
@@ -87,8 +92,13 @@ def measure(count: int, folder: Path, given: argparse.Namespace) -> dict[str, An
         took["scheduler, ms a part"] = (sum(own.cpu_times()[:2]) - cpu) / len(tasks) * 1e3
     took["parts"] = len(tasks)
     stream = clocked("open the store", lambda: open_store(store)["s"])
-    clocked("find what is absent", lambda: list(plan_parts(clips, finder, [existing(store, "s")], **kept)))
-    assert states((clip.clip_id for clip in clips), stream)["done"] == count
+    files = VideoFiles(finder)
+    absent = clocked(
+        "find what is absent",
+        lambda: list(plan_parts(clips, files, [], [existing(store, "s")], part_clips=given.part_clips)),
+    )
+    assert not absent
+    assert all(files.state(clip, stream) == "done" for clip in clips)
     clocked("a partition's clips", lambda: Partition(0, 64).clips(clips, given.part_clips))
     took["files"] = sum(1 for path in store.rglob("*") if path.is_file())
     return took

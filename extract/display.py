@@ -75,6 +75,9 @@ class LiveDisplay:
             speed_estimate_period=600,
         )
 
+    def note(self, text: str) -> None:
+        self.progress.console.print(text)
+
     def begin(self, parts: int, clips: int, captions: int) -> None:
         self.totals = Totals(clips, captions)
         fields = {"what": self.totals.what, "rate": 0.0, "rows": 0, "failed": 0, "workers": "starting"}
@@ -99,6 +102,9 @@ class LineDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.there = -1
+
+    def note(self, text: str) -> None:
+        self.console.print(text)
 
     def begin(self, parts: int, clips: int, captions: int) -> None:
         self.totals = Totals(clips, captions)
@@ -130,6 +136,9 @@ class LineDisplay:
 
 class NoDisplay:
     """Says nothing."""
+
+    def note(self, text: str) -> None:
+        pass
 
     def begin(self, parts: int, clips: int, captions: int) -> None:
         pass

@@ -28,7 +28,7 @@ from .captions import CaptionsTask, captions_of, run_captions
 from .cluster import Crew, allocation, local, remote
 from .encoders import choose_device, choose_precision
 from .part import Job, PartTask, Report, run_part
-from .plan import Partition, existing, plan_tasks, states
+from .plan import PART_MINUTES, Partition, VideoFiles, changed_text, existing, plan_tasks
 from .streams import StreamPlan, by_kind
 from .text import TextPlan
 
@@ -44,6 +44,9 @@ LOOK_INTERVAL = 1.0
 
 class Display(Protocol):
     """Shows a run as it goes. One thread calls it: that of ``run_tasks``."""
+
+    def note(self, text: str) -> None:
+        """A line that the user should read before the work begins."""
 
     def begin(self, parts: int, clips: int, captions: int) -> None: ...
 
@@ -69,6 +72,7 @@ class Outcome:
         repaired: ``stream/part`` of the parts that were found damaged and computed again.
         notes: lines about how the manifest was understood.
         absent: stream -> the first clip or caption that is neither there nor failed, where there is one.
+        changed: ``times`` or ``video`` -> for how many clips that was another when they were computed.
     """
 
     report: Report
@@ -78,6 +82,7 @@ class Outcome:
     repaired: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
+    changed: dict[str, int] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -98,9 +103,12 @@ def extract(
     display: Display,
     cluster: str | Jobs = "local",
     part_clips: int = 64,
+    part_minutes: float = PART_MINUTES,
     partition: Partition | None = None,
     deadline: float = 60.0,
     retry_failed: bool = False,
+    keep_changed: bool = False,
+    digest: bool = False,
     repair: bool = False,
 ) -> Outcome:
     """Computes what ``store`` lacks of the clips, and only that.
@@ -112,9 +120,12 @@ def extract(
         device: from ``encoders.choose_device`` or ``choose_with_workers``.
         workers: processes on this machine; not used with jobs or a scheduler's address.
         cluster: ``local``, ``runner`` (this is the first task of an allocation), a scheduler's address, or batch jobs.
-        part_clips: clips a part, at least; the clips of one video are never parted.
+        part_clips: clips of a group, at least, which is then cut into parts; the clips of one video are never parted.
+        part_minutes: expected minutes of video a part, at most.
         partition: which of several runs that share the manifest this is; None: the only one.
         deadline: seconds without a frame after which a decoder is killed.
+        keep_changed: leave clips that were computed from other times or from another file than they would be now.
+        digest: record the sha256 of video files, so that one whose time of modification changed can be told the same.
 
     Raises:
         AmexError: if the run cannot begin, or broke in a way that the next part would too.
@@ -123,7 +134,7 @@ def extract(
     clips = [item for item in items if isinstance(item, Clip)]
     problems = [item for item in items if isinstance(item, Problem)]
     seeing, texts = by_kind(plans)
-    finder = VideoFinder(videos) if seeing else None
+    files = VideoFiles(VideoFinder(videos), keep=keep_changed) if seeing else None
     with reachable(store):
         repaired = mend(store) if repair else []
         store = create_store(store).absolute()
@@ -133,10 +144,13 @@ def extract(
         write_problems(store, [ledger_entry(problem) for problem in problems])
 
     streams = {plan.name: existing(store, plan.name) for plan in plans}
-    kept = {"part_clips": part_clips, "retry_failed": retry_failed, "partition": partition}
-    tasks = plan_tasks(clips, finder, plans, streams, **kept)
+    kept = {"part_clips": part_clips, "part_minutes": part_minutes, "retry_failed": retry_failed}
+    tasks = plan_tasks(clips, files, plans, streams, **kept, partition=partition)
+    changed = dict(Counter(files.changed.values())) if files is not None else {}
+    if changed:
+        display.note(changed_text(changed, keep_changed))
     videos = videos if videos is None or is_remote(videos) else videos.absolute()
-    job = Job(store=store, videos=videos, streams=seeing, texts=texts, deadline=deadline)
+    job = Job(store=store, videos=videos, streams=seeing, texts=texts, deadline=deadline, digest=digest)
     report, broken = Report(), dict[str, str]()
     if tasks:
         clip_count = sum(len(v.clips) for task in tasks if isinstance(task, PartTask) for v in task.videos)
@@ -149,18 +163,28 @@ def extract(
     after, absent, mine = {}, {}, partition or Partition()
     own, said = mine.clips(clips, part_clips), mine.captions(captions_of(clips))
     for plan in plans:
-        keys = said if isinstance(plan, TextPlan) else [clip.clip_id for clip in own]
         stream = existing(store, plan.name)
         if stream is None:
             raise AmexError(f"the store {store} is gone; the same command makes it again")
         sweep(stream)
-        counts = states(keys, stream)
+        now = (
+            {caption: stream.state(caption) for caption in said}
+            if isinstance(plan, TextPlan)
+            else {clip.clip_id: files.state(clip, stream) for clip in own}
+        )
+        counts = Counter(now.values())
         after[plan.name] = {state: counts[state] for state in ("done", "empty", "failed", "absent")}
         if counts["absent"]:
-            absent[plan.name] = next(key for key in keys if stream.state(key) == "absent")
-    notes = finder.notes() if finder is not None else []
+            absent[plan.name] = next(key for key, state in now.items() if state == "absent")
     return Outcome(
-        report=report, states=after, problems=problems, broken=broken, repaired=repaired, notes=notes, absent=absent
+        report=report,
+        states=after,
+        problems=problems,
+        broken=broken,
+        repaired=repaired,
+        notes=files.finder.notes() if files is not None else [],
+        absent=absent,
+        changed=changed,
     )
 
 
@@ -311,7 +335,7 @@ def run_tasks(
                     total.add(report)
                     in_a_row = 0
                 elif future.status == "cancelled":
-                    raise ConnectionError(f"it has lost part {tasks[number].index}")
+                    raise ConnectionError(f"it has lost part {describe(tasks[number], job)}")
                 else:
                     reason = why(future)
                     broken[describe(tasks[number], job)] = reason
@@ -356,8 +380,11 @@ class NoWorkers(AmexError):
 
 
 def describe(task: PartTask | CaptionsTask, job: Job) -> str:
-    """A task's part as a person finds it in the store."""
-    return f"{job.texts[task.stream].name}/{task.name}" if isinstance(task, CaptionsTask) else f"{task.index:06d}"
+    """A task's part as a person finds it in the store, in one of the streams."""
+    if isinstance(task, CaptionsTask):
+        return f"{job.texts[task.stream].name}/{task.name}"
+    stream = task.videos[0].clips[0].streams[0]
+    return f"{job.streams[stream].name}/{task.name(stream)}"
 
 
 # Of a process: a worker of several threads still does one part after another, its networks and decoder are its own.

@@ -5,6 +5,7 @@ Read ``run_part`` from top to bottom to follow a video: decode -> sample -> tran
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -22,7 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..features import ClipRows, Failure, is_committed, row_arrays, write_part
+from ..features import ClipRows, ClipSource, Failure, is_committed, row_arrays, write_part
+from ..features.schema import canonical
 from ..places import PlaceError, on_disk
 from .decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
 from .decoder import End as VideoEnd
@@ -47,28 +49,42 @@ class ClipTask:
     end: float | None
     attempt: int
     streams: tuple[int, ...]
+    revision: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTask:
-    """A video file with the clips cut from it; or, where no file could be found, the reason."""
+    """A video file with the clips cut from it; or, where no file could be found, the reason.
+
+    ``bytes`` and ``modified`` are the file's as the run found it, see ``ClipSource``.
+    """
 
     path: Path | None
     missing: str
     clips: tuple[ClipTask, ...]
+    bytes: int | None = None
+    modified: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartTask:
-    """The clips that one worker computes and commits together."""
+    """The clips that one worker computes and commits together; ``index`` is that of their group in the manifest."""
 
     index: int
     videos: tuple[VideoTask, ...]
 
     def name(self, stream: int) -> str:
-        """The part's name in a stream: its place in the manifest, and a digest of the clips and attempts in it."""
-        clips = [f"{c.clip_id}\0{c.attempt}" for v in self.videos for c in v.clips if stream in c.streams]
-        return f"{self.index:06d}-{hashlib.sha256(chr(1).join(clips).encode()).hexdigest()[:12]}"
+        """The part's name in a stream: its group, and a digest of the clips in it, their times and attempts.
+
+        Nothing of the files is in it: a run whose videos are elsewhere makes the same parts.
+        """
+        clips = [
+            [clip.clip_id, clip.revision, clip.attempt, clip.start, clip.end]
+            for video in self.videos
+            for clip in video.clips
+            if stream in clip.streams
+        ]
+        return f"{self.index:06d}-{hashlib.sha256(canonical(clips)).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +96,7 @@ class Job:
     streams: tuple[WindowPlan | ObjectsPlan, ...]  # those that look at frames, in one pass
     texts: tuple[TextPlan, ...]
     deadline: float  # seconds without a frame after which a decoder is killed
+    digest: bool = False  # whether commits record the sha256 of video files
 
 
 @dataclass
@@ -115,6 +132,18 @@ class Stretch:
     times: list[tuple[float, float]] = field(default_factory=list)
     failure: tuple[str, str] | None = ("decode", "the decoder gave no result")
     decoder: str = ""
+    stacked: dict[str, np.ndarray] = field(default_factory=dict)  # in the end, in place of rows
+
+    def arrays(self, spec: dict[str, Any]) -> dict[str, np.ndarray]:
+        """All rows as the arrays of a stream. Clips that share the stretch share them."""
+        if not self.stacked:
+            rows = [self.rows[index] for index in range(len(self.times))]
+            self.stacked["times"] = np.array(self.times, dtype=np.float64).reshape(-1, 2)
+            for name, (shape, dtype) in row_arrays(spec).items():
+                if name != "times":
+                    self.stacked[name] = np.array([row[name] for row in rows], dtype).reshape(len(rows), *shape)
+            self.rows.clear()
+        return self.stacked
 
 
 @dataclass(frozen=True)
@@ -155,6 +184,7 @@ def run_part(
     layouts = [row_arrays(plan.spec) for plan in job.streams]
     decoder = _decoder(job.deadline)
     stretches: dict[tuple[int, Track, int], Stretch] = {}
+    digests: dict[Path, str | None] = {}
 
     def prepared() -> Iterator[Prepared | VideoDone]:
         torch.set_num_threads(1)  # of this thread, which runs beside the encoder's: transforms are small
@@ -162,7 +192,7 @@ def run_part(
             frames, failed = 0, len(video.clips)
             if video.path is not None:
                 owners = _tracks(video, job.streams)
-                frames = yield from _prepare(number, video.path, owners, job, encoders, decoder, stretches)
+                frames = yield from _prepare(number, video.path, owners, job, encoders, decoder, stretches, digests)
                 failed = sum(
                     any(stretches[number, _track(clip, job.streams[stream]), stream].failure for stream in clip.streams)
                     for clip in video.clips
@@ -211,7 +241,7 @@ def run_part(
         "versions": versions(),
     }
     report.rows = 0  # so far they were windows: clips that agree share theirs, and failed ones keep none
-    report.failed = len(_write(part, job, stretches, report, run))
+    report.failed = len(_write(part, job, stretches, digests, report, run))
     report.seconds["write"] = time.monotonic() - begin
     return report
 
@@ -239,8 +269,9 @@ def _prepare(
     encoders: Sequence[Any],
     decoder: Decoder,
     stretches: dict[tuple[int, Track, int], Stretch],
+    digests: dict[Path, str | None],
 ) -> Generator[Prepared, None, int]:
-    """One pass over one video: yields its windows and fills ``stretches``; returns the number of frames decoded."""
+    """One pass over one video: yields its windows, fills the dictionaries, and returns the number of frames decoded."""
     tracks = list(owners)
     frames = 0
 
@@ -251,7 +282,7 @@ def _prepare(
         return [{} for _ in job.streams]  # the frames of each stream that a later window may need, by key
 
     ring = begin("")
-    for event in _events(job.videos, path, tracks, decoder):
+    for event in _events(job, path, tracks, decoder, digests):
         match event:
             case Opened():
                 ring = begin(event.decoder)
@@ -280,20 +311,34 @@ def _prepare(
     return frames
 
 
-def _events(root: Path, path: Path, tracks: list[Track], decoder: Decoder) -> Iterator[Any]:
+def _events(
+    job: Job, path: Path, tracks: list[Track], decoder: Decoder, digests: dict[Path, str | None]
+) -> Iterator[Any]:
     """What the decoder says of a video, which is fetched first where it is elsewhere."""
     try:
-        with on_disk(root, path) as file:
+        with on_disk(job.videos, path) as file:
+            if job.digest:
+                digests[path] = sha256_of(file)
             yield from decoder.read(file, tracks)
     except PlaceError as error:
         for number in range(len(tracks)):
             yield Failed(number, "find", str(error))
 
 
+def sha256_of(path: Path) -> str | None:
+    """sha256 of a file; None if it cannot be read, or is a pipe, which would wait for ever."""
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as handle:
+                return hashlib.file_digest(handle, "sha256").hexdigest()
+    return None
+
+
 def _write(
     part: PartTask,
     job: Job,
     stretches: dict[tuple[int, Track, int], Stretch],
+    digests: dict[Path, str | None],
     report: Report,
     run: dict[str, Any],
 ) -> set[str]:
@@ -307,17 +352,26 @@ def _write(
             for clip in video.clips:
                 if stream not in clip.streams:
                     continue
+                source = ClipSource(
+                    video=None if video.path is None else video.path.as_posix(),
+                    start=clip.start,
+                    end=clip.end,
+                    bytes=video.bytes,
+                    modified=video.modified,
+                    sha256=digests.get(video.path),
+                    revision=clip.revision,
+                )
                 if video.path is None:
                     result: ClipRows | tuple[str, str] = ("find", video.missing)
                 else:
                     stretch = stretches[number, _track(clip, plan), stream]
-                    result = _rows(clip.clip_id, video.path, stretch, spec)
+                    result = _rows(clip.clip_id, source, stretch, spec)
                 if isinstance(result, ClipRows):
                     rows.append(result)
                 else:
                     stage, reason = result
                     entry = {"clip_id": clip.clip_id, "video": clip.video, "attempts": clip.attempt}
-                    failures.append(Failure(**entry, stage=stage, reason=reason))
+                    failures.append(Failure(**entry, stage=stage, reason=reason, source=source.entry))
                     failed.add(clip.clip_id)
         if not rows and not failures:
             continue
@@ -335,19 +389,14 @@ def _write(
     return failed
 
 
-def _rows(clip_id: str, video: Path, stretch: Stretch, spec: dict[str, Any]) -> ClipRows | tuple[str, str]:
+def _rows(clip_id: str, source: ClipSource, stretch: Stretch, spec: dict[str, Any]) -> ClipRows | tuple[str, str]:
     """A clip's rows, or the stage and reason of its failure."""
     if stretch.failure is not None:
         return stretch.failure
     if stretch.unfit:
         index = min(stretch.unfit)
         return "encode", f"the feature of window {index} {stretch.unfit[index]}"
-    rows = [stretch.rows[index] for index in range(len(stretch.times))]
-    arrays = {"times": np.array(stretch.times, dtype=np.float64).reshape(-1, 2)}
-    for name, (shape, dtype) in row_arrays(spec).items():
-        if name != "times":
-            arrays[name] = np.array([row[name] for row in rows], dtype).reshape(len(rows), *shape)
-    return ClipRows(clip_id=clip_id, arrays=arrays, decoder=stretch.decoder, video=video.as_posix())
+    return ClipRows(clip_id=clip_id, arrays=stretch.arrays(spec), decoder=stretch.decoder, source=source)
 
 
 def unfit(values: np.ndarray) -> str:

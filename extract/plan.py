@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..features import Stream, clip_arrays, row_arrays
+from ..features import ClipSource, Stream, clip_arrays, row_arrays
 from ..manifests import Clip, VideoError, VideoFinder
 from ..places import PlaceError, is_remote, on_disk
 from .captions import PART_CAPTIONS, CaptionsTask, captions_of, plan_captions
 from .check import header
 from .decode import Unreadable
 from .objects import ObjectsPlan
-from .part import ClipTask, PartTask, VideoTask
+from .part import ClipTask, PartTask, VideoTask, sha256_of
 from .presets import WindowPlan
+from .sampling import Sampling
 from .streams import StreamPlan, by_kind
 
 # Durations for an estimate are read from at most so many video files, evenly spread over the manifest.
 ESTIMATE_FILES = 200
 # And at most so many that must be fetched first.
 FETCHED_FILES = 5
-
-
-def states(clip_ids: Iterable[str], stream: Stream | None) -> Counter[str]:
-    """How many clips, or captions, are done, empty, failed and absent in a stream; all absent where there is none."""
-    return Counter(stream.state(clip_id) if stream is not None else "absent" for clip_id in clip_ids)
+# Minutes of video a part, at most: on two cores of a CPU R(2+1)D-18 takes about half as long, on a GPU seconds.
+PART_MINUTES = 10.0
+# Bytes of rows a part, of all streams together, at most. Writing a part takes several times the memory of its rows.
+PART_BYTES = 256 << 20
+# How long a video is that is cut nowhere is judged from its size. This rate is a low one, half a megabit a second: of
+# high-resolution videos, which take longer to decode, fewer make a part.
+BYTES_A_SECOND = 64_000
+# Where the size is not known either, as behind a web server: seconds of a video.
+UNKNOWN_SECONDS = 120.0
+# Frames a second where the file is not opened.
+EXPECTED_RATE = 30.0
 
 
 def existing(store: Path, name: str, *, skip_damaged: bool = False) -> Stream | None:
@@ -39,36 +48,138 @@ def existing(store: Path, name: str, *, skip_damaged: bool = False) -> Stream | 
     return Stream(store, name, skip_damaged=skip_damaged) if (store / name / "spec.json").exists() else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class VideoFile:
+    """The file of a manifest's video as it is now; or, where there is none, why. See ``ClipSource``."""
+
+    path: Path | None = None
+    missing: str = ""
+    bytes: int | None = None
+    modified: int | None = None
+
+
+@dataclass
+class VideoFiles:
+    """The files of a manifest's videos, each found and looked at once, and whether what a stream holds is of them.
+
+    Attributes:
+        keep: whether clips count as they are that were computed from other times or from another file.
+        changed: clip_id -> ``times`` or ``video``, what differs, for such clips among those asked for so far.
+    """
+
+    finder: VideoFinder
+    keep: bool = False
+    changed: dict[str, str] = field(default_factory=dict)
+    _files: dict[str, VideoFile] = field(default_factory=dict)
+    _digests: dict[str, str | None] = field(default_factory=dict)
+
+    def __getitem__(self, video: str) -> VideoFile:
+        if video not in self._files:
+            self._files[video] = self._look(video)
+        return self._files[video]
+
+    def _look(self, video: str) -> VideoFile:
+        try:
+            path = self.finder.find(video)
+        except VideoError as error:
+            return VideoFile(missing=str(error))
+        size, modified = self.finder.size_and_time(path)
+        return VideoFile(path=path, bytes=size, modified=modified)
+
+    def state(self, clip: Clip, stream: Stream | None) -> str:
+        """As ``Stream.state``, but a clip is absent too that was computed from other times or from another file."""
+        state = stream.state(clip.clip_id) if stream is not None else "absent"
+        if state == "absent":
+            return state
+        difference = self.difference(clip, stream.source(clip.clip_id))
+        if not difference:
+            return state
+        self.changed[clip.clip_id] = difference
+        return state if self.keep else "absent"
+
+    def difference(self, clip: Clip, source: ClipSource) -> str:
+        """``times`` or ``video`` where a clip was computed from another than the manifest's; nothing otherwise.
+
+        A file is the same if its name, size and time of modification are, in whatever folder it is. What a record does
+        not know is no difference; nor is a file that is gone, since people delete videos that they have extracted.
+        """
+        if not source.is_of(clip.start, clip.end):
+            return "times"
+        file = self[clip.video]
+        if file.path is None:
+            return ""
+        if source.video is None:  # there was no file, which only a full record says
+            return "video" if source.recorded else ""
+        if PurePosixPath(source.video).name != file.path.name or differ(source.bytes, file.bytes):
+            return "video"
+        if differ(source.modified, file.modified):
+            return "video" if source.sha256 is None or differ(source.sha256, self._digest(clip.video)) else ""
+        return ""
+
+    def _digest(self, video: str) -> str | None:
+        """sha256 of a file, None if it cannot be had."""
+        if video not in self._digests:
+            self._digests[video] = None
+            with contextlib.suppress(PlaceError):
+                with on_disk(self.finder.root, self[video].path) as path:
+                    self._digests[video] = sha256_of(path)
+        return self._digests[video]
+
+
+def differ(recorded: Any, now: Any) -> bool:
+    """Whether both are known and not equal."""
+    return recorded is not None and now is not None and recorded != now
+
+
+def changed_text(counts: Mapping[str, int], keep: bool) -> str:
+    """The line of a run that says how many clips were computed from something else, and what that is.
+
+    Args:
+        counts: of what ``VideoFiles.changed`` says.
+    """
+    total = sum(counts.values())
+    head = f"{total:,} clip{' is' if total == 1 else 's are'} {'kept as computed' if keep else 'computed again'}"
+    what = {"times": "other times in the manifest", "video": "another video file"}
+    reasons = [
+        f"{counts[name]:,} {'has' if counts[name] == 1 else 'have'} {what[name]}" for name in what if counts.get(name)
+    ]
+    return f"{head}: {', '.join(reasons)}"
+
+
 def plan_tasks(
     clips: Sequence[Clip],
-    finder: VideoFinder | None,
+    files: VideoFiles | None,
     plans: Sequence[StreamPlan],
     streams: Mapping[str, Stream | None],
     *,
     part_clips: int,
+    part_minutes: float,
     retry_failed: bool,
     partition: Partition | None = None,
 ) -> list[CaptionsTask | PartTask]:
     """All that ``streams``, by name, lack: captions first, which are quick, then parts.
 
     Args:
-        finder: None where all plans are of text.
+        files: None where all plans are of text.
     """
+    partition = partition or Partition()
     seeing, texts = by_kind(plans)
     tasks: list[CaptionsTask | PartTask] = []
     for number, plan in enumerate(texts):
-        tasks += plan_captions(captions_of(clips), streams[plan.name], number, retry_failed=retry_failed)
-    if finder is not None:
+        captions = plan_captions(captions_of(clips), streams[plan.name], number, retry_failed=retry_failed)
+        tasks += [task for task in captions if task.index in partition]
+    if files is not None:
         there = [streams[plan.name] for plan in seeing]
-        tasks += plan_parts(clips, finder, there, part_clips=part_clips, retry_failed=retry_failed)
-    return [task for task in tasks if partition is None or task.index in partition]
+        kept = {"part_clips": part_clips, "part_minutes": part_minutes, "retry_failed": retry_failed}
+        tasks += plan_parts(clips, files, seeing, there, **kept, partition=partition)
+    return tasks
 
 
 @dataclass(frozen=True)
 class Partition:
-    """One of several runs that share a manifest, as the tasks of a job array do: every ``of``-th part from ``number``.
+    """One of several runs that share a manifest, as the tasks of a job array do: every ``of``-th group from ``number``.
 
-    Where a manifest is cut into parts depends on the manifest alone, so runs that know nothing of each other overlap
+    Where a manifest is cut into groups depends on the manifest alone, so runs that know nothing of each other overlap
     nowhere and together are one run.
     """
 
@@ -83,7 +194,7 @@ class Partition:
         return index % self.of == self.number
 
     def clips(self, clips: Sequence[Clip], part_clips: int) -> list[Clip]:
-        """The clips of its parts."""
+        """The clips of its groups."""
         groups = enumerate(_groups(_by_video(clips), part_clips))
         return [clip for index, group in groups if index in self for own in group.values() for clip in own]
 
@@ -94,21 +205,64 @@ class Partition:
 
 def plan_parts(
     clips: Sequence[Clip],
-    finder: VideoFinder,
+    files: VideoFiles,
+    plans: Sequence[WindowPlan | ObjectsPlan],
     streams: Sequence[Stream | None],
     *,
     part_clips: int,
-    retry_failed: bool,
+    part_minutes: float = PART_MINUTES,
+    retry_failed: bool = False,
+    partition: Partition = Partition(),
 ) -> Iterator[PartTask]:
     """Yields the parts that hold what ``streams`` lack, in manifest order.
 
-    Clips of a video stay together. Where the manifest is cut depends on the manifest alone, not on what is done, so an
-    interrupted run leaves whole parts to do and its repetition makes the parts that it would have made itself.
+    The manifest is cut into groups of ``part_clips`` clips, and a group into parts of ``part_minutes`` of video and
+    PART_BYTES of rows. Clips of a video stay together, also where they are more than that. What is done plays no role,
+    so an interrupted run leaves whole parts to do and its repetition makes the parts that it would have made itself.
     """
+    rows = [(plan.sampling, entry_bytes(row_arrays(plan.spec))) for plan in plans]
     for index, group in enumerate(_groups(_by_video(clips), part_clips)):
-        videos = [_video_task(group[name], name, finder, streams, retry_failed) for name in group]
-        if videos := [video for video in videos if video.clips]:
-            yield PartTask(index=index, videos=tuple(videos))
+        if index not in partition:
+            continue
+        tasks = {video: _video_task(own, files, streams, retry_failed) for video, own in group.items()}
+        if not any(task.clips for task in tasks.values()):
+            continue
+        for part in _parts(
+            {video: expected_work(own, files[video], rows) for video, own in group.items()}, part_minutes
+        ):
+            if videos := [tasks[video] for video in part if tasks[video].clips]:
+                yield PartTask(index=index, videos=tuple(videos))
+
+
+def expected_work(clips: Sequence[Clip], file: VideoFile, rows: Sequence[tuple[Sampling, int]]) -> tuple[float, float]:
+    """Seconds of video and bytes of rows that clips of a video will come to, about, without a look into the file.
+
+    Args:
+        rows: how each stream samples, and the bytes of one of its rows.
+    """
+    if file.path is None:
+        return 0.0, 0.0
+    whole = UNKNOWN_SECONDS if file.bytes is None else file.bytes / BYTES_A_SECOND
+    lengths = [max(0.0, (whole if clip.end is None else clip.end) - (clip.start or 0.0)) for clip in clips]
+    size = sum(
+        each * sampling.windows(sampling.samples(seconds, EXPECTED_RATE))
+        for sampling, each in rows
+        for seconds in lengths
+    )
+    return sum(lengths), size
+
+
+def _parts(work: Mapping[str, tuple[float, float]], minutes: float) -> Iterator[list[str]]:
+    """Cuts the videos of a group, in order, where the next would bring a part over one of its bounds."""
+    part: list[str] = []
+    seconds = size = 0.0
+    for video, (more_seconds, more_size) in work.items():
+        seconds, size = seconds + more_seconds, size + more_size
+        if part and (seconds > minutes * 60 or size > PART_BYTES):
+            yield part
+            part, seconds, size = [], more_seconds, more_size
+        part.append(video)
+    yield part
 
 
 def _by_video(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
@@ -132,28 +286,26 @@ def _groups(by_video: dict[str, list[Clip]], part_clips: int) -> Iterator[dict[s
 
 
 def _video_task(
-    clips: list[Clip], video: str, finder: VideoFinder, streams: Sequence[Stream | None], retry_failed: bool
+    clips: list[Clip], files: VideoFiles, streams: Sequence[Stream | None], retry_failed: bool
 ) -> VideoTask:
+    file = files[clips[0].video]
     tasks = []
     for clip in clips:
-        attempts = {}
+        tries: dict[int, tuple[int, int]] = {}  # stream -> revision, attempt
         for index, stream in enumerate(streams):
-            state = stream.state(clip.clip_id) if stream is not None else "absent"
+            state = files.state(clip, stream)
             if state == "absent":
-                attempts[index] = 1
+                before = stream is not None and stream.state(clip.clip_id) != "absent"
+                tries[index] = (stream.source(clip.clip_id).revision + 1 if before else 0, 1)
             elif state == "failed" and retry_failed:
-                attempts[index] = stream.failures[clip.clip_id].attempts + 1
+                revision, attempts = stream.failures[clip.clip_id].rank
+                tries[index] = (revision, attempts + 1)
         # Streams in which a clip has been tried differently often are different tasks of the same video.
-        for attempt in sorted(set(attempts.values())):
-            chosen = tuple(index for index, tried in attempts.items() if tried == attempt)
+        for revision, attempt in sorted(set(tries.values())):
+            chosen = tuple(index for index, tried in tries.items() if tried == (revision, attempt))
             kept = {name: getattr(clip, name) for name in ("clip_id", "video", "start", "end")}
-            tasks.append(ClipTask(**kept, attempt=attempt, streams=chosen))
-    if not tasks:
-        return VideoTask(path=None, missing="", clips=())
-    try:
-        return VideoTask(path=finder.find(video), missing="", clips=tuple(tasks))
-    except VideoError as error:
-        return VideoTask(path=None, missing=str(error), clips=tuple(tasks))
+            tasks.append(ClipTask(**kept, revision=revision, attempt=attempt, streams=chosen))
+    return VideoTask(**vars(file), clips=tuple(tasks))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from .importing import FORMATS, Source, find_sources, import_stream
 from .reader import Batch, Rows, Store, Stream, open_store
 from .schema import (
     ClipNotThere,
+    ClipSource,
     DamagedPart,
     Failure,
     SpecMismatch,
@@ -29,6 +30,7 @@ __all__ = [
     "Batch",
     "ClipNotThere",
     "ClipRows",
+    "ClipSource",
     "Damage",
     "DamagedPart",
     "Failure",

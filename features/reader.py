@@ -22,6 +22,7 @@ from ..places import NOT_THERE, locate, reachable, read_files, read_together, si
 from .schema import (
     REPAIR,
     ClipNotThere,
+    ClipSource,
     DamagedPart,
     Failure,
     StoreError,
@@ -182,6 +183,9 @@ class Stream:
         commits: part name -> commit record, for every part whose record is intact.
         damaged: part name -> what is wrong with its commit record; empty unless those are skipped.
         failures: clip_id -> ledger entry, for clips that have no rows because they failed.
+
+    A clip may have several entries in the commit records. The highest revision counts, since the others are of other
+    seconds or of another file; among equals rows before failures, then the last attempt.
     """
 
     def __init__(self, store: Path, name: str, *, skip_damaged: bool = False) -> None:
@@ -197,6 +201,8 @@ class Stream:
         self.failures: dict[str, Failure] = {}
         self._checked: set[str] = set()  # parts whose ids, offsets and metadata are those of their commit records
         self._where: dict[str, tuple[str, int, int, int]] = {}  # clip_id -> part, place in it, first row, rows
+        self._revisions: dict[str, int] = {}  # of the entries in _where, where it is not 0
+        self._mixed: set[str] = set()  # parts that hold rows which do not count
         with uncollected():
             for file, data in read_files(self.path / "commits", "*.json"):
                 part = file.removesuffix(".json")
@@ -210,7 +216,10 @@ class Stream:
                     path = self.path / "commits" / file
                     raise StoreError(f"{path} has entries that this amex does not know: {first_line(error)}") from error
         for clip_id in self._where.keys() & self.failures.keys():
-            del self.failures[clip_id]  # a later attempt succeeded
+            if self.failures[clip_id].rank[0] > self._revisions.get(clip_id, 0):
+                self._mixed.add(self._where.pop(clip_id)[0])
+            else:
+                del self.failures[clip_id]
 
     def _own(self, commit: dict[str, Any]) -> dict[str, Any]:
         """Returns the commit record of a part of this stream; raises DamagedPart for one of another stream's."""
@@ -225,12 +234,19 @@ class Stream:
         self.commits[part] = commit
         first = 0
         for place, clip in enumerate(commit["clips"]):
-            self._where.setdefault(clip["clip_id"], (part, place, first, clip["rows"]))
+            clip_id, revision = clip["clip_id"], clip.get("revision", 0)
+            known = self._where.get(clip_id)
+            if known is None or revision > self._revisions.get(clip_id, 0):
+                self._where[clip_id] = (part, place, first, clip["rows"])
+                if revision:
+                    self._revisions[clip_id] = revision
+            if known is not None:
+                self._mixed.update((part, known[0]))
             first += clip["rows"]
         for entry in commit["failures"]:
             failure = Failure(**entry)
             known = self.failures.get(failure.clip_id)
-            if known is None or known.attempts < failure.attempts:
+            if known is None or known.rank < failure.rank:
                 self.failures[failure.clip_id] = failure
 
     def __contains__(self, clip_id: object) -> bool:
@@ -273,7 +289,7 @@ class Stream:
         return Batch(arrays, offsets, tuple(clip_ids), frozenset(clip_arrays(self.spec)))
 
     def to_dask(self, array: str = "values") -> dask.array.Array:
-        """A whole array of the stream, one block a part, for statistics over all of it."""
+        """A whole array of the stream, in blocks of about a part, for statistics over all of it."""
         import dask.array as da
 
         shape, dtype = {**row_arrays(self.spec), **clip_arrays(self.spec)}[array]
@@ -281,13 +297,27 @@ class Stream:
         for part in self.commits:
             source = self._open(part, array, os.getpid())
             if source.shape[0]:
-                blocks.append(da.from_array(source, chunks=source.shape, name=f"{self.name}-{part}-{array}"))
+                block = da.from_array(source, chunks=source.shape, name=f"{self.name}-{part}-{array}")
+                blocks.append(block[self._counting(part, array)] if part in self._mixed else block)
         return da.concatenate(blocks)
+
+    def _counting(self, part: str, array: str) -> np.ndarray:
+        """Which entries of an array of a part count: (rows or clips,) bool."""
+        clips = self.commits[part]["clips"]
+        counts = [self._where.get(clip["clip_id"], ("", 0))[:2] == (part, place) for place, clip in enumerate(clips)]
+        return np.repeat(counts, 1 if array in clip_arrays(self.spec) else [clip["rows"] for clip in clips])
 
     def video(self, clip_id: str) -> str:
         """The file a clip's rows come from, below the folder of videos. Raises ClipNotThere."""
+        self._locate(clip_id)
+        return self.source(clip_id).video or ""
+
+    def source(self, clip_id: str) -> ClipSource:
+        """What a clip was computed from, also one that failed. Raises ClipNotThere."""
+        if failure := self.failures.get(clip_id):
+            return ClipSource.of(failure.source)
         part, place, _, _ = self._locate(clip_id)
-        return self.commits[part]["clips"][place].get("video", "")
+        return ClipSource.of(self.commits[part]["clips"][place])
 
     def digest(self, clip_ids: Sequence[str]) -> str:
         """A sha256 over which committed rows belong to clips, in the order given; also of clips that have none.

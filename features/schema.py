@@ -24,8 +24,8 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,53 @@ class ClipNotThere(StoreError, KeyError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipSource:
+    """What a clip was computed from, as its commit record has it. None is a null, or what the record does not know.
+
+    Attributes:
+        recorded: whether the record has all of this. Imports and stores of earlier versions have the video at most.
+        video: the file, below the videos folder; None where none was found.
+        start: seconds on the video's own clock, None for the video's beginning.
+        end: seconds, exclusive, None for the video's end.
+        bytes: size of the file; None where that cannot be asked, as of a web server.
+        modified: nanoseconds since 1970 at which the file was last modified.
+        sha256: of the file, where the run was asked for it.
+        revision: how often the clip was computed again because its times or its file had changed.
+    """
+
+    recorded: bool = True
+    video: str | None = None
+    start: float | None = None
+    end: float | None = None
+    bytes: int | None = None
+    modified: int | None = None
+    sha256: str | None = None
+    revision: int = 0
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> ClipSource:
+        """That of a clip's entry in a commit record."""
+        return cls(recorded="start" in entry, **{name: entry[name] for name in SOURCE_FIELDS if name in entry})
+
+    def is_of(self, start: float | None, end: float | None) -> bool:
+        """Whether the clip was computed from these seconds, as far as the record tells."""
+        return not self.recorded or (self.start, self.end) == (start, end)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """As a commit record has it: times where they were recorded, of the rest what is known."""
+        times = {"start": self.start, "end": self.end} if self.recorded else {}
+        known = {"video": self.video, "bytes": self.bytes, "modified": self.modified, "sha256": self.sha256}
+        revision = {"revision": self.revision} if self.revision else {}
+        return {**times, **{name: value for name, value in known.items() if value is not None}, **revision}
+
+
+# Of rows that were not computed here, or by a version that did not say.
+UNRECORDED = ClipSource(recorded=False)
+SOURCE_FIELDS = ("video", "start", "end", "bytes", "modified", "sha256", "revision")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """One entry of the quarantine ledger.
 
@@ -75,6 +122,7 @@ class Failure:
         stage: ``find``, ``open``, ``decode``, ``sample``, ``encode`` or ``manifest``.
         reason: one line, as a person would say it.
         attempts: how many times this clip was tried.
+        source: what it was to be computed from, as ``ClipSource.entry``; empty where there is no record of it.
     """
 
     clip_id: str
@@ -82,6 +130,12 @@ class Failure:
     stage: str
     reason: str
     attempts: int = 1
+    source: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Of several failures of a clip the highest counts."""
+        return self.source.get("revision", 0), self.attempts
 
 
 def canonical(record: Any) -> bytes:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,8 @@ from ..places import (
 from .schema import (
     FORMAT,
     REMOVED,
+    UNRECORDED,
+    ClipSource,
     DamagedPart,
     Failure,
     LaterFormat,
@@ -56,6 +58,8 @@ from .schema import (
 
 # Inner chunks are the unit of reading. About 1 MiB is what Zarr advises; a clip's rows lie in one or two of them.
 CHUNK_BYTES = 1 << 20
+# Chunks that are read back at a time after an array was written.
+READ_BACK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +71,13 @@ class ClipRows:
         arrays: each of the stream's ``row_arrays``, and of its ``clip_arrays`` the entry of this clip, by name and of
             the stream's dtypes. No rows means the clip is legitimately empty.
         decoder: which decoder served the frames, and why when it was not the default.
-        video: the file they come from, below the videos folder.
+        source: what they were computed from.
     """
 
     clip_id: str
     arrays: Mapping[str, np.ndarray]
     decoder: str = ""
-    video: str = ""
+    source: ClipSource = UNRECORDED
 
     def __len__(self) -> int:
         return len(self.arrays["values"])
@@ -224,12 +228,12 @@ def write_part(
         raise StoreError(f"the store {store} is gone")
     try:
         with begin_folder(parts, f"{part}.{uuid.uuid4().hex[:12]}.partial") as begun:
-            arrays = part_arrays(spec, clips)
             # To Zarr a store of its own: inside of one it writes all parents of a group anew, and a kill leaves halves.
             # A part that was put in the place of another one is known by what its group says.
             zarr.create_group(begun, attributes={"amex": {"part": part, "fingerprint": fingerprint(spec)}})
-            for name, array in arrays.items():
+            for name, array in part_arrays(spec, clips):
                 _write_array(begun, name, array)
+                del array  # before the next is made
             files = digests(begun)
             folder = parts / f"{part}.{fingerprint(files)[:12]}"
             if not is_remote(folder) and folder.exists() and digests(folder) != files:  # interrupted, damaged since
@@ -240,7 +244,7 @@ def write_part(
             "part": part,
             "folder": folder.name,
             "fingerprint": fingerprint(spec),
-            "rows": len(arrays["values"]),
+            "rows": sum(map(len, clips)),
             "clips": [_entry(clip) for clip in clips],
             "failures": [dataclasses.asdict(failure) for failure in failures],
             "files": files,
@@ -264,17 +268,14 @@ def is_committed(store: Path, stream: str, part: str) -> bool:
     return commit_path(store, stream, part).exists()
 
 
-def part_arrays(spec: dict[str, Any], clips: Sequence[ClipRows]) -> dict[str, np.ndarray]:
-    """The arrays of a part, the rows of its clips end to end."""
-    arrays = {
-        name: np.concatenate([np.empty((0, *shape), dtype), *(clip.arrays[name] for clip in clips)], dtype=dtype)
-        for name, (shape, dtype) in row_arrays(spec).items()
-    }
+def part_arrays(spec: dict[str, Any], clips: Sequence[ClipRows]) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a part by name, the rows of its clips end to end; one at a time, since they may be large."""
+    for name, (shape, dtype) in row_arrays(spec).items():
+        yield name, np.concatenate([np.empty((0, *shape), dtype), *(clip.arrays[name] for clip in clips)], dtype=dtype)
     for name, (shape, dtype) in clip_arrays(spec).items():
-        arrays[name] = np.array([clip.arrays[name] for clip in clips], dtype).reshape(len(clips), *shape)
-    arrays["offsets"] = np.cumsum([0, *(len(clip) for clip in clips)], dtype=np.int64)
-    arrays["clip_ids"] = np.array([clip.clip_id for clip in clips], dtype=np.dtypes.StringDType())
-    return arrays
+        yield name, np.array([clip.arrays[name] for clip in clips], dtype).reshape(len(clips), *shape)
+    yield "offsets", np.cumsum([0, *(len(clip) for clip in clips)], dtype=np.int64)
+    yield "clip_ids", np.array([clip.clip_id for clip in clips], dtype=np.dtypes.StringDType())
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
@@ -291,8 +292,8 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _entry(clip: ClipRows) -> dict[str, Any]:
     """A clip, or a caption, as the commit record has it."""
-    source = {"decoder": clip.decoder, "video": clip.video}
-    return {"clip_id": clip.clip_id, "rows": len(clip)} | {name: value for name, value in source.items() if value}
+    decoder = {"decoder": clip.decoder} if clip.decoder else {}
+    return {"clip_id": clip.clip_id, "rows": len(clip), **decoder, **clip.source.entry}
 
 
 def _write_array(folder: Path, name: str, array: np.ndarray) -> None:
@@ -315,6 +316,10 @@ def _write_array(folder: Path, name: str, array: np.ndarray) -> None:
         )
         if len(array):
             written[:] = array
-            back = zarr.open_array(folder / name, mode="r")[:]
-            if not np.array_equal(back, array, equal_nan=array.dtype.kind == "f"):
-                raise StoreError(f"{folder / name} does not read back as it was written: check the disk and its space")
+            back = zarr.open_array(folder / name, mode="r")
+            for first in range(0, len(array), READ_BACK * rows):
+                piece = slice(first, first + READ_BACK * rows)
+                if not np.array_equal(back[piece], array[piece], equal_nan=array.dtype.kind == "f"):
+                    raise StoreError(
+                        f"{folder / name} does not read back as it was written: check the disk and its space"
+                    )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..errors import AmexError, printable
 from ..places import check_answers, is_remote, is_web, locate, reachable
@@ -90,6 +91,20 @@ class VideoFinder:
         """All other video files, sorted."""
         return [path for path in self._files if not is_utf8(path)]
 
+    def size_and_time(self, path: Path) -> tuple[int | None, int | None]:
+        """Bytes of a file below the root, and when it was last modified (nanoseconds); None where nobody can say."""
+        if not self.listed:
+            return None, None
+        if is_remote(self.root):
+            entry = self._keys.get(path.as_posix(), {})
+            modified = entry.get("LastModified")
+            return entry.get("size"), None if modified is None else round(modified.timestamp() * 1000) * 10**6
+        try:
+            status = (self.root / path).stat()
+        except OSError:
+            return None, None
+        return status.st_size, status.st_mtime_ns
+
     def _is_file(self, video: str) -> bool:
         if is_remote(self.root):
             return video in self._keys
@@ -117,10 +132,11 @@ class VideoFinder:
         return [path for path in matches if depth == 0 or path.parent.parts[-depth:] == parent.parts]
 
     @cached_property
-    def _keys(self) -> frozenset[str]:
-        """Of an object store: all names below the root."""
+    def _keys(self) -> dict[str, dict[str, Any]]:
+        """Of an object store: all names below the root, and what its listing says of each."""
         with reachable(self.root):
-            return frozenset(name[len(self.root.path.rstrip("/")) + 1 :] for name in self.root.fs.find(self.root.path))
+            listing = self.root.fs.find(self.root.path, detail=True)
+        return {name[len(self.root.path.rstrip("/")) + 1 :]: entry for name, entry in listing.items()}
 
     @cached_property
     def _files(self) -> list[Path]:

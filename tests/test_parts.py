@@ -1,0 +1,132 @@
+"""Parts are minutes of work whose rows fit in memory, and where they are cut depends on nothing that a run has done."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_lines
+from hypothesis import given
+from hypothesis import strategies as st
+from test_changed import TINY, compute
+from test_extract import tree
+from videos import encode
+
+from amex.extract import job, plan
+from amex.extract.display import NoDisplay
+from amex.extract.encoders import choose_precision
+from amex.extract.sampling import Sampling
+from amex.extract.streams import plan_stream
+from amex.features import open_store
+from amex.manifests import Clip, VideoFinder, read_manifest
+
+work = st.tuples(st.floats(0, 2000), st.floats(0, 2 * plan.PART_BYTES))
+
+
+@given(st.dictionaries(st.text(max_size=3), work, min_size=1, max_size=30), st.floats(0.5, 30))
+def test_parts_keep_both_bounds_and_no_two_of_them_could_have_been_one(
+    videos: dict[str, tuple[float, float]], minutes: float
+) -> None:
+    parts = list(plan._parts(videos, minutes))
+    assert [video for part in parts for video in part] == list(videos)
+
+    def fits(part: list[str]) -> bool:
+        seconds, size = (sum(videos[video][which] for video in part) for which in (0, 1))
+        return seconds <= minutes * 60 and size <= plan.PART_BYTES
+
+    assert all(fits(part) for part in parts if len(part) > 1)
+    assert not any(fits([*before, after[0]]) for before, after in itertools.pairwise(parts))
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory: pytest.TempPathFactory) -> VideoFinder:
+    """A folder of 40 files that are as large as videos of a minute to half an hour, and empty."""
+    folder = tmp_path_factory.mktemp("sized")
+    for number in range(40):
+        with (folder / f"v{number:02d}.mp4").open("wb") as file:
+            file.truncate(plan.BYTES_A_SECOND * 60 * (1 + 7 * number % 30))
+    return VideoFinder(folder)
+
+
+@given(done=st.sets(st.integers(0, 79)))
+def test_what_is_done_moves_no_cut(sized: VideoFinder, done: set[int]) -> None:
+    clips = []
+    for number in range(40):  # of each video a short clip and all of it
+        clips.append(Clip(clip_id=str(2 * number), video=f"v{number:02d}", start=0, end=10))
+        clips.append(Clip(clip_id=str(2 * number + 1), video=f"v{number:02d}"))
+
+    class Some:
+        """In place of a stream: it has the clips in ``done``."""
+
+        def state(self, clip_id: str) -> str:
+            return "done" if int(clip_id) in done else "absent"
+
+        def source(self, clip_id: str) -> plan.ClipSource:
+            return plan.ClipSource(recorded=False)
+
+    def cut(stream: Some | None, number: int = 0, of: int = 1) -> list[list[str]]:
+        files = plan.VideoFiles(sized)
+        parts = plan.plan_parts(clips, files, [], [stream], part_clips=30, partition=plan.Partition(number, of))
+        return [[clip.clip_id for video in part.videos for clip in video.clips] for part in parts]
+
+    whole = cut(None)
+    assert 10 < len(whole) < 40
+    left = [[clip_id for clip_id in part if int(clip_id) not in done] for part in whole]
+    assert cut(Some()) == [part for part in left if part]
+    assert sorted(part for number in range(3) for part in cut(None, number, 3)) == sorted(whole)
+
+
+def test_rows_are_bounded_too(sized: VideoFinder) -> None:
+    """The rows of one clip of ten minutes, of 36 objects in every frame, are more than a part should hold."""
+    clips = [Clip(clip_id=str(number), video=f"v{number:02d}", start=0, end=60) for number in range(10)]
+
+    class Objects:
+        sampling = Sampling(frames=1, stride=1)
+        spec = {"output": {"shape": [36, 1024], "dtype": "float16"}}  # noqa: RUF012
+
+    parts = list(plan.plan_parts(clips, plan.VideoFiles(sized), [Objects], [None], part_clips=64, part_minutes=60))
+    rows = 60 * plan.EXPECTED_RATE * 36 * 1024 * 2
+    assert [len(part.videos) for part in parts] == [max(1, int(plan.PART_BYTES // rows))] * len(parts)
+
+
+def test_an_interrupted_run_of_long_clips_keeps_those_that_are_finished(
+    tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six clips make one group. They are expected to be long, so that each is a part."""
+    videos, manifest = tmp_path / "videos", tmp_path / "m.jsonl"
+    videos.mkdir()
+    lines = []
+    for number in range(6):
+        encode(videos / f"v{number}.mp4", frames=24, first=number)
+        lines.append({"clip_id": str(number), "video": f"v{number}", "start": 0, "end": 400})
+    write_lines(manifest, *lines)
+    compute(videos, tmp_path / "whole.zarr", cluster, manifest)
+
+    store = tmp_path / "s.zarr"
+
+    def interrupt() -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not list(store.glob(f"{TINY}/commits/*.json")):
+            time.sleep(0.01)
+        if time.monotonic() < until:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=interrupt)
+    settings = {"frames": "1", "stride": "8"}
+    stream = plan_stream(
+        TINY, TINY, device="cpu", precision=choose_precision("auto", "cpu"), weights="random:0", options=settings
+    )
+    watcher.start()
+    given = {"store": store, "videos": videos, "device": "cpu", "workers": 1, "display": NoDisplay()}
+    with pytest.raises(KeyboardInterrupt):
+        job.extract(read_manifest(manifest), [stream], cluster=cluster, **given)
+    watcher.join()
+    kept = len(open_store(store)[TINY])
+    assert 1 <= kept < 6
+    assert compute(videos, store, cluster, manifest)["report"]["clips"] <= 6 - kept
+    assert tree(store) == tree(tmp_path / "whole.zarr")

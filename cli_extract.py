@@ -350,7 +350,7 @@ def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> N
         click.echo(
             f"  {found.missing_videos:,} videos are not below {options['videos']}: they would be recorded as failed"
         )
-    for note in finder.notes() if finder is not None else ():
+    for note in files.finder.notes() if files is not None else ():
         click.echo(f"  {note}")
     for name, rows in found.rows.items():
         click.echo(f"  {name}: about {rows:,} rows")

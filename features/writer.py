@@ -120,6 +120,9 @@ def declare_stream(
 ) -> str:
     """Fixes what a stream holds, or checks that it holds that already. Returns the fingerprint.
 
+    As long as nothing was committed under another spec, this one takes its place; a run that is at work under the other
+    cannot commit then.
+
     Args:
         stream: one plain name; see ``schema.stream_path``.
         spec: all that decides the numbers: encoder, weights, sampling, transform, output, precision, decoder.
@@ -136,6 +139,7 @@ def declare_stream(
         check_arrays(spec)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"the spec of stream {stream!r} cannot be stored: {first_line(error)}") from error
+    record = sealed({"format": FORMAT, "fingerprint": mark, "spec": spec, "provenance": provenance})
     exists = path.exists()
     others = made_with(folder) if repair or not exists else set()
     replace = repair and exists and _is_wrong(path, mark, others)
@@ -149,9 +153,14 @@ def declare_stream(
             write_text(group / "zarr.json", group_text(), once=True)
         if not is_remote(store):
             (folder / "commits").mkdir(exist_ok=True)
-        record = {"format": FORMAT, "fingerprint": mark, "spec": spec, "provenance": provenance}
-        write_text(path, sealed(record), once=not replace)
+        write_text(path, record, once=not replace)
     there = read_spec(path)
+    if there["fingerprint"] != mark and not has_commits(store, stream):
+        other = path.read_text()
+        write_text(path, record)
+        if has_commits(store, stream):  # another run was quicker: its rows stay what they are
+            write_text(path, other)
+        there = read_spec(path)
     if there["fingerprint"] != mark:
         lines = [f"  {field}: {old!r} in the store, {new!r} now" for field, old, new in diff_specs(there["spec"], spec)]
         raise SpecMismatch(
@@ -219,13 +228,13 @@ def write_part(
         run: host, seconds, versions: recorded, but no part of what two equal runs must agree on.
 
     Raises:
+        SpecMismatch: if the stream was declared anew with another spec.
         StoreError: if the store is gone, or the disk does not give back what was written.
     """
     parts, committed = stream_path(store, stream) / "parts", commit_path(store, stream, part)
     if committed.exists():
         return read_commit(committed)
-    if not (store / stream / "spec.json").exists():
-        raise StoreError(f"the store {store} is gone")
+    check_declared(store, stream, spec)
     try:
         with begin_folder(parts, f"{part}.{uuid.uuid4().hex[:12]}.partial") as begun:
             # To Zarr a store of its own: inside of one it writes all parents of a group anew, and a kill leaves halves.
@@ -251,6 +260,12 @@ def write_part(
             "run": run,
         }
         write_text(committed, sealed(commit), once=True, scratch=parts)
+        try:
+            check_declared(store, stream, spec)
+        except SpecMismatch:  # who declared it anew may have looked for commits before this one
+            remove(committed)
+            remove(folder)
+            raise
     except Exception:
         if not committed.exists():
             raise
@@ -266,6 +281,23 @@ def commit_path(store: Path, stream: str, part: str) -> Path:
 def is_committed(store: Path, stream: str, part: str) -> bool:
     """Whether a part is there: a look at the disk, cheap enough to be asked before each part."""
     return commit_path(store, stream, part).exists()
+
+
+def has_commits(store: Path, stream: str) -> bool:
+    """Whether anything was ever committed in a stream: rows, or failures."""
+    return any(True for _ in (store / stream / "commits").glob("*.json"))
+
+
+def check_declared(store: Path, stream: str, spec: dict[str, Any]) -> None:
+    """Raises StoreError unless a stream is there, and SpecMismatch unless it holds what ``spec`` makes."""
+    path = store / stream / "spec.json"
+    if not path.exists():
+        raise StoreError(f"the store {store} is gone")
+    if read_spec(path)["fingerprint"] != fingerprint(spec):
+        raise SpecMismatch(
+            f"another run has declared stream {stream!r} of {store} with other settings while it was empty; "
+            f"use those, or give these a stream of their own: --stream NAME={stream}"
+        )
 
 
 def part_arrays(spec: dict[str, Any], clips: Sequence[ClipRows]) -> Iterator[tuple[str, np.ndarray]]:

@@ -311,6 +311,10 @@ def test_videos_in_s3_are_fetched_one_at_a_time_and_leave_nothing(
     assert set(stream) == {"a", "cut", "d"}
     assert {failure.stage for failure in stream.failures.values()} == {"find"}
     assert stream.failures.keys() == {"gone", "out"}
+    source = stream.source("a")
+    assert (source.bytes, source.modified is None) == ((clips / "a.mp4").stat().st_size, False)
+    again = run(root, tmp_path / "s.zarr", crew, "--manifest", manifest)
+    assert "computed 0 clips" in again.output
     assert set(Path(tempfile.gettempdir()).glob("amex-*")) <= before
     assert run(clips, tmp_path / "here.zarr", crew).exit_code == 0
     assert (open_store(tmp_path / "here.zarr")[R2]["a.mp4"].times == stream["a"].times).all()

@@ -132,7 +132,7 @@ def streams() -> None:
 )
 @click.option(
     "--part-minutes",
-    default=10.0,
+    default=5.0,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
     help="Minutes of video a part, at most, as expected from clips and file sizes. The clips of a video stay together.",

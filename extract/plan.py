@@ -30,8 +30,8 @@ from .streams import StreamPlan, by_kind
 ESTIMATE_FILES = 200
 # And at most so many that must be fetched first.
 FETCHED_FILES = 5
-# Minutes of video a part, at most: on two cores of a CPU R(2+1)D-18 takes about half as long, on a GPU seconds.
-PART_MINUTES = 10.0
+# Minutes of video a part, at most: two to five minutes of R(2+1)D-18 on two cores of a CPU, seconds on a GPU.
+PART_MINUTES = 5.0
 # Bytes of rows a part, of all streams together, at most. Writing a part takes several times the memory of its rows.
 PART_BYTES = 256 << 20
 # How long a video is that is cut nowhere is judged from its size. This rate is a low one, half a megabit a second: of

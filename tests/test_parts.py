@@ -71,7 +71,9 @@ def test_what_is_done_moves_no_cut(sized: VideoFinder, done: set[int]) -> None:
 
     def cut(stream: Some | None, number: int = 0, of: int = 1) -> list[list[str]]:
         files = plan.VideoFiles(sized)
-        parts = plan.plan_parts(clips, files, [], [stream], part_clips=30, partition=plan.Partition(number, of))
+        parts = plan.plan_parts(
+            clips, files, [], [stream], part_clips=30, part_minutes=15, partition=plan.Partition(number, of)
+        )
         return [[clip.clip_id for video in part.videos for clip in video.clips] for part in parts]
 
     whole = cut(None)

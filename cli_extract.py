@@ -41,10 +41,17 @@ def streams() -> None:
         table.add_row(f"{name}:...", what)
     console().print()
     console().print(table)
-    table = Table("preset", "fps", "frames", "step", "stride", "whose", box=None)
+    table = Table("preset", "fps", "at", "frames", "step", "stride", "whose", box=None)
     for name, preset in PRESETS.items():
         s = preset.sampling
-        row = [f"{s.fps:g}" if s.fps else "native", str(s.frames), str(s.step), str(s.stride), preset.source]
+        row = [
+            f"{s.fps:g}" if s.fps else "native",
+            s.at if s.fps else "",
+            str(s.frames),
+            str(s.step),
+            str(s.stride),
+            preset.source,
+        ]
         table.add_row(name, *row)
     console().print()
     console().print(table)
@@ -81,9 +88,10 @@ def streams() -> None:
     "settings",
     multiple=True,
     metavar="NAME.KEY=VALUE",
-    help="One option of a stream. Windows: fps (a number or native) or count (so many samples a clip), frames, step, "
-    "stride (in samples), tail (pad or drop). Objects: fps or count, boxes, score (the lowest), classes (a,b,...). "
-    "Text: layers, max_tokens. For example --set r2plus1d_18.stride=8",
+    help="One option of a stream. Windows: fps (a number or native) or count (so many samples a clip), at (shown or "
+    "nearest: the frame on screen, or the nearest in time), frames, step, stride (in samples), tail (pad or drop). "
+    "Objects: fps or count, at, boxes, score (the lowest), classes (a,b,...). Text: layers, max_tokens. For example "
+    "--set r2plus1d_18.stride=8",
 )
 @click.option(
     "--text-encoder",
@@ -145,6 +153,29 @@ def streams() -> None:
 @click.option(
     "--deadline", default=60.0, show_default=True, help="Seconds without a frame after which a decoder is killed."
 )
+@click.option(
+    "--longest-frame",
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="For so many seconds at most a frame is shown. More is damage; slides may need it.",
+)
+@click.option(
+    "--damaged",
+    default="fail",
+    show_default=True,
+    type=click.Choice(["fail", "keep"]),
+    help="Clips that damage cuts off: fail, or keep the windows before it, with the seconds that are missing.",
+)
+@click.option(
+    "--stall",
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Without progress for so long a worker is ended, and the video at fault fails.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many clips of the manifest.")
 @click.option("--retry-failed", is_flag=True, help="Also try clips again that failed before.")
 @click.option(
@@ -160,7 +191,9 @@ def streams() -> None:
     help="Record the sha256 of video files. A file that has only a new time of modification is then the same file.",
 )
 @click.option("--repair", is_flag=True, help="First read every byte in the store; compute damaged parts again.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, how long and how many bytes; do nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be done, how long and how many bytes; do nothing. Needs no weights."
+)
 @json_option
 def extract(**options: Any) -> None:
     """Compute what the store lacks of the clips, and only that.
@@ -231,9 +264,11 @@ def compute(options: dict[str, Any], cluster: Any) -> None:
         cluster=cluster,
         partition=options["partition"],
         keep_changed=options["changed"] == "keep",
+        longest_frame=options["longest_frame"],
+        keep_damaged=options["damaged"] == "keep",
         **{
             name: options[name]
-            for name in ("part_clips", "part_minutes", "deadline", "retry_failed", "digest", "repair")
+            for name in ("part_clips", "part_minutes", "deadline", "stall", "retry_failed", "digest", "repair")
         },
     )
     print_outcome(outcome, options["store"], as_json=options["as_json"])
@@ -299,6 +334,7 @@ def stream_plans(options: dict[str, Any], device: str, precision: str) -> list:
                 options=settings.get(name, {}),
                 compiled=options["compiled"],
                 batch_size=options["batch_size"],
+                drawn=options["dry_run"],
             )
         )
     return plans
@@ -356,7 +392,10 @@ def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> N
         click.echo(f"  {name}: about {rows:,} rows")
     click.echo(f"  about {found.video_hours:.2f} hours of video, {found.bytes / 1e6:,.1f} MB before compression")
     which = "a GPU" if device != "cpu" else "the CPU"
-    click.echo(f"  about {found.hours:.2f} hours of encoding on one worker, timed on {which} of this machine just now")
+    click.echo(
+        f"  about {found.hours:.2f} hours on one worker, timed on {which} of this machine just now; "
+        f"{found.decoding_hours:.2f} of them are decoding"
+    )
 
 
 def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:

@@ -45,6 +45,7 @@ def features_info(store: Path, as_json: bool) -> None:
         record[name] = {
             "clips": len(stream),
             "failed": len(stream.failures),
+            "cut_off_by_damage": len(stream.cut_off()),
             "rows": stream.rows,
             "parts": len(stream.commits),
             "damaged_parts": len(stream.damaged),
@@ -70,6 +71,7 @@ def print_info(store: Path, record: dict[str, Any]) -> None:
     for name, entry in record.items():
         output = entry["spec"]["output"]
         failed = f", {entry['failed']:,} failed" if entry["failed"] else ""
+        failed += f", {entry['cut_off_by_damage']:,} cut off by damage" if entry["cut_off_by_damage"] else ""
         damaged = f", {entry['damaged_parts']} damaged parts" if entry["damaged_parts"] else ""
         of_text = output.get("of") == "captions"
         arrays = "".join(f", {array}" for array in (*output.get("arrays", ()), *output.get("clip_arrays", ())))
@@ -91,6 +93,21 @@ def described(entry: dict[str, Any]) -> str:
         return f"{entry['spec']['network']}, {fed(entry['spec'])}{computed(entry)}"
     except (KeyError, TypeError):
         return "for how it was made see --json"
+
+
+def cut_off(stream: Any) -> list[dict[str, Any]]:
+    """The clips of a stream that are kept as far as their video is undamaged, as entries of the ledger."""
+    return [
+        {
+            "clip_id": clip_id,
+            "video": clip["video"],
+            "stage": "kept",
+            "reason": clip["damage"],
+            "attempts": 1,
+            "missing": clip["missing"],
+        }
+        for clip_id, clip in stream.cut_off().items()
+    ]
 
 
 def fed(spec: dict[str, Any]) -> str:
@@ -234,28 +251,38 @@ def features_rm(store: Path, stream: str, yes: bool) -> None:
 @json_option
 @skip_damaged_option
 def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
-    """The quarantine ledger: which clips have no rows, at which stage they failed, why, how often they were tried."""
+    """The quarantine ledger: which clips have no rows, at which stage they failed, why, how often they were tried.
+
+    Clips that `--damaged keep` cut off at damage are listed too, as `kept`, with the seconds that are missing.
+    """
     from rich.table import Table
 
     from .features import open_store
 
     opened = open_store(store, skip_damaged=skip_damaged)
-    entries = [{"stream": "", **vars(failure)} for failure in opened.problems]
+    entries = [{"stream": "", **vars(failure), "missing": None} for failure in opened.problems]
     for name, stream in opened.items():
         warn_skipped(stream)
-        entries += [{"stream": name, **vars(failure)} for failure in stream.failures.values()]
+        entries += [{"stream": name, **vars(failure), "missing": None} for failure in stream.failures.values()]
+        entries += [{"stream": name, **entry} for entry in cut_off(stream)]
     if as_json:
         click.echo(json.dumps(entries, indent=1))
         return
     if not entries:
         click.echo("nothing failed")
         return
-    table = Table("stream", "clip", "video", "stage", "reason", "tries", box=None)
+    table = Table("stream", "clip", "video", "stage", "reason", "tries", "missing", box=None)
     for entry in entries:
         columns = ("stream", "clip_id", "video", "stage", "reason", "attempts")
-        table.add_row(*(printable(str(entry[column])) for column in columns))
+        seconds = "unknown" if entry["missing"] is None else f"{entry['missing']:.3f} s"
+        cells = [printable(str(entry[column])) for column in columns]
+        table.add_row(*cells, seconds if entry["stage"] == "kept" else "all")
     console().print(table)
-    click.echo(f"{len(entries)} failures; try them again with amex extract ... --retry-failed")
+    kept = sum(entry["stage"] == "kept" for entry in entries)
+    if kept:
+        click.echo(f"{kept} clips lack what damage has cut off")
+    if len(entries) > kept:
+        click.echo(f"{len(entries) - kept} failures; try them again with amex extract ... --retry-failed")
 
 
 @features.command("import")

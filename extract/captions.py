@@ -14,6 +14,7 @@ import torch
 from ..features import ClipRows, Failure, Stream, write_part
 from ..manifests import Clip
 from .part import THREADS, Job, Report, unfit, versions
+from .watch import Watch
 
 # Captions a part: a minute or two of a BERT on a CPU, some tens of megabytes.
 PART_CAPTIONS = 2048
@@ -62,7 +63,10 @@ def run_captions(task: CaptionsTask, job: Job, device: str = "cpu") -> Report:
     plan = job.texts[task.stream]
     started = time.monotonic()
     torch.set_num_threads(THREADS)
-    encoded, cut = plan.encoder(device)(task.captions)
+    encoder = plan.encoder(device)
+    with Watch(job.stall) as watch:
+        watch.on("encode")
+        encoded, cut = encoder(task.captions, lambda: watch.on("encode"))
     encoding = time.monotonic() - started
     rows, failures = [], []
     for caption, attempt, arrays in zip(task.captions, task.attempts, encoded, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import select
@@ -19,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from .decode import HEADER
+from .decode import HEADER, Header, Unreadable
 from .sampling import Sampling
 
 # decord reads this when it is imported. It counts how often decord asked for a frame that its threads had not finished,
 # so a low value fails good files on a busy machine (256 failed 10 of 27). A real stall is ended by the deadline.
 ENVIRONMENT = {"DECORD_EOF_RETRY_MAX": "131072"}
+# For so many seconds at most a frame is shown. Slides take less; damaged durations more.
+LONGEST_FRAME = 600.0
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,16 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Done:
-    """All windows of a track have been sent; the clip has ``frames`` frames."""
+    """All windows of a track have been sent; the clip has ``frames`` frames.
+
+    ``damage`` says why that is not the whole clip, if it is not; then ``missing`` seconds of it, None if nobody knows
+    how many.
+    """
 
     track: int
     frames: int
+    missing: float | None = None
+    damage: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,13 +110,26 @@ class Decoder:
     """Decodes videos in a process of its own, started at the first video and again after each death.
 
     Args:
-        deadline: seconds without any news from the process after which it is taken for hung and killed.
+        deadline: seconds without any news from the process, or with news but without a later frame, after which it is
+            taken for hung and killed.
         threads: decoding threads; 0 leaves the number to the library.
+        longest: for so many seconds at most a frame may be shown. A longer one is damage.
+        keep: of a track that meets damage, keep what comes before.
+
+    Attributes:
+        advanced: when a decoder was last known to get on, on the monotonic clock.
     """
 
-    def __init__(self, *, deadline: float = 60.0, threads: int = 0) -> None:
+    def __init__(
+        self, *, deadline: float = 60.0, threads: int = 0, longest: float = LONGEST_FRAME, keep: bool = False
+    ) -> None:
         self.deadline = deadline
         self.threads = threads
+        self.longest = longest
+        self.keep = keep
+        self.advanced = time.monotonic()
+        self._reached = float("-inf")  # how far a pass is, in seconds of the video
+        self._waited = 0.0  # seconds of waiting since then
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Any = None
 
@@ -129,7 +149,7 @@ class Decoder:
         while True:
             decoder = ""
             try:
-                for event in self._ask(path, tracks, decord):
+                for event in self._pass(path, tracks, decord):
                     match event:
                         case Opened():
                             decoder = event.decoder
@@ -151,10 +171,26 @@ class Decoder:
                     open_tracks = set(range(len(tracks)))
                     yield Restart()
                     continue
+                where = f", {self._reached:.3f} s into the video" if self._reached > float("-inf") else ""
                 for track in sorted(open_tracks):
-                    yield Failed(track, "decode" if decoder else "open", str(error))
+                    yield Failed(track, "decode" if decoder else "open", f"{error}{where}")
             yield End(frames)
             return
+
+    def header(self, path: Path) -> Header:
+        """What a file says of its video; raises Unreadable, also where the process hangs or dies on it."""
+        if not path.is_file():  # a pipe would be waited for
+            raise Unreadable("open", "not a regular file")
+        try:
+            for event in self._ask({"path": str(path), "probe": True}):
+                match event:
+                    case Header():
+                        return event
+                    case _Broken():
+                        raise Unreadable(event.stage, event.reason)
+        except DecoderGone as error:
+            raise Unreadable("open", str(error)) from error
+        raise AssertionError("the decoder answered a question for a header with something else")
 
     def close(self) -> None:
         """Ends the decoding process."""
@@ -166,14 +202,21 @@ class Decoder:
             self._process = None
             self._log.close()
 
-    def _ask(self, path: Path, tracks: Sequence[Track], decord: bool) -> Iterator[Event | _Broken]:
-        self._start()
+    def _pass(self, path: Path, tracks: Sequence[Track], decord: bool) -> Iterator[Event | _Broken]:
+        """The events of one request for a pass over a video."""
         request = {
             "path": str(path),
             "tracks": [[track.start, track.end, dataclasses.asdict(track.sampling)] for track in tracks],
             "threads": self.threads,
             "decord": decord,
+            "longest": self.longest,
+            "keep": self.keep,
         }
+        return self._ask(request)
+
+    def _ask(self, request: dict[str, Any]) -> Iterator[Event | Header | _Broken]:
+        self._start()
+        self._begin()
         finished = False
         try:
             try:
@@ -184,18 +227,21 @@ class Decoder:
             while not finished:
                 event = self._receive()
                 if event is not None:
-                    finished = isinstance(event, End | _Broken)
+                    finished = isinstance(event, End | Header | _Broken)
                     yield event
         finally:
             if not finished:  # also when the reader of these events stops early: what is left in the pipe is void
                 self.close()
 
-    def _receive(self) -> Event | _Broken | None:
+    def _receive(self) -> Event | Header | _Broken | None:
         text_length, length = HEADER.unpack(self._exactly(HEADER.size))
         record = json.loads(self._exactly(text_length))
         payload = self._exactly(length)
         match record.pop("event"):
+            case "header":
+                return Header(**record)
             case "open":
+                self._begin()
                 return Opened(record["decoder"])
             case "frame":
                 image = np.frombuffer(payload, np.uint8).reshape(record["shape"])
@@ -211,22 +257,31 @@ class Decoder:
             case "end":
                 return End(**record)
             case _:  # a beat: the process is alive
+                if record["reached"] > self._reached:
+                    self._begin(record["reached"])
                 return None
+
+    def _begin(self, reached: float = float("-inf")) -> None:
+        """Notes how far a pass has got."""
+        self.advanced = time.monotonic()
+        self._reached, self._waited = reached, 0.0
 
     def _exactly(self, length: int) -> bytearray:
         data = bytearray(length)
         view, filled = memoryview(data), 0
         descriptor = self._process.stdout.fileno()
-        until = time.monotonic() + self.deadline
         while filled < length:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, until - time.monotonic()))
+            begin = time.monotonic()
+            ready, _, _ = select.select([descriptor], [], [], self.deadline)
+            self._waited += time.monotonic() - begin
             if not ready:
                 raise DecoderGone(f"the decoder hung: nothing for {self.deadline:g} s, killed")
+            if self._waited > self.deadline:
+                raise DecoderGone(f"the decoder hung: no later frame for {self.deadline:g} s, killed")
             count = os.readv(descriptor, [view[filled:]])
             if not count:
                 raise self._gone()
             filled += count
-            until = time.monotonic() + self.deadline
         return data
 
     def _gone(self) -> DecoderGone:
@@ -251,8 +306,6 @@ class Decoder:
             env={**ENVIRONMENT, **os.environ},
             bufsize=0,
         )
-        if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux: 1 MiB ahead instead of 64 KiB; the pipe is the only queue
-            fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, 1 << 20)
 
 
 @dataclass(frozen=True)

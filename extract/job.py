@@ -26,11 +26,13 @@ from ..scratch import sweep_folder
 from .batch import Jobs, batch
 from .captions import CaptionsTask, captions_of, run_captions
 from .cluster import Crew, allocation, local, remote
+from .decoder import LONGEST_FRAME
 from .encoders import choose_device, choose_precision
 from .part import Job, PartTask, Report, run_part
 from .plan import PART_MINUTES, Partition, VideoFiles, changed_text, existing, plan_tasks
 from .streams import StreamPlan, by_kind
 from .text import TextPlan
+from .watch import STALL
 
 # Parts that each worker has waiting, so that none idles while the next is sent.
 QUEUED_PARTS = 2
@@ -106,6 +108,9 @@ def extract(
     part_minutes: float = PART_MINUTES,
     partition: Partition | None = None,
     deadline: float = 60.0,
+    longest_frame: float = LONGEST_FRAME,
+    keep_damaged: bool = False,
+    stall: float = STALL,
     retry_failed: bool = False,
     keep_changed: bool = False,
     digest: bool = False,
@@ -126,6 +131,9 @@ def extract(
         deadline: seconds without a frame after which a decoder is killed.
         keep_changed: leave clips that were computed from other times or from another file than they would be now.
         digest: record the sha256 of video files, so that one whose time of modification changed can be told the same.
+        longest_frame: seconds for which a frame is shown at most; more is damage.
+        keep_damaged: keep the windows of a clip that come before damage, instead of failing it.
+        stall: seconds without progress after which a worker is ended.
 
     Raises:
         AmexError: if the run cannot begin, or broke in a way that the next part would too.
@@ -150,7 +158,9 @@ def extract(
     if changed:
         display.note(changed_text(changed, keep_changed))
     videos = videos if videos is None or is_remote(videos) else videos.absolute()
-    job = Job(store=store, videos=videos, streams=seeing, texts=texts, deadline=deadline, digest=digest)
+    bounds = {"deadline": deadline, "longest_frame": longest_frame, "stall": stall}
+    kept = {"keep_damaged": keep_damaged, "digest": digest}
+    job = Job(store=store, videos=videos, streams=seeing, texts=texts, **kept, **bounds)
     report, broken = Report(), dict[str, str]()
     if tasks:
         clip_count = sum(len(v.clips) for task in tasks if isinstance(task, PartTask) for v in task.videos)

@@ -28,7 +28,7 @@ from .weights import Packaged, Published, calibrate, changed_weights, digest, dr
 
 # What a packaged configuration is called in the table of streams.
 ALIASES = {"frcnn_r50_coco": "faster-rcnn_r50_fpn_1x_coco", "shapes_detector": "shapes_detector"}
-DEFAULT_SAMPLING = Sampling(fps=1, frames=1, stride=1)
+DEFAULT_SAMPLING = Sampling(fps=1, frames=1, stride=1, at="shown")
 # Boxes a frame, as bottom-up attention has them.
 DEFAULT_BOXES = 36
 # Bins, each way, of the RoIAlign that stands in for a one-stage detector's missing box head.
@@ -117,7 +117,7 @@ def plan_objects(
     Args:
         config: the name of a configuration that MMDetection packages, or a file.
         weights: ``default``, a path or ``random:SEED``.
-        options: as text: fps, count, boxes, score, classes.
+        options: as text: fps, count, at, boxes, score, classes.
 
     Raises:
         AmexError: naming the stream and what is unknown, out of range or not to be had.
@@ -128,6 +128,7 @@ def plan_objects(
     parsers = {
         "fps": lambda text: None if text == "native" else float(text),
         "count": int,
+        "at": str,
         "boxes": int,
         "score": float,
         "classes": lambda text: tuple(part.strip() for part in text.split(",")),
@@ -135,7 +136,8 @@ def plan_objects(
     chosen = parse(name, options, parsers)
     if "count" in chosen:
         chosen.setdefault("fps", None)
-    sampling = dataclasses.replace(DEFAULT_SAMPLING, **{key: chosen[key] for key in ("fps", "count") if key in chosen})
+    sampled = {key: chosen[key] for key in ("fps", "count", "at") if key in chosen}
+    sampling = dataclasses.replace(DEFAULT_SAMPLING, **sampled)
     boxes = chosen.get("boxes", DEFAULT_BOXES)
     if boxes < 1:
         raise AmexError(f"stream {name}: boxes must be at least 1, got {boxes}")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import queue
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,13 +25,14 @@ import numpy as np
 import torch
 
 from ..features import ClipRows, ClipSource, Failure, is_committed, row_arrays, write_part
-from ..features.schema import canonical
-from ..places import PlaceError, on_disk
-from .decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
+from ..features.schema import canonical, write_json
+from ..places import NOT_THERE, PlaceError, on_disk, remove
+from .decoder import LONGEST_FRAME, Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
 from .decoder import End as VideoEnd
 from .objects import ObjectsPlan
 from .presets import WindowPlan
 from .text import TextPlan
+from .watch import STALL, Watch
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 # Batches of windows that are decoded and transformed ahead of the encoder.
@@ -97,6 +99,9 @@ class Job:
     texts: tuple[TextPlan, ...]
     deadline: float  # seconds without a frame after which a decoder is killed
     digest: bool = False  # whether commits record the sha256 of video files
+    longest_frame: float = LONGEST_FRAME  # seconds for which a frame is shown at most
+    keep_damaged: bool = False  # whether a clip is kept as far as its video is undamaged
+    stall: float = STALL  # seconds without progress after which the worker is ended
 
 
 @dataclass
@@ -133,6 +138,8 @@ class Stretch:
     failure: tuple[str, str] | None = ("decode", "the decoder gave no result")
     decoder: str = ""
     stacked: dict[str, np.ndarray] = field(default_factory=dict)  # in the end, in place of rows
+    missing: float | None = None  # seconds, if it was cut off by damage and is kept; None: nobody knows how many
+    damage: str = ""
 
     def arrays(self, spec: dict[str, Any]) -> dict[str, np.ndarray]:
         """All rows as the arrays of a stream. Clips that share the stretch share them."""
@@ -150,6 +157,7 @@ class Stretch:
 class Prepared:
     """One window, ready for the encoder of ``stream``; its frames are as that prepared them, shared between windows."""
 
+    video: int
     stream: int
     stretch: Stretch
     index: int
@@ -174,17 +182,50 @@ def run_part(
         device: ``cpu`` or ``cuda:INDEX``.
         progress: called after each video with what is done so far.
     """
-    started = time.monotonic()
-    report = Report()
     wanted = {stream for video in part.videos for clip in video.clips for stream in clip.streams}
     if all(is_committed(job.store, job.streams[stream].name, part.name(stream)) for stream in wanted):
-        return report
+        return Report()
+    decoder = _decoder(job.deadline, job.longest_frame, job.keep_damaged)
+    marker = job.store / "stalled" / f"{part.name(min(wanted))}.json"
+    stalled = read_stalled(marker)
+
+    def remember(step: str, videos: Collection[int]) -> None:
+        reason = f"no progress for {job.stall:g} s on this video, so its worker was ended (--stall)"
+        write_json(marker, stalled | {str(number): (step, reason) for number in videos})
+
+    with Watch(job.stall, remember, lambda: decoder.advanced) as watch:
+        report = _run(part, job, device, progress, decoder, watch, stalled)
+    if stalled:
+        remove(marker)
+    return report
+
+
+def read_stalled(marker: Path) -> dict[str, tuple[str, str]]:
+    """The videos of a part, by number, over which a worker was ended, with the stage and reason of their failure."""
+    try:
+        return {number: (stage, reason) for number, (stage, reason) in json.loads(marker.read_bytes()).items()}
+    except NOT_THERE:
+        return {}
+
+
+def _run(
+    part: PartTask,
+    job: Job,
+    device: str,
+    progress: Callable[[Report], None],
+    decoder: Decoder,
+    watch: Watch,
+    stalled: dict[str, tuple[str, str]],
+) -> Report:
+    """Computes and commits a part, except for the videos over which a worker was ended before: their clips fail."""
+    started = time.monotonic()
+    report = Report()
     torch.set_num_threads(THREADS)  # what `prepared` sets for its thread becomes that of later threads
     encoders = [plan.encoder(device) for plan in job.streams]
     layouts = [row_arrays(plan.spec) for plan in job.streams]
-    decoder = _decoder(job.deadline)
     stretches: dict[tuple[int, Track, int], Stretch] = {}
     digests: dict[Path, str | None] = {}
+    watch.on("encode", None)  # noted first: preparing waits for it when enough is ahead
 
     def prepared() -> Iterator[Prepared | VideoDone]:
         torch.set_num_threads(1)  # of this thread, which runs beside the encoder's: transforms are small
@@ -192,7 +233,14 @@ def run_part(
             frames, failed = 0, len(video.clips)
             if video.path is not None:
                 owners = _tracks(video, job.streams)
-                frames = yield from _prepare(number, video.path, owners, job, encoders, decoder, stretches, digests)
+                if failure := stalled.get(str(number)):
+                    for track, streams in owners.items():
+                        stretches.update({(number, track, stream): Stretch(failure=failure) for stream in streams})
+                else:
+                    frames = yield from _prepare(
+                        number, video.path, owners, job, encoders, decoder, stretches, digests, watch
+                    )
+                    watch.on("decode", None)
                 failed = sum(
                     any(stretches[number, _track(clip, job.streams[stream]), stream].failure for stream in clip.streams)
                     for clip in video.clips
@@ -203,7 +251,9 @@ def run_part(
 
     def encode(batch: list[Prepared]) -> None:
         begin = time.monotonic()
+        watch.on("encode", {window.video for window in batch})
         arrays = encoders[batch[0].stream]([window.frames for window in batch])
+        watch.on("encode", None)
         report.seconds["encode"] += time.monotonic() - begin
         report.rows += len(batch)
         for row, window in enumerate(batch):
@@ -241,6 +291,7 @@ def run_part(
         "versions": versions(),
     }
     report.rows = 0  # so far they were windows: clips that agree share theirs, and failed ones keep none
+    watch.on("write")
     report.failed = len(_write(part, job, stretches, digests, report, run))
     report.seconds["write"] = time.monotonic() - begin
     return report
@@ -270,6 +321,7 @@ def _prepare(
     decoder: Decoder,
     stretches: dict[tuple[int, Track, int], Stretch],
     digests: dict[Path, str | None],
+    watch: Watch,
 ) -> Generator[Prepared, None, int]:
     """One pass over one video: yields its windows, fills the dictionaries, and returns the number of frames decoded."""
     tracks = list(owners)
@@ -283,6 +335,7 @@ def _prepare(
 
     ring = begin("")
     for event in _events(job, path, tracks, decoder, digests):
+        watch.on("decode", (number,))
         match event:
             case Opened():
                 ring = begin(event.decoder)
@@ -295,15 +348,18 @@ def _prepare(
                     stretch = stretches[number, tracks[event.track], stream]
                     frames_seen = tuple(ring[stream][key] for key in event.keys)
                     stretch.times.append((event.start, event.end))
-                    yield Prepared(stream, stretch, len(stretch.times) - 1, frames_seen)
+                    yield Prepared(number, stream, stretch, len(stretch.times) - 1, frames_seen)
                 if event.oldest is not None:
                     for frames_held in ring:
                         for key in [key for key in frames_held if key < event.oldest]:
                             del frames_held[key]
             case Done() | Failed():
-                failure = None if isinstance(event, Done) else (event.stage, event.reason)
                 for stream in owners[tracks[event.track]]:
-                    stretches[number, tracks[event.track], stream].failure = failure
+                    stretch = stretches[number, tracks[event.track], stream]
+                    if isinstance(event, Done):
+                        stretch.failure, stretch.missing, stretch.damage = None, event.missing, event.damage
+                    else:
+                        stretch.failure = event.stage, event.reason
             case Restart():
                 ring = begin("")
             case VideoEnd():
@@ -396,7 +452,8 @@ def _rows(clip_id: str, source: ClipSource, stretch: Stretch, spec: dict[str, An
     if stretch.unfit:
         index = min(stretch.unfit)
         return "encode", f"the feature of window {index} {stretch.unfit[index]}"
-    return ClipRows(clip_id=clip_id, arrays=stretch.arrays(spec), decoder=stretch.decoder, source=source)
+    kept = {"missing": stretch.missing, "damage": stretch.damage}
+    return ClipRows(clip_id=clip_id, arrays=stretch.arrays(spec), decoder=stretch.decoder, source=source, **kept)
 
 
 def unfit(values: np.ndarray) -> str:
@@ -408,9 +465,9 @@ def unfit(values: np.ndarray) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _decoder(deadline: float) -> Decoder:
+def _decoder(deadline: float, longest: float, keep: bool) -> Decoder:
     """The one Decoder of this process."""
-    return Decoder(deadline=deadline, threads=THREADS)
+    return Decoder(deadline=deadline, threads=THREADS, longest=longest, keep=keep)
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,8 +18,8 @@ from ..features import ClipSource, Stream, clip_arrays, row_arrays
 from ..manifests import Clip, VideoError, VideoFinder
 from ..places import PlaceError, is_remote, on_disk
 from .captions import PART_CAPTIONS, CaptionsTask, captions_of, plan_captions
-from .check import header
-from .decode import Unreadable
+from .decode import Header, Unreadable
+from .decoder import Decoder, Track
 from .objects import ObjectsPlan
 from .part import ClipTask, PartTask, VideoTask, sha256_of
 from .presets import WindowPlan
@@ -41,6 +41,9 @@ BYTES_A_SECOND = 64_000
 UNKNOWN_SECONDS = 120.0
 # Frames a second where the file is not opened.
 EXPECTED_RATE = 30.0
+# The first so many of them are decoded for so many seconds of video.
+TIMED_FILES = 3
+TIMED_SECONDS = 3.0
 
 
 def existing(store: Path, name: str, *, skip_damaged: bool = False) -> Stream | None:
@@ -310,7 +313,7 @@ def _video_task(
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the parts of a plan will come to. Hours are of this machine, with the workers it would use."""
+    """What the parts of a plan will come to. Hours are of one worker on this machine; decoding is part of them all."""
 
     clips: int
     captions: int
@@ -321,35 +324,46 @@ class Estimate:
     rows: dict[str, int]
     bytes: int
     hours: float
+    decoding_hours: float
 
 
 def estimate(
     tasks: Sequence[CaptionsTask | PartTask], videos: Path | None, streams: Sequence[StreamPlan], device: str
 ) -> Estimate:
-    """Costs from the headers of a sample of the files, and from one timed batch of each encoder."""
+    """Costs from the headers of a sample of the files, timed decoding of some, and one timed batch of each encoder."""
     plans, texts = by_kind(streams)
     captions = [task for task in tasks if isinstance(task, CaptionsTask)]
     video_tasks = [video for task in tasks if isinstance(task, PartTask) for video in task.videos]
     there = [video for video in video_tasks if video.path is not None]
     sample = there[:: max(1, len(there) // (FETCHED_FILES if is_remote(videos) else ESTIMATE_FILES))]
-    seconds = 0.0
+    seconds = to_decode = 0.0
+    paces: list[float] = []
     rows = Counter({plan.name: 0 for plan in plans})
-    for video in sample:
-        try:
-            with on_disk(videos, video.path) as file:
-                duration, rate = header(file)
-        except (Unreadable, PlaceError):
-            continue
-        for clip in video.clips:
-            length = max(0.0, min(clip.end or duration, duration) - (clip.start or 0.0))
-            seconds += length
-            for index in clip.streams:
-                sampling = plans[index].sampling
-                rows[plans[index].name] += sampling.windows(sampling.samples(length, rate))
+    with contextlib.closing(Decoder()) as decoder:
+        for video in sample:
+            try:
+                with on_disk(videos, video.path) as file:
+                    header = decoder.header(file)
+                    samplings = {plans[index].sampling for clip in video.clips for index in clip.streams}
+                    if len(paces) < TIMED_FILES:
+                        if not paces:  # the process imports its libraries
+                            _seconds_a_second(decoder, file, header, samplings)
+                        paces.append(_seconds_a_second(decoder, file, header, samplings))
+            except (Unreadable, PlaceError):
+                continue
+            duration = header.end or 0.0
+            to_decode += max(min(clip.end or duration, duration) for clip in video.clips) - header.begin
+            for clip in video.clips:
+                length = max(0.0, min(clip.end or duration, duration) - (clip.start or 0.0))
+                seconds += length
+                for index in clip.streams:
+                    sampling = plans[index].sampling
+                    rows[plans[index].name] += sampling.windows(sampling.samples(length, header.rate))
     scale = len(there) / len(sample) if sample else 0.0
     rows = Counter({name: round(count * scale) for name, count in rows.items()})
     size = sum(rows[plan.name] * entry_bytes(row_arrays(plan.spec)) for plan in plans)
-    time_taken = sum(rows[plan.name] * _seconds_a_row(plan, device) for plan in plans if rows[plan.name])
+    decoding = to_decode * scale * (sum(paces) / len(paces) if paces else 0.0)
+    time_taken = decoding + sum(rows[plan.name] * _seconds_a_row(plan, device) for plan in plans if rows[plan.name])
     for number, plan in enumerate(texts):
         wanted = [caption for task in captions if task.stream == number for caption in task.captions]
         if not wanted:
@@ -371,12 +385,22 @@ def estimate(
         rows=dict(rows),
         bytes=size,
         hours=time_taken / 3600,
+        decoding_hours=decoding / 3600,
     )
 
 
 def entry_bytes(arrays: dict[str, tuple[tuple[int, ...], str]]) -> int:
     """Bytes of one entry of each array, before compression."""
     return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
+
+
+def _seconds_a_second(decoder: Decoder, file: Path, header: Header, samplings: Iterable[Sampling]) -> float:
+    """How long a second of a video takes to decode, through the pipe, for those who sample it so."""
+    length = min(TIMED_SECONDS, (header.end or math.inf) - header.begin)
+    begin = time.monotonic()
+    for _ in decoder.read(file, [Track(None, header.begin + length, sampling) for sampling in samplings]):
+        pass
+    return (time.monotonic() - begin) / max(length, 1e-3)
 
 
 def _seconds_a_row(plan: WindowPlan | ObjectsPlan, device: str) -> float:

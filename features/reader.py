@@ -319,6 +319,18 @@ class Stream:
         part, place, _, _ = self._locate(clip_id)
         return ClipSource.of(self.commits[part]["clips"][place])
 
+    def cut_off(self) -> dict[str, dict[str, Any]]:
+        """By clip id the entries of clips that were kept as far as their video is undamaged.
+
+        An entry has ``damage``, the reason, and ``missing``, the seconds that are not there, None if unknown.
+        """
+        return {
+            clip["clip_id"]: clip
+            for part, commit in self.commits.items()
+            for place, clip in enumerate(commit["clips"])
+            if "damage" in clip and self._where.get(clip["clip_id"], ())[:2] == (part, place)
+        }
+
     def digest(self, clip_ids: Sequence[str]) -> str:
         """A sha256 over which committed rows belong to clips, in the order given; also of clips that have none.
 

@@ -72,12 +72,16 @@ class ClipRows:
             the stream's dtypes. No rows means the clip is legitimately empty.
         decoder: which decoder served the frames, and why when it was not the default.
         source: what they were computed from.
+        missing: seconds that damage of the video took from the clip, None if unknown. Only with ``damage``.
+        damage: why the rows are not those of the whole clip, if they are not.
     """
 
     clip_id: str
     arrays: Mapping[str, np.ndarray]
     decoder: str = ""
     source: ClipSource = UNRECORDED
+    missing: float | None = None
+    damage: str = ""
 
     def __len__(self) -> int:
         return len(self.arrays["values"])
@@ -325,7 +329,8 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
 def _entry(clip: ClipRows) -> dict[str, Any]:
     """A clip, or a caption, as the commit record has it."""
     decoder = {"decoder": clip.decoder} if clip.decoder else {}
-    return {"clip_id": clip.clip_id, "rows": len(clip), **decoder, **clip.source.entry}
+    damage = {"missing": clip.missing, "damage": clip.damage} if clip.damage else {}
+    return {"clip_id": clip.clip_id, "rows": len(clip), **decoder, **clip.source.entry, **damage}
 
 
 def _write_array(folder: Path, name: str, array: np.ndarray) -> None:

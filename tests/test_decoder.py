@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -141,7 +142,7 @@ def test_what_the_matroska_reader_says_is_heard_among_decoding_threads(tmp_path:
     path = encode(tmp_path / "short.mkv", frames=20)
     with tempfile.TemporaryFile() as log:
         server = Server(io.BytesIO(), log.fileno())
-        frames = pyav_frames(str(path), 1, server.complaints)
+        frames = pyav_frames(str(path), 1, Fraction(600), server.complaints)
         next(frames)
         log.write(b"[matroska,webm @ 0x55] Element at 0x1 exceeds containing master element ending at 0x2\n")
         log.write(b"[h264 @ 0x56] Error splitting the input into NAL units.\n")
@@ -160,7 +161,9 @@ def test_clips_before_the_damage_are_whole(name: str, tmp_path: Path, decoder: D
     assert isinstance(failed, Failed)
 
 
-def test_a_clip_outside_its_video_fails_and_one_between_two_frames_is_empty(tmp_path: Path, decoder: Decoder) -> None:
+def test_a_clip_outside_its_video_fails_and_one_between_two_frames_has_the_frame_on_screen(
+    tmp_path: Path, decoder: Decoder
+) -> None:
     path = encode(tmp_path / "short.mp4", frames=20, fps=10)
     sampling = Sampling(frames=1, stride=1)
     outside, partly, between = outcome(
@@ -168,7 +171,7 @@ def test_a_clip_outside_its_video_fails_and_one_between_two_frames_is_empty(tmp_
     )
     assert outside == Failed(0, "sample", "the clip begins at 5.000 s, the video ends at 2.000 s")
     assert partly == Done(1, 5)
-    assert between == Done(2, 0)
+    assert between == Done(2, 1)
 
 
 def test_a_decoder_that_hangs_is_killed_at_the_deadline(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_rotation_tags_are_honoured(tmp_path: Path, degrees: int, turns: int, de
     path = encode(tmp_path / "turned.mp4", frames=8, options={"crf": "1"})
     rotate(path, degrees)
     decoder = Decoder(deadline=30)
-    events = list(decoder._ask(path, [Track(None, None, Sampling(frames=1, stride=1))], decord))
+    events = list(decoder._pass(path, [Track(None, None, Sampling(frames=1, stride=1))], decord))
     decoder.close()
     images = [event.image for event in events if isinstance(event, Frame)]
     assert next(event.decoder for event in events if isinstance(event, Opened)).startswith(["pyav", "decord"][decord])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from amex.errors import AmexError
-from amex.extract.sampling import Sampler, Sampling, Window
+from amex.extract.sampling import Sampler, Sampling, Window, exact
 
 samplings = st.builds(
     Sampling,
-    fps=st.one_of(st.none(), st.sampled_from([0.5, 1, 7, 16, 25, 30, 60])),
+    fps=st.one_of(st.none(), st.sampled_from([0.5, 1, 7, 16, 25, 29.97, 60])),
+    at=st.sampled_from(["shown", "nearest"]),
     frames=st.integers(1, 9),
     step=st.integers(1, 4),
     stride=st.integers(1, 12),
@@ -25,15 +27,21 @@ timelines = st.tuples(
 )
 
 
-def edges_of(timeline: tuple[int, list[int], int]) -> list[float]:
+def edges_of(timeline: tuple[int, list[int], int]) -> list[Fraction]:
     start, gaps, last = timeline
     ticks = [start]
     for gap in [*gaps, last]:
         ticks.append(ticks[-1] + gap)
-    return [tick / 1000 for tick in ticks]
+    return [Fraction(tick, 1000) for tick in ticks]
 
 
-def run(sampling: Sampling, edges: list[float], start: float | None = None, end: float | None = None) -> list[Window]:
+def steady(count: int, fps: int = 25) -> list[Fraction]:
+    return [Fraction(key, fps) for key in range(count + 1)]
+
+
+def run(
+    sampling: Sampling, edges: list[Fraction], start: float | None = None, end: float | None = None
+) -> list[Window]:
     sampler = Sampler(sampling, start, end, edges[-1])
     windows: list[Window] = []
     for key, (begin, until) in enumerate(itertools.pairwise(edges)):
@@ -41,20 +49,34 @@ def run(sampling: Sampling, edges: list[float], start: float | None = None, end:
     return windows + sampler.finish()
 
 
-def by_definition(sampling: Sampling, edges: list[float], start: float, end: float) -> list[tuple[int, ...]]:
-    """The windows written down at once, looking at the whole clip."""
-    inside = [key for key, begin in enumerate(edges[:-1]) if start <= begin < end]
-    if not inside:
-        return []
-    if sampling.fps is None:
-        sequence = inside
-    else:
-        first, limit = edges[inside[0]], min(end, edges[inside[-1] + 1])
-        sequence, k = [], 0
-        while k == 0 or first + k / sampling.fps <= limit - 0.01 / sampling.fps:
-            instant = first + k / sampling.fps
-            sequence.append(min(inside, key=lambda key: (round(abs(edges[key] - instant), 8), key)))
-            k += 1
+def samples(sampling: Sampling, edges: list[Fraction], start: Fraction, end: Fraction) -> list[int]:
+    """The sampled frames, written down at once, looking at the whole clip."""
+    frames = range(len(edges) - 1)
+    end = min(end, edges[-1])
+    begun = [key for key in frames if start <= edges[key] < end]
+    on_screen = [key for key in frames if edges[key] < end and start < edges[key + 1]]
+    by_time = sampling.at == "shown" or not begun
+    inside = on_screen if by_time else begun
+    if not inside or sampling.fps is None:
+        return inside
+    rate = exact(sampling.fps)
+    origin = max(start, edges[inside[0]])
+    margin = 0 if sampling.at == "shown" else 1 / (100 * rate)  # for clocks that round the end
+    sequence = []
+    for k in itertools.count():
+        instant = origin + k / rate
+        if k and (instant > end - margin if margin else instant >= end):
+            return sequence
+        if by_time:
+            sequence.append(next(key for key in reversed(inside) if edges[key] <= instant))
+        else:
+            sequence.append(min(inside, key=lambda key: (abs(edges[key] - instant), key)))
+    raise AssertionError
+
+
+def by_definition(sampling: Sampling, edges: list[Fraction], start: Fraction, end: Fraction) -> list[tuple[int, ...]]:
+    """The windows over the sampled frames."""
+    sequence = samples(sampling, edges, start, end)
     windows, at = [], 0
     covered = 0
     while at < len(sequence) and (at == 0 or covered < len(sequence)):
@@ -70,27 +92,62 @@ def by_definition(sampling: Sampling, edges: list[float], start: float, end: flo
 @given(samplings, timelines)
 def test_windows_are_those_of_the_definition(sampling: Sampling, timeline: tuple) -> None:
     edges = edges_of(timeline)
-    assert [window.keys for window in run(sampling, edges)] == by_definition(sampling, edges, -1e9, 1e9)
+    far = Fraction(10**9)
+    assert [window.keys for window in run(sampling, edges)] == by_definition(sampling, edges, -far, far)
 
 
-@given(samplings.filter(lambda s: s.fps is None), timelines, st.integers(-600, 9000), st.integers(1, 9000))
-def test_a_clip_has_exactly_the_frames_in_its_interval(
+@given(samplings, timelines, st.integers(-600, 9000), st.integers(1, 9000))
+@example(Sampling(fps=1, frames=1, stride=1, at="shown"), (0, [10_000, 10_000], 10_000), 12_000, 6_000)
+@example(Sampling(fps=1, frames=1, stride=1), (0, [10_000, 10_000], 10_000), 12_000, 6_000)
+@example(Sampling(frames=1, stride=1), (0, [10_000, 10_000], 10_000), 12_000, 6_000)
+def test_a_clip_has_exactly_the_frames_that_its_rule_says(
     sampling: Sampling, timeline: tuple, start: int, length: int
 ) -> None:
     edges = edges_of(timeline)
-    begin, end = start / 1000, (start + length) / 1000
-    windows = run(sampling, edges, begin, end)
+    begin, end = Fraction(start, 1000), Fraction(start + length, 1000)
+    windows = run(sampling, edges, start / 1000, (start + length) / 1000)
     assert [window.keys for window in windows] == by_definition(sampling, edges, begin, end)
     for window in windows:
-        assert begin <= window.start < end
-        assert window.start == edges[window.keys[0]]
-        assert window.end == edges[window.keys[-1] + 1]
+        assert window.start == float(edges[window.keys[0]])
+        assert window.end == float(edges[window.keys[-1] + 1])
+        assert window.start < end
+        assert window.end > begin
+
+
+SLIDES = [Fraction(second) for second in (0, 10, 20, 30)]
+
+
+def test_the_frame_on_screen_is_sampled_also_if_it_began_before_the_clip() -> None:
+    shown = Sampling(fps=1, frames=1, stride=1, at="shown")
+    assert [window.keys for window in run(shown, SLIDES, 12, 18)] == [(1,)] * 6
+    assert [window.keys for window in run(shown, SLIDES, 5, 15)] == [(0,)] * 5 + [(1,)] * 5
+    assert run(shown, SLIDES, 12, 18)[0] == Window((1,), 10.0, 20.0)  # when the frame is shown, not the sample
+    assert [window.keys for window in run(Sampling(count=2, frames=1, stride=1, at="shown"), SLIDES, 5, 15)] == [
+        (0,),
+        (1,),
+    ]
+
+
+def test_a_clip_in_which_no_frame_begins_has_the_frame_on_screen_under_every_rule() -> None:
+    for sampling in (Sampling(frames=1, stride=1), Sampling(fps=0.1, frames=1), Sampling(count=1, frames=1)):
+        assert [window.keys for window in run(sampling, SLIDES, 12, 18)] == [(1,)], sampling
+    assert [window.keys for window in run(Sampling(fps=1, frames=1, stride=1), SLIDES, 5, 15)] == [(1,)] * 5
+
+
+@given(st.sampled_from([24000, 25000, 30000, 60000]), st.sampled_from([1000, 1001]), st.integers(0, 200_000))
+def test_a_bound_computed_from_a_frames_number_is_that_frames_time(rate: int, base: int, number: int) -> None:
+    assert exact(number * base / rate) == Fraction(number * base, rate)
+
+
+@given(st.integers(0, 10_000_000))
+def test_a_bound_is_the_decimal_that_was_written(hundredths: int) -> None:
+    assert exact(hundredths / 100) == Fraction(hundredths, 100)
 
 
 @given(samplings, st.integers(0, 300))
 def test_count_is_the_number_of_windows_made(sampling: Sampling, samples: int) -> None:
     native = Sampling(frames=sampling.frames, step=sampling.step, stride=sampling.stride, tail=sampling.tail)
-    windows = run(native, [key / 25 for key in range(samples + 1)]) if samples else []
+    windows = run(native, steady(samples)) if samples else []
     assert native.windows(samples) == len(windows)
 
 
@@ -105,37 +162,39 @@ def test_no_more_than_a_window_of_frames_is_held(sampling: Sampling, timeline: t
         assert len(sampler._held) <= sampling.span + repeats
 
 
-@given(st.integers(1, 20), timelines, st.integers(-600, 9000), st.integers(1, 9000))
+@given(
+    st.integers(1, 20), st.sampled_from(["shown", "nearest"]), timelines, st.integers(-600, 9000), st.integers(1, 9000)
+)
 def test_so_many_samples_a_clip_are_the_middles_of_equal_stretches(
-    count: int, timeline: tuple, start: int, length: int
+    count: int, at: str, timeline: tuple, start: int, length: int
 ) -> None:
     edges = edges_of(timeline)
     begin, end = start / 1000, (start + length) / 1000
-    windows = run(Sampling(count=count, frames=1, stride=1), edges, begin, end)
-    inside = [key for key, time in enumerate(edges[:-1]) if begin <= time < end]
+    windows = run(Sampling(count=count, frames=1, stride=1, at=at), edges, begin, end)
+    inside = samples(Sampling(at=at), edges, exact(begin), exact(end))
     assert len(windows) == (count if inside else 0)
     for index, window in enumerate(windows):
-        first, last = edges[inside[0]], min(end, edges[-1])
-        middle = first + (index + 0.5) * (last - first) / count
+        first, last = max(edges[inside[0]], exact(begin)), min(exact(end), edges[-1])
+        middle = first + (index + Fraction(1, 2)) * (last - first) / count
         (key,) = window.keys
-        assert edges[key] - 1e-8 <= middle <= edges[key + 1] + 1e-8
-    whole = run(Sampling(count=count, frames=count, stride=count), edges, begin, end)
+        assert edges[key] <= middle < edges[key + 1]
+    whole = run(Sampling(count=count, frames=count, stride=count, at=at), edges, begin, end)
     assert [key for window in whole for key in window.keys] == [window.keys[0] for window in windows]
 
 
 def test_resampling_to_the_same_rate_repeats_and_skips_nothing_on_a_millisecond_clock() -> None:
-    edges = [round(k * 1000 / 30) / 1000 for k in range(301)]
+    edges = [Fraction(round(k * 1000 / 30), 1000) for k in range(301)]
     windows = run(Sampling(fps=30, frames=1, stride=1), edges)
     assert [window.keys[0] for window in windows] == list(range(300))
 
 
 def test_one_frame_a_second_of_ten_seconds_is_ten_frames() -> None:
-    windows = run(Sampling(fps=1, frames=1, stride=1), [k / 25 for k in range(251)])
+    windows = run(Sampling(fps=1, frames=1, stride=1), steady(250))
     assert [window.keys[0] for window in windows] == list(range(0, 250, 25))
 
 
 def test_the_tail_is_padded_with_its_last_frame_or_dropped() -> None:
-    edges = [k / 25 for k in range(21)]
+    edges = steady(20)
     assert run(Sampling(frames=16, stride=16), edges)[1].keys == (16, 17, 18, *[19] * 13)
     assert run(Sampling(frames=16, stride=16), edges)[1].end == pytest.approx(0.8)
     assert len(run(Sampling(frames=16, stride=16, tail="drop"), edges)) == 1
@@ -143,7 +202,16 @@ def test_the_tail_is_padded_with_its_last_frame_or_dropped() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"frames": 0}, {"stride": 0}, {"step": -1}, {"fps": 0}, {"tail": "mirror"}, {"count": 0}, {"count": 2, "fps": 1}],
+    [
+        {"frames": 0},
+        {"stride": 0},
+        {"step": -1},
+        {"fps": 0},
+        {"tail": "mirror"},
+        {"count": 0},
+        {"count": 2, "fps": 1},
+        {"at": "once"},
+    ],
 )
 def test_impossible_sampling_is_refused_by_name(wrong: dict) -> None:
     with pytest.raises(AmexError, match=next(iter(wrong))):

@@ -52,6 +52,8 @@ ISOLATED = {
 }
 # FFmpeg's complaints at this level and above are damage: 34 undamaged camera files cause none.
 LOG_LEVEL = av.logging.ERROR
+# Those of them that show frames in the order in which they are stored.
+IN_ORDER = frozenset({"vp8", "vp9", "av1"})
 # Containers that store no presentation times, only an order: the i-th frame shown has the i-th decoding time.
 WITHOUT_PTS = frozenset({"avi"})
 # Tell the other end at least every so many frames, and after so many seconds, that decoding moves on.
@@ -193,6 +195,8 @@ def choose(path: str, longest: Fraction, complaints: Callable[[], list[str]]) ->
         if stream.frames > len(packets):
             return Choice("fewer packets than announced")
         ordered = sorted(packets)
+        if codec in IN_ORDER and ordered != packets:
+            return Choice("presentation times run backwards")
         pts = [packet[0] for packet in ordered]
         if any(a >= b for a, b in itertools.pairwise(pts)):
             return Choice("repeated presentation times")
@@ -247,7 +251,6 @@ def pyav_frames(path: str, threads: int, longest: Fraction, complaints: Callable
                 if held is not None:
                     if begin < held[0]:
                         raise Unreadable("decode", f"damaged: presentation times run backwards at {float(begin):.3f} s")
-                    _check_shown(held[0], begin - held[0], longest)
                     yield Shown(held[0], begin, _imager(held[2]), False)
                 held = (begin, duration, frame)
             if held is None:
@@ -321,6 +324,8 @@ def _pyav_timed(
                 if ticks is None:
                     raise damaged("damaged", "a frame without a presentation time")
                 frames += 1
+                if begin is not None:
+                    _check_shown(begin, ticks * base - begin, longest)
                 begin = ticks * base
                 first = begin if first is None else first
                 if begin - first > justified(longest, size):

@@ -24,6 +24,8 @@ from .sampling import Sampling
 # decord reads this when it is imported. It counts how often decord asked for a frame that its threads had not finished,
 # so a low value fails good files on a busy machine (256 failed 10 of 27). A real stall is ended by the deadline.
 ENVIRONMENT = {"DECORD_EOF_RETRY_MAX": "131072"}
+# What is started to decode.
+COMMAND = (sys.executable, "-m", "amex.extract.decode")
 # For so many seconds at most a frame is shown. Slides take less; damaged durations more.
 LONGEST_FRAME = 600.0
 
@@ -299,7 +301,7 @@ class Decoder:
             return
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process, closed in close()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "amex.extract.decode"],
+            COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -315,7 +315,10 @@ def test_a_flipped_bit_is_found_and_repair_recomputes_only_its_part(clips: Path,
     assert amex("features", "verify", store).exit_code == 0
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(clips: Path, tmp_path: Path) -> None:
+def test_a_dry_run_says_what_would_be_done_without_weights_and_does_nothing(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
     arguments = (
         "extract",
         "--dataset",
@@ -325,16 +328,17 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(clips: Path, tmp_pat
         "--store",
         tmp_path / "s.zarr",
         "--dry-run",
-        *QUICK,
+        *QUICK[2:],
     )
     text = amex(*arguments)
     assert "would compute 4 of 4 clips" in text.output
     estimate = json.loads(amex(*arguments, "--json").stdout)
     assert estimate["rows"] == {R2: 4 * 3}
     assert estimate["bytes"] == 12 * (512 * 2 + 16)
-    assert estimate["hours"] > 0
+    assert 0 < estimate["decoding_hours"] < estimate["hours"]
     assert estimate["video_hours"] == pytest.approx(4 * 40 / 30 / 3600, rel=0.05)
     assert not (tmp_path / "s.zarr").exists()
+    assert not (tmp_path / "none").exists()
 
 
 def test_check_names_missing_unreadable_and_short_videos(clips: Path, tmp_path: Path) -> None:

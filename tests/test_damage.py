@@ -1,0 +1,265 @@
+"""Damage is told, it costs no more than its video, and a user decides whether what comes before it is kept."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from conftest import amex, extract, write_lines
+from test_decoder import BAD, WHOLE, outcome
+from videos import encode
+
+from amex.extract import decoder as near
+from amex.extract.check import check_videos
+from amex.extract.decode import Server, Unreadable, gif_is_whole, pyav_frames
+from amex.extract.decoder import Decoder, Done, Failed, Frame, Track
+from amex.extract.sampling import Sampling
+from amex.features import open_store
+from amex.manifests import Clip
+
+EVERY = Sampling(frames=1, stride=1)
+R2 = "r2plus1d_18"
+
+
+@pytest.fixture
+def decoder() -> Iterator[Decoder]:
+    decoder = Decoder(deadline=20, threads=1)
+    yield decoder
+    decoder.close()
+
+
+def small(path: Path, **options: object) -> Path:
+    return encode(path, **{"frames": 10, "width": 208, "height": 64, **options})
+
+
+def long_first_frame(path: Path) -> Path:
+    """A file of 2 KB whose first frame, it says, lasts for more than a day."""
+    data = bytearray(small(path, frames=3, pts=[0, 40, 120]).read_bytes())
+    at = data.index(b"stts") + 4
+    count, first_count = struct.unpack(">4xII", data[at : at + 12])
+    assert (count, first_count) == (3, 1)
+    data[at + 12 : at + 16] = struct.pack(">I", 2**31 - 1)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("at", ["shown", "nearest"])
+def test_a_frame_shown_for_a_day_is_damage_unless_one_allows_it(tmp_path: Path, decoder: Decoder, at: str) -> None:
+    path = long_first_frame(tmp_path / "v.mp4")
+    assert path.stat().st_size < 3000
+    begin = time.monotonic()
+    (failed,) = outcome(decoder, path, Track(None, None, Sampling(fps=1, frames=1, stride=1, at=at)))
+    assert time.monotonic() - begin < 10
+    assert isinstance(failed, Failed)
+    assert failed.stage == "decode"
+    assert "damaged at 0.000 s" in failed.reason
+    assert "600 s is the limit (--longest-frame)" in failed.reason
+    decoder.longest = 1e6
+    assert isinstance(outcome(decoder, path, WHOLE)[0], Done)
+
+
+@pytest.mark.parametrize("name", ["gap.mp4", "gap.mkv"])
+def test_a_gap_of_a_day_in_the_timestamps_is_damage_and_what_comes_before_is_done(
+    name: str, tmp_path: Path, decoder: Decoder
+) -> None:
+    day = 26 * 3600 * 1000
+    path = small(tmp_path / name, pts=[*range(0, 320, 40), day, day + 40])
+    before, across, after = outcome(
+        decoder, path, Track(0.0, 0.2, EVERY), Track(0.1, None, EVERY), Track(93600.0, None, EVERY)
+    )
+    assert before == Done(0, 5)
+    assert isinstance(across, Failed)
+    assert isinstance(after, Failed)
+    assert "damaged at 0.280 s" in across.reason
+
+
+def test_timestamps_that_the_bytes_cannot_fill_are_damage(tmp_path: Path, decoder: Decoder) -> None:
+    path = small(tmp_path / "v.mkv", frames=40, pts=[590_000 * k for k in range(40)], width=64)
+    (failed,) = outcome(decoder, path, Track(None, None, Sampling(fps=1, frames=1, stride=1)))
+    assert isinstance(failed, Failed)
+    assert "s are more than" in failed.reason
+
+
+def test_slides_of_minutes_are_no_damage(tmp_path: Path, decoder: Decoder) -> None:
+    path = encode(tmp_path / "v.mp4", frames=6, pts=[300_000 * k for k in range(6)])
+    (done,) = outcome(decoder, path, Track(None, None, Sampling(fps=0.1, frames=1, stride=1, at="shown")))
+    assert done == Done(0, 6)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Has another program run in place of the decoding process."""
+    monkeypatch.setattr(near, "COMMAND", (sys.executable, "-c", code))
+
+
+BEATS = """
+import os, struct, sys, time, json
+sys.stdin.readline()
+while True:
+    text = json.dumps({"event": "beat", "reached": 1.5}).encode()
+    os.write(1, struct.pack("<II", len(text), 0) + text)
+    time.sleep(0.02)
+"""
+
+
+def test_a_decoder_that_only_says_that_it_lives_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, BEATS)
+    decoder = Decoder(deadline=0.7)
+    begin = time.monotonic()
+    (failed,) = outcome(decoder, tmp_path / "v.mp4")
+    assert time.monotonic() - begin < 10
+    assert "no later frame for 0.7 s, killed, 1.500 s into the video" in failed.reason
+
+
+def test_a_decoder_runs_where_no_larger_pipe_is_to_be_had(
+    tmp_path: Path, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    assert outcome(decoder, small(tmp_path / "v.mp4")) == [Done(0, 10)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.mkv", "ffconcat version 1.0\nfile secret.mp4\n"),
+        ("list.mp4", "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nsecret.ts\n#EXT-X-ENDLIST\n"),
+        ("session.avi", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"),
+    ],
+)
+def test_a_list_of_other_files_is_no_video(name: str, text: str, tmp_path: Path, decoder: Decoder) -> None:
+    small(tmp_path / "secret.mp4")
+    small(tmp_path / "secret.ts")
+    path = tmp_path / name
+    path.write_text(text)
+    (failed,) = outcome(decoder, path)
+    assert (
+        failed == Failed(0, "open", "not a container of video: amex opens no playlists, no images, no raw data")
+        or "not a video file" in failed.reason
+    )
+    frames = [event for event in decoder.read(path, [WHOLE]) if isinstance(event, Frame)]
+    assert not frames
+
+
+def test_a_codec_that_nobody_knows_is_said_so(tmp_path: Path, decoder: Decoder) -> None:
+    path = small(tmp_path / "v.mp4")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    (failed,) = outcome(decoder, path)
+    assert failed.stage == "open"
+    assert "by which codec" in failed.reason
+
+
+@pytest.mark.parametrize(
+    "line", ["[h264 @ 0x5] error while decoding MB 3 4, bytestream -5", "[gif @ 0x5] LZW decode failed"]
+)
+def test_what_a_decoder_says_of_a_frame_it_conceals_is_damage(tmp_path: Path, line: str) -> None:
+    path = small(tmp_path / "v.mp4", frames=20)
+    with tempfile.TemporaryFile() as log:
+        frames = pyav_frames(str(path), 1, Fraction(600), Server(io.BytesIO(), log.fileno()).complaints)
+        first = next(frames)
+        log.write(line.encode() + b"\n")
+        log.flush()
+        with pytest.raises(Unreadable, match=r"after \d\.\d{3} s: \[\w+\] ") as told:
+            list(frames)
+        assert told.value.logged
+        assert first.begin == 0
+
+
+def test_a_gif_without_its_trailer_is_damaged(tmp_path: Path, decoder: Decoder) -> None:
+    path = small(tmp_path / "v.gif", codec="gif", pix_fmt="rgb8", fps=10)
+    assert gif_is_whole(str(path))
+    assert outcome(decoder, path) == [Done(0, 10)]
+    whole = path.read_bytes()
+    assert whole[-1:] == b";"
+    for cut in (1, 2, 300):
+        path.write_bytes(whole[:-cut])
+        (failed,) = outcome(decoder, path)
+        assert isinstance(failed, Failed), cut
+        assert "0.900 s" in failed.reason or cut == 300
+
+
+def test_no_camera_file_is_damaged_in_any_decoder(real_data: Path) -> None:
+    """Those that decord serves too: what FFmpeg logs of an intact file is never taken for damage."""
+    with tempfile.TemporaryFile() as log:
+        server = Server(io.BytesIO(), log.fileno())
+        for path in sorted((real_data / "videos").iterdir())[:6]:
+            assert list(pyav_frames(str(path), 2, Fraction(600), server.complaints))[-1].last
+
+
+def damaged_video(path: Path) -> Path:
+    BAD["truncated.mp4"][0](path)
+    path.with_name("whole.mp4").unlink()
+    return path
+
+
+def test_what_comes_before_the_damage_is_kept_on_request(tmp_path: Path, decoder: Decoder) -> None:
+    path = damaged_video(tmp_path / "v.mp4")  # 4 s, of which 60 % of the bytes are there
+    tracks = [Track(0.0, 0.5, EVERY), Track(0.2, None, EVERY), Track(0.3, 3.0, EVERY), Track(3.9, None, EVERY)]
+    strict = outcome(decoder, path, *tracks)
+    assert [type(event) for event in strict] == [Done, Failed, Failed, Failed]
+    assert all(" s" in event.reason for event in strict[1:])
+    decoder.keep = True
+    before, whole, across, after = outcome(decoder, path, *tracks)
+    assert before == strict[0] == Done(0, 15)
+    assert isinstance(after, Failed)
+    assert whole.damage == across.damage == strict[1].reason
+    reached = 4.0 - whole.missing
+    assert whole.frames == round((reached - 0.2) * 30)
+    assert across.missing == pytest.approx(3.0 - reached, abs=1e-3)
+
+
+def test_kept_clips_say_what_they_lack_in_the_commit_in_info_and_in_the_ledger(tmp_path: Path, cluster: str) -> None:
+    videos, store = tmp_path / "videos", tmp_path / "s.zarr"
+    videos.mkdir()
+    damaged_video(videos / "v.mp4")
+    clips = [
+        {"clip_id": "early", "video": "v", "start": 0.0, "end": 0.5},
+        {"clip_id": "whole", "video": "v"},
+        {"clip_id": "late", "video": "v", "start": 3.9},
+    ]
+    manifest = write_lines(tmp_path / "m.jsonl", *clips)
+    keeping = extract(videos, store, cluster, "--manifest", manifest, "--damaged", "keep", code=3)
+    assert keeping["streams"][R2] == {"done": 2, "empty": 0, "failed": 1, "absent": 0}
+    (commit,) = open_store(store)[R2].commits.values()
+    entries = {clip["clip_id"]: clip for clip in commit["clips"]}
+    assert "damage" not in entries["early"]
+    missing = entries["whole"]["missing"]
+    assert 0 < missing < 4
+    assert 1 < open_store(store)[R2]["whole"].times[-1, 1] <= 4.0 - missing + 1e-3
+    ledger = {entry["clip_id"]: entry for entry in json.loads(amex("features", "failures", store, "--json").stdout)}
+    assert ledger.keys() == {"whole", "late"}
+    assert ledger["whole"] == {
+        "stream": R2,
+        "clip_id": "whole",
+        "video": "v.mp4",
+        "stage": "kept",
+        "reason": entries["whole"]["damage"],
+        "attempts": 1,
+        "missing": missing,
+    }
+    assert ledger["late"]["missing"] is None
+    assert "1 clips lack" in amex("features", "failures", store).output
+    assert "1 cut off by damage" in amex("features", "info", store).output
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [("input(); import time; time.sleep(60)", "hung"), ("input(); import os; os.abort()", "SIGABRT")]
+)
+def test_a_file_that_hangs_or_kills_its_reader_costs_manifest_check_one_line(
+    code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(tmp_path / "v.mp4")
+    stand_in(monkeypatch, code)
+    found = check_videos([Clip(clip_id="x", video="v")], tmp_path, deadline=1.0)
+    assert found.bad == 1
+    assert words in found.unreadable["v"]

@@ -1,0 +1,128 @@
+"""A clip has the frames that belong to it, exactly: both decoders, any rate, any clock, any cut."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from videos import encode, paint, read_number
+
+from amex.extract.decode import choose, pyav_frames
+from amex.extract.decoder import Decoder, Failed, Frame, Restart, Sampled, Track
+from amex.extract.sampling import Sampler, Sampling
+
+LONGEST = Fraction(600)
+EVERY = Sampling(frames=1, stride=1)
+RATES = [Fraction(24000, 1001), Fraction(25), Fraction(30), Fraction(30000, 1001), Fraction(60), Fraction(25, 2)]
+CLOCKS = [Fraction(1, 15360), Fraction(1, 12800), Fraction(1, 90000), Fraction(1, 1000)]  # the last is Matroska's
+FRAMES = 60
+
+
+def on_clock(path: Path, rate: Fraction, clock: Fraction) -> list[Fraction]:
+    """Writes a video whose k-th frame is shown at the tick nearest to k / rate; returns the edges of its frames."""
+    ticks = [round(k / rate / clock) for k in range(FRAMES + 1)]
+    options = {"video_track_timescale": str(clock.denominator)} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
+        stream.width, stream.height = 32, 32
+        stream.codec_context.time_base = clock
+        image = av.VideoFrame.from_ndarray(paint(0)[:32, :32], format="rgb24")
+        for begin, end in itertools.pairwise(ticks):
+            image.pts, image.time_base, image.duration = begin, clock, end - begin
+            container.mux(stream.encode(image))
+        container.mux(stream.encode(None))
+    return [tick * clock for tick in ticks]
+
+
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """(edges as they should be, as decord is told, as PyAV reads them) for a rate and a clock."""
+    folder = tmp_path_factory.mktemp("clocks")
+
+    @functools.cache
+    def get(rate: Fraction, clock: Fraction) -> tuple[list[Fraction], list[Fraction], list[Fraction]]:
+        path = folder / f"{rate.numerator}_{clock.denominator}.{'mkv' if clock == Fraction(1, 1000) else 'mp4'}"
+        edges = on_clock(path, rate, clock)
+        chosen = choose(str(path), LONGEST, list)
+        assert not chosen.why
+        shown = list(pyav_frames(str(path), 1, LONGEST, list))
+        return edges, [time for time, _ in chosen.times], [frame.begin for frame in shown]
+
+    return get
+
+
+@given(st.sampled_from(RATES), st.sampled_from(CLOCKS), st.integers(0, 300), st.integers(1, 200))
+def test_both_decoders_give_a_clip_the_frames_that_begin_in_it(
+    timed: object, rate: Fraction, clock: Fraction, start: int, length: int
+) -> None:
+    edges, told, read = timed(rate, clock)
+    assert told == read == edges[:-1]
+    begin, end = Fraction(start, 100), Fraction(start + length, 100)
+    expected = [key for key, time in enumerate(edges[:-1]) if begin <= time < end]
+    for times in (told, read):
+        sampler = Sampler(EVERY, start / 100, (start + length) / 100)
+        windows = []
+        for key, (time, until) in enumerate(itertools.pairwise([*times, edges[-1]])):
+            windows += sampler.push(key, time, until, last=key == FRAMES - 1)
+        keys = [window.keys[0] for window in [*windows, *sampler.finish()]]
+        assert keys == expected or (not expected and len(keys) <= 1)  # none begins: the one on screen
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[Decoder]:
+    decoder = Decoder(deadline=30)
+    yield decoder
+    decoder.close()
+
+
+def numbers(decoder: Decoder, path: Path, track: Track, decord: bool) -> tuple[list[int], list[tuple[float, float]]]:
+    """The numbers painted into the frames of a track's windows of one frame, and the windows' times."""
+    images: dict[int, int] = {}
+    windows: list[int] = []
+    times: list[tuple[float, float]] = []
+    for event in decoder._pass(path, [track], decord):
+        match event:
+            case Restart():
+                windows, times = [], []
+            case Frame():
+                images[event.key] = read_number(event.image)
+            case Sampled():
+                windows.append(images[event.keys[0]])
+                times.append((event.start, event.end))
+            case Failed():
+                raise AssertionError(event)
+    return windows, times
+
+
+@pytest.mark.parametrize("decord", [True, False], ids=["decord", "pyav"])
+def test_a_cut_at_a_frames_time_begins_with_that_frame(tmp_path: Path, decoder: Decoder, decord: bool) -> None:
+    path = encode(tmp_path / "v.mp4", frames=225, width=192, height=64, options={"preset": "ultrafast"})
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].time_base == Fraction(1, 15360)
+    found, times = numbers(decoder, path, Track(3.7, 7.4, EVERY), decord)
+    assert found == list(range(111, 222))
+    assert times[0][0] == 3.7
+    assert times[-1][1] == 7.4
+
+
+@pytest.mark.parametrize("decord", [True, False], ids=["decord", "pyav"])
+@pytest.mark.parametrize("name", ["slides.mp4", "slides.mkv"])
+def test_of_slides_the_one_on_screen_is_sampled(tmp_path: Path, decoder: Decoder, name: str, decord: bool) -> None:
+    path = encode(tmp_path / name, frames=4, pts=[0, 10_000, 20_000, 30_000], width=192, height=64)
+    a_second = Sampling(fps=1, frames=1, stride=1, at="shown")
+    inside, times = numbers(decoder, path, Track(12, 18, a_second), decord)
+    assert inside == [1] * 6
+    assert times == [(10.0, 20.0)] * 6, "the frame's own time on screen"
+    across, _ = numbers(decoder, path, Track(5, 15, a_second), decord)
+    assert across == [0] * 5 + [1] * 5
+    assert numbers(decoder, path, Track(12, 18, EVERY), decord) == ([1], [(10.0, 20.0)])
+    nearest = Sampling(fps=1, frames=1, stride=1)
+    assert numbers(decoder, path, Track(5, 15, nearest), decord)[0] == [1] * 5
+    assert numbers(decoder, path, Track(12, 18, nearest), decord)[0] == [1] * 6

@@ -352,7 +352,8 @@ def estimate(
             except (Unreadable, PlaceError):
                 continue
             duration = header.end or 0.0
-            to_decode += max(min(clip.end or duration, duration) for clip in video.clips) - header.begin
+            last = max(min(clip.end or duration, duration) for clip in video.clips)
+            to_decode += max(0.0, last - header.begin)
             for clip in video.clips:
                 length = max(0.0, min(clip.end or duration, duration) - (clip.start or 0.0))
                 seconds += length

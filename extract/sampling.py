@@ -150,6 +150,7 @@ class Sampler:
         self._samples = 0  # length of the sampled sequence so far
         self._next = 0  # position at which the next window starts
         self._origin: Fraction | None = None  # the first instant, when resampling
+        self._due: Fraction | None = None  # the next one, when resampling by rate
 
     def push(self, key: int, begin: Fraction, end: Fraction, *, last: bool = False) -> list[Window]:
         """Takes the frame shown during [begin, end) and returns the windows it completes.
@@ -203,6 +204,8 @@ class Sampler:
             return self._middles_before(end, final) - self._samples
         if self.rate is None:
             return 1
+        if self._due is not None and end < self._due:  # most frames, where samples are sparse: one comparison
+            return 0
         if self.sampling.at == "shown":
             reached = math.ceil((min(self.end, end) - self._origin) * self.rate)
         elif final:
@@ -211,7 +214,9 @@ class Sampler:
             reached = math.floor((min(self.end, end) - self._origin) * self.rate - Fraction(1, 100)) + 1
         else:  # Instants nearer to this frame than to the next. One half-way is the earlier frame's.
             reached = math.floor(((begin + end) / 2 - self._origin) * self.rate) + 1
-        return max(0, max(1, reached) - self._samples)
+        reached = max(1, reached, self._samples)
+        self._due = self._origin + reached / self.rate
+        return reached - self._samples
 
     def _middles_before(self, end: Fraction, final: bool) -> int:
         """Of the middles of ``count`` equal stretches of the clip, how many come before ``end``; all if ``final``."""

@@ -175,6 +175,21 @@ def test_what_a_decoder_says_of_a_frame_it_conceals_is_damage(tmp_path: Path, li
         assert first.begin == 0
 
 
+def test_a_surprise_is_a_sentence_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.BytesIO()
+    with tempfile.TemporaryFile() as log:
+        server = Server(output, log.fileno())
+
+        def surprise(request: object) -> None:
+            server.reached = Fraction(16, 5)
+            raise AttributeError("'NoneType' object has no attribute 'x'")
+
+        monkeypatch.setattr(server, "decode", surprise)
+        server.serve({"path": str(tmp_path)})
+    event = json.loads(output.getvalue()[8:])
+    assert event["reason"].startswith("the decoder failed unexpectedly after 3.200 s (")
+
+
 def test_a_gif_without_its_trailer_is_damaged(tmp_path: Path, decoder: Decoder) -> None:
     path = small(tmp_path / "v.gif", codec="gif", pix_fmt="rgb8", fps=10)
     assert gif_is_whole(str(path))

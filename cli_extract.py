@@ -155,10 +155,10 @@ def streams() -> None:
 )
 @click.option(
     "--longest-frame",
-    default=600.0,
+    default=600,
     show_default=True,
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.IntRange(min=1),
     help="For so many seconds at most a frame is shown. More is damage; slides may need it.",
 )
 @click.option(
@@ -170,10 +170,10 @@ def streams() -> None:
 )
 @click.option(
     "--stall",
-    default=600.0,
+    default=600,
     show_default=True,
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.IntRange(min=1),
     help="Without progress for so long a worker is ended, and the video at fault fails.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many clips of the manifest.")

@@ -81,3 +81,14 @@ def test_what_progresses_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with advancing:
         time.sleep(0.6)
     assert not stalls
+
+
+@pytest.mark.slow
+def test_dask_has_the_part_done_again_by_a_new_process(tmp_path: Path, cluster: str) -> None:
+    from distributed import Client
+
+    part, job = part_of(tmp_path)
+    with Client(cluster) as client:
+        report = client.submit(run_part, part, job).result(timeout=300)
+    assert (report.clips, report.failed) == (3, 1)
+    assert sorted(open_store(job.store)["s"]) == ["a", "c"]

@@ -74,8 +74,7 @@ class Unreadable(Exception):
 
     Attributes:
         stage: ``open`` or ``decode``.
-        logged: whether only FFmpeg's log tells of it. Of several decoding threads any may have written the line, some
-            frames before or after the damage.
+        logged: whether FFmpeg's log tells of it, in which several decoding threads write.
     """
 
     def __init__(self, stage: str, reason: str, *, logged: bool = False) -> None:
@@ -86,10 +85,6 @@ class Unreadable(Exception):
 
 class DecordFailed(Exception):
     """decord gave up or complained; PyAV has to start over."""
-
-
-class UncertainPlace(Exception):
-    """Of several decoding threads one has complained; one thread has to start over, to say where the damage is."""
 
 
 @dataclass(frozen=True)
@@ -233,13 +228,41 @@ def decord_frames(path: str, times: list[tuple[Fraction, Fraction]], threads: in
         raise DecordFailed(_reason(error)) from error
 
 
-def pyav_frames(path: str, threads: int, longest: Fraction, complaints: Callable[[], list[str]]) -> Iterator[Shown]:
+def pyav_frames(
+    path: str,
+    threads: int,
+    longest: Fraction,
+    complaints: Callable[[], list[str]],
+    alive: Callable[[Fraction | None], None] = lambda reached: None,
+) -> Iterator[Shown]:
     """Frames from PyAV in a stream; raises Unreadable at the first sign of damage, after all frames before it.
+
+    Of several decoding threads any may have logged a complaint, a few frames ahead of the damage; one thread then
+    decodes up to it, so the place is the same in every run.
 
     Args:
         longest: for so many seconds at most a frame may be shown.
         complaints: what FFmpeg has logged since the last call.
+        alive: told how far decoding is while no frame comes; None: it starts over.
     """
+    given = 0
+    for count in dict.fromkeys((threads, 1)):
+        try:
+            for number, shown in enumerate(_pyav_pass(path, count, longest, complaints)):
+                if number >= given:
+                    yield shown
+                    given += 1
+                elif number % BEAT_FRAMES == 0:
+                    alive(shown.end)
+            return
+        except Unreadable as error:
+            if not error.logged or count == 1:
+                raise
+        alive(None)
+
+
+def _pyav_pass(path: str, threads: int, longest: Fraction, complaints: Callable[[], list[str]]) -> Iterator[Shown]:
+    """``pyav_frames`` with so many threads, of which only one names the place of damage."""
     complaints()  # those of others; of its own, those of opening count too
     container, stream = open_video(path)
     with container:
@@ -256,8 +279,9 @@ def pyav_frames(path: str, threads: int, longest: Fraction, complaints: Callable
             if held is None:
                 raise Unreadable("decode", "the video stream has no frames")
             _check_shown(held[0], held[1], longest)
-        except Unreadable:
-            if held is not None and held[1] <= longest:  # it came before the damage
+        except Unreadable as error:
+            certain = threads == 1 or not error.logged
+            if certain and held is not None and held[1] <= longest:  # it came before the damage
                 yield Shown(held[0], held[0] + held[1], _imager(held[2]), False)
             raise
         yield Shown(held[0], held[0] + held[1], _imager(held[2]), True)
@@ -420,9 +444,9 @@ class Server:
         self.output.write(text)
         self.output.write(payload)
 
-    def alive(self, reached: Fraction) -> None:
-        """Says that work goes on, and how far it is."""
-        self.send("beat", reached=float(reached))
+    def alive(self, reached: Fraction | None) -> None:
+        """Says that work goes on, and how far it is; None: it starts over."""
+        self.send("beat", reached=None if reached is None else float(reached))
         self.output.flush()
 
     def serve(self, request: dict[str, Any]) -> None:
@@ -455,14 +479,9 @@ class Server:
                 self.send("restart")
         counted = any(sampling.get("count") for _, _, sampling in request["tracks"])
         until = video_end(path, self.alive) if counted else float("inf")
-        for count in dict.fromkeys((threads, 1)):
-            self.send("open", decoder=f"pyav ({choice.why})")
-            try:
-                frames = pyav_frames(path, count, longest, self.complaints)
-                self.run(frames, request | {"threads": count}, until, decord=False)
-                return
-            except UncertainPlace:
-                self.send("restart")
+        self.send("open", decoder=f"pyav ({choice.why})")
+        frames = pyav_frames(path, threads, longest, self.complaints, self.alive)
+        self.run(frames, request, until, decord=False)
 
     def run(self, frames: Iterator[Shown], request: dict[str, Any], until: Fraction | float, *, decord: bool) -> None:
         """Feeds every track's sampler from one pass and sends frames, windows and finished tracks.
@@ -507,8 +526,6 @@ class Server:
                     if decord and (said := self.complaints()):
                         raise DecordFailed(said[-1])
         except Unreadable as error:
-            if error.logged and request["threads"] != 1:
-                raise UncertainPlace from error
             damage = error
         if decord and (said := self.complaints()):
             raise DecordFailed(said[-1])

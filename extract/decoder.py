@@ -259,7 +259,9 @@ class Decoder:
             case "end":
                 return End(**record)
             case _:  # a beat: the process is alive
-                if record["reached"] > self._reached:
+                if record["reached"] is None:
+                    self._begin()
+                elif record["reached"] > self._reached:
                     self._begin(record["reached"])
                 return None
 

@@ -233,6 +233,19 @@ def test_what_comes_before_the_damage_is_kept_on_request(tmp_path: Path, decoder
     assert across.missing == pytest.approx(3.0 - reached, abs=1e-3)
 
 
+@pytest.mark.parametrize("name", ["damaged.mp4", "damaged.mkv", "damaged.avi"])
+def test_where_damage_is_does_not_depend_on_the_number_of_threads(name: str, tmp_path: Path) -> None:
+    BAD[name][0](tmp_path / name)
+    told = []
+    for threads in (1, 4):
+        decoder = Decoder(deadline=20, threads=threads, keep=True)
+        (done,) = outcome(decoder, tmp_path / name, Track(None, None, EVERY))
+        decoder.close()
+        assert done.damage
+        told.append(done)
+    assert told[0] == told[1]
+
+
 def test_kept_clips_say_what_they_lack_in_the_commit_in_info_and_in_the_ledger(tmp_path: Path, cluster: str) -> None:
     videos, store = tmp_path / "videos", tmp_path / "s.zarr"
     videos.mkdir()

@@ -27,7 +27,7 @@ WHOLE = Track(None, None, Sampling(frames=4, stride=4))
 BEGINNING = Track(0.0, 0.5, Sampling(frames=4, stride=4))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def decoder() -> Iterator[Decoder]:
     decoder = Decoder(deadline=20)
     yield decoder
@@ -230,7 +230,7 @@ def test_the_decoder_dies_with_the_process_that_started_it(tmp_path: Path) -> No
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child = psutil.Process(int(parent.stdout.readline()))
-    time.sleep(1.0)
+    time.sleep(0.5)
     parent.kill()
     parent.wait()
     child.wait(timeout=10)

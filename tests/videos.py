@@ -19,9 +19,9 @@ BLOCK = 16  # pixels: survives chroma subsampling and coarse quantisation
 
 def paint(number: int, width: int = 320, height: int = 240) -> np.ndarray:
     """One RGB frame (height, width, 3) uint8 with ``number`` in its top two block rows, over a moving gradient."""
-    x = np.arange(width)[None, :] + 3 * number
-    y = np.arange(height)[:, None]
-    image = np.stack([(x + 0 * y) % 256, (y + 0 * x) % 256, (x + y) % 256], axis=-1).astype(np.uint8) // 2 + 64
+    x = (np.arange(width) + 3 * number).astype(np.uint8)[None, :]  # modulo 256
+    y = np.arange(height).astype(np.uint8)[:, None]
+    image = np.stack(np.broadcast_arrays(x, y, x + y), axis=-1) // 2 + 64
     for bit in range(BITS):
         value = 235 if number >> bit & 1 else 20
         image[:BLOCK, bit * BLOCK : (bit + 1) * BLOCK] = value
@@ -41,6 +41,9 @@ def read_number(image: np.ndarray) -> int:
     return number
 
 
+_encoded: dict[tuple[object, ...], bytes] = {}
+
+
 def encode(
     path: Path,
     *,
@@ -54,7 +57,15 @@ def encode(
     height: int = 240,
     first: int = 0,
 ) -> Path:
-    """Writes ``frames`` numbered frames; ``pts`` (in 1/1000 s) makes the rate variable or the start non-zero."""
+    """Writes ``frames`` numbered frames; ``pts`` (in 1/1000 s) makes the rate variable or the start non-zero.
+
+    Files of one session that are to hold the same are encoded once.
+    """
+    settings = (frames, codec, fps, tuple((options or {}).items()), pts and tuple(pts), pix_fmt, width, height, first)
+    key = (path.suffix, *settings)
+    if key in _encoded:
+        path.write_bytes(_encoded[key])
+        return path
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps), options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
@@ -68,6 +79,8 @@ def encode(
             frame.time_base = stream.codec_context.time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    if path.stat().st_size < 1 << 20:
+        _encoded[key] = path.read_bytes()
     return path
 
 

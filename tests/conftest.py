@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,32 @@ from hypothesis import HealthCheck, settings
 from videos import encode
 
 from amex.cli import main
-from amex.extract.cluster import local
+
+# Torch reads these when it is first imported: here by the fixture `cluster`, or by a module of tests. Networks of tests
+# are small, and threads that spin while they wait take the cores from the tests that run beside them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Machines are noisy: how long an example takes is no property of the code.
 settings.register_profile("amex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("amex")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for the whole suite; none but this one for single files, and for tests that change the system."""
+    whole = all(Path(argument).is_dir() for argument in config.args)
+    return 2 if whole and config.option.markexpr != "system" else 0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A temporary folder for this process and those it starts: tests look at what runs leave there."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield
 
 
 def _real(name: str, variable: str) -> Path:
@@ -45,6 +65,8 @@ def parity() -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The address of a scheduler with one worker process, so that runs need not start one each."""
+    from amex.extract.cluster import local
+
     with local(1) as crew:
         yield crew.client.scheduler.address
 

@@ -118,16 +118,37 @@ def test_clips_and_streams_share_one_pass_over_each_video(clips: Path, tmp_path:
     )
 
 
-def test_the_tasks_of_a_job_array_make_together_what_one_run_makes(clips: Path, tmp_path: Path, cluster: str) -> None:
-    one = ("--part-clips", "1")
-    extract(clips, tmp_path / "whole.zarr", cluster, *one)
+@pytest.fixture(scope="module")
+def by_clips(clips: Path, tmp_path_factory: pytest.TempPathFactory, cluster: str) -> dict[str, bytes]:
+    """The store of one run, a part for each clip."""
+    store = tmp_path_factory.mktemp("whole") / "s.zarr"
+    extract(clips, store, cluster, "--part-clips", "1")
+    return tree(store)
+
+
+def test_the_tasks_of_a_job_array_make_together_what_one_run_makes(
+    clips: Path, tmp_path: Path, cluster: str, by_clips: dict[str, bytes]
+) -> None:
+    store, one = tmp_path / "array.zarr", ("--part-clips", "1")
+    results = [extract(clips, store, cluster, "--partition", f"{number}/3", *one) for number in range(3)]
+    assert [result["report"]["clips"] for result in results] == [2, 1, 1]
+    assert [result["streams"][R2]["done"] for result in results] == [2, 1, 1]
+    assert tree(store) == by_clips
+    again = extract(clips, store, cluster, "--partition", "0/3", *one)
+    assert again["report"]["clips"] == 0
+    refused = amex("extract", "--dataset", "folder", "--videos", clips, "--store", store, "--partition", "3/3")
+    assert refused.exit_code == 2
+    assert "K from 0 to N-1" in refused.output
+
+
+@pytest.mark.slow
+def test_the_tasks_of_a_job_array_may_run_at_once(clips: Path, tmp_path: Path, by_clips: dict[str, bytes]) -> None:
     store = tmp_path / "array.zarr"
     command = [sys.executable, "-m", "amex.cli", "extract", "--dataset", "folder", "--videos", clips, "--store", store]
+    more = ("--device", "cpu", "--json", "--part-clips", "1", *QUICK)
     tasks = [
         subprocess.Popen(
-            [str(word) for word in (*command, "--device", "cpu", "--partition", f"{number}/3", "--json", *one, *QUICK)],
-            stdout=subprocess.PIPE,
-            text=True,
+            [str(word) for word in (*command, "--partition", f"{number}/3", *more)], stdout=subprocess.PIPE, text=True
         )
         for number in range(3)
     ]
@@ -135,12 +156,7 @@ def test_the_tasks_of_a_job_array_make_together_what_one_run_makes(clips: Path, 
     assert [result["streams"][R2]["done"] for result in results] == [2, 1, 1]
     assert [result["report"]["clips"] for result in results] == [2, 1, 1]
     assert all(result["exit_code"] == 0 for result in results)
-    assert tree(store) == tree(tmp_path / "whole.zarr")
-    again = extract(clips, store, cluster, "--partition", "0/3", *one)
-    assert again["report"]["clips"] == 0
-    refused = amex("extract", "--dataset", "folder", "--videos", clips, "--store", store, "--partition", "3/3")
-    assert refused.exit_code == 2
-    assert "K from 0 to N-1" in refused.output
+    assert tree(store) == by_clips
 
 
 def test_clips_that_are_absent_after_a_run_are_told_and_fail_it(

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from conftest import QUICK, amex
+from conftest import QUICK, amex, extract
 from test_extract import R2, tree
 from videos import one_empty
 
@@ -33,21 +34,26 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(videos: Path, store: Path, *more: str) -> subprocess.Popen[str]:
+    """A run in a process of its own, with a worker of its own unless ``more`` says who is to work."""
     command = [sys.executable, "-m", "amex.cli", "extract", "--dataset", "folder", "--videos", str(videos)]
-    options = ["--store", str(store), "--device", "cpu", "--part-clips", "1", "--workers", "1", "--json", *QUICK]
+    options = ["--store", str(store), "--device", "cpu", "--part-clips", "1", "--json", *QUICK]
+    more = more or ("--workers", "1")
     # Dask gives up workers so long after their death, 15 s of its own accord: too early for one that starts slowly.
     env = os.environ | {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "50ms"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *options, *more], env=env, **pipes)
 
 
+def finish(videos: Path, store: Path, cluster: str) -> dict[str, Any]:
+    """The same run to its end, here; the session's worker has as many threads as one that is alone."""
+    return extract(videos, store, cluster, "--part-clips", 1, code=3)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(many: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(many: Path, tmp_path_factory: pytest.TempPathFactory, cluster: str) -> dict[str, bytes]:
     store = tmp_path_factory.mktemp("whole") / "s.zarr"
-    run = start(many, store)
-    output, errors = run.communicate(timeout=120)
-    assert run.returncode == 3, errors
-    assert json.loads(output)["streams"][R2] == {"done": VIDEOS - 1, "empty": 0, "failed": 1, "absent": 0}
+    whole = finish(many, store, cluster)
+    assert whole["streams"][R2] == {"done": VIDEOS - 1, "empty": 0, "failed": 1, "absent": 0}
     return tree(store)
 
 
@@ -56,7 +62,7 @@ def committed(store: Path) -> set[str]:
 
 
 def wait_for_parts(store: Path, count: int, run: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 90
+    until = time.monotonic() + 200
     while len(committed(store)) < count and run.poll() is None:
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -73,10 +79,37 @@ def workers_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
+def end(run: subprocess.Popen[str]) -> None:
+    """Kills a run; its workers and their decoders must end by themselves."""
+    children = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
+    run.kill()
+    run.communicate()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive, "workers and decoders end with the run"
+
+
+def test_a_killed_worker_and_a_killed_run_cost_the_parts_in_flight(
+    many: Path, tmp_path: Path, undisturbed: dict[str, bytes], cluster: str
+) -> None:
+    """One of each; slow tests kill again and again."""
+    store = tmp_path / "s.zarr"
+    run = start(many, store)
+    wait_for_parts(store, 1, run)
+    (worker,) = workers_of(run)
+    worker.kill()
+    wait_for_parts(store, len(committed(store)) + 2, run)
+    assert worker.pid not in {other.pid for other in workers_of(run)}
+    before = committed(store)
+    end(run)
+    assert before <= committed(store) < {Path(name).name for name in undisturbed if "/commits/" in name}
+    finish(many, store, cluster)
+    assert tree(store) == undisturbed
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_killed_again_and_again_ends_in_the_same_store(
-    many: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+    many: Path, tmp_path: Path, undisturbed: dict[str, bytes], cluster: str
 ) -> None:
     chance = random.Random(0)
     store = tmp_path / "s.zarr"
@@ -88,19 +121,13 @@ def test_a_run_killed_again_and_again_ends_in_the_same_store(
         run = start(many, store)
         wait_for_parts(store, len(before) + chance.randint(1, 3), run)
         time.sleep(chance.random() * 0.3)
-        children = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
-        run.kill()
-        run.communicate()
+        end(run)
         kills += 1
-        _, alive = psutil.wait_procs(children, timeout=20)
-        assert not alive, "workers and decoders end with the run"
         # Nothing that was committed is touched again.
         assert before <= committed(store)
         assert all((store / R2 / "commits" / name).stat().st_size for name in before)
     assert kills >= 3
-    run = start(many, store)
-    output, _ = run.communicate(timeout=120)
-    assert json.loads(output)["report"]["clips"] == 0
+    assert finish(many, store, cluster)["report"]["clips"] == 0
     assert tree(store) == undisturbed
     assert not [path for path in store.rglob("*") if "partial" in path.name or path.name.startswith(".")]
     assert amex("features", "verify", store).output.endswith("is intact\n")
@@ -130,19 +157,19 @@ def test_killed_workers_lose_only_the_parts_in_flight(
     assert tree(store) == undisturbed
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_sigterm_stops_a_run_that_goes_on_later(many: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["cluster", "own worker"])
+def test_sigterm_stops_a_run_that_goes_on_later(
+    own: bool, many: Path, tmp_path: Path, undisturbed: dict[str, bytes], cluster: str
+) -> None:
     store = tmp_path / "s.zarr"
-    run = start(many, store)
+    run = start(many, store, *(() if own else ("--cluster", cluster)))
     wait_for_parts(store, 2, run)
     run.terminate()
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "the same command goes on from there" in errors
     assert len(open_store(store)[R2]) >= 2
-    run = start(many, store)
-    run.communicate(timeout=120)
+    finish(many, store, cluster)
     assert tree(store) == undisturbed
 
 
@@ -162,7 +189,6 @@ def test_two_workers_make_the_same_parts_as_one(many: Path, tmp_path: Path, undi
 
 def test_a_run_without_workers_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "WITHOUT_WORKERS", 1.0)
-    with local(1) as crew:
-        crew.client.cluster.scale(0)
+    with local(0) as crew:
         with pytest.raises(job.NoWorkers, match="the same command goes on"):
             job.run_tasks(crew, [PartTask(index=0, videos=())], None, "cpu", NoDisplay())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -229,13 +230,14 @@ if world > 1:
 """
 
 
-def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = ["hgr", "hcmi"]  # MCSAN and Dual Encoding normalize over the clips at hand, each process over its own
     script = tmp_path / "split.py"
     script.write_text(SPLIT.format(tests=str(Path(__file__).parent), cases=cases))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, tmp_path / "one.pt"], check=True, env=environment, timeout=120)
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "one.pt")])
+    runpy.run_path(str(script))
     subprocess.run([*torchrun, script, tmp_path / "two.pt"], check=True, env=environment, timeout=120)
     alone, together = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
     for case, (one, grads), (two, shared) in zip(cases, alone, together, strict=True):

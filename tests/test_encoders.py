@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from amex.errors import AmexError
 from amex.extract.encoders import NETWORKS, Encoder, choose_device
 from amex.extract.i3d import InceptionI3D
 from amex.extract.transform import Transform
+from amex.extract.weights import load
 from amex.features import open_store
 
 DATA = Path(__file__).parent / "data"
@@ -40,20 +42,23 @@ def test_i3d_is_the_official_one() -> None:
         assert relative_error(network.features(y), reference["features_odd"]) < 1e-4
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_fast_form_of_a_network_gives_its_features(name: str, precision: str) -> None:
+@functools.cache
+def plain_features(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A window for a network, and what the network makes of it as it is published."""
     kind = NETWORKS[name]
-    encoder = Encoder(name, "random:3", device="cpu", precision=precision)
-    from amex.extract.weights import load
-
     plain = kind.headless(load(kind.build, "random:3", kind.example).eval())
     channels, *frames, height, width = kind.example
     x = torch.randn(1, channels, *(frames or [1]), height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        truth = plain(x[:, :, 0] if kind.of_images else x)
-    features = encoder(x)
-    assert features.shape == (1, kind.dim)
+        return x, plain(x[:, :, 0] if kind.of_images else x)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_fast_form_of_a_network_gives_its_features(name: str, precision: str) -> None:
+    x, truth = plain_features(name)
+    features = Encoder(name, "random:3", device="cpu", precision=precision)(x)
+    assert features.shape == (1, NETWORKS[name].dim)
     assert features.dtype == torch.float32
     assert torch.isfinite(features).all()
     cosine = torch.nn.functional.cosine_similarity(features, truth).item()

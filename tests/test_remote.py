@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 import boto3
 import pytest
 from conftest import QUICK, amex, extract, write_lines
+from distributed import Client
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from s3fs import S3FileSystem
 from test_extract import R2
@@ -23,7 +25,6 @@ from test_names import NAME, TINY
 from test_store import SPEC, rows_of
 from werkzeug.serving import make_server
 
-from amex.extract.cluster import local
 from amex.features import (
     StoreError,
     create_store,
@@ -70,10 +71,13 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def crew(server: Server) -> Iterator[str]:
-    """The address of a scheduler whose worker has the same environment."""
-    with local(1) as crew:
-        yield crew.client.scheduler.address
+def crew(server: Server, cluster: str) -> Iterator[str]:
+    """The session's scheduler, while its worker has the same environment."""
+    settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    with Client(cluster, set_as_default=False) as client:
+        client.run(lambda: os.environ.update(settings))
+        yield cluster
+        client.run(lambda: [os.environ.pop(name) for name in settings])
 
 
 @pytest.fixture
@@ -127,7 +131,7 @@ def test_what_other_processes_have_committed_is_seen_at_once(clips: Path, tmp_pa
 
 
 def test_a_model_is_trained_from_a_store_in_s3(tmp_path: Path, crew: str, s3: str) -> None:
-    assert amex("manifest", "shapes", "--out", tmp_path, "--clips", 30).exit_code == 0
+    assert amex("manifest", "shapes", "--out", tmp_path, "--clips", 20).exit_code == 0
     manifest = tmp_path / "manifest.jsonl"
     stream = ("--manifest", manifest, "--stream", "r2plus1d_tiny")
     where = ("--store", f"{s3}/s.zarr", "--cluster", crew)

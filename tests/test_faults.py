@@ -152,7 +152,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(many: Path, tmp_path: Path)
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(BACKWARDS)
     store = tmp_path / "s.zarr"
-    env = SETTINGS | {"PYTHONPATH": str(tmp_path / "path")}
+    env = SETTINGS | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "path"), os.environ.get("PYTHONPATH", "")])}
     run = subprocess.run(command(many, store), env=env, timeout=200, check=False, **PIPES)
     assert run.returncode == 3, run.stderr
     assert_whole(store)

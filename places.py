@@ -69,6 +69,13 @@ def is_remote(path: Any) -> bool:
     return not isinstance(path, (str, Path)) and hasattr(path, "storage_options")
 
 
+def files_of(path: Any) -> Any:
+    """The file system that a remote path lies in, with connections of this process: a fork cannot use its parent's."""
+    import fsspec
+
+    return fsspec.filesystem(path.protocol, **path.storage_options)
+
+
 def zarr_store(path: Path) -> Any:
     """A path as Zarr wants it."""
     if not is_remote(path):
@@ -87,7 +94,7 @@ def write_text(path: Path, text: str, *, once: bool = False, scratch: Path | Non
     """
     if is_remote(path):
         with contextlib.suppress(FileExistsError):
-            path.fs.pipe_file(path.path, text.encode(), mode="create" if once else "overwrite")
+            files_of(path).pipe_file(path.path, text.encode(), mode="create" if once else "overwrite")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=scratch or path.parent, prefix=f".{path.name}.")
@@ -140,7 +147,7 @@ def publish(begun: Path, folder: Path) -> None:
     until then the same name stands for the same bytes.
     """
     if is_remote(folder):
-        folder.fs.put(f"{begun}/", f"{folder.path}/", recursive=True)
+        files_of(folder).put(f"{begun}/", f"{folder.path}/", recursive=True)
     elif not folder.exists():
         begun.rename(folder)
 
@@ -151,16 +158,16 @@ def read_files(folder: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
         for path in sorted(folder.glob(pattern), key=str):
             yield path.name, path.read_bytes()
         return
-    paths = sorted(folder.fs.glob(f"{folder.path}/{pattern}"))
+    paths = sorted(files_of(folder).glob(f"{folder.path}/{pattern}"))
     for first in range(0, len(paths), READ_TOGETHER):
-        for path, data in sorted(folder.fs.cat(paths[first : first + READ_TOGETHER]).items()):
+        for path, data in sorted(files_of(folder).cat(paths[first : first + READ_TOGETHER]).items()):
             yield path.rpartition("/")[2], data
 
 
 def sizes(folder: Path) -> dict[str, int]:
     """The bytes of every file below a folder, by its path from there; none where there is no folder."""
     if is_remote(folder):
-        files = folder.fs.find(folder.path, detail=True)
+        files = files_of(folder).find(folder.path, detail=True)
         return {path.removeprefix(f"{folder.path}/"): file["size"] for path, file in files.items()}
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
@@ -170,7 +177,7 @@ def read_together(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     if not is_remote(folder):
         return {name: (folder / name).read_bytes() for name in names}
     paths = {name: f"{folder.path}/{name}" for name in names}
-    contents = folder.fs.cat(list(paths.values()))
+    contents = files_of(folder).cat(list(paths.values()))
     return {name: contents[path] for name, path in paths.items()}
 
 
@@ -178,7 +185,7 @@ def remove(path: Path) -> None:
     """Removes a folder or a file, if nobody else has."""
     if is_remote(path):
         with contextlib.suppress(FileNotFoundError):
-            path.fs.rm(path.path, recursive=True)
+            files_of(path).rm(path.path, recursive=True)
     elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -223,7 +230,7 @@ def on_disk(root: Path, name: Path) -> Iterator[Path]:
     with temporary_folder() as folder:
         copy = folder / name.name
         try:
-            again(remote.fs.get_file)(remote.path if remote.protocol == "s3" else str(remote), str(copy))
+            again(files_of(remote).get_file)(remote.path if remote.protocol == "s3" else str(remote), str(copy))
         except FileNotFoundError as error:
             raise PlaceError(f"no {remote}") from error
         except Exception as error:  # every kind of file system has its own

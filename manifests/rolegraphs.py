@@ -50,17 +50,25 @@ def read_graphs(path: Path) -> RoleGraphs:
         with reading(path, GraphError, f"has no role graph for {caption!r} that can be used"):
             nodes, edges = graph
             for node in nodes.values():
-                _check_node(**node)
+                _check_node(node)
             for verb, argument, _ in edges:
                 if not nodes[verb]["words"] or not nodes[argument]["words"]:
                     raise ValueError("an edge joins a node without words")
     return RoleGraphs(parser, graphs)
 
 
-def _check_node(words: list[str], spans: list[int], role: str, **further: Any) -> None:
+def _check_node(node: Any) -> None:
     """Raises ValueError unless a node has what every user of the graphs takes from it."""
-    if not all(isinstance(text, str) for text in (role, *words)) or not all(type(place) is int for place in spans):
-        raise ValueError("a node needs its words, their places and its role")
+    usable = (
+        isinstance(node, dict)
+        and isinstance(node.get("role"), str)
+        and isinstance(node.get("words"), list)
+        and isinstance(node.get("spans"), list)
+        and all(isinstance(word, str) for word in node["words"])
+        and all(type(place) is int for place in node["spans"])
+    )
+    if not usable:
+        raise ValueError("a node needs words, their places (spans) and its role")
 
 
 def write_graphs(graphs: RoleGraphs, path: Path) -> None:

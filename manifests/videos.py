@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import AmexError, printable
-from ..places import check_answers, is_remote, is_web, locate, reachable
+from ..places import check_answers, files_of, is_remote, is_web, locate, reachable
 
 # What ffmpeg's demuxers read and people keep videos in; other files in the folder are not considered.
 EXTENSIONS = frozenset(
@@ -135,7 +135,7 @@ class VideoFinder:
     def _keys(self) -> dict[str, dict[str, Any]]:
         """Of an object store: all names below the root, and what its listing says of each."""
         with reachable(self.root):
-            listing = self.root.fs.find(self.root.path, detail=True)
+            listing = files_of(self.root).find(self.root.path, detail=True)
         return {name[len(self.root.path.rstrip("/")) + 1 :]: entry for name, entry in listing.items()}
 
     @cached_property

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import faiss
@@ -16,7 +21,7 @@ from torch import Tensor
 from ..errors import AmexError
 from ..features import Store, Stream
 from ..manifests import Clip
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, learned_from
 from .data import LACKING, Split, Text, with_features
 from .evaluate import encode, scores_of
 from .models import Embeddings, SpacesModel
@@ -139,32 +144,37 @@ class Searcher:
         arrays = dict(stream[query].arrays) if query in stream else features(stream, [query])[0]
         return self.text.batch([query], [arrays], most)
 
+    @cached_property
     def _folder(self) -> Path:
-        """Where embeddings are kept: beside the checkpoint, one folder for each set of clips and captions."""
+        """Where embeddings are kept: beside the checkpoint, one folder for each state of what they are made from.
+
+        Features that are computed again have the same stream and the same ids: which rows are committed counts too.
+        """
+        options = self.checkpoint.config.model
+        learned = learned_from(self.store, options, {"search": self._known}, self.text.graphs)
         digest = hashlib.sha256(self.checkpoint.path.read_bytes())
-        for clip in self._known:
-            digest.update(json.dumps([clip.clip_id, clip.captions]).encode())
+        digest.update(json.dumps(learned).encode())
         return self.checkpoint.path.parent / "embeddings" / digest.hexdigest()[:16]
 
     def _embeddings(self, what: str) -> Embeddings:
-        path = self._folder() / f"{what}.npz"
-        if not path.exists():
-            self._encode()
-        with np.load(path, allow_pickle=False) as file:
-            return {name: torch.from_numpy(file[name]) for name in file.files}
+        path = self._folder / f"{what}.npz"
+        with contextlib.suppress(*UNREADABLE):
+            return _read_embeddings(path)
+        self._encode()
+        return _read_embeddings(path)
 
     def _encode(self) -> None:
         config = self.checkpoint.config
         split = Split(self.store, self._known, config.model, config.data, self.text)
         videos, texts = encode(self.model, split)
-        folder = self._folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / "captions.npz", **{name: x.numpy() for name, x in texts.items()})
-        np.savez(folder / "clips.npz", **{name: x.numpy() for name, x in videos.items()})
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name, embeddings in (("captions", texts), ("clips", videos)):
+            with _replacing(self._folder / f"{name}.npz") as temporary:
+                np.savez(temporary, **{part: x.numpy() for part, x in embeddings.items()})
 
     def _index(self, what: str, model: SpacesModel) -> faiss.Index:
-        path = self._folder() / f"{what}-{self.kind.replace(',', '_')}.faiss"
-        if path.exists():
+        path = self._folder / f"{what}-{self.kind.replace(',', '_')}.faiss"
+        with contextlib.suppress(*UNREADABLE):
             return faiss.read_index(str(path))
         vectors = model.flatten(self._embeddings(what)).numpy()
         try:
@@ -175,5 +185,29 @@ class Searcher:
                 f"--index {self.kind} cannot hold {len(vectors)} vectors: {str(error).splitlines()[-1]}"
             ) from error
         index.add(vectors)
-        faiss.write_index(index, str(path))
+        with _replacing(path) as temporary:
+            faiss.write_index(index, str(temporary))
         return index
+
+
+# What NumPy, zip files and FAISS raise for a file that is not there, or not whole: it is made again.
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile)
+
+
+def _read_embeddings(path: Path) -> Embeddings:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which is at ``path`` once it is whole: a run that is killed leaves none that looks like one."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(descriptor)
+    try:
+        yield Path(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from conftest import amex, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amex.features import ClipRows, Failure, Store, Stream, create_store, declare_stream, open_store, write_part
+from amex.features import ClipRows, Failure, Store, create_store, declare_stream, open_store, write_part
+from amex.features.schema import ClipSource
 from amex.manifests import Clip, read_manifest
 from amex.train.config import Config, Data, load_config
 from amex.train.coverage import FEW_CLIPS, gallery_warning, training_warning
@@ -310,18 +310,51 @@ def test_an_ablation_says_where_variants_have_different_galleries(partial: Path,
     assert "\ngallery 8 of 10 clips" in alone.output
 
 
-def test_rows_of_other_seconds_than_the_manifests_are_refused(partial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    records = {"c20": (5.0, 6.0), "c23": (None, None), "c24": (None, 2.0)}
+def tried_at(
+    folder: Path, seconds: Mapping[str, tuple[float | None, float | None]], failed: Sequence[str] = ()
+) -> None:
+    """Clips of the stream ``motion`` are computed again, at other seconds; some fail."""
+    stream = open_store(folder / "s.zarr")["motion"]
+    sources = {key: ClipSource(start=start, end=end, revision=1) for key, (start, end) in seconds.items()}
+    rows = [
+        ClipRows(clip_id=key, arrays={"values": np.ones((2, DIM))}, source=source)
+        for key, source in sources.items()
+        if key not in failed
+    ]
+    failures = [
+        Failure(clip_id=key, video=key, stage="decode", reason="it is damaged", source=sources[key].entry)
+        for key in failed
+    ]
+    write_part(folder / "s.zarr", "motion", "again", spec=stream.spec, clips=rows, failures=failures, run={"host": ""})
 
-    def source(stream: Stream, clip_id: str) -> SimpleNamespace:
-        start, end = records.get(clip_id, (None, None))
-        return SimpleNamespace(recorded=clip_id in records, start=start, end=end)
 
-    monkeypatch.setattr(Stream, "source", source, raising=False)
-    result = amex("eval", partial / "w")
+def copied(partial: Path, folder: Path) -> Path:
+    return shutil.copytree(partial, folder / "partial")
+
+
+def evaluation_of(folder: Path) -> Result:
+    return amex("eval", folder / "w", "--store", folder / "s.zarr", "--manifest", folder / "m.jsonl")
+
+
+def test_rows_of_other_seconds_than_the_manifests_are_refused(partial: Path, tmp_path: Path) -> None:
+    folder = copied(partial, tmp_path)
+    tried_at(folder, {"c20": (5.0, 6.0), "c23": (None, None), "c24": (None, 2.0)})
+    result = evaluation_of(folder)
     assert result.exit_code == 1
     assert "2 clips of stream 'motion' had other times in the manifest when extracted" in result.output
     assert "the first 'c20': run amex extract again" in result.output
+
+
+def test_a_failed_clip_whose_times_were_corrected_is_refused_and_not_left_out(partial: Path, tmp_path: Path) -> None:
+    folder = copied(partial, tmp_path)
+    tried_at(folder, {"c21": (50.0, 60.0), "c24": (None, None)}, failed=["c21"])
+    result = evaluation_of(folder)
+    assert result.exit_code == 1
+    assert "1 clip of stream 'motion' had other times in the manifest when extracted, the first 'c21'" in result.output
+    (folder / "m.jsonl").write_text((folder / "m.jsonl").read_text().replace('"v21"', '"v21", "start": 50, "end": 60'))
+    corrected = evaluation_of(folder)
+    assert corrected.exit_code == 0, corrected.output
+    assert "gallery 8 of 10 clips: 1 failed in motion" in corrected.output
 
 
 @given(st.integers(1, 40), st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(any))

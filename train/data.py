@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import AmexError
-from ..features import Batch, Store, Stream, row_arrays
+from ..features import Batch, Store, StoreError, Stream, row_arrays
 from ..manifests import Clip
 from ..manifests.videos import EXTENSIONS
 from .concepts import Concepts
@@ -47,36 +48,37 @@ def kind(stream: Stream) -> str:
     return "objects" if "boxes" in row_arrays(stream.spec) else "clips"
 
 
-def choose_streams(options: ModelOptions, store: Store) -> ModelOptions:
+def choose_streams(options: ModelOptions, store: Store, say: Callable[[str], None] = lambda line: None) -> ModelOptions:
     """The options with streams named: those asked for, or where there is no choice, those there are.
+
+    Args:
+        say: called with a line for each stream that cannot be opened and is no candidate therefore.
 
     Raises:
         DataError: listing all that is missing, unfit or undecided.
+        StoreError: if a stream that is asked for cannot be opened.
     """
-    kinds: dict[str, list[str]] = {"text": [], "objects": [], "clips": []}
-    for name, stream in store.items():
-        kinds[kind(stream)].append(name)
-    problems = []
+    problems: list[str] = []
+    candidates = Candidates(store, say)
 
     def find(asked: str, wanted: str, key: str, hint: str, also: str = "") -> str:
-        names = kinds[wanted]
-        if asked and asked in kinds.get(also, ()):
+        if asked:
+            if asked not in store:
+                there = ", ".join(store) or "none yet"
+                problems.append(f"{key}={asked}: no such stream in {store.path}; there is {there}")
+            elif (actual := kind(store[asked])) not in (wanted, also):
+                problems.append(f"{key}={asked} is a stream of {actual}, not of {wanted}")
             return asked
-        if not asked and len(names) == 1:
+        names = candidates.names(wanted)
+        if len(names) == 1:
             return names[0]
-        if asked in names:
-            return asked
-        if asked in store:
-            problems.append(f"{key}={asked} is a stream of {kind(store[asked])}, not of {wanted}")
-        elif asked:
-            problems.append(f"{key}={asked}: no such stream in {store.path}; there is {', '.join(store) or 'none yet'}")
-        elif names:
+        if names:
             problems.append(
                 f"{store.path} has several streams of {wanted}: choose one with --set {key}=NAME, of {names}"
             )
         else:
-            problems.append(f"{store.path} has no stream of {wanted}: {hint}")
-        return asked
+            problems.append(candidates.none_of(wanted, hint))
+        return ""
 
     chosen: dict[str, Any] = {}
     extract = f"amex extract --manifest M --store {store.path}"
@@ -86,7 +88,7 @@ def choose_streams(options: ModelOptions, store: Store) -> ModelOptions:
     if options.wants_streams:
         without = "--set model.global_branch=false" if options.wants_objects else "choose some with --set model.streams"
         hint = f"make one with {extract} --stream r2plus1d_18, or {without}"
-        names = options.streams or kinds["clips"]
+        names = options.streams or candidates.names("clips")
         also = "objects" if options.takes_objects else ""
         chosen["streams"] = [find(name, "clips", "model.streams", hint, also) for name in names]
         if not names:
@@ -97,6 +99,46 @@ def choose_streams(options: ModelOptions, store: Store) -> ModelOptions:
     if problems:
         raise DataError("; ".join(problems))
     return options.model_copy(update=chosen)
+
+
+class Candidates:
+    """The streams of a store to choose from where none is named: what can be opened and has a part.
+
+    They are opened when they are first asked for: where all streams are named, damage in others stops nothing.
+
+    Attributes:
+        unreadable: the errors of those that cannot be opened.
+        undone: by kind the names of those that are declared, and hold nothing yet.
+    """
+
+    def __init__(self, store: Store, say: Callable[[str], None]) -> None:
+        self.store, self.say = store, say
+        self.unreadable: list[StoreError] = []
+        self.undone: defaultdict[str, list[str]] = defaultdict(list)
+
+    @cached_property
+    def _by_kind(self) -> defaultdict[str, list[str]]:
+        by_kind: defaultdict[str, list[str]] = defaultdict(list)
+        for name in self.store:
+            try:
+                stream = self.store[name]
+            except StoreError as error:
+                self.unreadable.append(error)
+                self.say(f"left out: {error}")
+                continue
+            (by_kind if stream.commits else self.undone)[kind(stream)].append(name)
+        return by_kind
+
+    def names(self, wanted: str) -> list[str]:
+        """Those of a kind."""
+        return self._by_kind[wanted]
+
+    def none_of(self, wanted: str, hint: str) -> str:
+        """Why there is none of a kind, and what to do."""
+        undone = self.undone[wanted]
+        but = f" but {', '.join(undone)}, which holds nothing yet" if undone else ""
+        left_out = f" (left out: {'; '.join(map(str, self.unreadable))})" if self.unreadable else ""
+        return f"{self.store.path} has no stream of {wanted}{but}{left_out}: {hint}"
 
 
 def of_split(clips: Sequence[Clip], split: str, source: str) -> list[Clip]:
@@ -393,13 +435,13 @@ def with_features(
     lacks = {clip.clip_id: reason for clip in clips if (reason := _lacking(clip.clip_id, streams))}
     kept = [clip for clip in clips if clip.clip_id not in lacks]
     queries = [caption for clip in kept for caption in clip.captions]
+    for stream in streams:
+        _refuse_moved(store, stream, clips)
     _refuse_lacking(store, [(stream, [clip.clip_id for clip in clips]) for stream in streams], refuse)
     mute: dict[str, str] = {}
     if text is not None:
         _refuse_lacking(store, [(text, queries)], refuse)
         mute = {caption: reason for caption in dict.fromkeys(queries) if (reason := _lacking(caption, [text]))}
-    for stream in streams:
-        _refuse_moved(store, stream, kept)
     captions_left_out = Counter(mute[caption] for caption in queries if caption in mute)
     all_captions = sum(len(clip.captions) for clip in clips)
     if all_captions > len(queries):
@@ -451,15 +493,15 @@ def _refuse_lacking(store: Store, wanted: Sequence[tuple[Stream, Sequence[str]]]
 
 
 def _refuse_moved(store: Store, stream: Stream, clips: Sequence[Clip]) -> None:
-    """Raises DataError if rows are of other seconds than the manifest has now, as far as the store knows."""
-    source_of = getattr(stream, "source", None)
-    if source_of is None:
-        return
-    moved = []
-    for clip in clips:
-        source = source_of(clip.clip_id)
-        if source.recorded and (source.start, source.end) != (clip.start, clip.end):
-            moved.append(clip.clip_id)
+    """Raises DataError if clips were tried at other seconds than the manifest has now, as far as the store knows.
+
+    Those that failed count too: the seconds that the manifest has now were never tried.
+    """
+    moved = [
+        clip.clip_id
+        for clip in clips
+        if stream.state(clip.clip_id) != "absent" and not stream.source(clip.clip_id).is_of(clip.start, clip.end)
+    ]
     if moved:
         count = "1 clip" if len(moved) == 1 else f"{len(moved):,} clips"
         raise DataError(

@@ -85,7 +85,8 @@ def fit(
     """
     rank, world = _processes()
     opened, clips = open_store(store), read_manifest(manifest)
-    config = config.model_copy(update={"model": choose_streams(config.model, opened)})
+    first_says = say if rank == 0 else lambda line: None
+    config = config.model_copy(update={"model": choose_streams(config.model, opened, first_says)})
     train_clips, val_clips = choose_clips(clips, config.data, str(manifest))
     text = make_text(opened, config, train_clips, manifest)
     seed = config.train.seed

@@ -149,10 +149,21 @@ class VideoFinder:
     def _by_id(self) -> dict[str, list[Path]]:
         by_id: dict[str, list[Path]] = {}
         for path in self._files:
-            # Downloaders leave names such as ID.mp4.webm: the name before its first extension is an id too.
-            for key in {path.stem, path.name.split(".", 1)[0] if Path(path.stem).suffix in EXTENSIONS else path.stem}:
+            for key in {path.stem, video_id(path.name)}:
                 by_id.setdefault(key, []).append(path)
         return by_id
+
+
+def video_id(video: str) -> str:
+    """The id of a video, or of a path: without its extension, and without both of names such as ID.mp4.webm.
+
+    Downloaders leave such names. A manifest may name a video with its extension or without.
+    """
+    stem, extension = os.path.splitext(video)
+    while extension.lower() in EXTENSIONS:
+        video = stem
+        stem, extension = os.path.splitext(video)
+    return video
 
 
 def _walk(root: Path) -> Iterator[Path]:

@@ -23,7 +23,7 @@ from amex.features.schema import ClipSource
 from amex.manifests import Clip, read_manifest
 from amex.train.config import Config, Data, load_config
 from amex.train.coverage import FEW_CLIPS, gallery_warning, training_warning
-from amex.train.data import DataError, Split, choose_clips, inputs, make_text
+from amex.train.data import DataError, Split, choose_clips, inputs, make_text, refused_states, with_features
 from amex.train.evaluate import evaluate_split, truth_of
 from amex.train.metrics import Scores, Truth, chance, evaluate
 from amex.train.models import build_model
@@ -111,8 +111,12 @@ def splits_of(**videos: str) -> list[Clip]:
         ({"train": "a b", "val": "c", "test": "a.mp4 b.mkv"}, {}, "the test split shares 2 videos ('a', ...)"),
         ({"train": "a b", "val": "c", "test": "a"}, {"select_on_test": True}, "data.allow_overlap=true"),
         ({"train": "a b", "val": "c", "test": "a"}, {"allow_overlap": True}, None),
-        ({"train": "a b", "val": "c", "test": "c"}, {"allow_overlap": True}, "data.select_on_test=true"),
-        ({"train": "a b", "val": "c", "test": "c"}, {"select_on_test": True}, None),
+        ({"train": "a b", "val": "c", "test": "c"}, {}, "share 1 video ('c'): clips of one video are in both; if you"),
+        ({"train": "a b", "val": "c", "test": "c"}, {"select_on_test": True}, "data.allow_overlap=true"),
+        ({"train": "a b", "val": "c", "test": "c"}, {"allow_overlap": True}, None),
+        ({"train": "a b", "val": "c", "test": "c.mp4.webm"}, {}, "share 1 video ('c')"),
+        ({"train": "a b", "test": "c"}, {"val": "test", "allow_overlap": True}, "data.select_on_test=true"),
+        ({"train": "a b", "test": "c"}, {"val": "test", "select_on_test": True}, None),
         ({"train": "a b", "dev": "c", "test": "d"}, {"val": "all"}, "data.val=all and the test split share 1 clip"),
         ({"train": "a b", "test": "d"}, {"val": "test"}, "data.val=test and the test split share 1 clip ('test0')"),
         ({"learn": "a", "dev": "c"}, {"train": "learn", "val": "dev"}, None),
@@ -248,6 +252,27 @@ def test_strict_refuses_what_failed_and_what_is_empty(command: str, partial: Pat
     assert "(decode: it is damaged)" in result.output
     assert "without --strict" in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+EXTRACT = "amex extract --manifest M --videos V --store {} --stream motion"
+REMEDIES = {
+    "failed": f"try what failed again with {EXTRACT} --retry-failed",
+    "empty": "leave what is empty out of the manifest",
+    "absent": f"make what is absent with {EXTRACT}",
+}
+
+
+@pytest.mark.parametrize("states", [("failed",), ("empty",), ("absent",), ("failed", "empty"), ("failed", "absent")])
+def test_strict_says_what_to_do_about_each_state(states: Sequence[str], tmp_path: Path) -> None:
+    clips = [Clip(clip_id=state, video=state) for state in ("done", *states)]
+    rows = {clip.clip_id: 2 * (clip.clip_id == "done") for clip in clips if clip.clip_id not in ("failed", "absent")}
+    failed = ["failed"] if "failed" in states else []
+    store = open_store(add_stream(tmp_path / "s.zarr", "motion", rows, failed))
+    with pytest.raises(DataError) as refused:
+        with_features(store, clips, [store["motion"]], None, refuse=refused_states(strict=True))
+    for state, remedy in REMEDIES.items():
+        assert (remedy.format(store.path) in str(refused.value)) is (state in states)
+    assert ("--retry-failed" in str(refused.value)) is ("failed" in states)
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "report", "search"])

@@ -25,6 +25,7 @@ from amex.manifests import (
     write_manifest,
 )
 from amex.manifests.datasets.base import carve
+from amex.manifests.videos import video_id
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
 seconds = st.floats(0, 1e5, allow_nan=False)
@@ -115,6 +116,14 @@ def test_videos_are_found_by_path_and_by_id_in_any_layout(tmp_path: Path) -> Non
     for absent in ("notes", "227/xHr8X2Wpmno", "xHr8"):
         with pytest.raises(VideoError, match="no video"):
             finder.find(absent)
+
+
+def test_an_id_is_a_name_without_the_extensions_of_videos(tmp_path: Path) -> None:
+    names = {"abc.mp4": "abc", "x/abc.mp4.webm": "x/abc", "v1.5.MP4.mkv": "v1.5", "v1.5": "v1.5", ".mp4": ".mp4"}
+    assert {name: video_id(name) for name in names} == names
+    assert video_id("a.mp4/") == "a.mp4/"
+    (tmp_path / "v1.5.MP4.mkv").touch()
+    assert VideoFinder(tmp_path).find("v1.5") == Path("v1.5.MP4.mkv")
 
 
 def test_folders_of_a_path_are_compared_part_by_part(tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ class Data(Section):
     train: str = Field("train", description="the split to learn from")
     val: str = Field("val", description="the split that chooses the checkpoint")
     select_on_test: bool = Field(
-        False, description="allow data.val to share clips or videos with the test split: test figures are then too good"
+        False, description="allow data.val to share clips with the test split: test figures are then too good"
     )
     allow_overlap: bool = Field(
         False,
-        description="allow data.train to share clips or videos with data.val or the test split: figures of those are "
-        "then too good",
+        description="allow data.train to share clips or videos with data.val or the test split, and those two to share "
+        "videos: figures are then too good",
     )
     batch_size: int = Field(64, ge=2, description="pairs a step, over all processes")
     captions: Literal["one", "all"] = Field("one", description="a clip's captions an epoch: one at random, or each")

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from ..errors import AmexError
 from ..features import Batch, Store, StoreError, Stream, row_arrays
 from ..manifests import Clip
-from ..manifests.videos import EXTENSIONS
+from ..manifests.videos import video_id
 from .concepts import Concepts
 from .config import Config, Data
 from .coverage import Coverage
@@ -160,13 +160,17 @@ def choose_clips(clips: Sequence[Clip], data: Data, source: str) -> tuple[list[C
     train, val = of_split(clips, data.train, source), of_split(clips, data.val, source)
     test = [clip for clip in clips if clip.split == "test"]
     problems = []
-    if not data.select_on_test and (shared := _shared(val, test)):
-        problems.append(
-            f"data.val={data.val} and the test split share {shared}, so test clips would choose the checkpoint; if you "
-            "mean it: --set data.select_on_test=true"
-        )
+    if overlap := _overlap(val, test):
+        shared = f"data.val={data.val} and the test split share {overlap}"
+        if overlap.what == "clip" and not data.select_on_test:
+            problems.append(
+                f"{shared}, so test clips would choose the checkpoint; if you mean it: --set data.select_on_test=true"
+            )
+        if overlap.what == "video" and not data.allow_overlap:
+            problems.append(f"{shared}: clips of one video are in both; if you mean it: --set data.allow_overlap=true")
     evaluated = [] if data.allow_overlap else [(f"data.val={data.val}", val), ("the test split", test)]
-    if overlaps := [f"{name} shares {shared}" for name, others in evaluated if (shared := _shared(train, others))]:
+    overlaps = [f"{name} shares {overlap}" for name, others in evaluated if (overlap := _overlap(train, others))]
+    if overlaps:
         problems.append(
             f"data.train={data.train} would be evaluated on what it learns from: {', '.join(overlaps)}; if you mean "
             "it: --set data.allow_overlap=true"
@@ -176,21 +180,28 @@ def choose_clips(clips: Sequence[Clip], data: Data, source: str) -> tuple[list[C
     return train, val
 
 
-def _shared(some: Sequence[Clip], others: Sequence[Clip]) -> str:
-    """What two lists of clips have in common: clips, or else videos; empty if nothing."""
-    for what, key in (("clip", lambda clip: clip.clip_id), ("video", _video)):
-        both = {key(clip) for clip in some} & {key(clip) for clip in others}
-        if both:
-            return (
-                f"{len(both):,} {what}{'s' if len(both) > 1 else ''} ({min(both)!r}{', ...' if len(both) > 1 else ''})"
-            )
-    return ""
+@dataclass(frozen=True)
+class Overlap:
+    """What two lists of clips have in common.
+
+    Attributes:
+        what: ``clip``, or ``video`` where they have no clip in common but clips of the same videos.
+        names: their ids, one or more.
+    """
+
+    what: str
+    names: frozenset[str]
+
+    def __str__(self) -> str:
+        plural, more = ("s", ", ...") if len(self.names) > 1 else ("", "")
+        return f"{len(self.names):,} {self.what}{plural} ({min(self.names)!r}{more})"
 
 
-def _video(clip: Clip) -> str:
-    """A clip's video without the extension, which a manifest may leave out."""
-    suffix = PurePosixPath(clip.video).suffix
-    return clip.video.removesuffix(suffix) if suffix.lower() in EXTENSIONS else clip.video
+def _overlap(some: Sequence[Clip], others: Sequence[Clip]) -> Overlap | None:
+    for what, key in (("clip", lambda clip: clip.clip_id), ("video", lambda clip: video_id(clip.video))):
+        if names := {key(clip) for clip in some} & {key(clip) for clip in others}:
+            return Overlap(what, frozenset(names))
+    return None
 
 
 class Table:
@@ -471,25 +482,37 @@ def _lacking(key: str, streams: Sequence[Stream]) -> str:
 
 
 def _refuse_lacking(store: Store, wanted: Sequence[tuple[Stream, Sequence[str]]], refuse: Collection[str]) -> None:
-    """Raises DataError naming clips or captions in states that are refused, and the command that makes them."""
-    problems, streams = [], []
+    """Raises DataError naming clips or captions in states that are refused, and what to do about each state."""
+    problems: list[str] = []
+    lacking: dict[str, list[str]] = {state: [] for state in LACKING}  # the streams
     for stream, keys in wanted:
-        refused = [key for key in dict.fromkeys(keys) if stream.state(key) in refuse]
-        if not refused:
+        states = {key: state for key in keys if (state := stream.state(key)) in refuse}
+        if not states:
             continue
+        first = next(iter(states))
         what = "caption" if kind(stream) == "text" else "clip"
-        what = f"1 {what} has" if len(refused) == 1 else f"{len(refused):,} {what}s have"
-        failure = stream.failures.get(refused[0])
-        why = f" ({failure.stage}: {failure.reason})" if failure else ""
-        problems.append(f"{what} no rows in stream {stream.name!r}, the first {refused[0]!r}{why}")
-        streams.append(stream.name)
-    if problems:
-        more = " ".join(f"--stream {name}" for name in streams)
-        strict = "; without --strict what failed or is empty is left out" if "failed" in refuse else ""
-        raise DataError(
-            f"{store.path}: {'; '.join(problems)}. If a run is still at it, wait; else make them with "
-            f"amex extract --manifest M --videos V --store {store.path} {more}{strict}"
-        )
+        what = f"1 {what} has" if len(states) == 1 else f"{len(states):,} {what}s have"
+        failure = stream.failures.get(first)
+        why = f" ({failure.stage}: {failure.reason})" if failure else " (empty)" if states[first] == "empty" else ""
+        problems.append(f"{what} no rows in stream {stream.name!r}, the first {first!r}{why}")
+        for state in set(states.values()):
+            lacking[state].append(stream.name)
+    if not problems:
+        return
+
+    def extract(state: str) -> str:
+        options = " ".join(f"--stream {name}" for name in lacking[state])
+        return f"amex extract --manifest M --videos V --store {store.path} {options}"
+
+    remedies = {
+        "absent": f"if a run is still at it, wait; else make what is absent with {extract('absent')}",
+        "failed": f"try what failed again with {extract('failed')} --retry-failed",
+        "empty": "leave what is empty out of the manifest",
+    }
+    needed = [remedy for state, remedy in remedies.items() if lacking[state]]
+    if "failed" in refuse:
+        needed.append("without --strict what failed or is empty is left out")
+    raise DataError(f"{store.path}: {'; '.join(problems)}: {'; '.join(needed)}")
 
 
 def _refuse_moved(store: Store, stream: Stream, clips: Sequence[Clip]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,13 @@ class BuildCommand(click.Command):
             formatter.write_text(dataset_help())
 
 
+def a_number(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """Refuses nan, which no range of click's does."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is not a number", context, parameter)
+    return value
+
+
 @manifest.command("build", cls=BuildCommand)
 @click.argument("dataset")
 @click.option("--annotations", required=True, type=click.Path(path_type=Path), help="See below.")
@@ -88,6 +96,7 @@ class BuildCommand(click.Command):
     default=5.0,
     show_default=True,
     type=click.FloatRange(0, 50),
+    callback=a_number,
     help="Where the protocol has train and test alone: percent of train's videos that become val, which chooses the "
     "checkpoint. 0 trains on all of train.",
 )

@@ -205,32 +205,32 @@ def test_youcook2_steps_become_clips(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"database": database}))
     clip = Clip(clip_id="abc_3", video="abc", start=47.0, end=60.0, split="test", captions=("pick the ends off",))
-    assert dataset("youcook2").clips(path) == [clip]
+    assert dataset("youcook2").scan(path) == [clip]
     path.write_text("[]")
     with pytest.raises(ManifestError, match="not laid out as expected"):
-        dataset("youcook2").clips(path)
+        dataset("youcook2").scan(path)
     path.write_text("{")
     with pytest.raises(ManifestError, match="is not JSON"):
-        dataset("youcook2").clips(path)
+        dataset("youcook2").scan(path)
 
 
 def test_a_folder_takes_captions_from_csv_or_json_lines(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.webm", "sub/c.mov"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [clip.clip_id for clip in dataset("folder").clips(tmp_path)] == ["a.mp4", "b.webm", "sub/c.mov"]
+    assert [clip.clip_id for clip in dataset("folder").scan(tmp_path)] == ["a.mp4", "b.webm", "sub/c.mov"]
     (tmp_path / "captions.csv").write_text("video,caption,start,end\na,one,,\na.mp4,two,,\nc,cut,1,2.5\n")
-    made = {clip.clip_id: clip for clip in dataset("folder").clips(tmp_path)}
+    made = {clip.clip_id: clip for clip in dataset("folder").scan(tmp_path)}
     assert made["a.mp4"].captions == ("one", "two")
     assert made["b.webm"].captions == ()
     assert (made["sub/c.mov_1.0_2.5"].start, made["sub/c.mov_1.0_2.5"].end) == (1.0, 2.5)
     assert "sub/c.mov" not in made
     (tmp_path / "captions.csv").unlink()
     write_lines(tmp_path / "captions.jsonl", {"video": "b", "caption": "three"})
-    assert {c.clip_id: c.captions for c in dataset("folder").clips(tmp_path)}["b.webm"] == ("three",)
+    assert {c.clip_id: c.captions for c in dataset("folder").scan(tmp_path)}["b.webm"] == ("three",)
     write_lines(tmp_path / "captions.jsonl", {"video": "b", "caption": "x"}, {"video": "zz", "caption": "y"})
     with pytest.raises(ManifestError, match=r"captions\.jsonl:2: no video 'zz'"):
-        dataset("folder").clips(tmp_path)
+        dataset("folder").scan(tmp_path)
 
 
 def test_a_file_that_cannot_be_named_and_a_caption_that_cannot_be_stored_cost_themselves(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_file_that_cannot_be_named_and_a_caption_that_cannot_be_stored_cost_th
     assert read_manifest(tmp_path / "m.jsonl") == [good]
     write_lines(tmp_path / "captions.jsonl", {"video": "caf\udce9.mp4", "caption": "x"})
     with pytest.raises(ManifestError, match=r"captions\.jsonl:1: .* a path that is not UTF-8: rename it"):
-        dataset("folder").clips(tmp_path)
+        dataset("folder").scan(tmp_path)
     with pytest.raises(VideoError, match=r"video 'c' is .*c\.mp4, a path that is not UTF-8: rename it"):
         VideoFinder(tmp_path).find("c")
     with pytest.raises(VideoError, match=r"the path of the videos folder .*xff is not UTF-8: give a link to it"):
@@ -269,23 +269,20 @@ def test_msrvtt_protocols_come_from_their_lists(tmp_path: Path) -> None:
     )
     sentences = [{"video_id": "video0", "caption": f"caption {k}"} for k in range(3)]
     (tmp_path / "MSRVTT_data.json").write_text(json.dumps({"sentences": sentences}))
-    clips = dataset("msrvtt").clips(tmp_path, val=0)
+    clips = dataset("msrvtt").scan(tmp_path, val=0)
     assert [(clip.clip_id, clip.split, len(clip.captions)) for clip in clips] == [
         ("video0", "train", 3),
         ("video1", "train", 0),
         ("video9770", "test", 1),
     ]
     with pytest.raises(ManifestError, match=r"train_list_miech\.txt is missing"):
-        dataset("msrvtt").clips(tmp_path, "1k-B")
+        dataset("msrvtt").scan(tmp_path, "1k-B")
     with pytest.raises(ManifestError, match="choose from 1k-A, 7k, full, 1k-B"):
-        dataset("msrvtt").clips(tmp_path, "9k")
+        dataset("msrvtt").scan(tmp_path, "9k")
 
 
 def splits(clips: list[Clip]) -> dict[str, int]:
     return dict(Counter(clip.split for clip in clips))
-
-
-CARVED = {"carved": "5 % of train's videos, seed 0"}
 
 
 @given(st.lists(st.tuples(words, st.sampled_from(["train", "test"])), min_size=1), st.floats(0.001, 0.5))
@@ -311,7 +308,7 @@ def test_a_published_val_is_kept_and_no_other_is_carved(tmp_path: Path) -> None:
     assert carve(clips, 0.5) == clips
     assert carve(clips[:2], 0) == clips[:2]
     chosen = [clip for clip in carve([replace(clips[0], extras={"x": 1}), clips[1]], 0.05) if clip.split == "val"]
-    assert [clip.extras["carved"] for clip in chosen] == [CARVED["carved"]]
+    assert [clip.extras["carved"] for clip in chosen] == ["1 of 2 videos of train, seed 0"]
 
 
 def test_building_and_showing_a_manifest_say_what_was_carved(tmp_path: Path) -> None:
@@ -319,32 +316,43 @@ def test_building_and_showing_a_manifest_say_what_was_carved(tmp_path: Path) -> 
     videos = {f"v{i}": {"subset": "training", "annotations": [step, step | {"id": 1}]} for i in range(60)}
     (tmp_path / "a.json").write_text(json.dumps({"database": videos | {"t": {"subset": "validation"}}}))
     given = ("manifest", "build", "youcook2", "--annotations", tmp_path / "a.json", "--out", tmp_path / "m.jsonl")
-    assert "val is carved from train: 10 % of train's videos, seed 0" in amex(*given, "--val", "10").output
-    assert "val is carved from train: 5 % of train's videos, seed 0" in amex(*given).output
+    assert "val is carved from train: 5 of 60 videos of train, seed 0" in amex(*given, "--val", "10").output
+    # A fraction in place of percent is seen by what comes of it.
+    assert "val is carved from train: 1 of 60 videos of train, seed 0" in amex(*given, "--val", "0.05").output
+    assert "val is carved from train: 2 of 60 videos of train, seed 0" in amex(*given).output
     shown = amex("manifest", "show", tmp_path / "m.jsonl").output
-    assert "val is carved from train: 5 % of train's videos, seed 0" in shown
+    assert "val is carved from train: 2 of 60 videos of train, seed 0" in shown
     kept = [clip for clip in read_manifest(tmp_path / "m.jsonl") if clip.split == "val"]
-    assert kept
-    assert all(clip.extras == CARVED for clip in kept)
+    assert len({clip.video for clip in kept}) == 2
+    assert all(clip.extras == {"carved": "2 of 60 videos of train, seed 0"} for clip in kept)
     assert "carved" not in amex(*given, "--val", "0").output
     assert splits(read_manifest(tmp_path / "m.jsonl")) == {"train": 120}
 
 
+@pytest.mark.parametrize("share", ["nan", "-1", "inf", "51"])
+def test_a_share_for_val_that_is_none_is_a_usage_error(share: str, tmp_path: Path) -> None:
+    given = ("manifest", "build", "folder", "--annotations", tmp_path, "--out", tmp_path / "m.jsonl")
+    refused = amex(*given, "--val", share)
+    assert refused.exit_code == 2
+    assert "--val" in refused.output
+    assert not (tmp_path / "m.jsonl").exists()
+
+
 def test_real_annotations_give_the_published_counts(real_data: Path) -> None:
     cooking = real_data / "annotations" / "youcook2"
-    official = dataset("youcook2").clips(cooking / "youcookii_annotations_trainval.json")
+    official = dataset("youcook2").scan(cooking / "youcookii_annotations_trainval.json")
     assert splits(official) == {"train": 9_796, "val": 541, "test": 3_492}
     assert 9_796 + 541 == 10_337
     assert len({clip.clip_id for clip in official}) == 13_829
     videos = {split: {clip.video for clip in official if clip.split == split} for split in ("train", "val", "test")}
     assert {split: len(named) for split, named in videos.items()} == {"train": 1_261, "val": 72, "test": 457}
-    whole = dataset("youcook2").clips(cooking / "youcookii_annotations_trainval.json", val=0)
+    whole = dataset("youcook2").scan(cooking / "youcookii_annotations_trainval.json", val=0)
     assert splits(whole) == {"train": 10_337, "test": 3_492}
-    howto = dataset("youcook2").clips(cooking / "validation_youcook.csv")
+    howto = dataset("youcook2").scan(cooking / "validation_youcook.csv")
     assert splits(howto) == {"test": 3_350}
     assert len({clip.clip_id for clip in howto}) == 3_350
     msrvtt = real_data / "annotations" / "msrvtt"
-    counts = {name: splits(dataset("msrvtt").clips(msrvtt, name)) for name in ("1k-A", "7k", "full", "1k-B")}
+    counts = {name: splits(dataset("msrvtt").scan(msrvtt, name)) for name in ("1k-A", "7k", "full", "1k-B")}
     assert counts == {
         "1k-A": {"train": 9_000 - 472, "val": 472, "test": 1_000},
         "7k": {"train": 7_010 - 366, "val": 366, "test": 1_000},

@@ -32,19 +32,6 @@ class Dataset:
     build: Callable[[Path, str], Iterable[Clip | Problem]]
     protocols: tuple[str, ...] = ()
 
-    def clips(self, annotations: str | Path, protocol: str | None = None, *, val: float = VAL_SHARE) -> list[Clip]:
-        """The clips of this data set.
-
-        Raises:
-            ManifestError: for the first Problem, and as ``scan`` does.
-        """
-        clips: list[Clip] = []
-        for item in self.scan(annotations, protocol, val=val):
-            if isinstance(item, Problem):
-                raise ManifestError(str(item))
-            clips.append(item)
-        return clips
-
     def scan(
         self, annotations: str | Path, protocol: str | None = None, *, val: float = VAL_SHARE
     ) -> list[Clip | Problem]:
@@ -70,17 +57,17 @@ class Dataset:
         return [*carve(clips, val), *(item for item in items if isinstance(item, Problem))]
 
 
-def carve(clips: Sequence[Clip], share: float, seed: int = VAL_SEED) -> list[Clip]:
+def carve(clips: Sequence[Clip], share: float) -> list[Clip]:
     """The clips, with those of about ``share`` of train's videos moved to ``val``; unchanged where there is a val.
 
     A video's clips stay together. The draw is a hash of seed and video id, so that it depends on no other video; at
-    least one is drawn. Extras say under ``carved`` that a clip was moved, and how.
+    least one is drawn. Extras say under ``carved`` that a clip was moved, and how many videos were.
     """
-    draws = {clip.video: _draw(clip.video, seed) for clip in clips if clip.split == "train"}
+    draws = {clip.video: _draw(clip.video) for clip in clips if clip.split == "train"}
     if share == 0 or len(draws) < 2 or any(clip.split == "val" for clip in clips):
         return list(clips)
     chosen = {video for video, draw in draws.items() if draw < share} or {min(draws, key=draws.__getitem__)}
-    carved = {"carved": f"{100 * share:g} % of train's videos, seed {seed}"}
+    carved = {"carved": f"{len(chosen):,} of {len(draws):,} videos of train, seed {VAL_SEED}"}
     return [
         replace(clip, split="val", extras={**clip.extras, **carved})
         if clip.split == "train" and clip.video in chosen
@@ -89,9 +76,9 @@ def carve(clips: Sequence[Clip], share: float, seed: int = VAL_SEED) -> list[Cli
     ]
 
 
-def _draw(video: str, seed: int) -> float:
-    """A number in [0, 1) that only depends on the two."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {video}".encode()).digest()[:6]) / 2**48
+def _draw(video: str) -> float:
+    """A number in [0, 1) that only depends on the video and ``VAL_SEED``."""
+    return int.from_bytes(hashlib.sha256(f"{VAL_SEED} {video}".encode()).digest()[:6]) / 2**48
 
 
 def read_json(path: Path) -> Any:

@@ -32,7 +32,7 @@ def build(annotations: Path, protocol: str) -> Iterator[Clip | Problem]:
         raise ManifestError(f"no video files below {folder}")
     whole: dict[str, list[str]] = {path.as_posix(): [] for path in files}
     cut: dict[tuple[str, float, float], list[str]] = {}
-    for where, row in read_captions(captions) if captions else ():
+    for where, row in caption_rows(captions) if captions else ():
         try:
             video = finder.find(row["video"]).as_posix()
             if row.get("start") in (None, "") and row.get("end") in (None, ""):
@@ -61,7 +61,7 @@ def _clip(**fields: Any) -> Clip | Problem:
         return Problem(file=fields["clip_id"], reason=f"not a clip: {error}")
 
 
-def read_captions(path: Path) -> Iterator[tuple[str, dict]]:
+def caption_rows(path: Path) -> Iterator[tuple[str, dict]]:
     """Rows of a captions file with the place each comes from."""
     if path.suffix.lower() == ".csv":
         for number, row in enumerate(read_csv(path, "video", "caption"), start=2):

@@ -194,6 +194,16 @@ def test_an_interrupted_run_goes_on_in_its_folder(bench: Bench) -> None:
     assert bench.table() == table
 
 
+def test_variants_that_would_share_a_folder_are_refused_by_name(finished: Bench, tmp_path: Path) -> None:
+    config = tmp_path / "c.py"
+    config.write_text("model = {'name': 'global'}\nvariants = {'lr 1': [], 'no graph': [], 'lr=1': ['train.lr=1']}\n")
+    given = ("--store", finished.store, "--manifest", finished.manifest, "--work-dir", tmp_path / "w")
+    result = amex("ablate", config, *given, "--variant", "no graph")
+    assert result.exit_code == 1
+    assert "variants 'lr 1' and 'lr=1' would both be kept in the folder 'lr-1': rename one" in result.output
+    assert not (tmp_path / "w").exists()
+
+
 def test_a_split_that_is_not_there_is_refused_before_anything_is_trained(finished: Bench, tmp_path: Path) -> None:
     given = ("--store", finished.store, "--manifest", finished.manifest, "--work-dir", tmp_path / "w")
     result = amex("ablate", finished.config, *given, "--variant", "a", "--split", "tset")

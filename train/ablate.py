@@ -28,7 +28,12 @@ from .rolegraphs import Graphs
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """What the runs of an ablation read, and how their figures are made: options of ``amex ablate``."""
+    """What the runs of an ablation read, and how their figures are made: options of ``amex ablate``.
+
+    Attributes:
+        split: what the figures are of.
+        merged: equal captions are one query, as of ``evaluate_split``.
+    """
 
     store: Path
     manifest: Path
@@ -41,7 +46,7 @@ class Sources:
         return f"{self.split}{'-merged' if self.merged else ''}"
 
 
-class Reading:
+class Snapshot:
     """Store and manifest as they are when it is made; what many runs share is read once."""
 
     def __init__(self, sources: Sources) -> None:
@@ -64,15 +69,15 @@ class Reading:
     def run(self, config: Config, folder: Path) -> Run:
         """The run of a configuration, in ``folder`` with others of its variant."""
         options = choose_streams(config.model, self.store)
-        made = {
+        made_from = {
             "amex": __version__,
             "config": config.model_copy(update={"model": options}).plain(),
             "fingerprints": fingerprints(self.store, options),
             "learned_from": self.learned_from(options, (config.data.train, config.data.val)),
         }
         tested = self.learned_from(options, (self.sources.split,))
-        own = folder / f"seed{config.train.seed}-{fingerprint(made)[:8]}"
-        return Run(config=config, folder=own, made=made, tested=tested)
+        run_folder = folder / f"seed{config.train.seed}-{fingerprint(made_from)[:8]}"
+        return Run(config=config, folder=run_folder, made_from=made_from, tested=tested)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,20 +85,20 @@ class Run:
     """One variant with one seed. Its folder is called after all that decides its weights.
 
     Attributes:
-        made: what decides the weights.
+        made_from: what decides the weights.
         tested: what decides the figures beside the weights.
     """
 
     config: Config
     folder: Path
-    made: dict[str, Any]
+    made_from: dict[str, Any]
     tested: dict[str, str]
 
     def result(self, sources: Sources) -> dict[str, Any] | None:
         """Its figures, if they were made from what there is now."""
-        record = self.folder / f"result-{sources.name}.json"
-        kept = json.loads(record.read_text()) if record.is_file() else None
-        return kept if kept and kept["tested"] == self.tested else None
+        path = self.folder / f"result-{sources.name}.json"
+        result = json.loads(path.read_text()) if path.is_file() else None
+        return result if result and result["tested"] == self.tested else None
 
     def changed(self) -> str:
         """What differs from the last run of this variant and seed, if that was made from something else."""
@@ -105,14 +110,14 @@ class Run:
         record = last / "made_from.json"
         if not record.is_file():
             return f"{last} was made by an earlier amex"
-        differences = diff_specs(json.loads(record.read_text()), self.made)
+        differences = diff_specs(json.loads(record.read_text()), self.made_from)
         words = [f"{field}: {old!r} then, {new!r} now" for field, old, new in differences]
         return f"{last} was made from something else: {'; '.join(words)}"
 
     def train(self, sources: Sources) -> None:
         """Trains what is not trained yet, and keeps the figures."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "made_from.json", self.made)
+        write_json(self.folder / "made_from.json", self.made_from)
         fitted = fit(self.config, store=sources.store, manifest=sources.manifest, work_dir=self.folder, resume=True)
         checkpoint = load_checkpoint(fitted.best)
         store = open_store(sources.store)
@@ -156,37 +161,48 @@ def ablate(
     Returns:
         By variant, of all that were made from what there is now, also before: ``runs`` by seed, each with its
         ``figures``; ``mean`` and ``std`` (of the sample) of each figure. ``table_path`` keeps it.
+
+    Raises:
+        ConfigError: if a variant is not there, cannot be configured, or would share its folder with another.
+        AmexError: as of ``fit``.
     """
     variants = variants_of(which)
+    folders: dict[str, str] = {}
+    for name in variants:
+        other = folders.setdefault(_slug(name), name)
+        if other != name:
+            raise ConfigError(
+                f"{which}: variants {other!r} and {name!r} would both be kept in the folder {_slug(name)!r}: rename one"
+            )
     if unknown := sorted(set(only) - variants.keys()):
         raise ConfigError(f"{which} has no variant {unknown[0]!r}; it has {', '.join(map(repr, variants))}")
 
-    def plan(name: str, seed: int, reading: Reading) -> Run:
+    def plan(name: str, seed: int, snapshot: Snapshot) -> Run:
         config = load_config(which, [*settings, *variants[name], f"train.seed={seed}"])
-        return reading.run(config, work_dir / _slug(name))
+        return snapshot.run(config, work_dir / _slug(name))
 
-    reading = Reading(sources)
+    snapshot = Snapshot(sources)
     chosen = [(name, seed) for name in variants if not only or name in only for seed in seeds]
     # All configurations are checked before the first is trained.
-    plans = {(name, seed): plan(name, seed, reading) for name, seed in chosen}
+    plans = {(name, seed): plan(name, seed, snapshot) for name, seed in chosen}
     for number, ((name, seed), run) in enumerate(plans.items(), start=1):
         say(f"[{number}/{len(plans)}] {name}, seed {seed}: {run.folder}")
         if run.result(sources):
             continue
-        reading = Reading(sources)  # which may have changed since the first runs began
-        run = plan(name, seed, reading)
+        snapshot = Snapshot(sources)  # which may have changed since the first runs began
+        run = plan(name, seed, snapshot)
         if changed := run.changed():
             say(f"  trained again: {changed}")
         elif (run.folder / f"result-{sources.name}.json").is_file():
             say(f"  evaluated again: what split {sources.split!r} holds changed")
         run.train(sources)
-    reading = Reading(sources)
+    snapshot = Snapshot(sources)
     results: dict[str, dict[str, Any]] = {}
     for name in variants:
         runs, left_out = {}, []
         for seed in _seeds(work_dir / _slug(name)):
             with contextlib.suppress(AmexError):  # a variant that was not asked for, and cannot be trained as it is
-                if result := plan(name, seed, reading).result(sources):
+                if result := plan(name, seed, snapshot).result(sources):
                     runs[seed] = result
                     continue
             left_out.append(str(seed))

@@ -106,18 +106,18 @@ def learned_from(
     """
     every = [clip for clips in splits.values() for clip in clips]
     captions = list(dict.fromkeys(caption for clip in every for caption in clip.captions))
-    made = {}
+    learned = {}
     for name, clips in splits.items():
         count = f"{len(clips)} clips, {sum(len(clip.captions) for clip in clips)} captions"
-        made[f"clips of split {name}"] = f"{count}, {digest([dataclasses.asdict(clip) for clip in clips])}"
+        learned[f"clips of split {name}"] = f"{count}, {digest([dataclasses.asdict(clip) for clip in clips])}"
     for name in options.video_streams:
-        made[f"features of {name}"] = short(store[name].digest([clip.clip_id for clip in every]))
+        learned[f"features of {name}"] = short(store[name].digest([clip.clip_id for clip in every]))
     if options.text_stream:
-        made[f"features of {options.text_stream}"] = short(store[options.text_stream].digest(captions))
+        learned[f"features of {options.text_stream}"] = short(store[options.text_stream].digest(captions))
     if graphs is not None:
-        own = {caption: graphs.graphs[caption] for caption in captions if caption in graphs.graphs}
-        made["role graphs"] = f"{len(own)} by {graphs.parser}, {digest(own)}"
-    return made
+        of_captions = {caption: graphs.graphs[caption] for caption in captions if caption in graphs.graphs}
+        learned["role graphs"] = f"{len(of_captions)} by {graphs.parser}, {digest(of_captions)}"
+    return learned
 
 
 def digest(record: Any) -> str:

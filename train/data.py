@@ -277,6 +277,8 @@ class Split(Dataset):
         queries: by clip all of its captions by index; one that it repeats verbatim is there each time.
         own: by clip its different captions by index.
         pairs: (clip, caption) by index, for every different caption of every clip: what is trained on.
+        with_captions: the indices of the clips that have captions; the others are in the gallery alone.
+        in_memory: whether all features are at hand; else they are read from the store when they are asked for.
     """
 
     def __init__(
@@ -303,9 +305,8 @@ class Split(Dataset):
         wanted = [(stream, [clip.clip_id for clip in clips]) for stream in streams]
         if text.stream is not None:
             wanted.append((text.stream, self.captions))
-        memory = sum(_bytes(stream, len(keys)) for stream, keys in wanted) <= data.memory_gb * 1e9
-        self.in_memory = memory
-        tables = {stream.name: Table(stream, keys, memory) for stream, keys in wanted}
+        self.in_memory = sum(_bytes(stream, len(keys)) for stream, keys in wanted) <= data.memory_gb * 1e9
+        tables = {stream.name: Table(stream, keys, self.in_memory) for stream, keys in wanted}
         self.texts = tables.pop(text.stream.name) if text.stream is not None else None
         self.tables = tables
 
@@ -441,35 +442,39 @@ def with_features(
         refuse: which of ``LACKING`` is an error; the others are left out and counted.
 
     Raises:
-        DataError: naming clips and captions, and what to do; or if no clip is left.
+        DataError: naming clips and captions, and what to do; if clips were extracted, or failed, at other times than
+            the manifest's; or if no clip is left.
     """
-    lacks = {clip.clip_id: reason for clip in clips if (reason := _lacking(clip.clip_id, streams))}
-    kept = [clip for clip in clips if clip.clip_id not in lacks]
-    queries = [caption for clip in kept for caption in clip.captions]
+    lost_clips = {clip.clip_id: reason for clip in clips if (reason := _lacking(clip.clip_id, streams))}
+    usable = [clip for clip in clips if clip.clip_id not in lost_clips]
+    queries = [caption for clip in usable for caption in clip.captions]
     for stream in streams:
         _refuse_moved(store, stream, clips)
     _refuse_lacking(store, [(stream, [clip.clip_id for clip in clips]) for stream in streams], refuse)
-    mute: dict[str, str] = {}
+    lost_captions: dict[str, str] = {}
     if text is not None:
         _refuse_lacking(store, [(text, queries)], refuse)
-        mute = {caption: reason for caption in dict.fromkeys(queries) if (reason := _lacking(caption, [text]))}
-    captions_left_out = Counter(mute[caption] for caption in queries if caption in mute)
+        lost_captions = {caption: reason for caption in dict.fromkeys(queries) if (reason := _lacking(caption, [text]))}
+    captions_left_out = Counter(lost_captions[caption] for caption in queries if caption in lost_captions)
     all_captions = sum(len(clip.captions) for clip in clips)
     if all_captions > len(queries):
         captions_left_out["of clips left out"] = all_captions - len(queries)
-    if mute:
-        kept = [replace(clip, captions=[caption for caption in clip.captions if caption not in mute]) for clip in kept]
+    if lost_captions:
+        usable = [
+            replace(clip, captions=[caption for caption in clip.captions if caption not in lost_captions])
+            for clip in usable
+        ]
     coverage = Coverage(
-        clips=len(kept),
+        clips=len(usable),
         of_clips=len(clips),
-        captions=sum(len(clip.captions) for clip in kept),
+        captions=sum(len(clip.captions) for clip in usable),
         of_captions=all_captions,
-        clips_left_out=dict(Counter(lacks.values())),
+        clips_left_out=dict(Counter(lost_clips.values())),
         captions_left_out=dict(captions_left_out),
     )
-    if not kept:
+    if not usable:
         raise DataError(f"{store.path} has features of {coverage.clip_line}; the first is {clips[0].clip_id!r}")
-    return kept, coverage
+    return usable, coverage
 
 
 def _lacking(key: str, streams: Sequence[Stream]) -> str:

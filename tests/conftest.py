@@ -25,6 +25,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 settings.register_profile("amex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("amex")
 
+# For processes that train together: NCCL gives no two of them one GPU. What they are compared with is on the CPU too.
+ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ON_CPU
 from test_models import INPUTS, SMALL, batch
 from torch.nn.functional import pad
 
@@ -235,7 +236,7 @@ def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path, mo
     script = tmp_path / "split.py"
     script.write_text(SPLIT.format(tests=str(Path(__file__).parent), cases=cases))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **ON_CPU}
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "one.pt")])
     runpy.run_path(str(script))
     subprocess.run([*torchrun, script, tmp_path / "two.pt"], check=True, env=environment, timeout=120)

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import amex, write_lines
+from conftest import ON_CPU, amex, write_lines
 
+from amex.errors import AmexError
 from amex.features import open_store
 from amex.train.checkpoint import load_checkpoint, read_checkpoint
 from amex.train.config import ConfigError, load_config
@@ -219,7 +220,7 @@ def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path, mo
     script = tmp_path / "split.py"
     script.write_text(SPLIT_LOSS.format(tests=str(Path(__file__).parent), switches=cases))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **ON_CPU}
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "one.pt")])
     runpy.run_path(str(script))
     subprocess.run([*torchrun, script, tmp_path / "two.pt"], check=True, env=environment, timeout=120)
@@ -233,20 +234,49 @@ def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path, mo
 
 @pytest.mark.slow
 def test_a_run_under_torchrun_goes_like_one_of_a_single_process(made: tuple[Path, Path], tmp_path: Path) -> None:
-    more = ("model.dropout=0", "train.epochs=2")
-    train(made, tmp_path / "one", *more)
     store, manifest = made
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "amex.cli",
-        "train", "amenet", "--store", store, "--manifest", manifest, "--work-dir", tmp_path / "two", *settings(*more),
-    ]  # fmt: skip
-    run = subprocess.run(
-        [str(w) for w in command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    for name, launcher in (("one", ()), ("two", torchrun)):
+        command = [
+            sys.executable, *launcher, "-m", "amex.cli", "train", "amenet", "--store", store, "--manifest", manifest,
+            "--work-dir", tmp_path / name, *settings("model.dropout=0", "train.epochs=2"),
+        ]  # fmt: skip
+        environment = {**os.environ, **ON_CPU}
+        run = subprocess.run([str(w) for w in command], capture_output=True, text=True, env=environment)
+        assert run.returncode == 0, run.stderr[-3000:]
     for a, b in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
         assert a["train"]["loss_relation"] == pytest.approx(b["train"]["loss_relation"], rel=0.02)
         assert a["val"]["t2v MeanR"] == pytest.approx(b["val"]["t2v MeanR"], abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words"),
+    [
+        (1, "2 processes on this machine, 1 GPU: start as many as GPUs, or CUDA_VISIBLE_DEVICES= for the CPU"),
+        (0, None),
+        (2, None),
+    ],
+)
+def test_more_processes_than_gpus_are_refused_before_they_wait_for_each_other(
+    gpus: int, words: str | None, made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BegunError(AmexError):
+        pass
+
+    def begun(backend: str) -> None:
+        raise BegunError(f"with {backend}")
+
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", begun)
+    given = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
+    result = amex("train", "amenet", *given, *settings())
+    assert result.exit_code == 1
+    assert result.output == f"Error: {words or ('with nccl' if gpus else 'with gloo')}\n"
+    assert not (tmp_path / "w").exists()
 
 
 def test_features_that_do_not_fit_into_memory_give_the_same_numbers(made: tuple[Path, Path], tmp_path: Path) -> None:

@@ -175,12 +175,22 @@ def only_run(work_dir: Path) -> Iterator[None]:
 
 
 def _processes() -> tuple[int, int]:
-    """This process's rank and how many there are; under torchrun they are introduced to each other."""
+    """This process's rank and how many there are; under torchrun they are introduced to each other.
+
+    Raises:
+        AmexError: if processes would have to share a GPU, which NCCL refuses.
+    """
     if "RANK" not in os.environ:
         return 0, 1
     if not torch.distributed.is_initialized():
         on_gpu = torch.cuda.is_available()
         if on_gpu:
+            here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+            if here > gpus:
+                raise AmexError(
+                    f"{here} processes on this machine, {gpus} GPU{'s' if gpus > 1 else ''}: start as many as GPUs, or "
+                    "CUDA_VISIBLE_DEVICES= for the CPU"
+                )
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     return torch.distributed.get_rank(), torch.distributed.get_world_size()

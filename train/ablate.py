@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -47,10 +48,14 @@ class Sources:
 
 
 class Snapshot:
-    """Store and manifest as they are when it is made; what many runs share is read once."""
+    """Store and manifest as they are when it is made; what many runs share is read once.
 
-    def __init__(self, sources: Sources) -> None:
-        self.sources = sources
+    Args:
+        say: called once with each line about streams that are left out because they cannot be opened.
+    """
+
+    def __init__(self, sources: Sources, say: Callable[[str], None] = lambda line: None) -> None:
+        self.sources, self._say = sources, functools.cache(say)
         self.store, self.clips = open_store(sources.store), read_manifest(sources.manifest)
         self._graphs: Graphs | None = None
         self._learned: dict[tuple[Any, ...], dict[str, str]] = {}
@@ -68,7 +73,7 @@ class Snapshot:
 
     def run(self, config: Config, folder: Path) -> Run:
         """The run of a configuration, in ``folder`` with others of its variant."""
-        options = choose_streams(config.model, self.store)
+        options = choose_streams(config.model, self.store, self._say)
         made_from = {
             "amex": __version__,
             "config": config.model_copy(update={"model": options}).plain(),
@@ -181,7 +186,7 @@ def ablate(
         config = load_config(which, [*settings, *variants[name], f"train.seed={seed}"])
         return snapshot.run(config, work_dir / _slug(name))
 
-    snapshot = Snapshot(sources)
+    snapshot = Snapshot(sources, say)
     chosen = [(name, seed) for name in variants if not only or name in only for seed in seeds]
     # All configurations are checked before the first is trained.
     plans = {(name, seed): plan(name, seed, snapshot) for name, seed in chosen}

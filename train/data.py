@@ -515,7 +515,7 @@ def _refuse_lacking(store: Store, wanted: Sequence[tuple[Stream, Sequence[str]]]
         "empty": "leave what is empty out of the manifest",
     }
     needed = [remedy for state, remedy in remedies.items() if lacking[state]]
-    if "failed" in refuse:
+    if lacking["failed"] or lacking["empty"]:
         needed.append("without --strict what failed or is empty is left out")
     raise DataError(f"{store.path}: {'; '.join(problems)}: {'; '.join(needed)}")
 

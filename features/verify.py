@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from typing import Any
 import zarr
 
 from ..places import NOT_THERE, is_remote, remove, sizes, write_text, zarr_store
-from .reader import Stream
+from .reader import DAMAGE, Stream
 from .schema import (
     FORMAT,
     REMOVED,
@@ -27,6 +28,7 @@ from .schema import (
     LaterFormat,
     StoreError,
     check_arrays,
+    clip_arrays,
     fingerprint,
     folder_of,
     group_text,
@@ -35,6 +37,7 @@ from .schema import (
     read_problems,
     read_spec,
     read_store,
+    row_arrays,
     sealed,
     stream_names,
 )
@@ -42,6 +45,8 @@ from .writer import digests, made_with
 
 # How temporary files and folders in a store, and in a stream, begin.
 TEMPORARY = (REMOVED, ".zarr.json.", ".problems.json.", ".spec.json.")
+# Seconds for which the commit record of a complete part is waited for: a run writes it right after the part.
+COMMITTED_WITHIN = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +120,26 @@ def verify(stream: Stream) -> Iterator[Damage | None]:
         reason = next(_faults(stream.path / "parts" / folder_of(commit), commit), None)
         path = f"{stream.name}/parts/{folder_of(commit)}"
         yield reason and Damage(stream=stream.name, part=part, path=path, reason=reason, kind="part")
-    for left in leftovers(stream):
+    yield from _uncommitted(stream)
+
+
+def _uncommitted(stream: Stream) -> Iterator[Damage]:
+    """What lies among the parts and belongs to none, or to one whose commit record is lost.
+
+    A run may be writing: a part is listed first and its commit record looked for later, as they are written.
+    """
+    found = [left for left in leftovers(stream) if part_of(left.name) not in stream.damaged]
+    whole = {left for left in found if _is_whole(stream, left)}
+    until = time.monotonic() + COMMITTED_WITHIN
+    while time.monotonic() < until and not all(_is_committed(stream, left) for left in whole):
+        time.sleep(0.05)
+    now = Stream(stream.path.parent, stream.name, skip_damaged=True) if whole else stream
+    for left in found:
         part = part_of(left.name)
+        if not left.exists() or (part not in stream.commits and _is_committed(stream, left)):
+            continue  # it belongs to a run that has committed or removed it since
         path = f"{stream.name}/parts/{left.name}"
-        if part in stream.damaged:
-            continue
-        if lost := _lost(stream, part, left):
+        if left in whole and (lost := _absent(now, left)):
             reason = (
                 f"the part is complete, but its commit record is missing: {len(lost)} clips are absent, the first "
                 f"{lost[0]!r}; run the same amex extract or import command to bring them back"
@@ -249,14 +268,47 @@ def _seal_fault(path: Path) -> str:
     return ""
 
 
-def _lost(stream: Stream, part: str, left: Path) -> list[str]:
-    """The clips that are in a complete part without a commit record, and of which the stream knows nothing."""
-    if part in stream.commits or not re.fullmatch(re.escape(part) + r"\.[0-9a-f]{12}", left.name):
-        return []
-    if left.name != f"{part}.{fingerprint(digests(left))[:12]}":
-        return []
-    clip_ids = zarr.open_array(zarr_store(left), path="clip_ids", mode="r")[:]
-    return [str(clip_id) for clip_id in clip_ids if stream.state(clip_id) == "absent"]
+def _is_committed(stream: Stream, left: Path) -> bool:
+    """Whether the part of a folder among the parts has a commit record by now."""
+    return (stream.path / "commits" / f"{part_of(left.name)}.json").exists()
+
+
+def _is_whole(stream: Stream, left: Path) -> bool:
+    """Whether what lies among the parts is a complete part that had no commit record when the stream was opened."""
+    part = part_of(left.name)
+    if part in stream.commits:
+        return False
+    try:
+        if left.name == part:  # in format 1 the name has no digest
+            return _has_arrays(stream, left)
+        if not re.fullmatch(re.escape(part) + r"\.[0-9a-f]{12}", left.name):
+            return False
+        return left.name == f"{part}.{fingerprint(digests(left))[:12]}"
+    except (*DAMAGE, IndexError):  # an array is damaged, or a run has removed the folder
+        return False
+
+
+def _has_arrays(stream: Stream, folder: Path) -> bool:
+    """Whether a folder has all arrays of a part, every chunk intact."""
+    there = sizes(folder)
+    rows, clips = int(_entries(folder, "offsets")[-1]), len(_entries(folder, "clip_ids"))
+    for arrays, count in ((row_arrays(stream.spec), rows), (clip_arrays(stream.spec), clips)):
+        for name, (shape, dtype) in arrays.items():
+            array = _entries(folder, name)
+            # Zarr fills in for files that are missing.
+            stored = not array.size or any(file.startswith(f"{name}/c/") for file in there)
+            if not stored or array.shape != (count, *shape) or array.dtype != dtype:
+                return False
+    return True
+
+
+def _entries(folder: Path, name: str) -> Any:
+    return zarr.open_array(zarr_store(folder), path=name, mode="r")[:]
+
+
+def _absent(stream: Stream, folder: Path) -> list[str]:
+    """The clips of a complete part of which the stream knows nothing."""
+    return [str(clip_id) for clip_id in _entries(folder, "clip_ids") if stream.state(str(clip_id)) == "absent"]
 
 
 def _faults(folder: Path, commit: dict[str, Any]) -> Iterator[str]:

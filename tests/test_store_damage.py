@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from amex.features import (
     remove_stream,
     row_arrays,
     schema,
+    verify_store,
     write_part,
     write_problems,
     writer,
@@ -45,6 +49,12 @@ def objects_of(clip_id: str, count: int) -> ClipRows:
         clip_id=clip_id,
         arrays={name: generator.integers(0, 99, shape).astype(dtype) for name, (shape, dtype) in shapes.items()},
     )
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody writes to these stores, so that no commit record is worth waiting for."""
+    monkeypatch.setattr(sys.modules["amex.features.verify"], "COMMITTED_WITHIN", 0)
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +277,56 @@ def test_a_complete_part_without_its_commit_record_is_lost_and_an_incomplete_one
     assert [damage.kind for damage in damages(store)] == ["leftover"]
     record.write_bytes(kept)
     assert [(damage.kind, damage.reason) for damage in damages(store)] == [("part", "offsets/zarr.json is missing")]
+
+
+def test_a_run_that_writes_meanwhile_is_no_damage(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that are committed after the stream was opened, and one whose commit record comes after its folder."""
+    verified = verify_store(store)
+    seen = [next(verified)]
+    write_part(store, "o", "000008-x", spec=OBJECTS, clips=[objects_of("p", 3)], failures=[], run={})
+    write_part(store, "s", "000008-x", spec=SPEC, clips=[rows_of("p", 3)], failures=[], run={})
+    assert not any([*seen, *verified])
+    record = commit_file(store, 1)
+    kept = record.read_bytes()
+    record.unlink()
+    monkeypatch.setattr(sys.modules["amex.features.verify"], "COMMITTED_WITHIN", 30)
+    commit = threading.Timer(0.3, record.write_bytes, [kept])
+    commit.start()
+    assert not damages(store)
+    commit.join()
+
+
+def test_verify_beside_a_writer_finds_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["amex.features.verify"], "COMMITTED_WITHIN", 30)
+    done = threading.Event()
+
+    def write() -> None:
+        for number in itertools.count(10):
+            if done.is_set():
+                return
+            clips = [rows_of(f"clip {number}", 3)]
+            write_part(store, "s", f"{number:06d}-x", spec=SPEC, clips=clips, failures=[], run={})
+
+    writer_thread = threading.Thread(target=write)
+    writer_thread.start()
+    try:
+        found = [damage for _ in range(10) for damage in damages(store) if damage.kind != "leftover"]
+    finally:
+        done.set()
+        writer_thread.join()
+    assert not found
+    assert len(open_store(store)["s"]) > 6
+
+
+def test_a_complete_part_of_format_1_without_its_commit_record_is_lost_and_never_pruned(store: Path) -> None:
+    commit_file(store, 1).unlink()
+    old = folder_of(store, "000001-x").rename(store / "s" / "parts" / "000001-x")
+    before = contents(old)
+    pruned = amex("features", "verify", store, "--prune")
+    assert (pruned.exit_code, "2 clips are absent, the first 'c'" in pruned.output) == (1, True)
+    assert contents(old) == before
+    (old / "values" / "c" / "0" / "0").unlink()  # what Zarr fills in for
+    assert [damage.kind for damage in damages(store)] == ["leftover"]
 
 
 def test_exchanged_part_folders_are_no_data(store: Path) -> None:

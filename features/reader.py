@@ -29,8 +29,7 @@ from .schema import (
     clip_arrays,
     fingerprint,
     folder_of,
-    is_plain,
-    is_stream,
+    has_stream,
     parse_commit,
     read_problems,
     read_spec,
@@ -155,7 +154,7 @@ class Store(Mapping[str, "Stream"]):
         return self._streams[name]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and is_plain(name) and is_stream(self.path / name)
+        return isinstance(name, str) and has_stream(self.path, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(stream_names(self.path))

@@ -38,12 +38,14 @@ from ..places import NOT_THERE, write_text
 FORMAT = 3
 # Between what a record says and its sha256.
 SEAL = ',\n "sha256": "'
+# Files of a store itself.
+FILES = {"zarr.json", "problems.json"}
 # What the store, its streams and Zarr use as names themselves.
-RESERVED = {"c", "zarr.json", "problems.json", "spec.json", "parts", "commits"}
+RESERVED = {*FILES, "c", "spec.json", "parts", "commits"}
 # How the folder of a stream that is being removed begins.
 REMOVED = ".removed-"
-# Bytes of a stream's name. Folders and temporary files add to it, and file systems end at 255.
-NAME_BYTES = 100
+# Bytes of a stream's name. Folders and temporary files add to it, and file systems end at so many.
+NAME_BYTES, FILE_NAME_BYTES = 100, 255
 
 
 class StoreError(AmexError):
@@ -187,8 +189,11 @@ def is_plain(name: str) -> bool:
 
 
 def stream_path(store: Path, name: str) -> Path:
-    """The folder of a stream. Raises StoreError if ``name`` cannot be a stream's name."""
-    if not is_plain(name):
+    """The folder of a stream. Raises StoreError if ``name`` cannot be a new stream's name, and there is no such stream.
+
+    Earlier versions allowed more names.
+    """
+    if not is_plain(name) and not has_stream(store, name):
         shown = name if len(name) <= NAME_BYTES else f"{name[:NAME_BYTES]}..."
         raise StoreError(
             f"{shown!r} cannot be a stream's name: use up to {NAME_BYTES} letters, digits, _, - and ., with no . or __ "
@@ -202,11 +207,16 @@ def is_stream(folder: Path) -> bool:
     return (folder / "spec.json").is_file() or any((folder / "commits").glob("*.json"))
 
 
+def has_stream(store: Path, name: str) -> bool:
+    """Whether a store has a stream of this name, be it one that no new stream may have; it leads nowhere else."""
+    within = name and not name.startswith(".") and not {"/", "\0"} & set(name) and name not in FILES
+    return bool(within) and len(name.encode(errors="surrogatepass")) <= FILE_NAME_BYTES and is_stream(store / name)
+
+
 def stream_names(store: Path) -> list[str]:
     """The streams of a store, also those that cannot be read; none where there is no folder."""
     with contextlib.suppress(*NOT_THERE):
-        folders = [path for path in store.iterdir() if path.name not in RESERVED and not path.name.startswith(".")]
-        return sorted(folder.name for folder in folders if is_stream(folder))
+        return sorted(path.name for path in store.iterdir() if has_stream(store, path.name))
     return []
 
 

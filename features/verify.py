@@ -32,7 +32,7 @@ from .schema import (
     fingerprint,
     folder_of,
     group_text,
-    is_stream,
+    has_stream,
     is_unsealed,
     read_problems,
     read_spec,
@@ -84,7 +84,7 @@ def verify_store(store: Path) -> Iterator[Damage | None]:
             yield _leftover("", folder.name)
         elif folder.name.startswith(".") or not folder.is_dir():
             continue
-        elif is_stream(folder):
+        elif has_stream(store, folder.name):
             try:
                 stream = Stream(store, folder.name, skip_damaged=True)
             except LaterFormat:

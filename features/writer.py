@@ -45,7 +45,7 @@ from .schema import (
     diff_specs,
     fingerprint,
     group_text,
-    is_stream,
+    has_stream,
     parse_commit,
     read_commit,
     read_spec,
@@ -200,13 +200,13 @@ def remove_stream(store: Path, stream: str) -> None:
         StoreError: if there is no such stream, or it cannot be removed.
     """
     folder = stream_path(store, stream)
-    if not is_stream(folder):
+    if not has_stream(store, stream):
         raise StoreError(f"no stream {stream!r} in {store}; there is {', '.join(stream_names(store)) or 'none yet'}")
     if is_remote(folder):
         for inner in ("spec.json", "commits", "."):
             remove(folder / inner)
         return
-    trash = store / f"{REMOVED}{stream}.{uuid.uuid4().hex[:12]}"
+    trash = store / f"{REMOVED}{stream[:20]}.{uuid.uuid4().hex[:12]}"
     folder.rename(trash)
     remove(trash)
     if trash.exists():

@@ -113,6 +113,24 @@ def test_a_stream_has_a_plain_name_for_writers_and_readers(store: Path, tmp_path
     assert "größe-2.v_1" in open_store(store)
 
 
+def test_a_stream_whose_name_only_an_earlier_version_allowed_is_read_gone_on_with_and_removed(store: Path) -> None:
+    for name in ("my stream", "r+b", "x(1)", "c", "__x"):
+        (store / "s").rename(store / name)
+        opened = open_store(store)
+        assert name in opened
+        assert list(opened) == sorted(["o", name])
+        assert len(opened[name].read(["a", "f"])) == 8
+        declare_stream(store, name, SPEC, {})
+        write_part(store, name, f"9-{name}", spec=SPEC, clips=[rows_of(name, 2)], failures=[], run={})
+        assert name in open_store(store)[name]
+        for command in ("info", "ls", "failures", "verify"):
+            assert amex("features", command, store).exit_code == 0
+        (store / name).rename(store / "s")
+    (store / "s").rename(store / "my stream")
+    assert amex("features", "rm", store, "my stream", "--yes").exit_code == 0
+    assert list(open_store(store)) == ["o"]
+
+
 def test_an_import_cannot_leave_the_store(tmp_path: Path) -> None:
     values = np.ones((1, 4), np.float32)
     with h5py.File(tmp_path / "f.hdf5", "w") as file:

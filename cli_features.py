@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from .console import PLACE, console, json_option
-from .errors import AmexError, printable
+from .errors import AmexError, plural, printable
 
 store_argument = click.argument("store", type=PLACE)
 skip_damaged_option = click.option(
@@ -303,7 +303,7 @@ def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
     "--captions",
     type=click.Path(path_type=Path),
     help="JSON lines with video (or clip_id), and captions and split if known: names the rows of NumPy files, in order "
-    "or those rows alone that their field row names.",
+    "or those rows alone that their field row names. Of other files, picks the clips to take.",
 )
 @click.option(
     "--manifest", "manifest_path", type=click.Path(path_type=Path), help="Write a manifest of the clips here."
@@ -364,8 +364,8 @@ def features_import(
             written, known = import_stream(
                 entry, store, stream, origin=source, allow_nan=allow_nan, progress=functools.partial(bar.advance, task)
             )
-            were = f", {known:,} were there" if known else ""
-            click.echo(f"{store}: stream {stream}, {written:,} clips imported{were}")
+            were = f", {known:,} {'was' if known == 1 else 'were'} there" if known else ""
+            click.echo(f"{store}: stream {stream}, {plural(written, 'clip')} imported{were}")
     if manifest_path:
         click.echo(f"{manifest_path}: {write_manifest(clips, manifest_path):,} clips")
 

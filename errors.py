@@ -27,3 +27,8 @@ def printable(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 clip``, ``2,000 clips``: a count and what it counts, in the singular for one."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

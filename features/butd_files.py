@@ -54,14 +54,16 @@ def from_butd(path: Path, wanted: Wanted) -> list[Source]:
         form |= {"scores": ((most,), real), "labels": ((most,), number)}
         form |= {"attributes": ((most,), number), "attribute_scores": ((most,), real)}
     padded = sum(math.prod(shape) * dtype.itemsize for shape, dtype in form.values())
-    wanted.check_size(path, padded * len(ids), [path])
+    chosen = dict(wanted.among(path, ids))
+    wanted.check_size(path, padded * len(chosen), [path])
 
     def clips() -> Iterator[ClipRows]:
-        for clip_id, objects in _images(path):
-            yield ClipRows(clip_id=clip_id, arrays={name: _padded(objects[name], *form[name]) for name in form})
+        for place, (clip_id, objects) in enumerate(_images(path)):
+            if place in chosen:
+                yield ClipRows(clip_id=clip_id, arrays={name: _padded(objects[name], *form[name]) for name in form})
 
     spec = with_output(file_spec([path], path.stem), form)
-    return [Source(path=path, name=path.stem, spec=spec, ids=ids, clips=clips)]
+    return [Source(path=path, name=path.stem, spec=spec, ids=list(chosen.values()), clips=clips)]
 
 
 def _images(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:

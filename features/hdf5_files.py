@@ -82,6 +82,7 @@ def _source(
     wanted.check_size(path, size, files)
     if not features:
         raise ImportProblem(f"{path} holds no features: one dataset a clip is expected")
+    features = [features[place] for place, _ in wanted.among(path, [entry.clip_id for entry in features])]
     if spec is None:
         for entry in features:
             if entry.dtype.kind != "f" or len(entry.shape) not in (1, 2, 3):

@@ -7,7 +7,7 @@ import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -134,29 +134,28 @@ def from_numpy(path: Path, wanted: Wanted) -> list[Source]:
     In an npz file each array is a stream; with an array ``offsets`` in it, ``values`` and what goes with it are one.
     """
     if path.is_dir():
-        return [_exported(path)]
+        return [_exported(path, wanted)]
     arrays = {path.stem: npy(path)} if path.suffix.lower() == ".npy" else _npz(path, wanted)
     clip_ids = arrays.pop("clip_ids", None)
-    if clip_ids is not None:
-        wanted = replace(wanted, names=clip_ids.texts())
+    ids = None if clip_ids is None else clip_ids.texts()
     if {"values", "offsets"} <= arrays.keys():
         offsets = arrays.pop("offsets").whole("iu")
-        return [_ragged(path, path.stem, arrays, offsets, wanted, file_spec([path], "values"))]
+        return [_ragged(path, path.stem, arrays, offsets, wanted, ids, file_spec([path], "values"))]
     if unknown := sorted(set(wanted.arrays) - arrays.keys()):
         raise ImportProblem(f"{path} has no array {unknown[0]!r}; there is {', '.join(arrays)}")
     chosen = {name: array for name, array in arrays.items() if not wanted.arrays or name in wanted.arrays}
     if not chosen:
         raise ImportProblem(f"{path} holds no array of features")
-    return [_stacked(path, name, array, wanted) for name, array in chosen.items()]
+    return [_stacked(path, name, array, wanted, ids) for name, array in chosen.items()]
 
 
-def _stacked(path: Path, name: str, array: StoredArray, wanted: Wanted) -> Source:
+def _stacked(path: Path, name: str, array: StoredArray, wanted: Wanted, ids: Sequence[str] | None) -> Source:
     shape, dtype = array.shape, array.dtype
     if len(shape) not in (2, 3) or dtype.kind != "f":
         raise ImportProblem(
             f"{path}: {name} is {dtype}{list(shape)}; features are floats, (clips, D) or (clips, rows, D)"
         )
-    chosen = wanted.clips(path, shape[0])
+    chosen = wanted.clips(path, shape[0], ids)
 
     def clips() -> Iterator[ClipRows]:
         pieces = array.read((row, row + 1) for row, _ in chosen)
@@ -167,7 +166,7 @@ def _stacked(path: Path, name: str, array: StoredArray, wanted: Wanted) -> Sourc
     return Source(path=path, name=name, spec=spec, ids=[clip_id for _, clip_id in chosen], clips=clips)
 
 
-def _exported(folder: Path) -> Source:
+def _exported(folder: Path, wanted: Wanted) -> Source:
     """A folder of .npy files as ``export_npy`` writes it."""
     if not (folder / "values.npy").is_file():
         raise ImportProblem(
@@ -190,7 +189,7 @@ def _exported(folder: Path) -> Source:
         if not isinstance(name, str):
             raise ImportProblem(f"{folder / 'spec.json'}: {name!r} cannot be the name of a stream")
         check_spec(folder / "spec.json", spec)
-    return _ragged(folder, name, arrays, offsets, Wanted(names=ids), spec)
+    return _ragged(folder, name, arrays, offsets, wanted, ids, spec)
 
 
 def _ragged(
@@ -199,6 +198,7 @@ def _ragged(
     arrays: Mapping[str, StoredArray],
     offsets: np.ndarray,
     wanted: Wanted,
+    ids: Sequence[str] | None,
     spec: dict[str, Any],
 ) -> Source:
     """Arrays of rows end to end, rows ``offsets[i]:offsets[i+1]`` those of clip i."""
@@ -216,7 +216,7 @@ def _ragged(
         check_array(f"{path}: {array}", array, shape, arrays[array].dtype, spec)
         if shape[0] != entries:
             raise ImportProblem(f"{path}: {array} has {shape[0]} entries; by the offsets it is {entries}")
-    chosen = wanted.clips(path, len(bounds) - 1)
+    chosen = wanted.clips(path, len(bounds) - 1, ids)
 
     def clips() -> Iterator[ClipRows]:
         rows = [(bounds[index], bounds[index + 1]) for index, _ in chosen]

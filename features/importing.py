@@ -9,18 +9,25 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from ..errors import plural
 from ..foreign import reading
 from .butd_files import from_butd
 from .hdf5_files import from_hdf5, from_hgr
 from .numpy_files import from_numpy
-from .reader import Stream
+from .reader import Rows, Stream
+from .schema import stream_path
 from .source import ImportProblem, Names, Source, Wanted
-from .writer import ClipRows, create_store, declare_stream, write_part
+from .writer import ClipRows, create_store, declare_stream, has_commits, write_part
 
 # What a part of imported features holds, roughly: few files, little memory.
 PART_BYTES = 64 << 20
+# What is compared at a time of clips that are there.
+COMPARED_BYTES = 16 << 20
 FORMATS: dict[str, Callable[[Path, Wanted], list[Source]]] = {
     "npy": from_numpy,
     "hdf5": from_hdf5,
@@ -46,41 +53,94 @@ def import_stream(
     Raises:
         SpecMismatch: if the stream holds other features.
         ImportProblem: if the file breaks off, or at a clip whose numbers are none; it says how many clips before it
-            are imported.
+            are imported. If clips that were there have other values.
     """
     store = create_store(store)
     provenance = {"weights": "imported", "imported_from": str(origin.resolve()), "host": socket.gethostname()}
-    declare_stream(store, name, source.spec, provenance)
-    there = Stream(store, name)
-    written = known = size = 0
-    held: list[ClipRows] = []
+    there: Stream | None = None
+    stream_path(store, name)  # or raises
 
-    def flush() -> None:
-        nonlocal size, written
-        digest = hashlib.sha256("\0".join(clip.clip_id for clip in held).encode()).hexdigest()[:12]
+    def declare() -> None:
+        declare_stream(store, name, source.spec, provenance)
+
+    if has_commits(store, name):
+        declare()
+        there = Stream(store, name)
+    written = known = 0
+    held, compared = Held(), Held()
+    others: list[str] = []
+
+    def write() -> None:
+        nonlocal written
+        if not written and there is None:  # a source that is refused at its first clips leaves no empty stream
+            declare()
+        clips = held.take()
+        digest = hashlib.sha256("\0".join(clip.clip_id for clip in clips).encode()).hexdigest()[:12]
         part = f"{written:06d}-{digest}"
         run = {"host": socket.gethostname(), "imported_from": origin.name}
-        write_part(store, name, part, spec=source.spec, clips=held, failures=[], run=run)
-        written += len(held)
-        held.clear()
-        size = 0
+        write_part(store, name, part, spec=source.spec, clips=clips, failures=[], run=run)
+        written += len(clips)
+
+    def compare() -> None:
+        nonlocal known
+        clips = compared.take()
+        known += len(clips)
+        rows = there.read([clip.clip_id for clip in clips])
+        others.extend(clip.clip_id for clip, stored in zip(clips, rows, strict=True) if not _is(clip, stored))
 
     try:
         for clip in _read(source, allow_nan):
             progress(1)
-            if clip.clip_id in there:
-                known += 1
-                continue
-            held.append(clip)
-            size += sum(array.nbytes for array in clip.arrays.values())
-            if size >= PART_BYTES:
-                flush()
+            if there is not None and clip.clip_id in there:
+                if compared.add(clip) >= COMPARED_BYTES:
+                    compare()
+            elif not others and held.add(clip) >= PART_BYTES:
+                write()
     except ImportProblem as problem:
-        before = f"{written + known:,} clips before it are" if written + known else "nothing is"
-        raise ImportProblem(f"{problem}; {before} imported") from problem
-    if held:
-        flush()
+        before = written + known + len(compared.clips)
+        told = f"{plural(before, 'clip')} before it {'is' if before == 1 else 'are'}" if before else "nothing is"
+        raise ImportProblem(f"{problem}; {told} imported") from problem
+    if compared.clips:
+        compare()
+    if others:
+        such = plural(len(others), "such clip")
+        raise ImportProblem(
+            f"{source.path}: clip {others[0]!r} is in the store with other values ({such}): "
+            f"amex features rm {store} {name} and import again"
+        )
+    if held.clips:
+        write()
+    elif there is None and not written:  # a source without clips
+        declare()
     return written, known
+
+
+@dataclass
+class Held:
+    """Clips in memory."""
+
+    clips: list[ClipRows] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, clip: ClipRows) -> int:
+        """Returns how many bytes there are now."""
+        self.clips.append(clip)
+        self.size += sum(array.nbytes for array in clip.arrays.values())
+        return self.size
+
+    def take(self) -> list[ClipRows]:
+        """All of them; none are held afterwards."""
+        clips, self.clips, self.size = self.clips, [], 0
+        return clips
+
+
+def _is(clip: ClipRows, stored: Rows) -> bool:
+    """Whether a clip of a source has the values that it has in the store."""
+    for name, array in stored.arrays.items():
+        new = clip.arrays[name].astype(array.dtype)
+        if new.size != array.size or not np.array_equal(new.ravel(), array.ravel(), equal_nan=array.dtype.kind == "f"):
+            return False
+    return True
 
 
 def _read(source: Source, allow_nan: bool) -> Iterator[ClipRows]:

@@ -208,6 +208,44 @@ def test_other_features_do_not_get_under_the_same_name(
     assert "source.sha256" in result.output
 
 
+def test_rows_under_corrected_names_are_not_taken_for_those_that_are_there(
+    arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amex.features.importing.COMPARED_BYTES", 200)  # some clips at a time
+    arrays["frames"][0, 0, 0] = np.nan
+    np.savez(tmp_path / "f.npz", **arrays)
+    command = ("import", tmp_path / "f.npz", "--store", tmp_path / "s.zarr", "--allow-nan", "--captions")
+    wrong = write_lines(tmp_path / "wrong.jsonl", *({"video": f"v{i}"} for i in (0, 2, 1, 3)))
+    wrong.write_text(wrong.read_text() + '{"video": "v4"}\n{"video": "v5"}\n')
+    right = write_lines(tmp_path / "right.jsonl", *({"video": f"v{i}"} for i in range(6)))
+    run(*command, wrong)
+    before = open_store(tmp_path / "s.zarr")["frames"].digest(["v1", "v2"])
+    refused = amex("features", *command, right, "--array", "frames")
+    assert refused.exit_code == 1
+    assert "clip 'v1' is in the store with other values (2 such clips): amex features rm" in refused.output
+    assert open_store(tmp_path / "s.zarr")["frames"].digest(["v1", "v2"]) == before
+    assert "0 clips imported, 6 were there" in run(*command, wrong)
+    for stream in ("frames", "clips"):
+        run("rm", tmp_path / "s.zarr", stream, "--yes")
+    run(*command, right)
+    assert np.array_equal(open_store(tmp_path / "s.zarr")["frames"]["v1"].values, arrays["frames"][1])
+
+
+def test_an_import_that_is_refused_leaves_no_empty_stream(
+    arrays: dict[str, np.ndarray], described: Path, tmp_path: Path
+) -> None:
+    store, command = tmp_path / "s.zarr", ("import", tmp_path / "f.npy", "--captions", described, "--store")
+    arrays["frames"][0] = np.nan
+    np.save(tmp_path / "f.npy", arrays["frames"])
+    refused = amex("features", *command, store)
+    assert (refused.exit_code, "has nan in row 0 of values" in refused.output) == (1, True)
+    assert list(open_store(store)) == []
+    run(*command, store, "--allow-nan")
+    np.save(tmp_path / "f.npy", arrays["frames"] * 2)
+    other = amex("features", *command, store)  # refused by the spec, before the clips are looked at
+    assert (other.exit_code, "source.sha256" in other.output) == (1, True)
+
+
 def test_captions_choose_among_the_clips_of_a_source_that_names_them(ragged: Path, tmp_path: Path) -> None:
     """An .npz with clip_ids, of rows of unequal number and of equal; a folder, HDF5, HGR's layout, TSV."""
     values = np.arange(9, dtype=np.float32).reshape(3, 3)

@@ -60,6 +60,8 @@ def export_hdf5(stream: Stream, path: Path, progress: Callable[[int], None] = la
             file.attrs["amex_spec"] = json.dumps(stream.spec)
             file.attrs["amex_stream"] = stream.name
             for clip_id, rows in _clips(stream, list(stream)):
+                if clip_id.split("/")[0] == BESIDE:
+                    raise _no_dataset(path, clip_id, f"{BESIDE} is the group of what is beside the features")
                 for name, array in rows.arrays.items():
                     _dataset(file, clip_id if name == "values" else f"{BESIDE}/{name}/{clip_id}", array, path)
                 progress(1)
@@ -112,10 +114,16 @@ def _clips(stream: Stream, ids: Sequence[str]) -> Iterator[tuple[str, Rows]]:
 
 
 def _dataset(file: Any, name: str, array: np.ndarray, path: Path) -> None:
+    if {"", ".", ".."} & set(name.split("/")):
+        raise _no_dataset(path, name, "HDF5 would give it another")
     try:
         file.create_dataset(name, data=array)
     except (ValueError, OSError) as error:
-        raise StoreError(f"{path}: {name!r} cannot be the name of a dataset: {error}; export as npy instead") from error
+        raise _no_dataset(path, name, str(error)) from error
+
+
+def _no_dataset(path: Path, name: str, reason: str) -> StoreError:
+    return StoreError(f"{path}: {name!r} cannot be the name of a dataset: {reason}; export as npy instead")
 
 
 def _no_text(stream: Stream, form: str) -> None:

@@ -113,6 +113,21 @@ def test_what_is_exported_comes_back_with_boxes_times_and_fingerprint(form: str,
     same(open_store(ragged)["objects"], open_store(tmp_path / "back.zarr")["objects"])
 
 
+def test_hdf5_renames_no_clip(tmp_path: Path) -> None:
+    values = np.ones((1, 3), np.float32)
+    for number, clip_id in enumerate(("e//f", "/abs", "g/../h", "./x", "x/", ".", "..", "_amex/times/a")):
+        np.savez(tmp_path / "f.npz", clip_ids=np.array([clip_id]), values=values)
+        store = tmp_path / f"{number}.zarr"
+        run("import", tmp_path / "f.npz", "--store", store)
+        out = tmp_path / f"{number}.h5"
+        refused = amex("features", "export", store, "values", "--out", out, "--format", "hdf5")
+        assert refused.exit_code == 1
+        assert f"'{clip_id}' cannot be the name of a dataset" in refused.output
+        assert "export as npy" in refused.output
+        assert not out.exists()
+        run("export", store, "values", "--out", tmp_path / f"{number}")
+
+
 def test_an_hdf5_file_of_one_dataset_a_clip_is_what_others_write_and_read(ragged: Path, tmp_path: Path) -> None:
     values = {f"v{i}": np.random.default_rng(i).standard_normal((i + 1, 8)).astype(np.float32) for i in range(4)}
     with h5py.File(tmp_path / "theirs.hdf5", "w") as file:

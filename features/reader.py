@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from zarr.storage import LocalStore, WrapperStore
 
 from ..errors import first_line
 from ..places import NOT_THERE, locate, reachable, read_files, read_together, sizes, zarr_store
@@ -375,14 +376,14 @@ class Stream:
         """An array of a part. A process forked from this one, as loaders of data are, needs connections of its own."""
         place = f"part {part} of stream {self.name!r} in {self._store}"
         commit = self.commits[part]
-        with damage_in(place, self._store):
+        with damage_in(place, self.path):
+            folder = self.path / "parts" / folder_of(commit)
             if part not in self._checked:
-                check_part(
-                    self.path / "parts" / folder_of(commit), commit, {*row_arrays(self.spec), *clip_arrays(self.spec)}
-                )
+                check_part(folder, commit, {*row_arrays(self.spec), *clip_arrays(self.spec)})
                 self._checked.add(part)
-            path = f"{self.name}/parts/{folder_of(commit)}/{array}"
-            return PartArray(zarr.open_array(zarr_store(self._store), path=path, mode="r"), place, self._store)
+            inner = zarr_store(folder / array)
+            whole = WholeArray(LocalStore(inner, read_only=True) if isinstance(inner, Path) else inner)
+            return PartArray(zarr.open_array(whole, mode="r"), place, self.path)
 
     def _take(self, part: str, array: str, first: int, count: int) -> np.ndarray:
         return self._open(part, array, os.getpid())[first : first + count]
@@ -396,13 +397,29 @@ DAMAGE = (ValueError, RuntimeError, KeyError, *NOT_THERE)
 
 
 @contextlib.contextmanager
-def damage_in(place: str, store: Path) -> Iterator[None]:
-    """Raises DamagedPart, which names the place, for what Zarr and a disk say of damage."""
+def damage_in(place: str, stream: Path) -> Iterator[None]:
+    """Raises DamagedPart, which names the place, for what Zarr and a disk say of damage.
+
+    Raises:
+        StoreError: if the stream was removed after it had been opened.
+    """
     try:
-        with reachable(store, but=DAMAGE):
+        with reachable(stream, but=DAMAGE):
             yield
     except DAMAGE as error:
+        if not stream.exists():
+            raise StoreError(f"stream {stream.name!r} was removed from {stream.parent} while it was read") from error
         raise DamagedPart(f"{place}: {first_line(error)}; {REPAIR}") from error
+
+
+class WholeArray(WrapperStore):
+    """The files of one array, whose chunks are all there: for one that is missing Zarr would fill in zeros."""
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        data = await super().get(key, prototype, byte_range)
+        if data is None and key.startswith("c/"):
+            raise FileNotFoundError(f"{key} is missing")
+        return data
 
 
 @dataclass(frozen=True)
@@ -411,7 +428,7 @@ class PartArray:
 
     array: zarr.Array
     place: str
-    store: Path
+    stream: Path
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -426,7 +443,7 @@ class PartArray:
         return self.array.ndim
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        with damage_in(self.place, self.store):
+        with damage_in(self.place, self.stream):
             return self.array[key]
 
 

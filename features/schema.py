@@ -293,6 +293,8 @@ def read_spec(path: Path) -> dict[str, Any]:
             check_seal(data)
         _check_format(path, record["format"])
         check_arrays(record["spec"])
+    except NOT_THERE as error:
+        raise StoreError(f"{path} is missing; {REPAIR_SPEC}") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({_reason(error)}); {REPAIR_SPEC}") from error
     return record

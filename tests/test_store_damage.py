@@ -238,6 +238,21 @@ def test_a_damaged_commit_record_is_an_error_to_all_readers_unless_skipped(store
     assert list(open_store(store, skip_damaged=True)["s"].damaged) == ["000001-x"]
 
 
+def test_what_goes_while_a_stream_is_open_is_an_error_and_never_zeros(store: Path) -> None:
+    stream = open_store(store)["s"]
+    whole = stream.to_dask()
+    assert stream["c"].values.any()
+    (folder_of(store, "000001-x") / "values" / "c" / "0" / "0").unlink()
+    for read in (lambda: stream["c"], whole.compute):
+        with pytest.raises(DamagedPart, match=r"part 000001-x of stream 's'.*c/0/0 is missing"):
+            read()
+    assert stream["a"].values.any()
+    remove_stream(store, "s")
+    for clip_id in "ae":  # of a part that was read before, and of one that was not
+        with pytest.raises(StoreError, match=r"stream .s. was removed from .*while it was read"):
+            stream[clip_id]
+
+
 def test_an_hdf5_export_that_meets_damage_leaves_no_smaller_file(store: Path, tmp_path: Path) -> None:
     (folder_of(store, "000002-x") / "values" / "c" / "0" / "0").write_bytes(b"")
     refused = amex("features", "export", store, "s", "--format", "hdf5", "--out", tmp_path / "out" / "f.hdf5")
@@ -250,7 +265,7 @@ def test_a_stream_without_its_spec_is_not_a_store_without_the_stream(store: Path
     assert list(open_store(store)) == ["o", "s"]
     for command in ("info", "ls", "failures"):
         result = amex("features", command, store)
-        assert (result.exit_code, "s/spec.json is damaged" in result.output) == (1, True)
+        assert (result.exit_code, "s/spec.json is missing" in result.output) == (1, True)
     assert [(damage.kind, damage.path) for damage in damages(store)] == [("lost", "s/spec.json")]
     with pytest.raises(StoreError, match="amex features rm"):
         declare_stream(store, "s", TWIN, {})

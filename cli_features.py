@@ -62,23 +62,24 @@ def features_info(store: Path, as_json: bool) -> None:
     else:
         print_info(store, record)
     if damaged := [reason for stream in opened.values() for reason in stream.damaged.values()]:
-        raise AmexError(f"{len(damaged)} parts are damaged and not counted, the first: {damaged[0]}")
+        parts = f"{plural(len(damaged), 'part')} {'is' if len(damaged) == 1 else 'are'}"
+        raise AmexError(f"{parts} damaged and not counted, the first: {damaged[0]}")
 
 
 def print_info(store: Path, record: dict[str, Any]) -> None:
     """The record of ``features info``, by stream, as text."""
-    click.echo(f"{store}: {len(record)} streams" + ("" if record else "; add one with amex extract"))
+    click.echo(f"{store}: {plural(len(record), 'stream')}" + ("" if record else "; add one with amex extract"))
     for name, entry in record.items():
         output = entry["spec"]["output"]
         failed = f", {entry['failed']:,} failed" if entry["failed"] else ""
         failed += f", {entry['cut_off_by_damage']:,} cut off by damage" if entry["cut_off_by_damage"] else ""
-        damaged = f", {entry['damaged_parts']} damaged parts" if entry["damaged_parts"] else ""
+        damaged = f", {plural(entry['damaged_parts'], 'damaged part')}" if entry["damaged_parts"] else ""
         of_text = output.get("of") == "captions"
         arrays = "".join(f", {array}" for array in (*output.get("arrays", ()), *output.get("clip_arrays", ())))
         click.echo(
-            f"\n{name}\n  {entry['clips']:,} {'captions' if of_text else 'clips'}{failed}{damaged}, "
-            f"{entry['rows']:,} rows of {output['dtype']}{output['shape']}{arrays}, {entry['bytes'] / 1e6:,.2f} MB in "
-            f"{entry['parts']:,} parts\n"
+            f"\n{name}\n  {plural(entry['clips'], 'caption' if of_text else 'clip')}{failed}{damaged}, "
+            f"{plural(entry['rows'], 'row')} of {output['dtype']}{output['shape']}{arrays}, "
+            f"{entry['bytes'] / 1e6:,.2f} MB in {plural(entry['parts'], 'part')}\n"
             f"  {described(entry)}"
         )
         if not of_text and "source" not in entry["spec"]:
@@ -95,16 +96,24 @@ def described(entry: dict[str, Any]) -> str:
         return "for how it was made see --json"
 
 
-def cut_off(stream: Any) -> list[dict[str, Any]]:
+def ledger(stream: str, failure: Any) -> dict[str, Any]:
+    """A failure as an entry of ``features failures --json``; a clip that is kept in part has the same keys."""
+    return {"stream": stream, **vars(failure), "missing": None, "kept": False}
+
+
+def cut_off(name: str, stream: Any) -> list[dict[str, Any]]:
     """The clips of a stream that are kept as far as their video is undamaged, as entries of the ledger."""
     return [
         {
+            "stream": name,
             "clip_id": clip_id,
-            "video": clip["video"],
+            "video": clip.get("video", ""),
             "stage": "kept",
             "reason": clip["damage"],
-            "attempts": 1,
+            "attempts": None,  # is not recorded of what succeeded
+            "source": stream.source(clip_id).entry,
             "missing": clip["missing"],
+            "kept": True,
         }
         for clip_id, clip in stream.cut_off().items()
     ]
@@ -144,7 +153,7 @@ def features_ls(store: Path, stream: str | None, limit: int, skip_damaged: bool)
     for name in [stream] if stream else list(opened):
         found = opened[name]
         warn_skipped(found)
-        click.echo(f"{name}: {len(found):,} clips")
+        click.echo(f"{name}: {plural(len(found), 'clip')}")
         for clip_id in itertools.islice(found, limit or None):
             click.echo(f"  {printable(clip_id)}  {found[clip_id]!r}")
         if limit and len(found) > limit:
@@ -170,7 +179,7 @@ def features_show(
 
     out = out or Path(clip.replace("/", "_")).with_suffix(".png")
     shown = contact_sheet(open_store(store), clip, videos, out, stream=stream, frames=frames, boxes=boxes)
-    click.echo(f"{printable(str(out))}: {shown} frames")
+    click.echo(f"{printable(str(out))}: {plural(shown, 'frame')}")
 
 
 @features.command("verify")
@@ -193,7 +202,8 @@ def features_verify(store: Path, prune: bool, repair: bool) -> None:
     parts, kinds = 0, Counter[str]()
     with reachable(store), Progress(console=console(stderr=True), transient=True) as progress:
         for path in mend(store) if repair else ():
-            click.echo(f"{path}: made anew")
+            made = "removed; the next amex extract writes it" if path == "problems.json" else "made anew"
+            click.echo(f"{path}: {made}")
         task = progress.add_task(str(store), total=sum(1 for _ in store.glob("*/commits/*.json")))
         for damage in verify_store(store):
             if damage is None or damage.kind == "part":
@@ -207,16 +217,17 @@ def features_verify(store: Path, prune: bool, repair: bool) -> None:
                 remove(store / damage.path)
         unsealed = [] if kinds["metadata"] else without_seal(store)
     if count := kinds.pop("leftover", 0):
-        click.echo(f"{count} leftovers {'removed' if prune else 'do no harm; --prune removes them'}")
+        harmless = "does no harm; --prune removes it" if count == 1 else "do no harm; --prune removes them"
+        click.echo(f"{plural(count, 'leftover')} {'removed' if prune else harmless}")
     click.echo(
-        f"compared every byte of {parts} parts, their records, specs and metadata; a part whose rows and record are "
-        "both gone leaves no trace here: amex extract computes it again"
+        f"compared every byte of {plural(parts, 'part')}, and records, specs and metadata; a part whose rows and "
+        "record are both gone leaves no trace here: amex extract computes it again"
     )
     if unsealed:
         click.echo(f"written by an older amex without a checksum, so only known to be readable: {', '.join(unsealed)}")
     if kinds:
         raise AmexError(
-            f"{kinds.total()} damages in {store}: run the same amex extract command with --repair; "
+            f"{plural(kinds.total(), 'damage')} in {store}: run the same amex extract command with --repair; "
             "what needs no videos, amex features verify --repair makes anew"
         )
     click.echo(f"{store} is intact")
@@ -234,7 +245,7 @@ def features_rm(store: Path, stream: str, yes: bool) -> None:
     opened = open_store(store, skip_damaged=True)
     try:
         found = opened[stream]
-        what = f"{len(found):,} clips, {found.rows:,} rows"
+        what = f"{plural(len(found), 'clip')}, {plural(found.rows, 'row')}"
     except StoreError as error:
         if stream not in opened:
             raise
@@ -253,18 +264,19 @@ def features_rm(store: Path, stream: str, yes: bool) -> None:
 def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
     """The quarantine ledger: which clips have no rows, at which stage they failed, why, how often they were tried.
 
-    Clips that `--damaged keep` cut off at damage are listed too, as `kept`, with the seconds that are missing.
+    Clips that `--damaged keep` cut off at damage are listed too, at the stage `kept`, with the seconds that are missing.
+    With --json they have `kept` true and no `attempts`; `missing` is null where that is unknown, and of clips that failed.
     """
     from rich.table import Table
 
     from .features import open_store
 
     opened = open_store(store, skip_damaged=skip_damaged)
-    entries = [{"stream": "", **vars(failure), "missing": None} for failure in opened.problems]
+    entries = [ledger("", failure) for failure in opened.problems]
     for name, stream in opened.items():
         warn_skipped(stream)
-        entries += [{"stream": name, **vars(failure), "missing": None} for failure in stream.failures.values()]
-        entries += [{"stream": name, **entry} for entry in cut_off(stream)]
+        entries += [ledger(name, failure) for failure in stream.failures.values()]
+        entries += cut_off(name, stream)
     if as_json:
         click.echo(json.dumps(entries, indent=1))
         return
@@ -275,14 +287,15 @@ def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
     for entry in entries:
         columns = ("stream", "clip_id", "video", "stage", "reason", "attempts")
         seconds = "unknown" if entry["missing"] is None else f"{entry['missing']:.3f} s"
-        cells = [printable(str(entry[column])) for column in columns]
-        table.add_row(*cells, seconds if entry["stage"] == "kept" else "all")
+        cells = ["" if entry[column] is None else printable(str(entry[column])) for column in columns]
+        table.add_row(*cells, seconds if entry["kept"] else "all")
     console().print(table)
-    kept = sum(entry["stage"] == "kept" for entry in entries)
+    kept = sum(entry["kept"] for entry in entries)
     if kept:
-        click.echo(f"{kept} clips lack what damage has cut off")
-    if len(entries) > kept:
-        click.echo(f"{len(entries) - kept} failures; try them again with amex extract ... --retry-failed")
+        click.echo(f"{plural(kept, 'clip')} {'lacks' if kept == 1 else 'lack'} what damage has cut off")
+    if failed := len(entries) - kept:
+        again = "it" if failed == 1 else "them"
+        click.echo(f"{plural(failed, 'failure')}; try {again} again with amex extract ... --retry-failed")
 
 
 @features.command("import")
@@ -367,7 +380,7 @@ def features_import(
             were = f", {known:,} {'was' if known == 1 else 'were'} there" if known else ""
             click.echo(f"{store}: stream {stream}, {plural(written, 'clip')} imported{were}")
     if manifest_path:
-        click.echo(f"{manifest_path}: {write_manifest(clips, manifest_path):,} clips")
+        click.echo(f"{manifest_path}: {plural(write_manifest(clips, manifest_path), 'clip')}")
 
 
 @features.command("export")
@@ -406,4 +419,4 @@ def features_export(
             export_hgr(found, out, splits, {clip.clip_id: clip.captions for clip in clips}, tick)
         else:
             {"npy": export_npy, "hdf5": export_hdf5}[form](found, out, tick)
-    click.echo(f"{out}: {len(found):,} clips of {stream} as {form}")
+    click.echo(f"{out}: {plural(len(found), 'clip')} of {stream} as {form}")

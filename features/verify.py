@@ -19,6 +19,7 @@ from typing import Any
 
 import zarr
 
+from ..errors import plural
 from ..places import NOT_THERE, is_remote, remove, sizes, write_text, zarr_store
 from .reader import DAMAGE, Stream
 from .schema import (
@@ -140,9 +141,10 @@ def _uncommitted(stream: Stream) -> Iterator[Damage]:
             continue  # it belongs to a run that has committed or removed it since
         path = f"{stream.name}/parts/{left.name}"
         if left in whole and (lost := _absent(now, left)):
+            clips = f"{plural(len(lost), 'clip')} {'is' if len(lost) == 1 else 'are'}"
             reason = (
-                f"the part is complete, but its commit record is missing: {len(lost)} clips are absent, the first "
-                f"{lost[0]!r}; run the same amex extract or import command to bring them back"
+                f"the part is complete, but its commit record is missing: {clips} absent, the first {lost[0]!r}; "
+                "run the same amex extract or import command to bring them back"
             )
             yield Damage(stream=stream.name, part=part, path=path, reason=reason, kind="lost")
         else:

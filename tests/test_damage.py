@@ -272,11 +272,14 @@ def test_kept_clips_say_what_they_lack_in_the_commit_in_info_and_in_the_ledger(t
         "video": "v.mp4",
         "stage": "kept",
         "reason": entries["whole"]["damage"],
-        "attempts": 1,
+        "attempts": None,
+        "source": open_store(store)[R2].source("whole").entry,
         "missing": missing,
+        "kept": True,
     }
-    assert ledger["late"]["missing"] is None
-    assert "1 clips lack" in amex("features", "failures", store).output
+    assert ledger["late"].keys() == ledger["whole"].keys()
+    assert (ledger["late"]["kept"], ledger["late"]["missing"], ledger["late"]["attempts"]) == (False, None, 1)
+    assert "1 clip lacks" in amex("features", "failures", store).output
     assert "1 cut off by damage" in amex("features", "info", store).output
 
 

@@ -175,7 +175,7 @@ def test_a_part_without_its_commit_does_not_exist_and_is_written_anew(tmp_path: 
     assert stream.state("a") == "absent"
     (damage,) = verify(stream)
     assert (damage.kind, damage.part) == ("lost", "p")
-    assert "1 clips are absent, the first 'a'" in damage.reason
+    assert "1 clip is absent, the first 'a'" in damage.reason
     make(store, {"p": [rows_of("a", 5, seed=1)]})
     stream = open_store(store)["s"]
     assert len(stream["a"]) == 5

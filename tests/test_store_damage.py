@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import shutil
 import sys
 import threading
@@ -15,8 +16,11 @@ import h5py
 import numpy as np
 import pytest
 from conftest import amex
+from hypothesis import given
+from hypothesis import strategies as st
 from test_store import OBJECTS, SPEC, damages, folder_of, make, rows_of
 
+from amex.errors import plural
 from amex.features import (
     ClipNotThere,
     ClipRows,
@@ -174,6 +178,30 @@ def test_no_record_of_a_store_names_files_elsewhere(store: Path) -> None:
         open_store(store)["s"]
 
 
+# --- Counts ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10_000))
+def test_a_count_of_one_is_singular(count: int) -> None:
+    assert plural(count, "damaged part") == (f"{count:,} damaged parts" if count != 1 else "1 damaged part")
+
+
+def test_no_command_counts_one_things(tmp_path: Path) -> None:
+    store, path = make(tmp_path / "s.zarr", {"p": [rows_of("a", 1)]}, {"p": FAILED}), tmp_path / "s.zarr" / "s"
+    (path / "parts" / ".left").mkdir()
+    outputs = [amex("features", *command).output for command in (
+        ("info", store), ("ls", store), ("failures", store), ("verify", store), ("rm", store, "s"),
+        ("export", store, "s", "--out", tmp_path / "out"), ("import", tmp_path / "out", "--store", tmp_path / "t.zarr"),
+    )]  # fmt: skip
+    (path / "commits" / "p.json").write_text("{")
+    outputs += [amex("features", command, store).output for command in ("info", "verify")]
+    for output in outputs:
+        assert re.search(r"\b1 \w+", output), output
+        assert not re.search(r"\b1 (damaged )?(clip|row|part|failure|damage|leftover|stream)s|\b1 \w+ are", output), (
+            output
+        )
+
+
 # --- Removing --------------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +234,7 @@ def test_a_removal_that_is_killed_leaves_no_stream_and_what_it_leaves_is_pruned(
         remove_stream(store, "s")
     assert list(open_store(store)) == ["o"]
     assert [damage.kind for damage in damages(store)] == ["leftover"]
-    assert "1 leftovers removed" in amex("features", "verify", store, "--prune").output
+    assert "1 leftover removed" in amex("features", "verify", store, "--prune").output
     assert not damages(store)
     declare_stream(store, "s", TWIN, {})
 
@@ -219,7 +247,7 @@ def test_a_damaged_commit_record_is_an_error_to_all_readers_unless_skipped(store
     with pytest.raises(DamagedPart, match=r"000001-x\.json is damaged.*--repair"):
         open_store(store)["s"]
     info = amex("features", "info", store)
-    assert (info.exit_code, "4 clips, 1 failed, 1 damaged parts" in info.output) == (1, True)
+    assert (info.exit_code, "4 clips, 1 failed, 1 damaged part," in info.output) == (1, True)
     as_json = amex("features", "info", store, "--json")
     assert (as_json.exit_code, json.loads(as_json.stdout)["s"]["damaged_parts"]) == (1, 1)
     outs = {form: tmp_path / form for form in ("npy", "hdf5")}
@@ -462,7 +490,8 @@ def test_what_needs_no_video_is_made_anew(store: Path) -> None:
     assert sorted(damage.path for damage in damages(store)) == sorted([*METADATA, "s/spec.json"])
     mended = amex("features", "verify", store, "--repair")
     assert mended.exit_code == 0, mended.output
-    assert all(f"{file}: made anew" in mended.output for file in METADATA)
+    assert all(f"{file}: made anew" in mended.output for file in METADATA[:-1])
+    assert "problems.json: removed; the next amex extract writes it" in mended.output
     assert not damages(store)
     opened = open_store(store)
     assert opened.problems == []

@@ -1,4 +1,7 @@
-"""The root of every error that amex raises on purpose: one line that names the thing at fault and what to do."""
+"""The root of every error that amex raises on purpose: one line with the thing at fault and what to do. Their texts."""
+
+# Characters of an unusable text that a message quotes.
+QUOTED = 80
 
 
 class AmexError(Exception):
@@ -32,3 +35,14 @@ def printable(text: str, *, keep: str = "") -> str:
 def plural(count: int, noun: str) -> str:
     """``1 clip``, ``2,000 clips``: a count and what it counts, in the singular for one."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises ValueError for a text that stores, logs and other programs cannot hold."""
+    if "\0" in text:
+        raise ValueError(f"{name} contains a NUL character: {text[:QUOTED]!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"a lone surrogate at {error.start}"
+        raise ValueError(f"{name} is not valid Unicode ({where}): {text[:QUOTED]!r}") from error

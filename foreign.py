@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from .errors import AmexError, first_line
 NESTED = 100
 # Digits of an integer: more than these and it may be no float.
 DIGITS = 300
-# Bytes of a line of JSON.
+# Bytes of a line; 64 MiB of features are some 8,000 objects.
 LINE = 64 << 20
 # Characters of another library's message that are repeated.
 QUOTED = 200
@@ -90,22 +91,30 @@ def read_json_lines(path: Path, kind: type[AmexError]) -> Iterator[tuple[str, di
 
     Raises a ``kind`` that names the file and the line.
     """
+    for where, line in read_lines(path, kind, "is not a JSON object"):
+        if not line.strip():
+            continue
+        with reading(where, kind, "is not a JSON object"):
+            record = parse_json(line)
+            if not isinstance(record, dict):
+                raise ValueError(f"it is {type(record).__name__}")
+        yield where, record
+
+
+def read_lines(path: Path, kind: type[AmexError], what: str = "cannot be read") -> Iterator[tuple[str, bytes]]:
+    """The lines of a file, each with its place ``FILE:LINE``.
+
+    Raises a ``kind`` that names the file, or the line that is longer than LINE bytes, and says ``what``.
+    """
     with reading(path, kind):
         handle = path.open("rb")
     with handle:
-        number = 0
-        while True:
-            number += 1
+        for number in itertools.count(1):
             where = f"{path}:{number}"
-            with reading(where, kind, "is not a JSON object"):
+            with reading(where, kind, what):
                 line = handle.readline(LINE)
-                if not line:
-                    return
                 if len(line) == LINE:
                     raise ValueError(f"the line is longer than {LINE >> 20} MiB")
-                if not line.strip():
-                    continue
-                record = parse_json(line)
-                if not isinstance(record, dict):
-                    raise ValueError(f"it is {type(record).__name__}")
-            yield where, record
+            if not line:
+                return
+            yield where, line

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..foreign import reading
+from ..foreign import read_lines, reading
 from .source import ImportProblem, Source, Wanted, file_spec, with_output
 from .writer import ClipRows
 
@@ -27,8 +27,6 @@ CLASSES = {
     "attributes": ("attrs_id", "i8"),
     "attribute_scores": ("attrs_conf", "f4"),
 }
-# Bytes of a line: 64 MiB of features are some 8,000 objects.
-LINE = 64 << 20
 
 
 def from_butd(path: Path, wanted: Wanted) -> list[Source]:
@@ -69,22 +67,17 @@ def from_butd(path: Path, wanted: Wanted) -> list[Source]:
 def _images(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Each image's id, and its arrays: ``counts`` (), ``frame_size`` (2,), all others with one entry an object."""
     columns: tuple[str, ...] = ()
-    with path.open("rb") as handle:
-        number = 0
-        while line := handle.readline(LINE):
-            number += 1
-            with reading(f"{path}:{number}", ImportProblem):
-                if len(line) == LINE:
-                    raise ValueError(f"the line is longer than {LINE >> 20} MiB")
-                fields = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
-                known = {len(BUTD): BUTD, len(LXMERT): LXMERT}.get(len(fields))
-                if known is None:
-                    raise ValueError(f"{len(fields)} columns; bottom-up-attention files have 6 or 10")
-                if known != (columns or known):
-                    raise ValueError(f"{len(known)} columns after lines of {len(columns)}")
-                columns = known
-                image = _image(dict(zip(columns, fields, strict=True)))
-            yield fields[0], image
+    for where, line in read_lines(path, ImportProblem):
+        with reading(where, ImportProblem):
+            fields = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
+            known = {len(BUTD): BUTD, len(LXMERT): LXMERT}.get(len(fields))
+            if known is None:
+                raise ValueError(f"{len(fields)} columns; bottom-up-attention files have 6 or 10")
+            if known != (columns or known):
+                raise ValueError(f"{len(known)} columns after lines of {len(columns)}")
+            columns = known
+            image = _image(dict(zip(columns, fields, strict=True)))
+        yield fields[0], image
 
 
 def _image(record: Mapping[str, str]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import plural
+from ..errors import check_text, plural
 from .schema import StoreError, canonical, clip_arrays, row_arrays
 from .writer import ClipRows
 
@@ -147,9 +147,12 @@ class Source:
 def check_ids(path: Path, ids: Sequence[Any]) -> None:
     """Raises ImportProblem unless all are different texts that a store can hold."""
     for clip_id in ids:
-        valid = isinstance(clip_id, str) and clip_id and "\0" not in clip_id
-        if not valid or clip_id.encode(errors="ignore").decode() != clip_id:
-            raise ImportProblem(f"{path}: {clip_id!r} cannot be the id of a clip: ids are texts of valid Unicode")
+        if not isinstance(clip_id, str) or not clip_id:
+            raise ImportProblem(f"{path}: {clip_id!r} cannot be the id of a clip: ids are texts that are not empty")
+        try:
+            check_text("it", clip_id)
+        except ValueError as error:
+            raise ImportProblem(f"{path}: {clip_id!r} cannot be the id of a clip: {error}") from error
     if len(set(ids)) < len(ids):
         twice = [clip_id for clip_id, count in Counter(ids).items() if count > 1]
         raise ImportProblem(f"{path}: every clip needs an id of its own; there more than once: {some(twice)}")

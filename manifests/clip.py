@@ -13,11 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import AmexError, printable
+from ..errors import AmexError, check_text, printable
 from ..foreign import parse_json
-
-# Characters of an unusable text that a message quotes.
-QUOTED = 80
 
 
 class ManifestError(AmexError):
@@ -87,17 +84,6 @@ class Clip:
         if missing := [name for name in ("clip_id", "video") if name not in record]:
             raise ValueError(f"field {missing[0]!r} is missing")
         return cls(**record)
-
-
-def check_text(name: str, text: str) -> None:
-    """Raises ValueError for a text that stores, logs and other programs cannot hold."""
-    if "\0" in text:
-        raise ValueError(f"{name} contains a NUL character: {text[:QUOTED]!r}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        where = f"a lone surrogate at {error.start}"
-        raise ValueError(f"{name} is not valid Unicode ({where}): {text[:QUOTED]!r}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,14 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import amex, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
 from amex.errors import AmexError
-from amex.foreign import NESTED, parse_json, reading
+from amex.foreign import NESTED, parse_json, read_lines, reading
 from amex.manifests import ManifestError, Problem, read_captions, read_manifest, scan_manifest
 
 DEEP = "[" * 10_000 + "]" * 10_000
@@ -235,3 +236,24 @@ def test_rows_are_whole_numbers_each_named_once(row: str, tmp_path: Path) -> Non
     path = write_lines(tmp_path / "c.jsonl", {"video": "a", "row": 0}, '{"video":"b","row":?}'.replace("?", row))
     with pytest.raises(ManifestError, match=r"c\.jsonl:2"):
         read_captions(path)
+
+
+def test_lines_have_one_limit_whatever_is_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "whole").write_bytes(b"a\n\nb")
+    assert list(read_lines(tmp_path / "whole", AmexError)) == [
+        (f"{tmp_path / 'whole'}:{number}", text) for number, text in enumerate((b"a\n", b"\n", b"b"), start=1)
+    ]
+    monkeypatch.setattr("amex.foreign.LINE", 100)
+    (tmp_path / "long.tsv").write_text("x" * 200)
+    (tmp_path / "long.jsonl").write_text(f'{{"video": "a"}}\n{{"video": "{"x" * 200}"}}\n')
+    np.save(tmp_path / "f.npy", np.ones((2, 3)))
+    store = ("--store", tmp_path / "s.zarr")
+    for words, arguments in (
+        ("long.tsv:1 cannot be read: the line is longer", (tmp_path / "long.tsv",)),
+        (
+            "long.jsonl:2 is not a JSON object: the line is longer",
+            (tmp_path / "f.npy", "--captions", tmp_path / "long.jsonl"),
+        ),
+    ):
+        refused = amex("features", "import", *arguments, *store)
+        assert (refused.exit_code, words in refused.output) == (1, True), refused.output

@@ -264,8 +264,9 @@ def features_rm(store: Path, stream: str, yes: bool) -> None:
 def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
     """The quarantine ledger: which clips have no rows, at which stage they failed, why, how often they were tried.
 
-    Clips that `--damaged keep` cut off at damage are listed too, at the stage `kept`, with the seconds that are missing.
-    With --json they have `kept` true and no `attempts`; `missing` is null where that is unknown, and of clips that failed.
+    Clips that `--damaged keep` cut off at damage are listed too, at the stage `kept`, with the seconds that are
+    missing. With --json they have `kept` true and no `attempts`; `missing` is null where that is unknown, and of
+    clips that failed.
     """
     from rich.table import Table
 

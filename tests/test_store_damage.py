@@ -357,6 +357,14 @@ def test_a_run_that_writes_meanwhile_is_no_damage(store: Path, monkeypatch: pyte
     commit.join()
 
 
+def test_notes_about_videos_that_stood_still_are_no_damage(store: Path) -> None:
+    (store / "s" / "stalled").mkdir()
+    (store / "s" / "stalled" / "000009-x.json").write_text("{}")
+    assert not damages(store)
+    assert amex("features", "verify", store, "--prune").exit_code == 0
+    assert (store / "s" / "stalled" / "000009-x.json").exists()
+
+
 def test_verify_beside_a_writer_finds_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["amex.features.verify"], "COMMITTED_WITHIN", 30)
     done = threading.Event()

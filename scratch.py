@@ -6,12 +6,15 @@ import contextlib
 import fcntl
 import multiprocessing
 import os
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+# What this module calls the things of a process.
+NAME = re.compile(r"amex-[0-9a-f]{12}")
 # Where Linux keeps named semaphores, as files sem.NAME.
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -74,15 +77,28 @@ def held(folder: Path) -> Iterator[str]:
 
 
 def sweep_folder(folder: Path) -> None:
-    """Removes what processes of this user left in ``folder`` that ended before they could do so."""
+    """Removes what processes of this user left in ``folder`` that ended before they could do so.
+
+    Only what bears exactly a name that ``held`` gave goes: users have files that begin with amex- too.
+    """
     for lock in folder.glob("amex-*.lock"):
         with contextlib.suppress(OSError):  # it is locked, or somebody else was quicker
-            if lock.lstat().st_uid != os.getuid() or lock.is_symlink():
+            if not NAME.fullmatch(lock.stem) or not _is_ours(lock) or lock.is_symlink():
                 continue
             with lock.open("r+") as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for path in folder.glob(f"*{lock.stem}*"):
-                    if path.is_dir() and not path.is_symlink():
-                        shutil.rmtree(path, ignore_errors=True)
-                    else:
-                        path.unlink(missing_ok=True)  # the lock is among them
+                for path in (folder / lock.stem, *folder.glob(f"sem.{lock.stem}-*")):
+                    if os.path.lexists(path) and _is_ours(path):
+                        _remove(path)
+                lock.unlink(missing_ok=True)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.lstat().st_uid == os.getuid()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

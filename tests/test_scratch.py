@@ -78,13 +78,27 @@ def test_what_a_killed_process_leaves_goes_and_what_a_live_one_has_stays(
 def test_files_of_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "amex-mine.txt").touch()
     (tmp_path / "other").touch()
-    (tmp_path / "amex-link.lock").symlink_to(tmp_path / "other")
-    (tmp_path / "amex-theirs.lock").touch()
-    (tmp_path / "amex-theirs").mkdir()
+    (tmp_path / "amex-00000000000a.lock").symlink_to(tmp_path / "other")
+    (tmp_path / "amex-00000000000b.lock").touch()
+    (tmp_path / "amex-00000000000b").mkdir()
     monkeypatch.setattr(scratch.os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
     before = sorted(tmp_path.iterdir())
     scratch.sweep_folder(tmp_path)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_only_resembles_a_name_of_ours_is_left_alone(tmp_path: Path) -> None:
+    """As after `flock amex-yc2.lock amex extract --store amex-yc2.zarr`, in the folder for temporary files."""
+    ours = "amex-0123456789ab"
+    (tmp_path / "amex-yc2.lock").touch()
+    (tmp_path / f"{ours}.lock").touch()
+    (tmp_path / ours).mkdir()
+    (tmp_path / f"sem.{ours}-x1").touch()
+    stores = ["amex-yc2.zarr", "amex-yc2", f"{ours}.zarr", f"copy-{ours}", f"{ours}-2"]
+    for name in stores:
+        (tmp_path / name).mkdir()
+    scratch.sweep_folder(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"amex-yc2.lock", *stores}
 
 
 def is_held(lock: Path) -> bool:

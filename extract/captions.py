@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from ..features import ClipRows, Failure, Stream, write_part
 from ..manifests import Clip
 from .part import THREADS, Job, Report, unfit, versions
+from .stalls import Stall, forget_stalls, note_stalls
 from .watch import Watch
 
 # Captions a part: a minute or two of a BERT on a CPU, some tens of megabytes.
@@ -64,20 +65,28 @@ def run_captions(task: CaptionsTask, job: Job, device: str = "cpu") -> Report:
     started = time.monotonic()
     torch.set_num_threads(THREADS)
     encoder = plan.encoder(device)
-    with Watch(job.stall) as watch:
+    place = (job.store, plan.name, task.name)
+
+    def remember(stage: str, work: Collection[object]) -> None:
+        note_stalls(*place, [Stall(video=None, stage=stage, limit=job.stall)])
+
+    with Watch(job.stall, remember) as watch:
         watch.on("encode")
         encoded, cut = encoder(task.captions, lambda: watch.on("encode"))
-    encoding = time.monotonic() - started
-    rows, failures = [], []
-    for caption, attempt, arrays in zip(task.captions, task.attempts, encoded, strict=True):
-        if reason := unfit(arrays["values"]) or unfit(arrays["sentence"]):
-            entry = {"clip_id": caption, "video": "", "attempts": attempt}
-            failures.append(Failure(**entry, stage="encode", reason=f"a feature {reason}"))
-        else:
-            halves = {name: arrays[name].astype(np.float16) for name in ("values", "sentence")}
-            rows.append(ClipRows(clip_id=caption, arrays={**arrays, **halves}))
-    run = {"host": socket.gethostname(), "seconds": round(encoding, 3), "captions_cut": cut, "versions": versions()}
-    commit = write_part(job.store, plan.name, task.name, spec=plan.spec, clips=rows, failures=failures, run=run)
+        watch.on("encode", None)
+        encoding = time.monotonic() - started
+        rows, failures = [], []
+        for caption, attempt, arrays in zip(task.captions, task.attempts, encoded, strict=True):
+            if reason := unfit(arrays["values"]) or unfit(arrays["sentence"]):
+                entry = {"clip_id": caption, "video": "", "attempts": attempt}
+                failures.append(Failure(**entry, stage="encode", reason=f"a feature {reason}"))
+            else:
+                halves = {name: arrays[name].astype(np.float16) for name in ("values", "sentence")}
+                rows.append(ClipRows(clip_id=caption, arrays={**arrays, **halves}))
+        run = {"host": socket.gethostname(), "seconds": round(encoding, 3), "captions_cut": cut, "versions": versions()}
+        watch.on("write")
+        commit = write_part(*place, spec=plan.spec, clips=rows, failures=failures, run=run)
+    forget_stalls(*place)
     return Report(
         captions=len(task.captions),
         failed=len(failures),

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..manifests import Clip, Problem, VideoError, VideoFinder
 from .decode import Unreadable
 from .decoder import Decoder
+from .limits import DEADLINE
 
 # Seconds by which a clip may end after its video: annotations are rounded, headers too.
 SLACK = 1.0
@@ -38,7 +39,7 @@ class Check:
         return len(self.missing) + len(self.unreadable) + len(self.too_short) + len(self.manifest)
 
 
-def check_videos(items: Sequence[Clip | Problem], root: Path, *, deadline: float = 60.0) -> Check:
+def check_videos(items: Sequence[Clip | Problem], root: Path, *, deadline: float = DEADLINE) -> Check:
     """Looks at every video once.
 
     Args:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .decode import HEADER, Header, Unreadable
+from .limits import DEADLINE, LONGEST_FRAME
 from .sampling import Sampling
 
 # decord reads this when it is imported. It counts how often decord asked for a frame that its threads had not finished,
@@ -26,8 +27,8 @@ from .sampling import Sampling
 ENVIRONMENT = {"DECORD_EOF_RETRY_MAX": "131072"}
 # What is started to decode.
 COMMAND = (sys.executable, "-m", "amex.extract.decode")
-# For so many seconds at most a frame is shown. Slides take less; damaged durations more.
-LONGEST_FRAME = 600.0
+# Seconds between looks at the clock while the process is silent.
+LOOK_INTERVAL = 1.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Decoder:
     """
 
     def __init__(
-        self, *, deadline: float = 60.0, threads: int = 0, longest: float = LONGEST_FRAME, keep: bool = False
+        self, *, deadline: float = DEADLINE, threads: int = 0, longest: float = LONGEST_FRAME, keep: bool = False
     ) -> None:
         self.deadline = deadline
         self.threads = threads
@@ -275,10 +276,7 @@ class Decoder:
         view, filled = memoryview(data), 0
         descriptor = self._process.stdout.fileno()
         while filled < length:
-            begin = time.monotonic()
-            ready, _, _ = select.select([descriptor], [], [], self.deadline)
-            self._waited += time.monotonic() - begin
-            if not ready:
+            if not self._wait(descriptor):
                 raise DecoderGone(f"the decoder hung: nothing for {self.deadline:g} s, killed")
             if self._waited > self.deadline:
                 raise DecoderGone(f"the decoder hung: no later frame for {self.deadline:g} s, killed")
@@ -287,6 +285,23 @@ class Decoder:
                 raise self._gone()
             filled += count
         return data
+
+    def _wait(self, descriptor: int) -> bool:
+        """Waits for the process's next bytes, until the deadline; returns whether they are there.
+
+        Waits in short intervals: one that took longer than it was to take was one of suspension, which does not count.
+        """
+        silent = 0.0
+        while silent < self.deadline:
+            interval = min(LOOK_INTERVAL, self.deadline - silent)
+            begin = time.monotonic()
+            ready, _, _ = select.select([descriptor], [], [], interval)
+            spent = min(time.monotonic() - begin, interval)
+            silent += spent
+            self._waited += spent
+            if ready:
+                return True
+        return False
 
     def _gone(self) -> DecoderGone:
         code = self._process.wait()

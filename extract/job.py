@@ -26,18 +26,20 @@ from ..scratch import sweep_folder
 from .batch import Jobs, batch
 from .captions import CaptionsTask, captions_of, run_captions
 from .cluster import Crew, allocation, local, remote
-from .decoder import LONGEST_FRAME
 from .encoders import choose_device, choose_precision
+from .limits import DEADLINE, LONGEST_FRAME, PART_CLIPS, PART_MINUTES, STALL
 from .part import Job, PartTask, Report, run_part
-from .plan import PART_MINUTES, Partition, VideoFiles, changed_text, existing, plan_tasks
+from .plan import Partition, VideoFiles, changed_text, existing, plan_tasks
+from .stalls import Stall, read_stalls
 from .streams import StreamPlan, by_kind
 from .text import TextPlan
-from .watch import STALL
 
 # Parts that each worker has waiting, so that none idles while the next is sent.
 QUEUED_PARTS = 2
 # A run stops when so many parts in a row break for reasons that are not the videos': a full disk breaks all of them.
 BROKEN_IN_A_ROW = 5
+# So often a part is handed out whose workers died before they began it.
+TRIES_UNBEGUN = 5
 # A run stops when for so many seconds there was nobody to do the work.
 WITHOUT_WORKERS = 120.0
 # Seconds between looks at who is there.
@@ -104,10 +106,10 @@ def extract(
     workers: int,
     display: Display,
     cluster: str | Jobs = "local",
-    part_clips: int = 64,
+    part_clips: int = PART_CLIPS,
     part_minutes: float = PART_MINUTES,
     partition: Partition | None = None,
-    deadline: float = 60.0,
+    deadline: float = DEADLINE,
     longest_frame: float = LONGEST_FRAME,
     keep_damaged: bool = False,
     stall: float = STALL,
@@ -128,12 +130,14 @@ def extract(
         part_clips: clips of a group, at least, which is then cut into parts; the clips of one video are never parted.
         part_minutes: expected minutes of video a part, at most.
         partition: which of several runs that share the manifest this is; None: the only one.
-        deadline: seconds without a frame after which a decoder is killed.
-        keep_changed: leave clips that were computed from other times or from another file than they would be now.
-        digest: record the sha256 of video files, so that one whose time of modification changed can be told the same.
+        deadline: seconds without a later frame after which a decoder is killed.
         longest_frame: seconds for which a frame is shown at most; more is damage.
         keep_damaged: keep the windows of a clip that come before damage, instead of failing it.
         stall: seconds without progress after which a worker is ended.
+        retry_failed: try clips again that failed before.
+        keep_changed: leave clips that were computed from other times or from another file than they would be now.
+        digest: record the sha256 of video files, so that one whose time of modification changed can be told the same.
+        repair: read every byte of the streams first, and compute damaged parts again.
 
     Raises:
         AmexError: if the run cannot begin, or broke in a way that the next part would too.
@@ -152,15 +156,23 @@ def extract(
         write_problems(store, [ledger_entry(problem) for problem in problems])
 
     streams = {plan.name: existing(store, plan.name) for plan in plans}
-    kept = {"part_clips": part_clips, "part_minutes": part_minutes, "retry_failed": retry_failed}
-    tasks = plan_tasks(clips, files, plans, streams, **kept, partition=partition)
+    cut = {"part_clips": part_clips, "part_minutes": part_minutes, "partition": partition}
+    tasks = plan_tasks(clips, files, plans, streams, **cut, retry_failed=retry_failed)
     changed = dict(Counter(files.changed.values())) if files is not None else {}
     if changed:
         display.note(changed_text(changed, keep_changed))
     videos = videos if videos is None or is_remote(videos) else videos.absolute()
-    bounds = {"deadline": deadline, "longest_frame": longest_frame, "stall": stall}
-    kept = {"keep_damaged": keep_damaged, "digest": digest}
-    job = Job(store=store, videos=videos, streams=seeing, texts=texts, **kept, **bounds)
+    job = Job(
+        store=store,
+        videos=videos,
+        streams=seeing,
+        texts=texts,
+        deadline=deadline,
+        longest_frame=longest_frame,
+        keep_damaged=keep_damaged,
+        stall=stall,
+        digest=digest,
+    )
     report, broken = Report(), dict[str, str]()
     if tasks:
         clip_count = sum(len(v.clips) for task in tasks if isinstance(task, PartTask) for v in task.videos)
@@ -292,6 +304,7 @@ def run_tasks(
 ) -> tuple[Report, dict[str, str]]:
     """Keeps every worker busy until all tasks are committed or broken; returns the sum of their reports."""
     from distributed import as_completed
+    from distributed.scheduler import KilledWorker
 
     topic = f"amex-{uuid.uuid4().hex}"
     events: deque[dict[str, Any]] = deque()  # the client's thread appends, this one takes
@@ -299,19 +312,25 @@ def run_tasks(
     total, broken = Report(), {}
     waiting = deque(enumerate(tasks))
     by_key: dict[str, int] = {}  # of the tasks that are out
+    begun: set[int] = set()  # those of which a worker has said so
+    tries: Counter[int] = Counter()
+    at_fault: Counter[int] = Counter()  # by task: the videos over which its workers were ended
     running = as_completed(loop=crew.client.loop)
     resources: dict[str, int] = {}
     in_a_row = 0
 
     def show_progress() -> None:
+        out = set(by_key.values())
         for event in [events.popleft() for _ in range(len(events))]:
-            if f"{topic}-{event['part']}" in by_key:  # a late event must not replace the report of a finished part
+            begun.add(event["part"])
+            if event["part"] in out:  # a late event must not replace the report of a finished part
                 display.update(event["part"], Report(**event["report"]))
 
     def hand_out(workers: int) -> None:
         while waiting and len(by_key) < QUEUED_PARTS * workers:
             number, task = waiting.popleft()
-            by_key[key := f"{topic}-{number}"] = number
+            tries[number] += 1
+            by_key[key := f"{topic}-{number}-{tries[number]}"] = number
             options = {"key": key, "pure": False, "resources": resources}
             running.add(crew.client.submit(work, number, task, job, device, topic, **options))
 
@@ -347,22 +366,47 @@ def run_tasks(
                 elif future.status == "cancelled":
                     raise ConnectionError(f"it has lost part {describe(tasks[number], job)}")
                 else:
-                    reason = why(future)
-                    broken[describe(tasks[number], job)] = reason
-                    in_a_row += 1
-                    if in_a_row == BROKEN_IN_A_ROW:
-                        raise AmexError(f"{in_a_row} parts in a row broke, the last with {reason}")
+                    error, stalls = future.exception(), []
+                    again = False
+                    if isinstance(error, KilledWorker):  # Dask does so few tries: the next ones leave the culprits out
+                        show_progress()
+                        stalls = stalls_of(tasks[number], job)
+                        found = sum(stall.video is not None for stall in stalls)
+                        # What only waited at a worker that was ended is blamed by Dask like what it worked on.
+                        again = found > at_fault[number] or (number not in begun and tries[number] < TRIES_UNBEGUN)
+                        at_fault[number] = found
+                    if again:
+                        waiting.append((number, tasks[number]))
+                    else:
+                        reason = why(error, stalls)
+                        broken[describe(tasks[number], job)] = reason
+                        in_a_row += 1
+                        if in_a_row == BROKEN_IN_A_ROW:
+                            raise AmexError(f"{in_a_row} parts in a row broke, the last with {reason}")
                 future.release()
                 hand_out(len(there))
     return total, broken
 
 
-def why(future: Any) -> str:
+def stalls_of(task: PartTask | CaptionsTask, job: Job) -> list[Stall]:
+    """What its workers were ended over, in all its streams; see ``stalls``."""
+    if isinstance(task, CaptionsTask):
+        return read_stalls(job.store, job.texts[task.stream].name, task.name)
+    return [
+        stall
+        for stream in task.streams
+        for stall in read_stalls(job.store, job.streams[stream].name, task.name(stream))
+    ]
+
+
+def why(error: BaseException, stalls: Sequence[Stall]) -> str:
     """Why a part broke, in a line."""
     from distributed.scheduler import KilledWorker
 
-    error = future.exception()
     if isinstance(error, KilledWorker):
+        for stall in stalls:
+            if stall.video is None:
+                return stall.reason
         return "it ended its worker process again and again (out of memory?)"
     return f"{type(error).__name__}: {error}"
 
@@ -411,6 +455,7 @@ def work(number: int, task: PartTask | CaptionsTask, job: Job, device: str, topi
         worker.log_event(topic, {"part": number, "report": vars(report)})
 
     with _at_work:
+        progress(Report())  # it has begun
         if isinstance(task, CaptionsTask):
             return run_captions(task, job, device)
         return run_part(task, job, device, progress)

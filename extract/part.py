@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import queue
 import socket
@@ -25,14 +24,16 @@ import numpy as np
 import torch
 
 from ..features import ClipRows, ClipSource, Failure, is_committed, row_arrays, write_part
-from ..features.schema import canonical, write_json
-from ..places import NOT_THERE, PlaceError, on_disk, remove
-from .decoder import LONGEST_FRAME, Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
+from ..features.schema import canonical
+from ..places import PlaceError, on_disk
+from .decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
 from .decoder import End as VideoEnd
+from .limits import LONGEST_FRAME, STALL
 from .objects import ObjectsPlan
 from .presets import WindowPlan
+from .stalls import Stall, begin_stalls, forget_stalls, note_stalls
 from .text import TextPlan
-from .watch import STALL, Watch
+from .watch import Watch
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 # Batches of windows that are decoded and transformed ahead of the encoder.
@@ -75,6 +76,11 @@ class PartTask:
     index: int
     videos: tuple[VideoTask, ...]
 
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Those (by index) that it has clips for."""
+        return tuple(sorted({stream for video in self.videos for clip in video.clips for stream in clip.streams}))
+
     def name(self, stream: int) -> str:
         """The part's name in a stream: its group, and a digest of the clips in it, their times and attempts.
 
@@ -97,7 +103,7 @@ class Job:
     videos: Path | None  # None where all streams are of text
     streams: tuple[WindowPlan | ObjectsPlan, ...]  # those that look at frames, in one pass
     texts: tuple[TextPlan, ...]
-    deadline: float  # seconds without a frame after which a decoder is killed
+    deadline: float  # seconds without a later frame after which a decoder is killed
     digest: bool = False  # whether commits record the sha256 of video files
     longest_frame: float = LONGEST_FRAME  # seconds for which a frame is shown at most
     keep_damaged: bool = False  # whether a clip is kept as far as its video is undamaged
@@ -182,30 +188,31 @@ def run_part(
         device: ``cpu`` or ``cuda:INDEX``.
         progress: called after each video with what is done so far.
     """
-    wanted = {stream for video in part.videos for clip in video.clips for stream in clip.streams}
-    if all(is_committed(job.store, job.streams[stream].name, part.name(stream)) for stream in wanted):
+    places = {stream: (job.streams[stream].name, part.name(stream)) for stream in part.streams}
+    if all(is_committed(job.store, *place) for place in places.values()):
         return Report()
     decoder = _decoder(job.deadline, job.longest_frame, job.keep_damaged)
-    marker = job.store / "stalled" / f"{part.name(min(wanted))}.json"
-    stalled = read_stalled(marker)
+    stalls = {stream: begin_stalls(job.store, *place) for stream, place in places.items()}
 
-    def remember(step: str, videos: Collection[int]) -> None:
-        reason = f"no progress for {job.stall:g} s on this video, so its worker was ended (--stall)"
-        write_json(marker, stalled | {str(number): (step, reason) for number in videos})
+    def remember(stage: str, work: Collection[tuple[int, int]]) -> None:
+        for stream in {stream for _, stream in work} or places:
+            videos = sorted({part.videos[number].path.as_posix() for number, other in work if other == stream})
+            kept = {"stage": stage, "limit": job.stall, "batch": len(videos) > 1}
+            more = [Stall(video=video, **kept) for video in videos or (None,)]
+            note_stalls(job.store, *places[stream], stalls[stream] + more)
 
+    failures = {
+        (stall.video, stream): (stall.stage, stall.reason)
+        for stream, known in stalls.items()
+        for stall in known
+        if stall.limit >= job.stall  # a repetition that allows more time tries again
+    }
     with Watch(job.stall, remember, lambda: decoder.advanced) as watch:
-        report = _run(part, job, device, progress, decoder, watch, stalled)
-    if stalled:
-        remove(marker)
+        report = _run(part, job, device, progress, decoder, watch, failures)
+    for stream, place in places.items():
+        if stalls[stream]:
+            forget_stalls(job.store, *place)
     return report
-
-
-def read_stalled(marker: Path) -> dict[str, tuple[str, str]]:
-    """The videos of a part, by number, over which a worker was ended, with the stage and reason of their failure."""
-    try:
-        return {number: (stage, reason) for number, (stage, reason) in json.loads(marker.read_bytes()).items()}
-    except NOT_THERE:
-        return {}
 
 
 def _run(
@@ -215,9 +222,13 @@ def _run(
     progress: Callable[[Report], None],
     decoder: Decoder,
     watch: Watch,
-    stalled: dict[str, tuple[str, str]],
+    stalled: dict[tuple[str, int], tuple[str, str]],
 ) -> Report:
-    """Computes and commits a part, except for the videos over which a worker was ended before: their clips fail."""
+    """Computes and commits a part.
+
+    Args:
+        stalled: by path of a video and stream over which a worker was ended before: stage and reason of the failure.
+    """
     started = time.monotonic()
     report = Report()
     torch.set_num_threads(THREADS)  # what `prepared` sets for its thread becomes that of later threads
@@ -233,10 +244,12 @@ def _run(
             frames, failed = 0, len(video.clips)
             if video.path is not None:
                 owners = _tracks(video, job.streams)
-                if failure := stalled.get(str(number)):
-                    for track, streams in owners.items():
-                        stretches.update({(number, track, stream): Stretch(failure=failure) for stream in streams})
-                else:
+                for track, streams in list(owners.items()):
+                    for stream in streams:
+                        if failure := stalled.get((video.path.as_posix(), stream)):
+                            stretches[number, track, stream] = Stretch(failure=failure)
+                    owners[track] = [stream for stream in streams if (number, track, stream) not in stretches]
+                if owners := {track: streams for track, streams in owners.items() if streams}:
                     frames = yield from _prepare(
                         number, video.path, owners, job, encoders, decoder, stretches, digests, watch
                     )
@@ -251,7 +264,7 @@ def _run(
 
     def encode(batch: list[Prepared]) -> None:
         begin = time.monotonic()
-        watch.on("encode", {window.video for window in batch})
+        watch.on("encode", {(window.video, window.stream) for window in batch})
         arrays = encoders[batch[0].stream]([window.frames for window in batch])
         watch.on("encode", None)
         report.seconds["encode"] += time.monotonic() - begin
@@ -334,8 +347,9 @@ def _prepare(
         return [{} for _ in job.streams]  # the frames of each stream that a later window may need, by key
 
     ring = begin("")
+    work = {(number, stream) for streams in owners.values() for stream in streams}
     for event in _events(job, path, tracks, decoder, digests):
-        watch.on("decode", (number,))
+        watch.on("decode", work)
         match event:
             case Opened():
                 ring = begin(event.decoder)

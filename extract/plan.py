@@ -20,6 +20,7 @@ from ..places import PlaceError, is_remote, on_disk
 from .captions import PART_CAPTIONS, CaptionsTask, captions_of, plan_captions
 from .decode import Header, Unreadable
 from .decoder import Decoder, Track
+from .limits import PART_MINUTES
 from .objects import ObjectsPlan
 from .part import ClipTask, PartTask, VideoTask, sha256_of
 from .presets import WindowPlan
@@ -30,8 +31,6 @@ from .streams import StreamPlan, by_kind
 ESTIMATE_FILES = 200
 # And at most so many that must be fetched first.
 FETCHED_FILES = 5
-# Minutes of video a part, at most: two to five minutes of R(2+1)D-18 on two cores of a CPU, seconds on a GPU.
-PART_MINUTES = 5.0
 # Bytes of rows a part, of all streams together, at most. Writing a part takes several times the memory of its rows.
 PART_BYTES = 256 << 20
 # How long a video is that is cut nowhere is judged from its size. This rate is a low one, half a megabit a second: of

@@ -12,9 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from types import TracebackType
+from typing import Any
 
-# Seconds without progress after which a worker is ended: more than the slowest batch takes, or the write of a part.
-STALL = 600.0
 # Of a worker that was ended.
 EXIT_STATUS = 70
 
@@ -22,22 +21,24 @@ EXIT_STATUS = 70
 class Watch:
     """Ends this process when nothing has progressed for ``limit`` seconds. A context manager.
 
+    Time for which the process was suspended is not counted.
+
     Args:
-        stalled: called before the end with the step that stands still and the videos (by number) that it works on.
+        stalled: called before the end with the step that stands still and what it works on, as ``on`` was told.
         advanced: when something that makes no notes here was last known to progress, on the monotonic clock.
     """
 
     def __init__(
         self,
         limit: float,
-        stalled: Callable[[str, Collection[int]], None] = lambda step, videos: None,
+        stalled: Callable[[str, Collection[Any]], None] = lambda step, work: None,
         advanced: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.limit = limit
         self._stalled = stalled
         self._advanced = advanced
         self._since = time.monotonic()
-        self._steps: dict[str, Collection[int] | None] = {}
+        self._steps: dict[str, Collection[Any] | None] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
 
@@ -49,21 +50,28 @@ class Watch:
         self._over.set()
         self._thread.join()
 
-    def on(self, step: str, videos: Collection[int] | None = ()) -> None:
-        """Notes progress: ``step`` now works on these videos; None: it waits for others, or for what has its own bound.
+    def on(self, step: str, work: Collection[Any] | None = ()) -> None:
+        """Notes progress: ``step`` is now at ``work``; None: it waits for others, or for what has its own bound.
 
         Of several steps at work, the one that was noted first is the one that the others wait for.
         """
-        self._steps[step] = videos
+        self._steps[step] = work
         self._since = time.monotonic()
 
     def _look(self) -> None:
-        while not self._over.wait(min(1.0, self.limit / 4)):
-            at_work = [(step, videos) for step, videos in list(self._steps.items()) if videos is not None]
-            if at_work and time.monotonic() - max(self._since, self._advanced()) > self.limit:
-                step, videos = at_work[0]
+        interval = min(1.0, self.limit / 4)
+        still, progressed, looked = 0.0, self._since, time.monotonic()
+        while not self._over.wait(interval):
+            now = time.monotonic()
+            still += min(now - looked, 2 * interval)  # a look that comes later than that: the process was suspended
+            looked = now
+            if (latest := max(self._since, self._advanced())) != progressed:
+                still, progressed = 0.0, latest
+            at_work = [(step, work) for step, work in list(self._steps.items()) if work is not None]
+            if at_work and still > self.limit:
+                step, work = at_work[0]
                 print(f"amex: no progress for {self.limit:g} s ({step}); this worker ends", file=sys.stderr, flush=True)
                 try:
-                    self._stalled(step, videos)
+                    self._stalled(step, work)
                 finally:
                     os._exit(EXIT_STATUS)

@@ -119,6 +119,26 @@ def test_a_decoder_that_only_says_that_it_lives_is_ended(tmp_path: Path, monkeyp
     assert "no later frame for 0.7 s, killed, 1.500 s into the video" in failed.reason
 
 
+SILENT = "import sys, time; sys.stdin.readline(); time.sleep(60)"
+
+
+def test_a_suspended_run_does_not_take_its_decoder_for_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What suspends a run (SIGSTOP, a scheduler that gangs jobs) makes each wait look longer than it was to be."""
+    stand_in(monkeypatch, SILENT)
+    clock, waits = [0.0], []
+
+    def select(*given: object) -> tuple[list[int], list[int], list[int]]:
+        waits.append(given[3])
+        clock[0] += 3600.0 if len(waits) == 2 else given[3]
+        return [], [], []
+
+    monkeypatch.setattr(near.select, "select", select)
+    monkeypatch.setattr(near.time, "monotonic", lambda: clock[0])
+    (failed,) = outcome(Decoder(deadline=5.0), tmp_path / "v.mp4")
+    assert "nothing for 5 s" in failed.reason
+    assert waits == [1.0] * 5
+
+
 def test_a_decoder_runs_where_no_larger_pipe_is_to_be_had(
     tmp_path: Path, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from distributed.scheduler import KilledWorker
 from videos import encode
 
-from amex.extract.part import ClipTask, Job, PartTask, VideoTask, run_part
+from amex.extract import job as run
+from amex.extract import part as parts
+from amex.extract.cluster import local, remote
+from amex.extract.display import NoDisplay
+from amex.extract.part import ClipTask, Job, PartTask, Report, VideoTask, run_part
 from amex.extract.presets import WindowPlan, plan_windows
+from amex.extract.stalls import Stall, begin_stalls, note_stalls, read_stalls
 from amex.extract.watch import EXIT_STATUS, Watch
 from amex.features import create_store, declare_stream, open_store
 
@@ -33,54 +42,170 @@ class Endless:
         return {"values": np.zeros((len(windows), 128), np.float32)}
 
 
+class Prompt(Endless):
+    """One that comes back from all."""
+
+    def __call__(self, windows: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, np.ndarray]:
+        return {"values": np.zeros((len(windows), 128), np.float32)}
+
+
 class EndlessPlan(WindowPlan):
     def encoder(self, device: str) -> Endless:
         return Endless()
 
 
-def part_of(folder: Path) -> tuple[PartTask, Job]:
-    """A part of three videos, the second of which stalls its encoder."""
+class PromptPlan(WindowPlan):
+    def encoder(self, device: str) -> Prompt:
+        return Prompt()
+
+
+def part_of(
+    folder: Path, heights: Sequence[int] = (64, HEIGHT, 64), kinds: Sequence[type[WindowPlan]] = (EndlessPlan,)
+) -> tuple[PartTask, Job]:
+    """A part of videos, those of HEIGHT stall the encoder of an EndlessPlan; streams are called s, t."""
     videos = []
-    for name, height in (("a", 64), ("b", HEIGHT), ("c", 64)):
+    for name, height in zip("abcdef", heights, strict=False):
         encode(folder / f"{name}.mp4", frames=20, width=192, height=height, options={"preset": "ultrafast"})
-        clip = ClipTask(clip_id=name, video=name, start=None, end=None, attempt=1, streams=(0,))
+        clip = ClipTask(clip_id=name, video=name, start=None, end=None, attempt=1, streams=tuple(range(len(kinds))))
         videos.append(VideoTask(path=Path(f"{name}.mp4"), missing="", clips=(clip,)))
-    planned = plan_windows("s", network="r2plus1d_tiny", weights="default", precision="fp32")
-    plan = EndlessPlan(**{field.name: getattr(planned, field.name) for field in dataclasses.fields(planned)})
     store = create_store(folder / "s.zarr")
-    declare_stream(store, "s", plan.spec, {})
-    job = Job(store=store, videos=folder, streams=(plan,), texts=(), deadline=29.0, stall=0.6)
+    plans = []
+    for name, kind in zip("st", kinds, strict=False):
+        planned = plan_windows(name, network="r2plus1d_tiny", weights="default", precision="fp32")
+        plans.append(kind(**{field.name: getattr(planned, field.name) for field in dataclasses.fields(planned)}))
+        declare_stream(store, name, plans[-1].spec, {})
+    job = Job(store=store, videos=folder, streams=tuple(plans), texts=(), deadline=29.0, stall=0.6)
     return PartTask(index=0, videos=tuple(videos)), job
+
+
+def exit_status(target: Callable[..., object], *given: object) -> int | None:
+    """How a process ends that does this."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=given)
+    process.start()
+    process.join(60)
+    return process.exitcode
 
 
 def test_an_encoder_that_stands_still_is_ended_and_its_video_named(tmp_path: Path) -> None:
     part, job = part_of(tmp_path)
-    worker = multiprocessing.get_context("fork").Process(target=run_part, args=(part, job))
-    worker.start()
-    worker.join(60)
-    assert worker.exitcode == EXIT_STATUS
+    assert exit_status(run_part, part, job) == EXIT_STATUS
     report = run_part(part, job)  # as Dask has it done again
     assert (report.clips, report.failed) == (3, 1)
     stream = open_store(job.store)["s"]
     assert sorted(stream) == ["a", "c"]
     assert stream.failures["b"].stage == "encode"
     assert stream.failures["b"].reason == "no progress for 0.6 s on this video, so its worker was ended (--stall)"
-    assert not list((job.store / "stalled").iterdir())
+    assert {path.name for path in (job.store / "s").iterdir()} == {"commits", "parts", "spec.json", "zarr.json"}
 
 
-def test_what_progresses_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    stalls: list[str] = []
-    with Watch(0.3, lambda step, videos: stalls.append(step)) as watch:
+def test_a_stall_of_one_stream_fails_no_clip_of_another(tmp_path: Path) -> None:
+    part, job = part_of(tmp_path, heights=(64, HEIGHT), kinds=(EndlessPlan, PromptPlan))
+    assert exit_status(run_part, part, job) == EXIT_STATUS
+    only_b = (dataclasses.replace(part.videos[1], clips=(dataclasses.replace(part.videos[1].clips[0], streams=(0,)),)),)
+    alone = dataclasses.replace(job, streams=(job.streams[1],))  # the second stream is the first of another run
+    assert run_part(PartTask(index=0, videos=only_b), alone).failed == 0
+    assert (job.store / "s" / "stalled").exists()
+    report = run_part(part, job)
+    assert (report.clips, report.failed) == (2, 1)
+    store = open_store(job.store)
+    assert (sorted(store["s"]), sorted(store["t"])) == (["a"], ["a", "b"])
+    assert not store["t"].failures
+
+
+def test_a_repetition_that_allows_more_time_tries_again(tmp_path: Path) -> None:
+    part, job = part_of(tmp_path, heights=(HEIGHT,))
+    assert exit_status(run_part, part, job) == EXIT_STATUS
+    planned = {field.name: getattr(job.streams[0], field.name) for field in dataclasses.fields(job.streams[0])}
+    patient = dataclasses.replace(job, streams=(PromptPlan(**planned),), stall=60.0)
+    assert run_part(part, patient).failed == 0
+    assert sorted(open_store(job.store)["s"]) == ["a"]
+    assert not (job.store / "s" / "stalled").exists()
+
+
+def test_a_write_that_stands_still_blames_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, job = part_of(tmp_path, heights=(64,), kinds=(PromptPlan,))
+    with monkeypatch.context() as patched:
+        patched.setattr(parts, "write_part", lambda *given, **kept: time.sleep(600))
+        assert exit_status(run_part, part, job) == EXIT_STATUS
+    (stall,) = stalls = read_stalls(job.store, "s", part.name(0))
+    assert stall == Stall(video=None, stage="write", limit=0.6)
+    killed = KilledWorker("task", SimpleNamespace(address="gone"), 3)
+    assert run.why(killed, stalls) == "no progress for 0.6 s in writing it, again and again (--stall)"
+    assert "out of memory?" in run.why(killed, [])
+    assert run_part(part, job).failed == 0
+    assert not (job.store / "s" / "stalled").exists()
+
+
+def stalls_of_four(number: int, task: PartTask, job: Job, device: str, topic: str) -> Report:
+    """In place of ``work``: what a part of endless videos comes to in Dask's four tries."""
+    place = (job.store, "s", task.name(0))
+    known = begin_stalls(*place)
+    left = [video.path.as_posix() for video in task.videos][len(known) :]
+    if not left:
+        return Report(clips=len(known), failed=len(known))
+    note_stalls(*place, [*known, *(Stall(video=video, stage="encode", limit=0.6) for video in left[:4])])
+    raise KilledWorker("task", SimpleNamespace(address="gone"), 3)
+
+
+def test_a_part_is_handed_out_as_long_as_each_try_finds_more_videos_at_fault(
+    tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, job = part_of(tmp_path, heights=())
+    clip = ClipTask(clip_id="x", video="x", start=None, end=None, attempt=1, streams=(0,))
+    videos = tuple(VideoTask(path=Path(f"{number}.mp4"), missing="", clips=(clip,)) for number in range(10))
+    monkeypatch.setattr(run, "work", stalls_of_four)
+    with remote(cluster) as crew:
+        report, broken = run.run_tasks(crew, [PartTask(index=0, videos=videos)], job, "cpu", NoDisplay())
+    assert (report.failed, broken) == (10, {})
+
+
+def progress_now_and_then() -> None:
+    with Watch(0.3) as watch:
         for _ in range(4):
             time.sleep(0.15)
             watch.on("encode", (1,))
         watch.on("encode", None)  # waits for a decoder, which has a deadline of its own
         time.sleep(0.6)
-    advancing = Watch(0.3, lambda step, videos: stalls.append(step), advanced=time.monotonic)
+    advancing = Watch(0.3, advanced=time.monotonic)
     advancing.on("decode", (1,))
     with advancing:
         time.sleep(0.6)
-    assert not stalls
+
+
+def stand_still() -> None:
+    with Watch(0.3) as watch:
+        watch.on("encode", (1,))
+        time.sleep(30)
+
+
+def test_what_progresses_is_not_ended_and_what_stands_still_is() -> None:
+    assert exit_status(progress_now_and_then) == 0
+    assert exit_status(stand_still) == EXIT_STATUS
+
+
+def be_suspended() -> None:
+    with Watch(1.0) as watch:
+        watch.on("encode", (1,))
+        if not os.fork():  # a child that has this process go on
+            time.sleep(2)
+            os.kill(os.getppid(), signal.SIGCONT)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.3)
+
+
+def test_a_worker_that_was_suspended_has_not_stood_still() -> None:
+    assert exit_status(be_suspended) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_video_that_stalls_is_in_the_ledger_also_where_they_are_more_than_dask_tries(tmp_path: Path) -> None:
+    part, job = part_of(tmp_path, heights=(HEIGHT,) * 6)
+    with local(1) as crew:
+        report, broken = run.run_tasks(crew, [part], job, "cpu", NoDisplay())
+    assert (report.failed, broken) == (6, {})
+    assert sorted(open_store(job.store)["s"].failures) == list("abcdef")
 
 
 @pytest.mark.slow

@@ -1,0 +1,12 @@
+"""The bounds of a run, unless a user sets others. Imports nothing, so that the command line can show them."""
+
+# Clips a group, at least.
+PART_CLIPS = 64
+# Minutes of video a part, at most: two to five minutes of R(2+1)D-18 on two cores of a CPU, seconds on a GPU.
+PART_MINUTES = 5.0
+# Seconds without a later frame after which a decoder is killed.
+DEADLINE = 60.0
+# Longest time one frame may be shown, in seconds. Slides take less; damaged durations more.
+LONGEST_FRAME = 600
+# Seconds without progress after which a worker is ended: more than the slowest batch takes, or the write of a part.
+STALL = 600

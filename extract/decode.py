@@ -52,7 +52,9 @@ ISOLATED = {
 }
 # FFmpeg's complaints at this level and above are damage: 34 undamaged camera files cause none.
 LOG_LEVEL = av.logging.ERROR
-# Those of them that show frames in the order in which they are stored.
+# What scales and converts decoded frames remarks on files that are whole.
+REMARKS = ("[in @", "[swscaler @", "[Parsed_")
+# Those of DECORD_CODECS that show frames in the order in which they are stored.
 IN_ORDER = frozenset({"vp8", "vp9", "av1"})
 # Containers that store no presentation times, only an order: the i-th frame shown has the i-th decoding time.
 WITHOUT_PTS = frozenset({"avi"})
@@ -215,6 +217,7 @@ def decord_frames(path: str, times: list[tuple[Fraction, Fraction]], threads: in
     """Frames from decord, read one after the other, paired in order with the presentation times of the packets."""
     import decord
 
+    decord.logging.set_level(decord.logging.INFO)  # its FFmpeg says at no higher one that it conceals what is broken
     try:
         # Above zero and below one frame: decord then raises where it would return a duplicate instead.
         reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=threads, fault_tol=0.5 / len(times))
@@ -436,7 +439,8 @@ class Server:
             return []
         text = os.pread(self.log, size - self.log_read, self.log_read).decode(errors="replace")
         self.log_read = size
-        return [_reason(line) for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.splitlines()]
+        return [_reason(line) for line in lines if line and not line.startswith(REMARKS)]
 
     def send(self, event: str, payload: bytes | memoryview = b"", **fields: Any) -> None:
         text = json.dumps({"event": event, **fields}).encode()

@@ -21,7 +21,7 @@ from videos import encode
 from amex.extract import decoder as near
 from amex.extract.check import check_videos
 from amex.extract.decode import Server, Unreadable, gif_is_whole, pyav_frames
-from amex.extract.decoder import Decoder, Done, Failed, Frame, Track
+from amex.extract.decoder import Decoder, Done, Failed, Frame, Opened, Track
 from amex.extract.sampling import Sampling
 from amex.features import open_store
 from amex.manifests import Clip
@@ -193,6 +193,19 @@ def test_what_a_decoder_says_of_a_frame_it_conceals_is_damage(tmp_path: Path, li
             list(frames)
         assert told.value.logged
         assert first.begin == 0
+
+
+@pytest.mark.parametrize("place", [30, 50, 70])
+def test_decord_hides_no_frame_whose_macroblocks_are_lost(place: int, tmp_path: Path, decoder: Decoder) -> None:
+    """FFmpeg conceals them, marks the frame, which decord does not pass on, and says so, but not as an error."""
+    path = encode(tmp_path / "v.mkv", frames=90, width=208, height=160, options={"preset": "ultrafast"})
+    whole = path.read_bytes()
+    at = len(whole) * place // 100
+    path.write_bytes(whole[:at] + b"\xff" * 60 + whole[at + 60 :])
+    told = [event for event in decoder.read(path, [Track(None, None, EVERY)]) if isinstance(event, Opened | Failed)]
+    assert told[0] == Opened("decord")
+    assert "pyav (decord: [h264] concealing" in told[1].decoder
+    assert "a broken frame" in told[-1].reason
 
 
 def test_a_surprise_is_a_sentence_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

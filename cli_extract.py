@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,20 @@ import click
 from .cli_cluster import cluster_options, default_workers, where
 from .console import PLACE, console, json_option
 from .errors import printable
+from .extract.limits import DEADLINE, LONGEST_FRAME, PART_CLIPS, PART_MINUTES, STALL
+
+
+class Positive(click.FloatRange):
+    """A number above zero, and neither NaN nor infinite."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 @click.command()
@@ -133,16 +148,16 @@ def streams() -> None:
 @cluster_options
 @click.option(
     "--part-clips",
-    default=64,
+    default=PART_CLIPS,
     show_default=True,
     type=click.IntRange(min=1),
     help="Clips a group. Groups are cut into parts, which are written together; a crash loses the parts in flight.",
 )
 @click.option(
     "--part-minutes",
-    default=5.0,
+    default=PART_MINUTES,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=Positive(),
     help="Minutes of video a part, at most, as expected from clips and file sizes. The clips of a video stay together.",
 )
 @click.option(
@@ -151,30 +166,35 @@ def streams() -> None:
     help="Only every N-th group, from the K-th (0 to N-1): for job arrays, whose tasks know nothing of each other.",
 )
 @click.option(
-    "--deadline", default=60.0, show_default=True, help="Seconds without a frame after which a decoder is killed."
+    "--deadline",
+    default=DEADLINE,
+    show_default=True,
+    metavar="SECONDS",
+    type=Positive(),
+    help="Time without a later frame after which a decoder is killed.",
 )
 @click.option(
     "--longest-frame",
-    default=600,
+    default=LONGEST_FRAME,
     show_default=True,
     metavar="SECONDS",
     type=click.IntRange(min=1),
-    help="For so many seconds at most a frame is shown. More is damage; slides may need it.",
+    help="Longest time one frame may be shown. A longer frame is damage; raise it for slides.",
 )
 @click.option(
     "--damaged",
     default="fail",
     show_default=True,
     type=click.Choice(["fail", "keep"]),
-    help="Clips that damage cuts off: fail, or keep the windows before it, with the seconds that are missing.",
+    help="If a video is damaged part-way: fail the clip, or keep the windows before the damage.",
 )
 @click.option(
     "--stall",
-    default=600,
+    default=STALL,
     show_default=True,
     metavar="SECONDS",
     type=click.IntRange(min=1),
-    help="Without progress for so long a worker is ended, and the video at fault fails.",
+    help="End a worker that makes no progress for this long; the video it worked on fails.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many clips of the manifest.")
 @click.option("--retry-failed", is_flag=True, help="Also try clips again that failed before.")
@@ -183,7 +203,7 @@ def streams() -> None:
     default="recompute",
     show_default=True,
     type=click.Choice(["recompute", "keep"]),
-    help="Clips that were computed from other times than the manifest has now, or from another video file.",
+    help="What to do with clips whose times or video changed since extraction.",
 )
 @click.option(
     "--digest",
@@ -245,7 +265,7 @@ def compute(options: dict[str, Any], cluster: Any) -> None:
         items = dataset(options["dataset"]).scan(annotations, options["protocol"])
     else:
         items = list(scan_manifest(options["manifest_path"]))
-    items = items[: options["limit"]]
+    items = limited(items, options["limit"])
     options["partition"] = partition_of(options["partition"])
     device, precision = where_computed(options, cluster)
     plans = stream_plans(options, device, precision)
@@ -273,6 +293,14 @@ def compute(options: dict[str, Any], cluster: Any) -> None:
     )
     print_outcome(outcome, options["store"], as_json=options["as_json"])
     sys.exit(outcome.exit_code)
+
+
+def limited(items: list, clips: int | None) -> list:
+    """The first so many clips, and all problems."""
+    from .manifests import Clip
+
+    first = {id(item) for item in [item for item in items if isinstance(item, Clip)][:clips]}
+    return [item for item in items if not isinstance(item, Clip) or id(item) in first]
 
 
 def where_computed(options: dict[str, Any], cluster: Any) -> tuple[str, str]:
@@ -371,7 +399,8 @@ def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> N
     seeing = any("sampling" in plan.spec for plan in plans)
     files = VideoFiles(VideoFinder(options["videos"]), keep=keep) if seeing else None
     kept = {name: options[name] for name in ("part_clips", "part_minutes", "retry_failed", "partition")}
-    found = estimate(plan_tasks(clips, files, plans, streams, **kept), options["videos"], plans, device)
+    bounds = {name: options[name] for name in ("deadline", "longest_frame")}
+    found = estimate(plan_tasks(clips, files, plans, streams, **kept), options["videos"], plans, device, **bounds)
     changed = Counter(files.changed.values()) if files is not None else {}
     if options["as_json"]:
         click.echo(json.dumps(dataclasses.asdict(found) | {"changed": changed}, indent=1))

@@ -58,6 +58,8 @@ REMARKS = ("[in @", "[swscaler @", "[Parsed_")
 IN_ORDER = frozenset({"vp8", "vp9", "av1"})
 # Containers that store no presentation times, only an order: the i-th frame shown has the i-th decoding time.
 WITHOUT_PTS = frozenset({"avi"})
+# Containers that do not say how long they are: FFmpeg estimates it from the bytes that are there.
+ESTIMATED = frozenset({"gif", "mpegts", "mpeg", "mpegvideo"})
 # Tell the other end at least every so many frames, and after so many seconds, that decoding moves on.
 BEAT_FRAMES = 16
 BEAT_SECONDS = 2.0
@@ -138,11 +140,13 @@ class Header:
         begin: seconds.
         end: seconds, None where the file does not say.
         rate: frames per second.
+        stated: whether the end is the file's own word, and not what FFmpeg makes of the bytes that are there.
     """
 
     begin: float
     end: float | None
     rate: float
+    stated: bool = True
 
 
 def read_header(path: str) -> Header:
@@ -155,7 +159,15 @@ def read_header(path: str) -> Header:
             end = begin + float(stream.duration * stream.time_base)
         elif container.duration:
             end = begin + container.duration / 1e6
-        return Header(begin, end, float(stream.average_rate or 25))
+        stated = end is not None and container.format.name not in ESTIMATED and not is_cut_avi(path)
+        return Header(begin, end, float(stream.average_rate or 25), stated)
+
+
+def is_cut_avi(path: str) -> bool:
+    """Whether a file is an AVI that says it is larger than it is; FFmpeg then counts what is there."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    return head[:4] == b"RIFF" and int.from_bytes(head[4:8], "little") + 8 > os.path.getsize(path)
 
 
 def choose(path: str, longest: Fraction, complaints: Callable[[], list[str]]) -> Choice:
@@ -559,8 +571,8 @@ class Server:
             self.send("fail", track=index, stage=damage.stage, reason=str(damage))
             return
         self._send_windows([(index, window) for window in windows], active)
-        stated = read_header(request["path"]).end
-        end = min(float(sampler.end), float("inf") if stated is None else stated)
+        header = read_header(request["path"])
+        end = min(float(sampler.end), header.end if header.stated else float("inf"))
         missing = None if end == float("inf") else round(max(0.0, end - float(self.reached)), 3)
         self.send("done", track=index, frames=sampler.frames, missing=missing, damage=str(damage))
 

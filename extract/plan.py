@@ -20,7 +20,7 @@ from ..places import PlaceError, is_remote, on_disk
 from .captions import PART_CAPTIONS, CaptionsTask, captions_of, plan_captions
 from .decode import Header, Unreadable
 from .decoder import Decoder, Track
-from .limits import PART_MINUTES
+from .limits import DEADLINE, LONGEST_FRAME, PART_MINUTES
 from .objects import ObjectsPlan
 from .part import ClipTask, PartTask, VideoTask, sha256_of
 from .presets import WindowPlan
@@ -102,16 +102,20 @@ class VideoFiles:
     def difference(self, clip: Clip, source: ClipSource) -> str:
         """``times`` or ``video`` where a clip was computed from another than the manifest's; nothing otherwise.
 
-        A file is the same if its name, size and time of modification are, in whatever folder it is. What a record does
-        not know is no difference; nor is a file that is gone, since people delete videos that they have extracted.
+        A file is the same if its name, size and time of modification are, in whatever folder it is; behind a web
+        server, where nothing else is known, if its path is. What a record does not know is no difference; nor is a file
+        that is gone, since people delete videos that they have extracted, if the recorded one has the name that the
+        manifest gives.
         """
         if not source.is_of(clip.start, clip.end):
             return "times"
         file = self[clip.video]
         if file.path is None:
-            return ""
+            return "" if source.video is None or may_be(source.video, clip.video) else "video"
         if source.video is None:  # there was no file, which only a full record says
             return "video" if source.recorded else ""
+        if file.bytes is None and file.modified is None:
+            return "" if source.video == file.path.as_posix() else "video"
         if PurePosixPath(source.video).name != file.path.name or differ(source.bytes, file.bytes):
             return "video"
         if differ(source.modified, file.modified):
@@ -131,6 +135,12 @@ class VideoFiles:
 def differ(recorded: Any, now: Any) -> bool:
     """Whether both are known and not equal."""
     return recorded is not None and now is not None and recorded != now
+
+
+def may_be(path: str, video: str) -> bool:
+    """Whether a file can be the one that a manifest means by ``video``, under another extension perhaps."""
+    file, named = PurePosixPath(path), PurePosixPath(video.replace("\\", "/"))
+    return file.name == named.name or file.stem in (named.name, named.stem)
 
 
 def changed_text(counts: Mapping[str, int], keep: bool) -> str:
@@ -327,9 +337,19 @@ class Estimate:
 
 
 def estimate(
-    tasks: Sequence[CaptionsTask | PartTask], videos: Path | None, streams: Sequence[StreamPlan], device: str
+    tasks: Sequence[CaptionsTask | PartTask],
+    videos: Path | None,
+    streams: Sequence[StreamPlan],
+    device: str,
+    *,
+    deadline: float = DEADLINE,
+    longest_frame: float = LONGEST_FRAME,
 ) -> Estimate:
-    """Costs from the headers of a sample of the files, timed decoding of some, and one timed batch of each encoder."""
+    """Costs from the headers of a sample of the files, timed decoding of some, and one timed batch of each encoder.
+
+    Args:
+        deadline: as of ``job.extract``; so is ``longest_frame``.
+    """
     plans, texts = by_kind(streams)
     captions = [task for task in tasks if isinstance(task, CaptionsTask)]
     video_tasks = [video for task in tasks if isinstance(task, PartTask) for video in task.videos]
@@ -338,7 +358,7 @@ def estimate(
     seconds = to_decode = 0.0
     paces: list[float] = []
     rows = Counter({plan.name: 0 for plan in plans})
-    with contextlib.closing(Decoder()) as decoder:
+    with contextlib.closing(Decoder(deadline=deadline, longest=longest_frame)) as decoder:
         for video in sample:
             try:
                 with on_disk(videos, video.path) as file:

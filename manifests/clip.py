@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,8 @@ from typing import IO, Any
 from ..errors import AmexError, check_text, printable
 from ..foreign import parse_json
 
+# No clip begins or ends further from the beginning of its video, in seconds: thirty years.
+MOST_SECONDS = 1e9
 
 class ManifestError(AmexError):
     """A manifest or an annotation file cannot be used as it is."""
@@ -57,8 +58,11 @@ class Clip:
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number of seconds or null, got {value!r}")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not abs(value) <= MOST_SECONDS:  # nor is NaN
+                raise ValueError(
+                    f"{name} must be a finite number of seconds, a billion at most, or null, got {value!r}"
+                )
         if self.end is not None and self.end <= (self.start or 0.0):
             raise ValueError(f"a clip must end after it starts: [{self.start}, {self.end})")
         if not isinstance(self.captions, list | tuple) or not all(isinstance(text, str) for text in self.captions):

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from test_store import make, rows_of
 from videos import encode
 
+from amex.extract.plan import VideoFiles
 from amex.features import ClipNotThere, ClipSource, Failure, open_store, schema, verify, writer
+from amex.manifests import Clip, VideoFinder
 
 TINY = "r2plus1d_tiny"
 OPTIONS = ("--stream", TINY, "--weights", f"{TINY}=random:0", "--set", f"{TINY}.frames=1", "--set", f"{TINY}.stride=8")
@@ -177,3 +179,32 @@ def test_of_several_entries_the_highest_revision_then_rows_then_the_last_attempt
     else:
         assert stream.failures["x"].attempts == attempt
     assert stream.rows == len(stream.to_dask()) == len(stream.to_dask("times")) == 1 + 3 * success
+
+
+def looked(recorded: dict[str, Any], video: str, root: Path) -> str:
+    """What differs between a clip of ``video`` in a folder and what is recorded of it."""
+    files = VideoFiles(VideoFinder(root))
+    return files.difference(Clip(clip_id="x", video=video), ClipSource(start=None, end=None, **recorded))
+
+
+def test_a_clip_that_names_another_video_is_not_kept_because_that_is_not_there(tmp_path: Path) -> None:
+    old = {"video": "sub/a.mp4", "bytes": 1, "modified": 1}
+    for same in ("a", "a.mp4", "sub/a", "a.webm"):  # it was extracted and deleted
+        assert looked(old, same, tmp_path) == ""
+    assert looked(old, "b", tmp_path) == looked(old, "b.mp4", tmp_path) == "video"
+
+
+def test_where_only_paths_are_known_another_path_is_another_video() -> None:
+    class Web:
+        """In place of a finder behind a web server."""
+
+        def find(self, video: str) -> Path:
+            return Path(video)
+
+        def size_and_time(self, path: Path) -> tuple[None, None]:
+            return None, None
+
+    source = ClipSource(video="one/v.mp4", start=None, end=None)
+    same, other = (Clip(clip_id="x", video=path) for path in ("one/v.mp4", "two/v.mp4"))
+    assert VideoFiles(Web()).difference(same, source) == ""
+    assert VideoFiles(Web()).difference(other, source) == "video"

@@ -18,13 +18,14 @@ from conftest import amex, extract, write_lines
 from test_decoder import BAD, WHOLE, outcome
 from videos import encode
 
+from amex.cli_extract import limited
 from amex.extract import decoder as near
 from amex.extract.check import check_videos
 from amex.extract.decode import Server, Unreadable, gif_is_whole, pyav_frames
 from amex.extract.decoder import Decoder, Done, Failed, Frame, Opened, Track
 from amex.extract.sampling import Sampling
 from amex.features import open_store
-from amex.manifests import Clip
+from amex.manifests import Clip, scan_manifest
 
 EVERY = Sampling(frames=1, stride=1)
 R2 = "r2plus1d_18"
@@ -266,6 +267,24 @@ def test_what_comes_before_the_damage_is_kept_on_request(tmp_path: Path, decoder
     assert across.missing == pytest.approx(3.0 - reached, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("v.avi", {"height": 160, "options": {"preset": "ultrafast"}}),
+        ("v.gif", {"codec": "gif", "pix_fmt": "rgb8", "fps": 10}),
+    ],
+)
+def test_nobody_says_how_much_is_missing_of_a_file_that_does_not_say_how_long_it_is(
+    name: str, options: dict[str, object], tmp_path: Path, decoder: Decoder
+) -> None:
+    path = small(tmp_path / name, **{"frames": 60, **options})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    decoder.keep = True
+    (kept,) = outcome(decoder, path, Track(None, None, EVERY))
+    assert kept.damage
+    assert kept.missing is None
+
+
 @pytest.mark.parametrize("name", ["damaged.mp4", "damaged.mkv", "damaged.avi"])
 def test_where_damage_is_does_not_depend_on_the_number_of_threads(name: str, tmp_path: Path) -> None:
     BAD[name][0](tmp_path / name)
@@ -327,3 +346,30 @@ def test_a_file_that_hangs_or_kills_its_reader_costs_manifest_check_one_line(
     found = check_videos([Clip(clip_id="x", video="v")], tmp_path, deadline=1.0)
     assert found.bad == 1
     assert words in found.unreadable["v"]
+
+
+def test_a_file_that_hangs_costs_a_dry_run_its_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(tmp_path / "v.mp4")
+    stand_in(monkeypatch, SILENT)
+    options = ("--stream", "r2plus1d_tiny", "--device", "cpu", "--dry-run", "--deadline", 0.5, "--json")
+    begin = time.monotonic()
+    made = amex("extract", "--dataset", "folder", "--videos", tmp_path, "--store", tmp_path / "s.zarr", *options)
+    assert time.monotonic() - begin < 20
+    assert json.loads(made.stdout)["clips"] == 1
+
+
+@pytest.mark.parametrize("option", ["--deadline", "--longest-frame", "--stall", "--part-minutes"])
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf"])
+def test_bounds_are_finite_and_above_zero(option: str, value: str, tmp_path: Path) -> None:
+    made = amex("extract", "--dataset", "folder", "--videos", tmp_path, "--store", tmp_path / "s", option, value)
+    assert made.exit_code == 2
+    assert option in made.output
+
+
+def test_a_limit_counts_clips_and_keeps_every_problem(tmp_path: Path) -> None:
+    lines = [{"clip_id": "p"}, {"clip_id": "a", "video": "v"}, {"clip_id": "q"}, {"clip_id": "b", "video": "v"}]
+    items = list(scan_manifest(write_lines(tmp_path / "m.jsonl", *lines)))
+    kept = limited(items, 1)
+    assert [item.clip_id for item in kept if isinstance(item, Clip)] == ["a"]
+    assert len(kept) == 3
+    assert limited(items, None) == items

@@ -66,6 +66,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path_factory: pytest.TempPa
         ('{"clip_id": "", "video": "v"}', "clip_id must be a non-empty string"),
         ('{"clip_id": "x", "video": "v", "start": "0"}', "start must be a finite number"),
         ('{"clip_id": "x", "video": "v", "start": NaN}', "start must be a finite number"),
+        ('{"clip_id": "x", "video": "v", "end": 1e308}', "end must be a finite number"),
         ('{"clip_id": "x", "video": "v", "start": 3, "end": 2}', "must end after it starts"),
         ('{"clip_id": "x", "video": "v", "captions": "one"}', "captions must be a list"),
         ('{"clip_id": "x", "video": "v", "extras": [1]}', "extras must be a JSON object"),
@@ -95,6 +96,12 @@ def test_a_bad_line_is_named_and_costs_only_itself(tmp_path: Path, line: str, re
     assert str(problem).isprintable()
     with pytest.raises(ManifestError, match=r"m\.jsonl:2"):
         read_manifest(path)
+
+
+def test_no_number_of_seconds_is_too_large_to_be_refused() -> None:
+    for end in (10**400, float("inf"), 1.1e9):
+        with pytest.raises(ValueError, match="end must be a finite number of seconds"):
+            Clip(clip_id="x", video="v", end=end)
 
 
 def test_a_manifest_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
@@ -231,6 +238,19 @@ def test_a_folder_takes_captions_from_csv_or_json_lines(tmp_path: Path) -> None:
     write_lines(tmp_path / "captions.jsonl", {"video": "b", "caption": "x"}, {"video": "zz", "caption": "y"})
     with pytest.raises(ManifestError, match=r"captions\.jsonl:2: no video 'zz'"):
         dataset("folder").scan(tmp_path)
+
+
+def test_captions_may_name_a_file_through_a_link_or_with_an_extension_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "v1.mp4").touch()
+    (tmp_path / "v2.m1v").touch()
+    (tmp_path / "loop").symlink_to(".")
+    lines = [{"video": "loop/v1.mp4", "caption": "one"}, {"video": "v1", "caption": "two"}]
+    write_lines(tmp_path / "captions.jsonl", *lines, {"video": "v2.m1v", "caption": "three"})
+    made = {clip.clip_id: clip.captions for clip in dataset("folder").clips(tmp_path)}
+    assert made == {"v1.mp4": ("one", "two"), "v2.m1v": ("three",)}
+    write_lines(tmp_path / "captions.jsonl", {"video": "v1"})
+    with pytest.raises(ManifestError, match="needs video and caption"):
+        dataset("folder").clips(tmp_path)
 
 
 def test_a_file_that_cannot_be_named_and_a_caption_that_cannot_be_stored_cost_themselves(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,18 @@ def build(annotations: Path, protocol: str) -> Iterator[Clip | Problem]:
     if not files and not finder.misnamed:
         raise ManifestError(f"no video files below {folder}")
     whole: dict[str, list[str]] = {path.as_posix(): [] for path in files}
+    by_file = {os.path.realpath(folder / path): path.as_posix() for path in files}
     cut: dict[tuple[str, float, float], list[str]] = {}
     for where, row in caption_rows(captions) if captions else ():
         try:
-            video = finder.find(row["video"]).as_posix()
+            name, caption = row["video"], row["caption"]
+            video = finder.find(name).as_posix()
+            if video not in whole:  # it is named through a link, or has an extension that no walk looks for
+                video = by_file.get(os.path.realpath(folder / video), video)
             if row.get("start") in (None, "") and row.get("end") in (None, ""):
-                whole[video].append(row["caption"])
+                whole.setdefault(video, []).append(caption)
             else:
-                cut.setdefault((video, float(row["start"]), float(row["end"])), []).append(row["caption"])
+                cut.setdefault((video, float(row["start"]), float(row["end"])), []).append(caption)
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(f"{where}: needs video and caption, and start and end together ({error!r})") from error
         except VideoError as error:

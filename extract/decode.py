@@ -37,12 +37,10 @@ DECORD_FILE_BYTES = 64 << 20
 DECORD_FRAME_BYTES = 512 << 20
 # Codecs whose damage decord reports. It returns broken MPEG-4 part 2 and MPEG-2 frames without a word.
 DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
-# The containers that are opened, by FFmpeg's names for their readers. Lists of other files (concat, HLS, DASH, SDP,
-# numbered images) are none: what they name would be read in their place.
-CONTAINERS = (
-    "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,gif,apng,ogg,mxf,rm,nut,ivf,wtv,dv,gxf,nsv,h264,hevc,m4v,obu,vc1,"
-    "mp3,aac,wav,flac"
-)
+# The containers that are opened, by FFmpeg's names for their readers: those of manifests.videos.EXTENSIONS, and sound,
+# to say that it is. Lists of other files (concat, HLS, DASH, SDP, numbered images) are none: what they name would be
+# read in their place. Nor are bare streams of a codec, whose times FFmpeg makes up.
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,gif,ogg,mxf,mp3,aac,wav,flac"
 # Neither may a container name other files: no protocol but that of files, no references out of a QuickTime file.
 ISOLATED = {
     "format_whitelist": CONTAINERS,
@@ -59,7 +57,7 @@ IN_ORDER = frozenset({"vp8", "vp9", "av1"})
 # Containers that store no presentation times, only an order: the i-th frame shown has the i-th decoding time.
 WITHOUT_PTS = frozenset({"avi"})
 # Containers that do not say how long they are: FFmpeg estimates it from the bytes that are there.
-ESTIMATED = frozenset({"gif", "mpegts", "mpeg", "mpegvideo"})
+ESTIMATED = frozenset({"gif", "mpegts", "mpeg"})
 # Tell the other end at least every so many frames, and after so many seconds, that decoding moves on.
 BEAT_FRAMES = 16
 BEAT_SECONDS = 2.0
@@ -118,7 +116,9 @@ def open_video(path: str) -> tuple[Any, Any]:
     except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise Unreadable("open", f"not a video file ({_reason(error)})") from error
     except av.error.ArgumentError as error:
-        raise Unreadable("open", "not a container of video: amex opens no playlists, no images, no raw data") from error
+        raise Unreadable(
+            "open", "not a container of video: amex opens no playlists, no still images, no bare streams"
+        ) from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise Unreadable("open", _reason(error)) from error
     stream = container.streams.best("video")

@@ -9,6 +9,7 @@ import struct
 import sys
 import tempfile
 import time
+import wave
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +27,7 @@ from amex.extract.decoder import Decoder, Done, Failed, Frame, Opened, Track
 from amex.extract.sampling import Sampling
 from amex.features import open_store
 from amex.manifests import Clip, scan_manifest
+from amex.manifests.videos import EXTENSIONS
 
 EVERY = Sampling(frames=1, stride=1)
 R2 = "r2plus1d_18"
@@ -165,11 +167,40 @@ def test_a_list_of_other_files_is_no_video(name: str, text: str, tmp_path: Path,
     path.write_text(text)
     (failed,) = outcome(decoder, path)
     assert (
-        failed == Failed(0, "open", "not a container of video: amex opens no playlists, no images, no raw data")
+        failed
+        == Failed(0, "open", "not a container of video: amex opens no playlists, no still images, no bare streams")
         or "not a video file" in failed.reason
     )
     frames = [event for event in decoder.read(path, [WHOLE]) if isinstance(event, Frame)]
     assert not frames
+
+
+def test_bare_streams_and_still_images_are_refused_and_sound_is_called_sound(tmp_path: Path, decoder: Decoder) -> None:
+    """By what is in a file, whatever its name."""
+    small(tmp_path / "v.h264").rename(tmp_path / "bare.mp4")
+    small(tmp_path / "v.png", frames=1, codec="png", pix_fmt="rgb24").rename(tmp_path / "still.gif")
+    with wave.open(str(tmp_path / "sound.mp4"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16000))
+    reasons = {}
+    for name in ("bare.mp4", "still.gif", "sound.mp4"):
+        (failed,) = outcome(decoder, tmp_path / name)
+        reasons[name] = failed.reason
+    assert "no bare streams" in reasons["bare.mp4"]
+    assert "no bare streams" in reasons["still.gif"]
+    assert reasons["sound.mp4"] == "no video in this file, only audio"
+
+
+def test_every_extension_that_is_looked_for_has_a_container_that_is_opened(tmp_path: Path, decoder: Decoder) -> None:
+    codecs = {".gif": ("gif", "rgb8"), ".flv": ("flv", "yuv420p"), ".mxf": ("mpeg2video", "yuv420p")}
+    codecs |= dict.fromkeys((".asf", ".wmv"), ("msmpeg4", "yuv420p")) | dict.fromkeys(
+        (".mpeg", ".mpg", ".vob"), ("mpeg2video", "yuv420p")
+    )
+    codecs |= {".ogv": ("libvpx", "yuv420p"), ".webm": ("libvpx", "yuv420p")}
+    for extension in sorted(EXTENSIONS):
+        codec, pixels = codecs.get(extension, ("libx264", "yuv420p"))
+        path = small(tmp_path / f"v{extension}", codec=codec, pix_fmt=pixels, fps=25)
+        assert isinstance(outcome(decoder, path)[0], Done), extension
 
 
 def test_a_codec_that_nobody_knows_is_said_so(tmp_path: Path, decoder: Decoder) -> None:

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from amex.errors import AmexError
+from amex.extract.presets import DEFAULT_PRESET, PRESETS
 from amex.extract.sampling import Sampler, Sampling, Window, exact
 
 samplings = st.builds(
@@ -216,3 +217,37 @@ def test_the_tail_is_padded_with_its_last_frame_or_dropped() -> None:
 def test_impossible_sampling_is_refused_by_name(wrong: dict) -> None:
     with pytest.raises(AmexError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+# What decides the numbers of streams that were made before there was `at`. Stores hold them as part of their specs.
+OLDER = {  # fps, frames, step, stride
+    "r2plus1d_18": (None, 16, 1, 16),
+    "r2plus1d_tiny": (8, 12, 1, 4),
+    "s3d": (None, 64, 1, 64),
+    "i3d": (None, 64, 1, 64),
+    "i3d_25fps": (25, 64, 1, 64),
+    "mmaction2_32x2": (None, 32, 2, 64),
+    "mmaction2_8x8": (None, 8, 8, 64),
+    "ig65m_8": (None, 8, 1, 8),
+    "ig65m_32": (None, 32, 1, 32),
+    "mil_nce_16fps": (16, 32, 1, 16),
+    "mil_nce_30fps": (30, 30, 1, 30),
+    "howto100m_3d": (24, 16, 1, 16),
+    "frames_1fps": (1, 1, 1, 1),
+    "clip4clip": (1, 1, 1, 1),
+}
+
+
+def test_older_presets_sample_and_are_recorded_as_they_were() -> None:
+    for name, numbers in OLDER.items():
+        expected = dict(zip(("fps", "frames", "step", "stride"), numbers, strict=True)) | {"tail": "pad"}
+        assert PRESETS[name].sampling.spec == expected, name
+        assert PRESETS[name].sampling.at == "nearest"
+
+
+def test_frames_and_clip_take_the_frame_on_screen_by_default() -> None:
+    assert PRESETS.keys() - OLDER.keys() == {"frames_1fps_shown", "clip4clip_shown"}
+    for network, older in (("resnet152", "frames_1fps"), ("clip_vit_b32", "clip4clip"), ("clip", "clip4clip")):
+        preset = PRESETS[DEFAULT_PRESET[network]]
+        assert preset.sampling.spec == PRESETS[older].sampling.spec | {"at": "shown"}
+        assert preset.transform == PRESETS[older].transform

@@ -362,7 +362,7 @@ def stream_plans(options: dict[str, Any], device: str, precision: str) -> list:
                 options=settings.get(name, {}),
                 compiled=options["compiled"],
                 batch_size=options["batch_size"],
-                drawn=options["dry_run"],
+                random_weights=options["dry_run"],
             )
         )
     return plans

@@ -37,7 +37,7 @@ def plan_stream(
     options: Mapping[str, str] = MappingProxyType({}),
     compiled: bool = False,
     batch_size: int | None = None,
-    drawn: bool = False,
+    random_weights: bool = False,
 ) -> StreamPlan:
     """The plan of one stream.
 
@@ -48,8 +48,8 @@ def plan_stream(
         weights: ``default``, a path, ``random:SEED``; of transformers models a directory or a name on the hub.
         options: as ``--set`` takes them.
         batch_size: windows or frames a batch; None for what suits the device.
-        drawn: for estimates: weights are drawn at random, and none are fetched. A model that is not on this disk stands
-            for the usual one of its kind.
+        random_weights: for estimates: weights are drawn at random, and none are fetched. For a model that is not on
+            this disk the usual one of its kind stands in.
 
     Raises:
         AmexError: naming the stream and what is unknown, out of range or not to be had.
@@ -72,12 +72,14 @@ def plan_stream(
     if chosen == "text":
         model = which or (DEFAULT_MODELS[network] if weights == "default" else weights)
         size = BATCH["text"][on_gpu]
-        absent = drawn and model != "minilm" and not Path(model).is_dir()
-        return plan_text(name, model=model, precision=precision, options=options, batch_size=size, drawn=absent)
-    if drawn and kind == "clip" and colon and not Path(which).is_dir():
-        network = kind = "clip_vit_b32"
-    if drawn and kind != "clip":
-        weights = "random:0"
+        stand_in = random_weights and model != "minilm" and not Path(model).is_dir()
+        common = {"precision": precision, "options": options, "batch_size": size}
+        return plan_text(name, model=model, random_weights=stand_in, **common)
+    if random_weights:
+        if kind == "clip" and not Path(which).is_dir():
+            network = kind = "clip_vit_b32"
+        if kind != "clip":
+            weights = "random:0"
     size = batch_size or BATCH[chosen][on_gpu]
     common = {"precision": precision, "options": options, "batch_size": size}
     if chosen == "objects":

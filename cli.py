@@ -19,7 +19,7 @@ from .cli_extract import extract, streams
 from .cli_features import features
 from .cli_train import COMMANDS
 from .console import console, json_option
-from .errors import AmexError, printable
+from .errors import AmexError, plural, printable
 
 
 class Group(click.Group):
@@ -31,7 +31,8 @@ class Group(click.Group):
         except AmexError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
-            click.echo("stopped; what is committed stays, and the same command goes on from there", err=True)
+            again = "the same command with --resume" if ctx.invoked_subcommand == "train" else "the same command"
+            click.echo(f"stopped; what is written stays, and {again} goes on from there", err=True)
             sys.exit(130)
 
 
@@ -194,6 +195,10 @@ def manifest_parse(path: Path, which: str, official: Path | None) -> None:
     click.echo(f"{target}: role graphs of {len(graphs.graphs):,} captions by {graphs.parser}")
 
 
+# What `manifest check` counts of each kind of fault.
+WRONG = {"missing": "video", "unreadable": "video", "too_short": "clip", "manifest": "line"}
+
+
 @manifest.command("check")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--videos", required=True, type=click.Path(path_type=Path), help="The folder the videos are in.")
@@ -210,11 +215,14 @@ def manifest_check(path: Path, videos: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), indent=1))
     else:
+        counts = []
         for kind, entries in dataclasses.asdict(found).items():
             if isinstance(entries, dict):
                 for name, reason in entries.items():
-                    click.echo(printable(f"{kind}: {name}: {reason}"))
-        click.echo(f"{found.videos} videos, {found.bad} with something wrong")
+                    click.echo(printable(f"{kind.replace('_', ' ')}: {name}: {reason}"))
+                if entries and kind in WRONG:
+                    counts.append(f"{kind.replace('_', ' ')}: {plural(len(entries), WRONG[kind])}")
+        click.echo(f"of {plural(found.videos, 'video')}, {', '.join(counts) or 'nothing is wrong'}")
     sys.exit(3 if found.bad else 0)
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.filesize import decimal
 
 from .cli_cluster import cluster_options, default_workers, where
 from .console import PLACE, console, json_option
-from .errors import printable
+from .errors import plural, printable
 from .extract.limits import DEADLINE, LONGEST_FRAME, PART_CLIPS, PART_MINUTES, STALL
 
 
@@ -252,12 +253,17 @@ def compute(options: dict[str, Any], cluster: Any) -> None:
     """Checks all options, then runs."""
     from .extract.display import choose_display
     from .extract.job import extract as run
-    from .manifests import dataset, scan_manifest
+    from .extract.streams import is_text
+    from .manifests import VideoFinder, dataset, scan_manifest
 
     if (options["manifest_path"] is None) == (options["dataset"] is None):
         raise click.UsageError("give either --manifest or --dataset")
-    if options["dataset"] == "folder" and not options["annotations"] and not options["videos"]:
-        raise click.UsageError("--dataset folder needs --videos")
+    if options["repair"] and options["dry_run"]:
+        raise click.UsageError("--dry-run repairs nothing: `amex features verify STORE` says what is damaged")
+    if options["dataset"] == "folder" and not options["annotations"]:
+        if not options["videos"]:
+            raise click.UsageError("--dataset folder needs --videos")
+        VideoFinder(options["videos"])  # says what is wrong with the folder
     if options["dataset"]:
         annotations = options["annotations"] or (options["videos"] if options["dataset"] == "folder" else None)
         if annotations is None:
@@ -267,10 +273,10 @@ def compute(options: dict[str, Any], cluster: Any) -> None:
         items = list(scan_manifest(options["manifest_path"]))
     items = limited(items, options["limit"])
     options["partition"] = partition_of(options["partition"])
+    if options["videos"] is None and not all(map(is_text, stream_networks(options).values())):
+        raise click.UsageError("give --videos: only streams of text need none")
     device, precision = where_computed(options, cluster)
     plans = stream_plans(options, device, precision)
-    if options["videos"] is None and any("sampling" in plan.spec for plan in plans):
-        raise click.UsageError("give --videos: only streams of text need none")
     if options["dry_run"]:
         return dry_run(items, plans, device, options)
     outcome = run(
@@ -329,7 +335,7 @@ def stream_plans(options: dict[str, Any], device: str, precision: str) -> list:
     from .extract.streams import plan_stream
     from .features.schema import StoreError, stream_path
 
-    names = dict(pair(text, alone=True) for text in options["stream_names"] or ("r2plus1d_18",))
+    names = stream_networks(options)
     presets = dict(pair(text) for text in options["presets"])
     weights = dict(pair(text) for text in options["weights"])
     settings: dict[str, dict[str, str]] = {}
@@ -368,11 +374,16 @@ def stream_plans(options: dict[str, Any], device: str, precision: str) -> list:
     return plans
 
 
+def stream_networks(options: dict[str, Any]) -> dict[str, str]:
+    """The network of each stream that --stream names."""
+    return dict(pair(text, alone=True) for text in options["stream_names"] or ("r2plus1d_18",))
+
+
 def pair(text: str, alone: bool = False) -> tuple[str, str]:
     """``A=B`` as (A, B); with ``alone``, ``A`` as (A, A)."""
     left, equals, right = text.partition("=")
     if not left or (not right and not (alone and not equals)):
-        raise click.UsageError(f"expected NAME=VALUE, got {text!r}")
+        raise click.UsageError(f"expected STREAM=VALUE, as in r2plus1d_18=random:0, got {text!r}")
     return left, right or left
 
 
@@ -405,26 +416,35 @@ def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> N
     if options["as_json"]:
         click.echo(json.dumps(dataclasses.asdict(found) | {"changed": changed}, indent=1))
         return
-    text = f" and {found.captions:,} captions" if found.captions else ""
+    text = f" and {plural(found.captions, 'caption')}" if found.captions else ""
     click.echo(
-        f"would compute {found.clips:,} of {len(clips):,} clips{text}, {found.videos:,} videos in {found.parts:,} parts"
+        f"would compute {found.clips:,} of {plural(len(clips), 'clip')}{text}, {plural(found.videos, 'video')} in "
+        f"{plural(found.parts, 'part')}"
     )
     if changed:
         click.echo(f"  {changed_text(changed, keep)}")
     if found.missing_videos:
         click.echo(
-            f"  {found.missing_videos:,} videos are not below {options['videos']}: they would be recorded as failed"
+            f"  not below {options['videos']}, and so recorded as failed: {plural(found.missing_videos, 'video')}"
         )
     for note in files.finder.notes() if files is not None else ():
         click.echo(f"  {note}")
     for name, rows in found.rows.items():
         click.echo(f"  {name}: about {rows:,} rows")
-    click.echo(f"  about {found.video_hours:.2f} hours of video, {found.bytes / 1e6:,.1f} MB before compression")
+    click.echo(f"  about {duration(found.video_hours)} of video, {decimal(found.bytes)} before compression")
     which = "a GPU" if device != "cpu" else "the CPU"
     click.echo(
-        f"  about {found.hours:.2f} hours on one worker, timed on {which} of this machine just now; "
-        f"{found.decoding_hours:.2f} of them are decoding"
+        f"  about {duration(found.hours)} on one worker, timed on {which} of this machine just now; "
+        f"{duration(found.decoding_hours)} of it decoding"
     )
+
+
+def duration(hours: float) -> str:
+    """In the unit that suits it."""
+    for size, unit in ((1.0, "hours"), (1 / 60, "minutes")):
+        if hours >= size:
+            return f"{hours / size:,.1f} {unit}"
+    return f"{hours * 3600:.0f} seconds"
 
 
 def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
@@ -443,10 +463,11 @@ def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
         click.echo(json.dumps(record, indent=1))
         return
     report = outcome.report
-    text = f" and {report.captions:,} captions" if report.captions else ""
+    text = f" and {plural(report.captions, 'caption')}" if report.captions else ""
+    text += f" ({report.failed:,} failed)" if report.failed else ""
     click.echo(
-        f"computed {report.clips:,} clips{text}, {report.rows:,} rows, {report.bytes / 1e6:.1f} MB; "
-        f"{report.frames_decoded:,} frames decoded of {report.videos:,} videos"
+        f"computed {plural(report.clips, 'clip')}{text}, {plural(report.rows, 'row')}, {decimal(report.bytes)}; "
+        f"{plural(report.frames_decoded, 'frame')} decoded of {plural(report.videos, 'video')}"
     )
     for name, counts in outcome.states.items():
         click.echo(f"  {name}: " + ", ".join(f"{count:,} {state}" for state, count in counts.items()))

@@ -297,6 +297,8 @@ def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
     if failed := len(entries) - kept:
         again = "it" if failed == 1 else "them"
         click.echo(f"{plural(failed, 'failure')}; try {again} again with amex extract ... --retry-failed")
+        if any(entry["stage"] == "decode" for entry in entries):
+            click.echo("with --damaged keep beside it, what comes before damage is kept")
 
 
 @features.command("import")

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..errors import printable
+from ..errors import plural, printable
 from .part import Report
 
 # Seconds between lines where there is no terminal.
@@ -108,9 +108,10 @@ class LineDisplay:
 
     def begin(self, parts: int, clips: int, captions: int) -> None:
         self.totals = Totals(clips, captions)
-        self.next = time.monotonic()
-        text = f" and {captions} captions" if clips and captions else ""
-        self.console.print(f"extracting {self.totals.total} {self.totals.what}{text} in {parts} parts")
+        self.next, self.finished = time.monotonic(), False
+        text = f" and {plural(captions, 'caption')}" if clips and captions else ""
+        counted = plural(self.totals.total, self.totals.what.removesuffix("s"))
+        self.console.print(f"extracting {counted}{text} in {plural(parts, 'part')}")
 
     def workers(self, count: int, logs: Path | None) -> None:
         if count != self.there:
@@ -120,8 +121,10 @@ class LineDisplay:
     def update(self, part: int, report: Report) -> None:
         total = self.totals.update(part, report)
         done = self.totals.done(total)
-        if time.monotonic() < self.next and done < self.totals.total:
+        last = done == self.totals.total
+        if time.monotonic() < self.next and (not last or self.finished):
             return
+        self.finished = last
         self.next = time.monotonic() + LINE_INTERVAL
         rate = self.totals.rate(total)
         left = f"{(self.totals.total - done) / rate:.0f} s left" if rate else "time left not known yet"

@@ -151,11 +151,12 @@ def changed_text(counts: Mapping[str, int], keep: bool) -> str:
     """
     total = sum(counts.values())
     head = f"{total:,} clip{' is' if total == 1 else 's are'} {'kept as computed' if keep else 'computed again'}"
-    what = {"times": "other times in the manifest", "video": "another video file"}
+    what = {"times": "other times in the manifest", "video": "another video file, or one that was modified"}
     reasons = [
         f"{counts[name]:,} {'has' if counts[name] == 1 else 'have'} {what[name]}" for name in what if counts.get(name)
     ]
-    return f"{head}: {', '.join(reasons)}"
+    digest = "; --digest tells a file by its content" if counts.get("video") and not keep else ""
+    return f"{head}: {', '.join(reasons)}{digest}"
 
 
 def plan_tasks(

@@ -63,10 +63,8 @@ def plan_stream(
     elif kind != "mmdet" and weights != "default":
         raise AmexError(f"stream {name}: {network} names its weights already; leave out --weights {name}={weights}")
     on_gpu = device != "cpu"
-    if kind == "text" or network in DEFAULT_MODELS:
-        chosen = "text"
-    else:
-        chosen = "objects" if kind == "mmdet" or network in ALIASES else "windows"
+    objects = kind == "mmdet" or network in ALIASES
+    chosen = "text" if is_text(network) else "objects" if objects else "windows"
     if preset and chosen != "windows":
         raise AmexError(f"stream {name}: presets are for streams of windows, not for {chosen}; use --set")
     if chosen == "text":
@@ -87,6 +85,11 @@ def plan_stream(
     if kind == "clip":
         return plan_windows(name, network="clip", weights=which, preset=preset, compiled=compiled, **common)
     return plan_windows(name, network=network, weights=weights, preset=preset, compiled=compiled, **common)
+
+
+def is_text(network: str) -> bool:
+    """Whether what ``--stream NAME=`` takes reads captions, and no video."""
+    return network.partition(":")[0] == "text" or network in DEFAULT_MODELS
 
 
 def by_kind(plans: Sequence[StreamPlan]) -> tuple[tuple[WindowPlan | ObjectsPlan, ...], tuple[TextPlan, ...]]:

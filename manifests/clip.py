@@ -18,6 +18,7 @@ from ..foreign import parse_json
 # No clip begins or ends further from the beginning of its video, in seconds: thirty years.
 MOST_SECONDS = 1e9
 
+
 class ManifestError(AmexError):
     """A manifest or an annotation file cannot be used as it is."""
 

@@ -79,3 +79,14 @@ def test_names_of_folders_are_no_markup(kind: type[LiveDisplay] | type[LineDispl
     display.update(0, Report(clips=1))
     display.end()
     assert r"their logs: /[/logs] [red]\x1b" in written.getvalue()
+
+
+def test_lines_say_the_end_once_and_count_in_the_singular() -> None:
+    text = io.StringIO()
+    display = LineDisplay(Console(file=text, width=200))
+    display.begin(1, 1, 0)
+    for _ in range(3):
+        display.update(0, Report(clips=1, rows=2))
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "extracting 1 clip in 1 part"
+    assert sum(line.startswith("1/1 clips") for line in lines) == 1

@@ -63,8 +63,8 @@ def test_files_whose_names_are_no_utf8_are_in_the_ledger_and_the_rest_is_done(
     assert result["streams"][NAME] == {"done": 2, "empty": 0, "failed": 1, "absent": 0}
     assert result["notes"] == ["1 video was found with another extension, good.avi as good.mp4"]
     checked = amex("manifest", "check", named, "--videos", videos).output
-    assert "other_extension: good.avi: good.mp4" in checked
-    assert checked.endswith("3 videos, 3 with something wrong\n")
+    assert "other extension: good.avi: good.mp4" in checked
+    assert checked.endswith("of 3 videos, missing: 1 video, manifest: 2 lines\n")
     assert open_store(store)[NAME].failures["by id"].reason == (
         r"video 'inside' is \xff/inside.mp4, a path that is not UTF-8: rename it"
     )

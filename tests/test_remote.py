@@ -123,7 +123,7 @@ def test_what_other_processes_have_committed_is_seen_at_once(clips: Path, tmp_pa
         write_lines(manifest, *lines[:count])
         made = amex("extract", "--manifest", manifest, *where)
         assert made.exit_code == 0, made.output
-        assert "computed 1 clips" in made.output
+        assert "computed 1 clip," in made.output
         assert f"{NAME}: {count} done, 0 empty, 0 failed, 0 absent" in made.output
         opened = opened or locate(store)  # also through a path that was there before
         assert len(list((opened / NAME / "commits").iterdir())) == count

@@ -146,7 +146,8 @@ def of_split(clips: Sequence[Clip], split: str, source: str) -> list[Clip]:
     chosen = [clip for clip in clips if split in ("all", clip.split)]
     if not chosen:
         there = sorted({clip.split or "(no split)" for clip in clips})
-        raise DataError(f"{source} has no clip of split {split!r}; it has {', '.join(there) or 'no clip at all'}")
+        named = f"{source} has no clip of split {split!r}; it has {', '.join(there) or 'no clip at all'}"
+        raise DataError(f"{named}. The field split of its lines says which clip is of which split")
     return chosen
 
 

@@ -246,11 +246,11 @@ def test_captions_may_name_a_file_through_a_link_or_with_an_extension_of_its_own
     (tmp_path / "loop").symlink_to(".")
     lines = [{"video": "loop/v1.mp4", "caption": "one"}, {"video": "v1", "caption": "two"}]
     write_lines(tmp_path / "captions.jsonl", *lines, {"video": "v2.m1v", "caption": "three"})
-    made = {clip.clip_id: clip.captions for clip in dataset("folder").clips(tmp_path)}
+    made = {clip.clip_id: clip.captions for clip in dataset("folder").scan(tmp_path)}
     assert made == {"v1.mp4": ("one", "two"), "v2.m1v": ("three",)}
     write_lines(tmp_path / "captions.jsonl", {"video": "v1"})
     with pytest.raises(ManifestError, match="needs video and caption"):
-        dataset("folder").clips(tmp_path)
+        dataset("folder").scan(tmp_path)
 
 
 def test_a_file_that_cannot_be_named_and_a_caption_that_cannot_be_stored_cost_themselves(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class Stall:
 
     @property
     def reason(self) -> str:
+        """As the ledger has it; of a stall of no video the end of a sentence that begins with the part."""
         if self.video is None:
             return f"no progress for {self.limit:g} s in {STAGES[self.stage]} it, again and again (--stall)"
         what = "a batch with this video" if self.batch else "this video"
@@ -43,6 +44,7 @@ class Stall:
 
 
 def stall_file(store: Path, stream: str, part: str) -> Path:
+    """Where the stalls of a part are noted."""
     return store / stream / "stalled" / f"{part}.json"
 
 

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 import torch
 from distributed.scheduler import KilledWorker
+from stand_in import stalls_of_four
 from videos import encode
 
 from amex.extract import job as run
 from amex.extract import part as parts
 from amex.extract.cluster import local, remote
 from amex.extract.display import NoDisplay
-from amex.extract.part import ClipTask, Job, PartTask, Report, VideoTask, run_part
+from amex.extract.part import ClipTask, Job, PartTask, VideoTask, run_part
 from amex.extract.presets import WindowPlan, plan_windows
-from amex.extract.stalls import Stall, begin_stalls, note_stalls, read_stalls
+from amex.extract.stalls import Stall, read_stalls
 from amex.extract.watch import EXIT_STATUS, Watch
 from amex.features import create_store, declare_stream, open_store
 
@@ -136,21 +137,11 @@ def test_a_write_that_stands_still_blames_no_video(tmp_path: Path, monkeypatch: 
     assert not (job.store / "s" / "stalled").exists()
 
 
-def stalls_of_four(number: int, task: PartTask, job: Job, device: str, topic: str) -> Report:
-    """In place of ``work``: what a part of endless videos comes to in Dask's four tries."""
-    place = (job.store, "s", task.name(0))
-    known = begin_stalls(*place)
-    left = [video.path.as_posix() for video in task.videos][len(known) :]
-    if not left:
-        return Report(clips=len(known), failed=len(known))
-    note_stalls(*place, [*known, *(Stall(video=video, stage="encode", limit=0.6) for video in left[:4])])
-    raise KilledWorker("task", SimpleNamespace(address="gone"), 3)
-
-
 def test_a_part_is_handed_out_as_long_as_each_try_finds_more_videos_at_fault(
     tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, job = part_of(tmp_path, heights=())
+    job = dataclasses.replace(job, streams=(SimpleNamespace(name="s"),))  # which a worker can import
     clip = ClipTask(clip_id="x", video="x", start=None, end=None, attempt=1, streams=(0,))
     videos = tuple(VideoTask(path=Path(f"{number}.mp4"), missing="", clips=(clip,)) for number in range(10))
     monkeypatch.setattr(run, "work", stalls_of_four)

@@ -11,11 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from distributed.scheduler import KilledWorker
-from stand_in import stalls_of_four
+from stand_in import HEIGHT, EndlessPlan, PromptPlan, stalls_of_four
 from videos import encode
 
 from amex.extract import job as run
@@ -27,37 +25,6 @@ from amex.extract.presets import WindowPlan, plan_windows
 from amex.extract.stalls import Stall, read_stalls
 from amex.extract.watch import EXIT_STATUS, Watch
 from amex.features import create_store, declare_stream, open_store
-
-HEIGHT = 96  # of the videos that are never done
-
-
-class Endless:
-    """An encoder of zeros that does not come back from frames of one height."""
-
-    def prepare(self, image: torch.Tensor) -> torch.Tensor:
-        return image
-
-    def __call__(self, windows: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, np.ndarray]:
-        if windows[0][0].shape[0] == HEIGHT:
-            time.sleep(600)
-        return {"values": np.zeros((len(windows), 128), np.float32)}
-
-
-class Prompt(Endless):
-    """One that comes back from all."""
-
-    def __call__(self, windows: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, np.ndarray]:
-        return {"values": np.zeros((len(windows), 128), np.float32)}
-
-
-class EndlessPlan(WindowPlan):
-    def encoder(self, device: str) -> Endless:
-        return Endless()
-
-
-class PromptPlan(WindowPlan):
-    def encoder(self, device: str) -> Prompt:
-        return Prompt()
 
 
 def part_of(

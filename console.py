@@ -18,7 +18,7 @@ class Place(click.ParamType):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from .places import locate
+        from .storage.places import locate
 
         return locate(value)
 

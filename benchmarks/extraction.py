@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 import torchvision
 
-from amex.extract.decoder import Decoder, Frame, Sampled
-from amex.extract.decoder import Track as DecodedTrack
-from amex.extract.encoders import choose_device, choose_precision
-from amex.extract.part import ClipTask, Job, PartTask, VideoTask, run_part
-from amex.extract.presets import WindowPlan
-from amex.extract.streams import plan_stream
+from amex.extract.encoders.networks import choose_device, choose_precision
+from amex.extract.encoders.presets import WindowPlan
+from amex.extract.encoders.registry import plan_stream
+from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
+from amex.extract.video.decoder import Decoder, Frame, Sampled
+from amex.extract.video.decoder import Track as DecodedTrack
 from amex.features import create_store, declare_stream
 from amex.manifests import VideoFinder
 

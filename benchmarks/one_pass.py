@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from amex.extract.decoder import Decoder, Frame, Sampled
-from amex.extract.decoder import Track as DecodedTrack
-from amex.extract.encoders import choose_device, choose_precision
-from amex.extract.part import ClipTask, Job, PartTask, VideoTask, run_part
-from amex.extract.streams import StreamPlan, plan_stream
+from amex.extract.encoders.networks import choose_device, choose_precision
+from amex.extract.encoders.registry import StreamPlan, plan_stream
+from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
+from amex.extract.video.decoder import Decoder, Frame, Sampled
+from amex.extract.video.decoder import Track as DecodedTrack
 from amex.features import create_store, declare_stream, open_store
 from amex.manifests import VideoFinder
 

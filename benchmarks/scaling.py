@@ -20,11 +20,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from amex.extract import job
-from amex.extract.cluster import local
-from amex.extract.display import NoDisplay
-from amex.extract.part import PartTask, Report
-from amex.extract.plan import Partition, VideoFiles, existing, plan_parts
+from amex.extract.run import job
+from amex.extract.run.cluster import local
+from amex.extract.run.display import NoDisplay
+from amex.extract.run.part import PartTask, Report
+from amex.extract.run.plan import Partition, VideoFiles, existing, plan_parts
 from amex.features import ClipRows, ClipSource, create_store, declare_stream, open_store, write_part
 from amex.manifests import VideoFinder, read_manifest
 

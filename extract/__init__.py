@@ -1,4 +1,5 @@
-"""How pixels become features: find, decode, sample, encode, write, and the Dask job around it.
+"""How pixels become features, in three rooms.
 
-``presets`` says what streams there are, ``job`` runs them; ``part`` is one task of a job, read from top to bottom.
+``video`` leads from a file to sampled frames, ``encoders`` from frames and captions to features, and ``run`` is the
+Dask job around both: what is left to do, cut into parts. ``run.part`` is one task of a job, read from top to bottom.
 """

@@ -19,8 +19,8 @@ from PIL import Image
 
 from ..errors import AmexError
 from ..features import ClipNotThere, Rows, Store, Stream
-from .decoder import Decoder, Failed, Frame, Sampled, Track
-from .sampling import Sampling
+from .video.decoder import Decoder, Failed, Frame, Sampled, Track
+from .video.sampling import Sampling
 
 COLUMNS = 4
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#e377c2")

@@ -19,7 +19,7 @@ import zarr
 from zarr.storage import LocalStore, WrapperStore
 
 from ..errors import first_line
-from ..places import NOT_THERE, locate, reachable, read_files, read_together, sizes, zarr_store
+from ..storage.places import NOT_THERE, locate, reachable, read_files, read_together, sizes, zarr_store
 from .schema import (
     REPAIR,
     ClipNotThere,

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AmexError, first_line
-from ..places import NOT_THERE, write_text
+from ..storage.places import NOT_THERE, write_text
 
 # 2 names a part's folder after its content. 3 seals spec.json, problems.json and the store's zarr.json too.
 FORMAT = 3

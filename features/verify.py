@@ -20,7 +20,7 @@ from typing import Any
 import zarr
 
 from ..errors import plural
-from ..places import NOT_THERE, is_remote, remove, sizes, write_text, zarr_store
+from ..storage.places import NOT_THERE, is_remote, remove, sizes, write_text, zarr_store
 from .reader import DAMAGE, Stream
 from .schema import (
     FORMAT,

@@ -19,7 +19,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ..errors import first_line
-from ..places import (
+from ..storage.places import (
     NOT_THERE,
     begin_folder,
     is_remote,

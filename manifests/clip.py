@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import AmexError, check_text, printable
 from ..foreign import parse_json
+from ..storage.places import write_whole
 
 # No clip begins or ends further from the beginning of its video, in seconds: thirty years.
 MOST_SECONDS = 1e9
@@ -173,28 +172,10 @@ def write_manifest(clips: Iterable[Clip], path: str | os.PathLike[str]) -> int:
     """
     path = Path(path)
     seen: set[str] = set()
-    with write_whole(path) as handle:
+    with write_whole(path, ManifestError) as handle:
         for clip in clips:
             if clip.clip_id in seen:
                 raise ManifestError(f"duplicate clip_id {clip.clip_id!r}: every clip needs its own")
             seen.add(clip.clip_id)
             handle.write(json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n")
     return len(seen)
-
-
-@contextlib.contextmanager
-def write_whole(path: Path) -> Iterator[IO[str]]:
-    """A text file to write to that is there whole in the end, or not at all; raises ManifestError if it cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as handle:
-            try:
-                yield handle
-                handle.close()
-                os.chmod(handle.name, 0o644)
-                os.replace(handle.name, path)
-            except BaseException:
-                os.unlink(handle.name)
-                raise
-    except OSError as error:
-        raise ManifestError(f"cannot write {path}: {error.strerror}") from error

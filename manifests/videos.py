@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import AmexError, printable
-from ..places import check_answers, files_of, is_remote, is_web, locate, reachable
+from ..storage.places import check_answers, files_of, is_remote, is_web, locate, reachable
 
 # What ffmpeg's demuxers read and people keep videos in; other files in the folder are not considered.
 EXTENSIONS = frozenset(

@@ -68,7 +68,7 @@ def parity() -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The address of a scheduler with one worker process, so that runs need not start one each."""
-    from amex.extract.cluster import local
+    from amex.extract.run.cluster import local
 
     with local(1) as crew:
         yield crew.client.scheduler.address

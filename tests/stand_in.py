@@ -14,9 +14,9 @@ import torch
 from distributed import get_worker
 from distributed.scheduler import KilledWorker
 
-from amex.extract.part import Job, PartTask, Report
-from amex.extract.presets import WindowPlan
-from amex.extract.stalls import Stall, begin_stalls, note_stalls
+from amex.extract.encoders.presets import WindowPlan
+from amex.extract.run.part import Job, PartTask, Report
+from amex.extract.run.stalls import Stall, begin_stalls, note_stalls
 
 
 def note(number: int, task: PartTask, folder: Path, device: str, topic: str) -> Report:

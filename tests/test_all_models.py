@@ -16,7 +16,7 @@ from conftest import ON_CPU
 from test_models import INPUTS, SMALL, batch
 from torch.nn.functional import pad
 
-from amex.manifests.roles import role_graph
+from amex.language.roles import role_graph
 from amex.train.config import Train, check_config
 from amex.train.evaluate import parameters
 from amex.train.fit import parameter_groups

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_store import make, rows_of
 from videos import encode
 
-from amex.extract.plan import VideoFiles
+from amex.extract.run.plan import VideoFiles
 from amex.features import ClipNotThere, ClipSource, Failure, open_store, schema, verify, writer
 from amex.manifests import Clip, VideoFinder
 

@@ -115,11 +115,11 @@ def test_a_store_is_shown_listed_and_verified(clips: Path, tmp_path: Path, clust
 
 
 def test_streams_lists_networks_and_presets() -> None:
-    from amex.extract.encoders import NETWORKS
-    from amex.extract.objects import ALIASES
-    from amex.extract.presets import PRESETS
-    from amex.extract.streams import KINDS
-    from amex.extract.text import DEFAULT_MODELS
+    from amex.extract.encoders.networks import NETWORKS
+    from amex.extract.encoders.objects import ALIASES
+    from amex.extract.encoders.presets import PRESETS
+    from amex.extract.encoders.registry import KINDS
+    from amex.extract.encoders.text import DEFAULT_MODELS
 
     output = amex("streams").output
     assert all(name in output for name in (*NETWORKS, *PRESETS, *ALIASES, *DEFAULT_MODELS, *KINDS))

@@ -20,11 +20,11 @@ from stand_in import note
 from test_extract import R2
 from test_resume import committed
 
-from amex.cli_cluster import where
-from amex.extract import cluster, job
-from amex.extract.cluster import gpus_of, local, placement
-from amex.extract.display import NoDisplay
-from amex.extract.part import PartTask
+from amex.cli.worker import where
+from amex.extract.run import cluster, job
+from amex.extract.run.cluster import gpus_of, local, placement
+from amex.extract.run.display import NoDisplay
+from amex.extract.run.part import PartTask
 from amex.features import open_store
 
 

@@ -23,12 +23,12 @@ from conftest import amex, extract, write_lines
 from test_decoder import BAD, WHOLE, outcome
 from videos import encode
 
-from amex.cli_extract import limited
-from amex.extract import decoder as near
-from amex.extract.check import check_videos
-from amex.extract.decode import Server, gif_is_whole, pyav_frames
-from amex.extract.decoder import Decoder, Done, Failed, Frame, Opened, Track
-from amex.extract.sampling import Sampling
+from amex.cli.extract import limited
+from amex.extract.run.check import check_videos
+from amex.extract.video import decoder as near
+from amex.extract.video.decode import Server, gif_is_whole, pyav_frames
+from amex.extract.video.decoder import Decoder, Done, Failed, Frame, Opened, Track
+from amex.extract.video.sampling import Sampling
 from amex.features import open_store
 from amex.manifests import Clip, scan_manifest
 from amex.manifests.videos import EXTENSIONS
@@ -150,8 +150,8 @@ def test_a_suspended_run_does_not_take_its_decoder_for_hung(tmp_path: Path, monk
 SPENT_PIPES = """
 import fcntl, os, sys
 from pathlib import Path
-from amex.extract.decoder import Decoder, Track
-from amex.extract.sampling import Sampling
+from amex.extract.video.decoder import Decoder, Track
+from amex.extract.video.sampling import Sampling
 
 pipes = []
 try:

@@ -19,9 +19,9 @@ import psutil
 import pytest
 from videos import encode
 
-from amex.extract.decode import Server, Unreadable, pyav_frames
-from amex.extract.decoder import Decoder, Done, End, Failed, Frame, Opened, Restart, Sampled, Track
-from amex.extract.sampling import Sampling
+from amex.extract.video.decode import Server, Unreadable, pyav_frames
+from amex.extract.video.decoder import Decoder, Done, End, Failed, Frame, Opened, Restart, Sampled, Track
+from amex.extract.video.sampling import Sampling
 
 WHOLE = Track(None, None, Sampling(frames=4, stride=4))
 BEGINNING = Track(0.0, 0.5, Sampling(frames=4, stride=4))
@@ -224,7 +224,7 @@ def test_the_decoder_dies_with_the_process_that_started_it(tmp_path: Path) -> No
 
     os.mkfifo(tmp_path / "pipe.mp4")
     code = (
-        "import sys; from pathlib import Path; from amex.extract.decoder import *\n"
+        "import sys; from pathlib import Path; from amex.extract.video.decoder import *\n"
         "d = Decoder(deadline=600); d._start(); print(d.pid, flush=True)\n"
         f"list(d.read(Path({str(tmp_path / 'pipe.mp4')!r}), [Track(None, None, Sampling())]))"
     )

@@ -13,14 +13,14 @@ from stand_in import bf16_on_gpu
 from test_names import NAME, TINY
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from amex.cli_extract import where_computed
+from amex.cli.extract import where_computed
 from amex.errors import AmexError
-from amex.extract import job
-from amex.extract.batch import Jobs
-from amex.extract.cluster import local
-from amex.extract.encoders import Encoder
-from amex.extract.objects import Detector, plan_objects
-from amex.extract.text import TextEncoder, plan_text
+from amex.extract.encoders.networks import Encoder
+from amex.extract.encoders.objects import Detector, plan_objects
+from amex.extract.encoders.text import TextEncoder, plan_text
+from amex.extract.run import job
+from amex.extract.run.batch import Jobs
+from amex.extract.run.cluster import local
 
 
 @pytest.fixture

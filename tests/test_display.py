@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 from stand_in import CHATTER, chatter
 
-from amex.extract import job
-from amex.extract.cluster import remote
-from amex.extract.display import LineDisplay, LiveDisplay, Totals
-from amex.extract.part import PartTask, Report
+from amex.extract.run import job
+from amex.extract.run.cluster import remote
+from amex.extract.run.display import LineDisplay, LiveDisplay, Totals
+from amex.extract.run.part import PartTask, Report
 
 
 def test_the_totals_are_the_sum_of_the_latest_reports() -> None:

@@ -14,10 +14,10 @@ from conftest import extract, write_lines
 from parity_weights import fill, fill_calibrated
 
 from amex.errors import AmexError
-from amex.extract.encoders import NETWORKS, Encoder, choose_device
-from amex.extract.i3d import InceptionI3D
-from amex.extract.transform import Transform
-from amex.extract.weights import load
+from amex.extract.encoders.i3d import InceptionI3D
+from amex.extract.encoders.networks import NETWORKS, Encoder, choose_device
+from amex.extract.encoders.weights import load
+from amex.extract.video.transform import Transform
 from amex.features import open_store
 
 DATA = Path(__file__).parent / "data"
@@ -96,7 +96,7 @@ def test_r2plus1d_gives_the_reference_extractors_features_on_real_clips(
 def test_one_pixel_of_crop_would_fail_the_comparison(tmp_path: Path, real_data: Path, parity: Path) -> None:
     import av
 
-    from amex.extract.presets import PRESETS
+    from amex.extract.encoders.presets import PRESETS
 
     name = "Daft__sample_video"
     torch.save(

@@ -21,8 +21,8 @@ from test_decoder import BAD, long_video
 from test_names import NAME, TINY
 from videos import encode
 
-from amex.extract import job
-from amex.extract.part import prefetch
+from amex.extract.run import job
+from amex.extract.run.part import prefetch
 from amex.features import open_store
 
 R2 = "r2plus1d_18"
@@ -416,7 +416,7 @@ def test_a_long_video_stays_under_two_gigabytes_worker_and_decoder_together(tmp_
             except psutil.NoSuchProcess:
                 continue
         workers = [rss for name, rss in total.items() if "spawn_main" in name]
-        decoders = [rss for name, rss in total.items() if "amex.extract.decode" in name]
+        decoders = [rss for name, rss in total.items() if "amex.extract.video.decode" in name]
         decoding = max(decoding, *decoders, 0)
         peak = max(peak, max(workers, default=0) + max(decoders, default=0))
         time.sleep(0.2)

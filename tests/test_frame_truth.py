@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from videos import encode, paint, read_number, remux, rotate
 
-from amex.extract.decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
-from amex.extract.sampling import Sampling
+from amex.extract.video.decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
+from amex.extract.video.sampling import Sampling
 
 FRAMES = 120
 X264 = "keyint=24:min-keyint=24:bframes=3:b-adapt=0:"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_all_models import build, make
 from torch.nn.functional import binary_cross_entropy
 
-from amex.manifests.roles import role_graph
+from amex.language.roles import role_graph
 from amex.train.concepts import Concepts, concepts_of
 from amex.train.models.mcsan import focal
 from amex.train.rolegraphs import ROLES, graph_tensors

@@ -16,7 +16,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amex.extract.mmdetection import use_mmdetection
+from amex.extract.encoders.mmdetection import use_mmdetection
 
 use_mmdetection()
 
@@ -124,7 +124,7 @@ def test_a_compiled_extension_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "_ext.py").write_text("def __getattr__(name):\n    return lambda *a, **k: 'compiled'\n")
     code = (
         f"import mmcv; mmcv.__path__.append({str(tmp_path)!r})\n"
-        "from amex.extract.mmdetection import use_mmdetection; use_mmdetection()\n"
+        "from amex.extract.encoders.mmdetection import use_mmdetection; use_mmdetection()\n"
         "import sys; print(sys.modules['mmcv._ext'].nms())"
     )
     assert "compiled" in run(code, tmp_path)
@@ -135,7 +135,7 @@ def test_opencv_that_cannot_load_says_what_to_install(tmp_path: Path) -> None:
         "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory')"
     )
     code = (
-        "from amex.errors import AmexError\nfrom amex.extract.mmdetection import use_mmdetection\n"
+        "from amex.errors import AmexError\nfrom amex.extract.encoders.mmdetection import use_mmdetection\n"
         "try: use_mmdetection()\nexcept AmexError as error: print(error)"
     )
     said = run(code, tmp_path)
@@ -145,7 +145,7 @@ def test_opencv_that_cannot_load_says_what_to_install(tmp_path: Path) -> None:
 
 
 def test_importing_mmdetection_prints_nothing(tmp_path: Path) -> None:
-    code = "from amex.extract.mmdetection import use_mmdetection; use_mmdetection()"
+    code = "from amex.extract.encoders.mmdetection import use_mmdetection; use_mmdetection()"
     assert run(code, tmp_path) == ""
 
 
@@ -158,8 +158,8 @@ def test_the_module_in_the_extensions_place_can_be_looked_up() -> None:
 def test_a_detector_is_built_after_a_training_run_has_changed_where_names_are_looked_up() -> None:
     from mmengine.registry import DefaultScope
 
-    from amex.extract.objects import build
-    from amex.extract.pretrained.shapes_detector import model
+    from amex.extract.encoders.objects import build
+    from amex.shapes.shapes_detector import model
 
     DefaultScope.get_instance("a-training-run", scope_name="mmengine")
     assert type(build(model)).__name__ == model["type"].split(".")[-1]

@@ -15,12 +15,18 @@ from conftest import amex, extract
 from videos import rotate
 
 from amex.errors import AmexError
-from amex.extract.objects import Detector, ObjectsPlan, last, plan_objects
-from amex.extract.pretrained import SHAPES_DETECTOR, SHAPES_DETECTOR_CONFIG
+from amex.extract.encoders.objects import (
+    SHAPES_DETECTOR,
+    SHAPES_DETECTOR_CONFIG,
+    Detector,
+    ObjectsPlan,
+    last,
+    plan_objects,
+)
 from amex.extract.sheet import read_frames
 from amex.features import open_store
 from amex.manifests import read_manifest
-from amex.manifests.shapes import FPS, make_shapes
+from amex.shapes.renderer import FPS, make_shapes
 
 # Two-stage, a cascade, one-stage, and with masks: from MMDetection's own package.
 CONFIGS = (
@@ -100,8 +106,8 @@ def expected_features(detector: Detector, features: tuple[torch.Tensor, ...], bo
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["faster-rcnn_r50_fpn_1x_coco", "rtmdet_tiny_8xb32-300e_coco"])
 def test_folded_batch_norms_change_nothing_and_bf16_little(config: str) -> None:
-    from amex.extract.objects import build
-    from amex.extract.weights import calibrate, draw, noise
+    from amex.extract.encoders.objects import build
+    from amex.extract.encoders.weights import calibrate, draw, noise
 
     made = plan(config)
     plain = draw(lambda: build(made.model), made.weights)
@@ -222,7 +228,7 @@ def test_boxes_are_in_source_pixels_after_rotation_resize_and_letterbox(
 
 
 def test_classes_score_and_number_of_boxes_are_kept_to(shapes: Path) -> None:
-    from amex.manifests.shapes import LABELS
+    from amex.shapes.renderer import LABELS
 
     clip = read_manifest(shapes / "manifest.jsonl")[0]
     wanted = clip.extras["objects"][0]["label"]
@@ -282,7 +288,7 @@ def test_configurations_that_are_none_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_packaged_coco_configuration_has_a_default_with_a_digest() -> None:
-    from amex.extract.objects import find_config, published
+    from amex.extract.encoders.objects import find_config, published
 
     for config in CONFIGS:
         weights = published(find_config(config))

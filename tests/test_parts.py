@@ -17,11 +17,11 @@ from test_changed import TINY, compute
 from test_extract import tree
 from videos import encode
 
-from amex.extract import job, plan
-from amex.extract.display import NoDisplay
-from amex.extract.encoders import choose_precision
-from amex.extract.sampling import Sampling
-from amex.extract.streams import plan_stream
+from amex.extract.encoders.networks import choose_precision
+from amex.extract.encoders.registry import plan_stream
+from amex.extract.run import job, plan
+from amex.extract.run.display import NoDisplay
+from amex.extract.video.sampling import Sampling
 from amex.features import open_store
 from amex.manifests import Clip, VideoFinder, read_manifest
 

@@ -35,7 +35,7 @@ from amex.features import (
     write_part,
     writer,
 )
-from amex.places import S3_OPTIONS, locate, write_text
+from amex.storage.places import S3_OPTIONS, locate, write_text
 
 
 class Server:

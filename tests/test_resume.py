@@ -18,10 +18,10 @@ from conftest import QUICK, amex, extract
 from test_extract import R2, tree
 from videos import one_empty
 
-from amex.extract import job
-from amex.extract.cluster import local
-from amex.extract.display import NoDisplay
-from amex.extract.part import PartTask
+from amex.extract.run import job
+from amex.extract.run.cluster import local
+from amex.extract.run.display import NoDisplay
+from amex.extract.run.part import PartTask
 from amex.features import open_store
 
 VIDEOS = 10

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from real_captions import real_captions
 
-from amex.manifests.parsing import analyse
-from amex.manifests.rolegraphs import graph_of_dependencies
-from amex.manifests.roles import role_graph
+from amex.language.parsing import analyse
+from amex.language.rolegraphs import graph_of_dependencies
+from amex.language.roles import role_graph
 from amex.train.rolegraphs import graph_tensors
 
 LABELS = Path(__file__).parent / "data" / "role_labels.jsonl"

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from amex.errors import AmexError
-from amex.extract.presets import DEFAULT_PRESET, PRESETS
-from amex.extract.sampling import Sampler, Sampling, Window, exact
+from amex.extract.encoders.presets import DEFAULT_PRESET, PRESETS
+from amex.extract.video.sampling import Sampler, Sampling, Window, exact
 
 samplings = st.builds(
     Sampling,

@@ -15,11 +15,11 @@ import pytest
 from conftest import QUICK
 from videos import encode
 
-from amex import scratch
+from amex.storage import scratch
 
 HOLD = """
 import multiprocessing, time
-from amex.scratch import semaphores, temporary_folder
+from amex.storage.scratch import semaphores, temporary_folder
 with temporary_folder() as folder, semaphores():
     (folder / "video.mp4").write_bytes(bytes(10))
     context = multiprocessing.get_context("spawn")

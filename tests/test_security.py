@@ -13,8 +13,8 @@ from conftest import extract
 from distributed import Client, Security
 from videos import encode
 
-from amex.extract import keys
-from amex.extract.cluster import knock, local
+from amex.extract.run import keys
+from amex.extract.run.cluster import knock, local
 from amex.features import open_store
 
 ROOT = Path(__file__).parents[1]

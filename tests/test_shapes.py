@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amex.manifests import ManifestError, read_manifest
-from amex.manifests.shapes import (
+from amex.shapes.renderer import (
     COLOURS,
     EVENTS,
     LABELS,
@@ -184,7 +184,7 @@ def test_who_cannot_be_seen_has_no_box() -> None:
 def test_the_detectors_classes_are_the_labels_of_shapes() -> None:
     from mmengine.config import Config
 
-    from amex.extract.pretrained import SHAPES_DETECTOR_CONFIG
+    from amex.extract.encoders.objects import SHAPES_DETECTOR_CONFIG
 
     assert tuple(Config.fromfile(SHAPES_DETECTOR_CONFIG).classes) == LABELS
 

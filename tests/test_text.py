@@ -14,8 +14,8 @@ from models import tiny_bert, tiny_clip
 from transformers import AutoTokenizer, BertModel, CLIPModel
 
 from amex.errors import AmexError
-from amex.extract.streams import plan_stream
-from amex.extract.text import TextPlan
+from amex.extract.encoders.registry import plan_stream
+from amex.extract.encoders.text import TextPlan
 from amex.features import open_store
 
 CAPTIONS = ("a red circle pushes the blue square", "the blue square is pushed by a red circle", "a circle moves left")

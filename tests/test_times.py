@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from videos import encode, paint, read_number
 
-from amex.extract.decode import choose, pyav_frames
-from amex.extract.decoder import Decoder, Failed, Frame, Restart, Sampled, Track
-from amex.extract.sampling import Sampler, Sampling
+from amex.extract.video.decode import choose, pyav_frames
+from amex.extract.video.decoder import Decoder, Failed, Frame, Restart, Sampled, Track
+from amex.extract.video.sampling import Sampler, Sampling
 
 LONGEST = Fraction(600)
 EVERY = Sampling(frames=1, stride=1)

@@ -13,7 +13,7 @@ import torch
 from conftest import amex, write_lines
 from models import tiny_clip
 
-from amex.extract.streams import plan_stream
+from amex.extract.encoders.registry import plan_stream
 from amex.features import open_store
 from amex.train.checkpoint import load_checkpoint
 from amex.train.towers import build_tower, load_tower, tower_features, tower_settings, tower_vocabulary

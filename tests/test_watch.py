@@ -16,14 +16,14 @@ from distributed.scheduler import KilledWorker
 from stand_in import HEIGHT, EndlessPlan, PromptPlan, stalls_of_four
 from videos import encode
 
-from amex.extract import job as run
-from amex.extract import part as parts
-from amex.extract.cluster import local, remote
-from amex.extract.display import NoDisplay
-from amex.extract.part import ClipTask, Job, PartTask, VideoTask, run_part
-from amex.extract.presets import WindowPlan, plan_windows
-from amex.extract.stalls import Stall, read_stalls
-from amex.extract.watch import EXIT_STATUS, Watch
+from amex.extract.encoders.presets import WindowPlan, plan_windows
+from amex.extract.run import job as run
+from amex.extract.run import part as parts
+from amex.extract.run.cluster import local, remote
+from amex.extract.run.display import NoDisplay
+from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
+from amex.extract.run.stalls import Stall, read_stalls
+from amex.extract.run.watch import EXIT_STATUS, Watch
 from amex.features import create_store, declare_stream, open_store
 
 

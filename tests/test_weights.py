@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from amex.extract.encoders import NETWORKS
-from amex.extract.i3d import InceptionI3D
-from amex.extract.weights import FromHub, Published, WeightsError, digest, file_sha256, load, locate
+from amex.extract.encoders.i3d import InceptionI3D
+from amex.extract.encoders.networks import NETWORKS
+from amex.extract.encoders.weights import FromHub, Published, WeightsError, digest, file_sha256, load, locate
 
 
 def small() -> nn.Module:
@@ -137,7 +137,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 
 def test_a_worker_with_other_weights_than_the_run_began_with_refuses() -> None:
     from amex.errors import AmexError
-    from amex.extract.streams import plan_stream
+    from amex.extract.encoders.registry import plan_stream
 
     plan = plan_stream("x", "r2plus1d_18", weights="random:0", device="cpu", precision="fp32")
     with pytest.raises(AmexError, match="differ between this worker and the start of the run"):

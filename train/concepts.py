@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..manifests.parsing import analyse, lemma, word_set
+from ..language.parsing import analyse, lemma, word_set
 
 # Verbs and nouns that every caption may have and that say nothing of a video.
 COMMON = word_set("be have do get someone something it they he she them him we you i who each other one")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import AmexError, first_line
-from ..manifests import read_graphs
+from ..language import read_graphs
 from .data import pad_rows
 from .metrics import Scores, Ties, Truth, evaluate
 from .models.hgr import HGR, LEVELS

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..manifests import GraphError, graphs_path, read_graphs, role_parser
+from ..language import GraphError, graphs_path, read_graphs, role_parser
 from .options import RoleGraphs
 
 # In the order of HGR's embedding of roles.

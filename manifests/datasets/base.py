@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import foreign
-from ...places import locate
+from ...storage.places import locate
 from ..clip import Clip, ManifestError, Problem
 
 # Of the videos of train, where a published protocol names no clips to choose a checkpoint on.

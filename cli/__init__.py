@@ -1,0 +1,55 @@
+"""The command line: one file a noun, one thin command a verb. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from typing import Any
+
+import click
+
+from ..errors import AmexError
+from .demo import demo
+from .extract import extract, streams
+from .features import features
+from .manifest import manifest
+from .train import COMMANDS
+from .worker import worker
+
+__all__ = ["main"]
+
+
+class Group(click.Group):
+    """A group whose commands end in one line and exit status 1 on an AmexError, 130 when interrupted."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AmexError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            again = "the same command with --resume" if ctx.invoked_subcommand == "train" else "the same command"
+            click.echo(f"stopped; what is written stays, and {again} goes on from there", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="amex")
+def main() -> None:
+    """Text-video retrieval: features extracted once into one Zarr store, models trained from it alone.
+
+    \b
+    Try it:           amex demo
+    Your own videos:  amex extract --dataset folder --videos DIR --store features.zarr
+    What came of it:  amex features info features.zarr
+    Train a model:    amex train amenet --store features.zarr --manifest clips.jsonl --work-dir run
+    Search with it:   amex search run "a dog chases a ball"
+    """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # workers that are killed are reported by the run
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal's encoding lacks is escaped, as on standard error
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+for command in (demo, extract, streams, worker, manifest, features, *COMMANDS):
+    main.add_command(command)

@@ -1,0 +1,5 @@
+"""``python -m amex.cli`` is ``amex``."""
+
+from . import main
+
+main()

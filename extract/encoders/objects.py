@@ -1,0 +1,461 @@
+"""Streams of objects: boxes from any MMDetection detector, and the detector's own features pooled at those boxes.
+
+A row is one frame. The features are computed at exactly the boxes that are stored: what a two-stage detector's box
+head makes of them before it classifies, or what a one-stage detector's neck has inside them, on average.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...errors import AmexError
+from ...shapes import FOLDER as SHAPES
+from ..video.sampling import Sampling
+from .mmdetection import use_mmdetection
+from .networks import fix_numerics
+from .settings import decoder_rules, known, parse
+from .weights import Packaged, Published, calibrate, changed_weights, digest, draw, fill, locate, noise
+
+# What a packaged configuration is called in the table of streams.
+ALIASES = {"frcnn_r50_coco": "faster-rcnn_r50_fpn_1x_coco", "shapes_detector": "shapes_detector"}
+SHAPES_DETECTOR_CONFIG = SHAPES / "shapes_detector.py"
+SHAPES_DETECTOR = Packaged(
+    path=SHAPES / "shapes_detector.pth",
+    sha256="37d7139d367e9c63ec6e061f0e5b3b79c3b82ca4152a0586b7e6de754d35b0cf",
+    licence="Apache-2.0",
+    source="Shapes, amex",
+)
+DEFAULT_SAMPLING = Sampling(fps=1, frames=1, stride=1, at="shown")
+# Boxes a frame, as bottom-up attention has them.
+DEFAULT_BOXES = 36
+# Bins, each way, of the RoIAlign that stands in for a one-stage detector's missing box head.
+BINS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectsPlan:
+    """One stream of objects of a run. See ``presets.WindowPlan`` for what the two have in common.
+
+    Attributes:
+        config: what the detector is called; a file's name, where it is one.
+        model: its configuration, with the score threshold in it, without what only training needs.
+        pipeline: how MMDetection prepares an image for it.
+        boxes: at most so many a frame, those with the highest scores.
+        classes: only boxes of these labels; all if empty.
+        labels: the names of all classes.
+        dim: length of a feature.
+    """
+
+    name: str
+    config: str
+    model: dict[str, Any]
+    pipeline: list[dict[str, Any]]
+    sampling: Sampling
+    boxes: int
+    classes: tuple[int, ...]
+    labels: tuple[str, ...]
+    dim: int
+    weights: str
+    weights_sha256: str
+    precision: str
+    batch_size: int
+
+    def encoder(self, device: str) -> Detector:
+        """The detector on a device, loaded once a process; AmexError if its weights have changed since the plan."""
+        key = (json.dumps(self.spec), device)
+        if key not in _detectors:
+            if digest(lambda: build(self.model), self.weights) != self.weights_sha256:
+                raise changed_weights(self.weights, self.name)
+            _detectors[key] = Detector(self, device)
+        return _detectors[key]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """All that decides the stream's numbers, for the store to fingerprint."""
+        spec = {
+            "network": f"mmdet:{self.config}",
+            "weights_sha256": self.weights_sha256,
+            "sampling": self.sampling.spec,
+            "model": self.model,
+            "pipeline": self.pipeline,
+            "classes": self.classes,
+            "output": {
+                "shape": [self.boxes, self.dim],
+                "dtype": "float16",
+                "labels": self.labels,
+                "arrays": {
+                    "boxes": {"shape": [self.boxes, 4], "dtype": "float32"},
+                    "scores": {"shape": [self.boxes], "dtype": "float32"},
+                    "labels": {"shape": [self.boxes], "dtype": "int32"},
+                    "counts": {"shape": [], "dtype": "int32"},
+                    "frame_size": {"shape": [2], "dtype": "int32"},
+                },
+            },
+            "compute": {"precision": self.precision},
+            "decoder": decoder_rules(),
+        }
+        return json.loads(json.dumps(spec))
+
+
+_detectors: dict[tuple[str, str], Detector] = {}
+
+
+def plan_objects(
+    name: str,
+    *,
+    config: str,
+    weights: str,
+    precision: str,
+    options: Mapping[str, str],
+    batch_size: int,
+) -> ObjectsPlan:
+    """A stream of objects from what the command line says of it.
+
+    Args:
+        config: the name of a configuration that MMDetection packages, or a file.
+        weights: ``default``, a path or ``random:SEED``.
+        options: as text: fps, count, at, boxes, score, classes.
+
+    Raises:
+        AmexError: naming the stream and what is unknown, out of range or not to be had.
+    """
+    use_mmdetection()
+    file = find_config(config)
+    loaded = read_config(file)
+    parsers = {
+        "fps": lambda text: None if text == "native" else float(text),
+        "count": int,
+        "at": str,
+        "boxes": int,
+        "score": float,
+        "classes": lambda text: tuple(part.strip() for part in text.split(",")),
+    }
+    chosen = parse(name, options, parsers)
+    if "count" in chosen:
+        chosen.setdefault("fps", None)
+    sampled = {key: chosen[key] for key in ("fps", "count", "at") if key in chosen}
+    sampling = dataclasses.replace(DEFAULT_SAMPLING, **sampled)
+    boxes = chosen.get("boxes", DEFAULT_BOXES)
+    if boxes < 1:
+        raise AmexError(f"stream {name}: boxes must be at least 1, got {boxes}")
+    labels = class_names(loaded)
+    classes = tuple(labels.index(known(wanted, labels, f"class of {config}:")) for wanted in chosen.get("classes", ()))
+    model = inference_model(loaded, chosen.get("score"), boxes)
+    located = locate(weights, published(file))
+    plan = ObjectsPlan(
+        name=name,
+        config=file.stem,
+        model=model,
+        pipeline=image_pipeline(loaded),
+        sampling=sampling,
+        boxes=boxes,
+        classes=classes,
+        labels=labels,
+        dim=feature_length(build(model), config),
+        weights=located,
+        weights_sha256=digest(lambda: build(model), located),
+        precision=precision,
+        batch_size=batch_size,
+    )
+    try_out(plan)
+    return plan
+
+
+def try_out(plan: ObjectsPlan) -> None:
+    """Detects in a small picture; AmexError if the detector needs what is not here, before a run starts."""
+    from mmdet.structures import DetDataSample
+
+    side = 128
+    size = {"ori_shape": (side, side), "img_shape": (side, side), "scale_factor": (1.0, 1.0)}
+    frame = Resized(torch.zeros(3, side, side, dtype=torch.uint8), DetDataSample(metainfo=size), (side, side))
+    try:
+        Detector(dataclasses.replace(plan, weights="random:0", precision="fp32"), "cpu")([(frame,)])
+    except AmexError:
+        raise
+    except Exception as error:  # of any kind: it is the user's configuration
+        raise AmexError(f"{plan.config} cannot be used: {type(error).__name__}: {error}") from error
+
+
+def find_config(config: str) -> Path:
+    """A configuration's file: the one named, or one of those that come with MMDetection; AmexError if there is none."""
+    import mmdet
+
+    if config.endswith(".py"):
+        if not Path(config).is_file():
+            raise AmexError(f"no MMDetection configuration {config}")
+        return Path(config)
+    config = ALIASES.get(config, config)
+    if config == SHAPES_DETECTOR_CONFIG.stem:
+        return SHAPES_DETECTOR_CONFIG
+    files = {path.stem: path for path in (Path(mmdet.__file__).parent / ".mim" / "configs").glob("*/*.py")}
+    return files[known(config, files, "MMDetection configuration", list_all=False)]
+
+
+def read_config(file: Path) -> Any:
+    """A parsed configuration; AmexError where it cannot be read or is not a detector's."""
+    from mmengine.config import Config
+
+    try:
+        config = Config.fromfile(file)
+    except Exception as error:  # configurations are programs
+        raise AmexError(f"cannot read the MMDetection configuration {file}: {type(error).__name__}: {error}") from error
+    dataset = config.get("test_dataloader", {}).get("dataset", {})
+    if not config.get("model", {}).get("type") or not (dataset.get("pipeline") or config.get("test_pipeline")):
+        raise AmexError(f"{file} describes no detector: it lacks model, or test_dataloader with a pipeline")
+    return config
+
+
+def published(file: Path) -> Published | Packaged | None:
+    """The checkpoint that a packaged configuration is published with, its name ending in digits of its sha256."""
+    if file == SHAPES_DETECTOR_CONFIG:
+        return SHAPES_DETECTOR
+    index = file.parent / "metafile.yml"
+    if not index.is_file():
+        return None
+    import yaml
+
+    for entry in yaml.safe_load(index.read_text()).get("Models", ()):
+        if Path(entry["Config"]).name == file.name and "Weights" in entry:
+            url = entry["Weights"]
+            sha256 = url.rsplit("-", 1)[-1].removesuffix(".pth")
+            return Published(
+                url=url, sha256=sha256, licence="Apache-2.0 (MMDetection)", source="MMDetection's model zoo"
+            )
+    return None
+
+
+def class_names(config: Any) -> tuple[str, ...]:
+    """The classes of the data set that a configuration tests on, or their numbers where it does not say."""
+    from mmdet.registry import DATASETS
+
+    dataset = config.test_dataloader.dataset
+    names = dataset.get("metainfo", {}).get("classes")
+    if names is None:
+        kind = DATASETS.module_dict.get(dataset.get("type", "").split(".")[-1])
+        names = getattr(kind, "METAINFO", {}).get("classes")
+    head = config.model.get("roi_head", config.model).get("bbox_head", {})
+    count = (head[-1] if isinstance(head, list) else head).get("num_classes")
+    if names is None or (count is not None and count != len(names)):
+        names = map(str, range(count or 0))
+    return tuple(names)
+
+
+def inference_model(config: Any, score: float | None, boxes: int) -> dict[str, Any]:
+    """A model's configuration without what only training needs, with the score threshold and room for the boxes."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: bare(entry) for key, entry in value.items() if key not in ("init_cfg", "pretrained")}
+        return type(value)(bare(entry) for entry in value) if isinstance(value, list | tuple) else value
+
+    model = bare(config.model.to_dict())
+    model["train_cfg"] = None
+    test = model.get("test_cfg") or {}
+    final = test.get("rcnn", test)
+    if score is not None:
+        final["score_thr"] = score
+    if "max_per_img" in final:
+        final["max_per_img"] = max(final["max_per_img"], boxes)
+    return model
+
+
+def image_pipeline(config: Any) -> list[dict[str, Any]]:
+    """The test pipeline without reading files and annotations."""
+    dataset = config.test_dataloader.dataset
+    steps = [step.to_dict() for step in dataset.get("pipeline") or config.test_pipeline]
+    steps = [step for step in steps if not step["type"].split(".")[-1].startswith("Load")]
+    steps[-1]["meta_keys"] = ("ori_shape", "img_shape", "scale_factor")
+    return [{"type": "mmdet.LoadImageFromNDArray"}, *steps]
+
+
+def build(model: dict[str, Any]) -> nn.Module:
+    """The detector of a model's configuration, its weights freshly drawn."""
+    use_mmdetection()
+    from mmdet.registry import MODELS
+    from mmengine.config import ConfigDict
+
+    try:
+        return MODELS.build(ConfigDict(copy.deepcopy(model))).eval()
+    except Exception as error:  # of any kind: it is the user's configuration
+        raise AmexError(f"cannot build the detector {model.get('type')}: {type(error).__name__}: {error}") from error
+
+
+def feature_length(model: nn.Module, config: str) -> int:
+    """The length of a RoI feature; AmexError for a detector that has none that amex knows how to take."""
+    from mmdet.models import BBoxHead, ConvFCBBoxHead, SingleStageDetector, TwoStageDetector
+
+    if isinstance(model, TwoStageDetector) and model.with_roi_head:
+        head = last(model.roi_head.bbox_head)
+        if isinstance(head, ConvFCBBoxHead):
+            return head.shared_out_channels
+        if type(head) is BBoxHead:
+            return head.in_channels
+    elif isinstance(model, SingleStageDetector) and hasattr(model.bbox_head, "prior_generator"):
+        channels = model.bbox_head.in_channels
+        if isinstance(channels, int):
+            return channels
+    raise AmexError(
+        f"{config}: a {type(model).__name__} has no box head or neck that features can be pooled from; two-stage "
+        "detectors with fully connected box heads, and one-stage ones whose levels have the same channels, do"
+    )
+
+
+def last(module: nn.Module) -> nn.Module:
+    """The last stage of a cascade, or the one there is."""
+    return module[-1] if isinstance(module, nn.ModuleList) else module
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A frame as the detector sees it: pixels (3, height, width) uint8, and MMDetection's account of the resize."""
+
+    pixels: torch.Tensor
+    sample: Any
+    frame_size: tuple[int, int]  # width, height
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.pixels.shape)
+
+
+class Detector:
+    """A detector on a device: batch-norms of backbone and neck folded, those two in the precision asked for.
+
+    The rest, which computes coordinates, is always in float32.
+    """
+
+    def __init__(self, plan: ObjectsPlan, device: str) -> None:
+        use_mmdetection()
+        from mmcv.cnn import fuse_conv_bn
+        from mmcv.transforms import Compose
+        from mmdet.models import SingleRoIExtractor, TwoStageDetector
+
+        fix_numerics()
+        self.plan = plan
+        self.device = torch.device(device)
+        if plan.weights.startswith("random:"):
+            self.model = draw(lambda: build(plan.model), plan.weights)
+            calibrate(self.model, lambda: self.model.extract_feat(noise(3, 224, 224)))
+        else:
+            self.model = fill(build(plan.model), Path(plan.weights)).eval()
+        # Not the heads: some share convolutions between levels that have batch-norms of their own.
+        for part in ("backbone", "neck"):
+            if hasattr(self.model, part):
+                fuse_conv_bn(getattr(self.model, part))
+        self.model.to(self.device)
+        self.model.backbone.to(memory_format=torch.channels_last)
+        self.two_stage = isinstance(self.model, TwoStageDetector)
+        if self.two_stage:
+            self.extractor = last(self.model.roi_head.bbox_roi_extractor)
+        else:
+            strides = [stride[0] for stride in self.model.bbox_head.prior_generator.strides]
+            layer = {"type": "RoIAlign", "output_size": BINS, "sampling_ratio": 2}
+            self.extractor = SingleRoIExtractor(roi_layer=layer, out_channels=plan.dim, featmap_strides=strides)
+        self.pipeline = Compose(plan.pipeline)
+
+    def prepare(self, image: torch.Tensor) -> Resized:
+        """(height, width, 3) uint8 RGB, resized and padded by MMDetection."""
+        height, width = image.shape[:2]
+        packed = self.pipeline({"img": np.ascontiguousarray(image.cpu().numpy()[..., ::-1])})
+        return Resized(packed["inputs"], packed["data_samples"], (width, height))
+
+    @torch.inference_mode()
+    def __call__(self, windows: Sequence[tuple[Resized, ...]]) -> dict[str, np.ndarray]:
+        """The arrays of a row each, with a leading dimension of the windows. What has no box is 0, its label -1."""
+        frames = [frame for (frame,) in windows]
+        features, samples = self.features(frames)
+        found = [
+            self.choose(instances, frame)
+            for instances, frame in zip(self.detect(features, samples), frames, strict=True)
+        ]
+        pooled = self.pool(features, frames, [boxes for boxes, _, _ in found])
+        rows = len(frames)
+        arrays = {
+            "values": np.zeros((rows, self.plan.boxes, self.plan.dim), np.float32),
+            "boxes": np.zeros((rows, self.plan.boxes, 4), np.float32),
+            "scores": np.zeros((rows, self.plan.boxes), np.float32),
+            "labels": np.full((rows, self.plan.boxes), -1, np.int32),
+            "counts": np.array([len(boxes) for boxes, _, _ in found], np.int32),
+            "frame_size": np.array([frame.frame_size for frame in frames], np.int32),
+        }
+        for row, ((boxes, scores, labels), values) in enumerate(zip(found, pooled, strict=True)):
+            for name, array in (("values", values), ("boxes", boxes), ("scores", scores), ("labels", labels)):
+                arrays[name][row, : len(boxes)] = array.cpu().numpy()
+        return arrays
+
+    def features(self, frames: Sequence[Resized]) -> tuple[tuple[torch.Tensor, ...], list[Any]]:
+        """The neck's levels for frames of one shape, float32, and MMDetection's samples of them."""
+        inputs = {"inputs": [f.pixels for f in frames], "data_samples": [copy.copy(f.sample) for f in frames]}
+        data = self.model.data_preprocessor(inputs, False)
+        with self.half():
+            levels = self.model.extract_feat(data["inputs"].contiguous(memory_format=torch.channels_last))
+        return tuple(level.float() for level in levels), data["data_samples"]
+
+    def half(self) -> torch.autocast:
+        dtype = torch.float16 if self.plan.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.plan.precision != "fp32")
+
+    def detect(self, features: tuple[torch.Tensor, ...], samples: list[Any]) -> list[Any]:
+        """Instances of each frame, boxes in the coordinates of the resized frame."""
+        if not self.two_stage:
+            return self.model.bbox_head.predict(features, samples, rescale=False)
+        metas = [sample.metainfo for sample in samples]
+        with self.half():
+            outputs = self.model.rpn_head(features)
+        outputs = [[level.float() for level in output] for output in outputs]
+        proposals = self.model.rpn_head.predict_by_feat(*outputs, batch_img_metas=metas, rescale=False)
+        head = self.model.roi_head
+        return head.predict_bbox(features, metas, proposals, head.test_cfg, rescale=False)
+
+    def choose(self, instances: Any, frame: Resized) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The boxes to keep, (n, 4) xyxy in pixels of the source frame, with scores and labels, by falling score."""
+        if self.plan.classes:
+            wanted = torch.tensor(self.plan.classes, device=instances.labels.device)
+            instances = instances[torch.isin(instances.labels, wanted)]
+        instances = instances[instances.scores.argsort(descending=True, stable=True)[: self.plan.boxes]]
+        boxes = instances.bboxes / self.scale(frame)
+        limits = boxes.new_tensor([*frame.frame_size, *frame.frame_size])
+        return boxes.clamp(min=0).minimum(limits), instances.scores, instances.labels
+
+    def pool(
+        self, features: tuple[torch.Tensor, ...], frames: Sequence[Resized], boxes: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """Features at boxes given in source-frame pixels: (n, dim) float32 for each frame, all in one batch."""
+        from mmdet.structures.bbox import bbox2roi
+
+        rois = bbox2roi([box * self.scale(frame) for box, frame in zip(boxes, frames, strict=True)])
+        used = features[: self.extractor.num_inputs]
+        if len(rois) == 0:
+            return tuple(rois.new_zeros((0, self.plan.dim)) for _ in frames)
+        pooled = self.extractor(used, rois)
+        if self.two_stage and self.model.roi_head.with_shared_head:
+            pooled = self.model.roi_head.shared_head(pooled)
+        pooled = through_shared_layers(last(self.model.roi_head.bbox_head), pooled) if self.two_stage else pooled
+        pooled = pooled if pooled.dim() == 2 else pooled.mean((2, 3))
+        return pooled.split([len(box) for box in boxes])
+
+    def scale(self, frame: Resized) -> torch.Tensor:
+        """What takes xyxy from the source frame to the resized one."""
+        return torch.tensor(frame.sample.scale_factor * 2, dtype=torch.float32, device=self.device)
+
+
+def through_shared_layers(head: nn.Module, pooled: torch.Tensor) -> torch.Tensor:
+    """What a box head computes of (n, channels, bins, bins) before its branches for classes and boxes part."""
+    for conv in getattr(head, "shared_convs", ()):
+        pooled = conv(pooled)
+    if getattr(head, "num_shared_fcs", 0):
+        pooled = head.avg_pool(pooled) if head.with_avg_pool else pooled
+        pooled = pooled.flatten(1)
+        for layer in head.shared_fcs:
+            pooled = head.relu(layer(pooled))
+    return pooled

@@ -1,0 +1,43 @@
+"""What the planning of streams of every kind shares: options given as text, and names that must be known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from ...errors import AmexError
+from ..video.decode import DECORD_CODECS, DECORD_FILE_BYTES, DECORD_FRAME_BYTES
+
+
+def known(name: str, names: Collection[str], what: str, *, list_all: bool = True) -> str:
+    """``name`` if it is among ``names``; raises AmexError with the nearest one, or all of them, otherwise."""
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1)
+    hints = [f"did you mean {near[0]!r}?"] if near else []
+    if list_all or not near:
+        hints.append(f"there is {', '.join(names)}" if list_all else f"there are {len(names)} others")
+    raise AmexError(f"unknown {what} {name!r}; {' '.join(hints)}")
+
+
+def parse(stream: str, options: Mapping[str, str], parsers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """The values of ``--set`` options; raises AmexError that names the stream and the option."""
+    parsed = {}
+    for key, text in options.items():
+        parser = parsers[known(key, parsers, f"option of stream {stream}:")]
+        try:
+            parsed[key] = parser(text)
+        except ValueError as error:
+            raise AmexError(f"stream {stream}: {key}={text!r} is not a number") from error
+    return parsed
+
+
+def decoder_rules() -> dict[str, Any]:
+    """How a spec says which decoder serves which video."""
+    return {
+        "name": "decord, else pyav",
+        "decord_codecs": sorted(DECORD_CODECS),
+        "decord_file_bytes": DECORD_FILE_BYTES,
+        "decord_frame_bytes": DECORD_FRAME_BYTES,
+    }

@@ -1,0 +1,1 @@
+"""A run: what is left to do, cut into parts, and a Dask cluster that does them."""

@@ -1,0 +1,163 @@
+"""How a run shows itself: a live display on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ...errors import plural, printable
+from .part import Report
+
+# Seconds between lines where there is no terminal.
+LINE_INTERVAL = 10.0
+
+
+class Totals:
+    """The sum of the latest report of every part. A part that starts over replaces what it had reported.
+
+    The sum is kept, so an update costs the same however many parts there are.
+
+    Attributes:
+        what: ``clips``; in a run of text alone, ``captions``, which cost next to nothing beside clips.
+        total: how many of them there will be.
+    """
+
+    def __init__(self, clips: int, captions: int) -> None:
+        self.parts: dict[int, Report] = {}
+        self.sum = Report()
+        self.started = time.monotonic()
+        self.what = "clips" if clips else "captions"
+        self.total = clips or captions
+
+    def update(self, part: int, report: Report) -> Report:
+        """Replaces what a part had reported; returns the sum."""
+        self.sum.add(report)
+        if part in self.parts:
+            self.sum.add(self.parts[part], sign=-1)
+        self.parts[part] = report
+        return self.sum
+
+    def done(self, total: Report) -> int:
+        return getattr(total, self.what)
+
+    def rate(self, total: Report) -> float:
+        """Clips, or captions, a second."""
+        return self.done(total) / max(1e-6, time.monotonic() - self.started)
+
+
+def workers_text(count: int, logs: Path | None) -> str:
+    """How many there are, and where to look if there are none."""
+    if count:
+        return f"{count} worker{'s' * (count != 1)}"
+    return "waiting for workers" + (f"; their logs: {printable(str(logs))}" if logs else "")
+
+
+class LiveDisplay:
+    """A progress bar with clips a second, rows, failures and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("extracting"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(
+                "{task.fields[what]}  {task.fields[rate]:.2f}/s  {task.fields[rows]} rows  "
+                "{task.fields[failed]} failed  {task.fields[workers]}",
+                markup=False,
+            ),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            speed_estimate_period=600,
+        )
+
+    def note(self, text: str) -> None:
+        self.progress.console.print(text)
+
+    def begin(self, parts: int, clips: int, captions: int) -> None:
+        self.totals = Totals(clips, captions)
+        fields = {"what": self.totals.what, "rate": 0.0, "rows": 0, "failed": 0, "workers": "starting"}
+        self.task = self.progress.add_task("", total=self.totals.total, **fields)
+        self.progress.start()
+
+    def workers(self, count: int, logs: Path | None) -> None:
+        self.progress.update(self.task, workers=workers_text(count, logs))
+
+    def update(self, part: int, report: Report) -> None:
+        total = self.totals.update(part, report)
+        fields = {"rate": self.totals.rate(total), "rows": total.rows, "failed": total.failed}
+        self.progress.update(self.task, completed=self.totals.done(total), **fields)
+
+    def end(self) -> None:
+        self.progress.stop()
+
+
+class LineDisplay:
+    """A line every few seconds, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.there = -1
+
+    def note(self, text: str) -> None:
+        self.console.print(text)
+
+    def begin(self, parts: int, clips: int, captions: int) -> None:
+        self.totals = Totals(clips, captions)
+        self.next, self.finished = time.monotonic(), False
+        text = f" and {plural(captions, 'caption')}" if clips and captions else ""
+        counted = plural(self.totals.total, self.totals.what.removesuffix("s"))
+        self.console.print(f"extracting {counted}{text} in {plural(parts, 'part')}")
+
+    def workers(self, count: int, logs: Path | None) -> None:
+        if count != self.there:
+            self.there = count
+            self.console.print(workers_text(count, logs))
+
+    def update(self, part: int, report: Report) -> None:
+        total = self.totals.update(part, report)
+        done = self.totals.done(total)
+        last = done == self.totals.total
+        if time.monotonic() < self.next and (not last or self.finished):
+            return
+        self.finished = last
+        self.next = time.monotonic() + LINE_INTERVAL
+        rate = self.totals.rate(total)
+        left = f"{(self.totals.total - done) / rate:.0f} s left" if rate else "time left not known yet"
+        self.console.print(
+            f"{done}/{self.totals.total} {self.totals.what}, {rate:.2f}/s, {total.rows} rows, {total.failed} failed, "
+            f"{left}"
+        )
+
+    def end(self) -> None:
+        pass
+
+
+class NoDisplay:
+    """Says nothing."""
+
+    def note(self, text: str) -> None:
+        pass
+
+    def begin(self, parts: int, clips: int, captions: int) -> None:
+        pass
+
+    def workers(self, count: int, logs: Path | None) -> None:
+        pass
+
+    def update(self, part: int, report: Report) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+def choose_display(console: Console, quiet: bool = False) -> LiveDisplay | LineDisplay | NoDisplay:
+    """The display that fits where the console writes."""
+    if quiet:
+        return NoDisplay()
+    return LiveDisplay(console) if console.is_terminal else LineDisplay(console)

@@ -1,0 +1,1 @@
+"""From a video file to sampled frames: decoding with true timestamps, sampling, transforms. Knows no network."""

@@ -6,7 +6,6 @@ A file of an object store is written whole or not at all, there is no renaming, 
 from __future__ import annotations
 
 import contextlib
-import errno
 import http.client
 import os
 import shutil
@@ -23,18 +22,18 @@ from .scratch import temporary_folder
 # How a path says that there is nothing.
 NOT_THERE = (FileNotFoundError, NotADirectoryError)
 # Of S3: what does not answer is asked again, later and later. AWS_ENDPOINT_URL names another server than Amazon's.
+# A download holds ten blocks of a file in memory.
 S3_OPTIONS = {
-    "config_kwargs": {"retries": {"max_attempts": 8, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60}
+    "default_block_size": 8 << 20,
+    "config_kwargs": {"retries": {"max_attempts": 8, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60},
 }
 # Seconds to wait for an https server: for a connection, for its next bytes.
 CONNECT, READ = 10, 60
-# Attempts at a video, further and further apart, besides those of S3's own client.
-FETCHES = 3
 # Files of an object store that are asked for together.
 READ_TOGETHER = 500
 
 
-class PlaceError(AmexError):
+class StorageError(AmexError):
     """An object store cannot be reached, or does not let one in."""
 
 
@@ -45,11 +44,11 @@ def locate(text: str | os.PathLike[str]) -> Path:
     try:
         from upath import UPath
     except ImportError as error:
-        raise PlaceError(f"{text} needs s3fs: pip install 'amex[s3]'") from error
+        raise StorageError(f"{text} needs s3fs: pip install 'amex[s3]'") from error
     try:
         return UPath(text, **_options(text))
     except (ValueError, ImportError) as error:
-        raise PlaceError(f"{text}: {first_line(error)}") from error
+        raise StorageError(f"{text}: {first_line(error)}") from error
 
 
 def _options(text: str) -> dict[str, Any]:
@@ -216,54 +215,15 @@ def is_web(path: Any) -> bool:
 
 
 def check_answers(path: Path) -> None:
-    """Raises PlaceError if no http(s) server answers, whatever it may say of the path."""
+    """Raises StorageError if no http(s) server answers, whatever it may say of the path."""
     try:
         urllib.request.urlopen(str(path), timeout=CONNECT).close()
     except urllib.error.HTTPError:
         pass
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise PlaceError(f"{path} cannot be reached: {first_line(getattr(error, 'reason', None) or error)}") from error
-
-
-@contextlib.contextmanager
-def on_disk(root: Path, name: Path) -> Iterator[Path]:
-    """A file below ``root`` as one on this machine: itself, or a copy that is there as long as the context lasts.
-
-    Raises:
-        PlaceError: if it is not there, or after several attempts cannot be had.
-        AmexError: if this machine has no room for it.
-    """
-    if not is_remote(root):
-        yield root / name
-        return
-    import tenacity
-
-    remote = root / name.as_posix()
-    again = tenacity.retry(
-        stop=tenacity.stop_after_attempt(FETCHES),
-        wait=tenacity.wait_exponential_jitter(max=20),
-        retry=tenacity.retry_if_exception(_passes),
-        reraise=True,
-    )
-    with temporary_folder() as folder:
-        copy = folder / name.name
-        try:
-            again(files_of(remote).get_file)(remote.path if remote.protocol == "s3" else str(remote), str(copy))
-        except FileNotFoundError as error:
-            raise PlaceError(f"no {remote}") from error
-        except Exception as error:  # every kind of file system has its own
-            if getattr(error, "errno", None) == errno.ENOSPC:
-                raise AmexError(f"{folder} has no room for {remote}: name a larger disk with TMPDIR") from error
-            raise PlaceError(f"{remote} cannot be fetched: {first_line(error)}") from error
-        yield copy
-
-
-def _passes(error: BaseException) -> bool:
-    """Whether an error may be gone in a moment: not if the file is, one may not have it, or the disk here is full."""
-    if isinstance(error, (FileNotFoundError, PermissionError)) or getattr(error, "errno", None) == errno.ENOSPC:
-        return False
-    status = getattr(error, "status", 500)
-    return status >= 500 or status == 429
+        raise StorageError(
+            f"{path} cannot be reached: {first_line(getattr(error, 'reason', None) or error)}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -276,4 +236,4 @@ def reachable(path: Path, but: tuple[type[Exception], ...] = ()) -> Iterator[Non
     except Exception as error:
         if not is_remote(path) and not isinstance(error, OSError):
             raise
-        raise PlaceError(f"{path} cannot be read or written: {first_line(error)}") from error
+        raise StorageError(f"{path} cannot be read or written: {first_line(error)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,33 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "deep" / "er").mkdir(parents=True)
     encode(folder / "deep" / "er" / "d.mkv", frames=40)
     return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    """The server, its address and one's credentials being where programs look for them."""
+    from s3_server import Server
+
+    settings = {"ACCESS_KEY_ID": "me", "SECRET_ACCESS_KEY": "mine", "DEFAULT_REGION": "us-east-1"}
+    server = Server()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in {**settings, "ENDPOINT_URL": server.url}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        yield server
+    server.http.shutdown()
+
+
+@pytest.fixture
+def s3(server: Any) -> str:
+    """The address of a bucket of its own."""
+    import boto3
+    from s3fs import S3FileSystem
+
+    server.trouble = lambda environ: None
+    S3FileSystem.clear_instance_cache()
+    bucket = f"bucket{random.randrange(10**9)}"
+    boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
 
 
 # A stream that is quick to compute and still is the real network: two frames a window, one window every 16 frames.

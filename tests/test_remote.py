@@ -9,21 +9,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from conftest import QUICK, amex, extract, write_lines
 from distributed import Client
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from s3_server import Server
 from s3fs import S3FileSystem
 from test_extract import R2
 from test_names import NAME, TINY
 from test_store import SPEC, rows_of
-from werkzeug.serving import make_server
 
 from amex.features import (
     StoreError,
@@ -38,38 +36,6 @@ from amex.features import (
 from amex.storage.places import S3_OPTIONS, locate, write_text
 
 
-class Server:
-    """S3's API on the loopback, which can be told to fail."""
-
-    def __init__(self) -> None:
-        self.app = DomainDispatcherApplication(create_backend_app)
-        self.trouble: Callable[[dict[str, Any]], int | None] = lambda request: None
-        self.seen: list[tuple[str, str]] = []
-        self.http = make_server("127.0.0.1", 0, self, threaded=True)
-        self.url = f"http://127.0.0.1:{self.http.port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        self.seen.append((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
-        if status := self.trouble(environ):
-            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response(f"{status} Trouble", [("Content-Length", "0")])
-            return [b""]
-        return self.app(environ, start_response)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """The server, its address and one's credentials being where programs look for them."""
-    settings = {"ACCESS_KEY_ID": "me", "SECRET_ACCESS_KEY": "mine", "DEFAULT_REGION": "us-east-1"}
-    server = Server()
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for name, value in {**settings, "ENDPOINT_URL": server.url}.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
-        yield server
-    server.http.shutdown()
-
-
 @pytest.fixture(scope="module")
 def crew(server: Server, cluster: str) -> Iterator[str]:
     """The session's scheduler, while its worker has the same environment."""
@@ -78,16 +44,6 @@ def crew(server: Server, cluster: str) -> Iterator[str]:
         client.run(lambda: os.environ.update(settings))
         yield cluster
         client.run(lambda: [os.environ.pop(name) for name in settings])
-
-
-@pytest.fixture
-def s3(server: Server) -> str:
-    """A bucket of its own."""
-    server.trouble = lambda environ: None
-    S3FileSystem.clear_instance_cache()
-    bucket = f"bucket{random.randrange(10**9)}"
-    boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket=bucket)
-    return f"s3://{bucket}"
 
 
 def run(videos: Path | str, store: Path | str, crew: str, *more: Any) -> Any:

@@ -25,7 +25,8 @@ import torch
 
 from ...features import ClipRows, ClipSource, Failure, is_committed, row_arrays, write_part
 from ...features.schema import canonical
-from ...storage.places import PlaceError, on_disk
+from ...storage.fetch import on_disk
+from ...storage.places import StorageError
 from ..encoders.objects import ObjectsPlan
 from ..encoders.presets import WindowPlan
 from ..encoders.text import TextPlan
@@ -390,7 +391,7 @@ def _events(
             if job.digest:
                 digests[path] = sha256_of(file)
             yield from decoder.read(file, tracks)
-    except PlaceError as error:
+    except StorageError as error:
         for number in range(len(tracks)):
             yield Failed(number, "find", str(error))
 

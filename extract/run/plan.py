@@ -16,7 +16,8 @@ import torch
 
 from ...features import ClipSource, Stream, clip_arrays, row_arrays
 from ...manifests import Clip, VideoError, VideoFinder
-from ...storage.places import PlaceError, is_remote, on_disk
+from ...storage.fetch import on_disk
+from ...storage.places import StorageError, is_remote
 from ..encoders.objects import ObjectsPlan
 from ..encoders.presets import WindowPlan
 from ..encoders.registry import StreamPlan, by_kind
@@ -126,7 +127,7 @@ class VideoFiles:
         """sha256 of a file, None if it cannot be had."""
         if video not in self._digests:
             self._digests[video] = None
-            with contextlib.suppress(PlaceError):
+            with contextlib.suppress(StorageError):
                 with on_disk(self.finder.root, self[video].path) as path:
                     self._digests[video] = sha256_of(path)
         return self._digests[video]
@@ -369,7 +370,7 @@ def estimate(
                         if not paces:  # the process imports its libraries
                             _seconds_a_second(decoder, file, header, samplings)
                         paces.append(_seconds_a_second(decoder, file, header, samplings))
-            except (Unreadable, PlaceError):
+            except (Unreadable, StorageError):
                 continue
             duration = header.end or 0.0
             last = max(min(clip.end or duration, duration) for clip in video.clips)

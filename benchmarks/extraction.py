@@ -23,8 +23,8 @@ from amex.extract.encoders.networks import choose_device, choose_precision
 from amex.extract.encoders.presets import WindowPlan
 from amex.extract.encoders.registry import plan_stream
 from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
-from amex.extract.video.decoder import Decoder, Frame, Sampled
-from amex.extract.video.decoder import Track as DecodedTrack
+from amex.extract.video.feeders import Feeders
+from amex.extract.video.requests import SamplingRequest, Window
 from amex.features import create_store, declare_stream
 from amex.manifests import VideoFinder
 
@@ -51,9 +51,9 @@ def plain(device: str) -> float:
 
 
 def encode_only(plan: WindowPlan, device: str) -> float:
-    encoder = plan.encoder(device).encoder
-    batch = torch.randn(plan.batch_size, 3, 16, 112, 112).to(device)
-    return rate(lambda: encoder(batch), plan.batch_size, 8)
+    encoder = plan.encoder(device)
+    batch = 255 * torch.rand(plan.batch_size, 16, 112, 112, 3, device=device)
+    return rate(lambda: encoder(batch)["values"].cpu(), plan.batch_size, 8)
 
 
 def matmul(dtype: torch.dtype, device: str) -> float:
@@ -62,18 +62,16 @@ def matmul(dtype: torch.dtype, device: str) -> float:
     return 2 * 2048**3 / 1e12 * rate(lambda: (a @ a)[0, 0].item(), 1, 8)
 
 
-def decode_only(plan: WindowPlan, root: Path, files: list[Path], device: str) -> float:
-    decoder = Decoder()
+def decode_only(plan: WindowPlan, root: Path, files: list[Path]) -> float:
+    feeders = Feeders()
     windows = 0
     begin = 0.0
     for warm in (True, False):
         begin, windows = time.perf_counter(), 0
         for file in files[:1] if warm else files:
-            for event in decoder.read(root / file, [DecodedTrack(None, None, plan.sampling)]):
-                if isinstance(event, Frame):
-                    plan.transform(torch.from_numpy(event.image).to(device))
-                windows += isinstance(event, Sampled)
-    decoder.close()
+            for event in feeders.read(root / file, [SamplingRequest(None, None, plan.sampling, plan.transform)]):
+                windows += isinstance(event, Window)
+    feeders.close()
     return windows / (time.perf_counter() - begin)
 
 
@@ -122,7 +120,7 @@ def main() -> None:
         batch_size=given.batch_size,
     )
     found = {"plain": plain(device), "encode": encode_only(plan, device)}
-    found["decode"] = decode_only(plan, given.videos, files, device)
+    found["decode"] = decode_only(plan, given.videos, files)
     found["end_to_end"] = end_to_end(plan, given.videos, files, device)
     found["matmul_bf16_over_fp32"] = matmul(torch.bfloat16, device) / matmul(torch.float32, device)
     found["encode_over_plain"] = found["encode"] / found["plain"]

@@ -18,8 +18,8 @@ import torch
 from amex.extract.encoders.networks import choose_device, choose_precision
 from amex.extract.encoders.registry import StreamPlan, plan_stream
 from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
-from amex.extract.video.decoder import Decoder, Frame, Sampled
-from amex.extract.video.decoder import Track as DecodedTrack
+from amex.extract.video.feeders import Feeders
+from amex.extract.video.requests import SamplingRequest, Window
 from amex.features import create_store, declare_stream, open_store
 from amex.manifests import VideoFinder
 
@@ -30,20 +30,19 @@ def encoder_seconds(plan: StreamPlan, device: str, root: Path, files: list[Path]
     """Seconds that the encoder alone takes for all windows of the videos, once they are ready for it."""
     encoder = plan.encoder(device)
     seconds = 0.0
-    decoder = Decoder()
+    feeders = Feeders()
     for file in files:
-        ready, windows = {}, []
-        for event in decoder.read(root / file, [DecodedTrack(None, None, plan.sampling)]):
-            if isinstance(event, Frame):
-                ready[event.key] = encoder.prepare(torch.from_numpy(event.image))
-            elif isinstance(event, Sampled):
-                windows.append(tuple(ready[key] for key in event.keys))
-        encoder(windows[:1])
+        windows = [
+            torch.from_numpy(event.pixels.copy())[None].to(encoder.device)
+            for event in feeders.read(root / file, [SamplingRequest(None, None, plan.sampling, plan.transform)])
+            if isinstance(event, Window)
+        ]
+        encoder(windows[0])
         begin = time.perf_counter()
         for window in windows:
-            encoder([window])
+            encoder(window)
         seconds += time.perf_counter() - begin
-    decoder.close()
+    feeders.close()
     return seconds
 
 

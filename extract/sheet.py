@@ -5,6 +5,7 @@ People look before they trust. What is drawn is read from the store; only the pi
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from PIL import Image
 
 from ..errors import AmexError
 from ..features import ClipNotThere, Rows, Store, Stream
-from .video.decoder import Decoder, Failed, Frame, Sampled, Track
+from .video.feeders import Feeders
+from .video.requests import Failed, SamplingRequest, Window
 from .video.sampling import Sampling
 
 COLUMNS = 4
@@ -94,20 +96,16 @@ def thumbnail(store: Store, clip_id: str, videos: Path, height: int = 160) -> by
 def read_frames(path: Path, times: list[float]) -> list[np.ndarray]:
     """The frames of a video that are shown from exactly ``times`` on; AmexError if one of them cannot be had."""
     one = Sampling(frames=1, stride=1)
-    tracks = [Track(time - SAME_TIME, time + SAME_TIME, one) for time in times]
+    requests = [SamplingRequest(time - SAME_TIME, time + SAME_TIME, one) for time in times]
     images: dict[int, np.ndarray] = {}
     begins: dict[int, float] = {}
-    decoder = Decoder()
-    try:
-        for event in decoder.read(path, tracks):
+    with contextlib.closing(Feeders()) as feeders:
+        for event in feeders.read(path, requests):
             if isinstance(event, Failed):
                 raise AmexError(f"{path}: {event.reason}")
-            if isinstance(event, Frame):
-                images.update(dict.fromkeys(event.users, event.image))
-            if isinstance(event, Sampled):
-                begins[event.track] = event.start
-    finally:
-        decoder.close()
+            if isinstance(event, Window):
+                images[event.request] = event.pixels[0].copy()
+                begins[event.request] = event.start
     for index, time in enumerate(times):
         if abs(begins.get(index, math.inf) - time) > SAME_TIME:
             raise AmexError(f"{path} has no frame at {time:.3f} s: it is not the video that the features were made of")

@@ -17,9 +17,12 @@ from rich.progress import track
 from torch import nn
 
 from ..extract.encoders.mmdetection import use_mmdetection
+from ..extract.encoders.networks import normalise
 from ..extract.encoders.presets import PRESETS
-from ..extract.video.decoder import Decoder, Frame, Sampled, Track
+from ..extract.video.feeders import Feeders
+from ..extract.video.requests import SamplingRequest, Window
 from ..extract.video.sampling import Sampling
+from ..extract.video.transform import Transform
 from ..manifests import read_manifest
 from . import FOLDER
 from .networks import r2plus1d_tiny
@@ -57,14 +60,13 @@ def shapes(work: Path, seed: int, clips: int) -> tuple[list, Path]:
     return read_manifest(manifest), folder / "videos"
 
 
-def windows(decoder: Decoder, path: Path, sampling: Sampling) -> Iterator[tuple[float, np.ndarray]]:
-    """The start of each window and its frames, (frames, height, width, 3) uint8, as extraction samples them."""
-    frames = {}
-    for event in decoder.read(path, [Track(None, None, sampling)]):
-        if isinstance(event, Frame):
-            frames[event.key] = event.image
-        if isinstance(event, Sampled):
-            yield event.start, np.stack([frames[key] for key in event.keys])
+def windows(
+    feeders: Feeders, path: Path, sampling: Sampling, transform: Transform | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
+    """The start of each window and its pixels, (frames, height, width, 3), as extraction makes them."""
+    for event in feeders.read(path, [SamplingRequest(None, None, sampling, transform)]):
+        if isinstance(event, Window):
+            yield event.start, event.pixels.copy()
 
 
 def save(module: nn.Module, path: Path) -> nn.Module:
@@ -84,16 +86,12 @@ def clips(work: Path, out: Path, clips: int, test_clips: int, steps: int) -> Non
 
     def load(seed: int, count: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
         """(windows, 3, frames, height, width) float16 of each clip, its event, its objects."""
-        decoder = Decoder()
+        feeders = Feeders()
         found, folder = shapes(work, seed, count)
         pixels = []
         for clip in track(found, f"decoding seed {seed}"):
-            stacks = [frames for _, frames in windows(decoder, folder / clip.video, preset.sampling)]
-            pixels.append(
-                torch.stack(
-                    [torch.stack([preset.transform(torch.from_numpy(f)) for f in s], dim=1).half() for s in stacks]
-                )
-            )
+            stacks = [stack for _, stack in windows(feeders, folder / clip.video, preset.sampling, preset.transform)]
+            pixels.append(normalise(torch.from_numpy(np.stack(stacks)), preset.transform).half())
         events = torch.tensor([EVENTS.index(clip.extras["event"]) for clip in found])
         objects = torch.zeros(count, len(LABELS))
         for row, clip in enumerate(found):
@@ -171,12 +169,12 @@ def detector(work: Path, out: Path, clips: int, test_clips: int, steps: int) -> 
 
     def load(seed: int, count: int) -> list[tuple[torch.Tensor, np.ndarray, np.ndarray]]:
         """Image, (3, height, width) uint8 BGR as MMDetection has it, with its boxes and labels."""
-        decoder = Decoder()
+        feeders = Feeders()
         found, folder = shapes(work, seed, count)
         images = []
         for clip in track(found, f"decoding seed {seed}"):
             labels = [LABELS.index(thing["label"]) for thing in clip.extras["objects"]]
-            for start, frames in windows(decoder, folder / clip.video, sampling):
+            for start, frames in windows(feeders, folder / clip.video, sampling):
                 seen = [
                     (box, label)
                     for box, label in zip(clip.extras["boxes"][round(start * FPS)], labels, strict=True)

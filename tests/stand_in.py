@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from distributed import get_worker
 from distributed.scheduler import KilledWorker
@@ -61,20 +59,19 @@ HEIGHT = 96  # of the videos that are never done
 class Endless:
     """An encoder of zeros that does not come back from frames of one height."""
 
-    def prepare(self, image: torch.Tensor) -> torch.Tensor:
-        return image
+    device = torch.device("cpu")
 
-    def __call__(self, windows: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, np.ndarray]:
-        if windows[0][0].shape[0] == HEIGHT:
+    def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
+        if windows.shape[2] == HEIGHT:
             time.sleep(600)
-        return {"values": np.zeros((len(windows), 128), np.float32)}
+        return {"values": torch.zeros(len(windows), 128)}
 
 
 class Prompt(Endless):
     """One that comes back from all."""
 
-    def __call__(self, windows: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, np.ndarray]:
-        return {"values": np.zeros((len(windows), 128), np.float32)}
+    def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"values": torch.zeros(len(windows), 128)}
 
 
 class EndlessPlan(WindowPlan):

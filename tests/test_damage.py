@@ -25,9 +25,11 @@ from videos import encode
 
 from amex.cli.extract import limited
 from amex.extract.run.check import check_videos
-from amex.extract.video import decoder as near
-from amex.extract.video.decode import Server, gif_is_whole, pyav_frames
-from amex.extract.video.decoder import Decoder, Done, Failed, Frame, Opened, Track
+from amex.extract.video import feeders as near
+from amex.extract.video.decode import gif_is_whole, pyav_frames
+from amex.extract.video.feeder import Feeder
+from amex.extract.video.feeders import Feeders
+from amex.extract.video.requests import Done, Failed, Opened, SamplingRequest, Window
 from amex.extract.video.sampling import Sampling
 from amex.features import open_store
 from amex.manifests import Clip, scan_manifest
@@ -39,10 +41,10 @@ NO_CONTAINER = "not a container of video: amex opens no playlists, no still imag
 
 
 @pytest.fixture
-def decoder() -> Iterator[Decoder]:
-    decoder = Decoder(deadline=20, threads=1)
-    yield decoder
-    decoder.close()
+def feeders() -> Iterator[Feeders]:
+    feeders = Feeders(deadline=20, threads=1)
+    yield feeders
+    feeders.close()
 
 
 def small(path: Path, **options: object) -> Path:
@@ -61,28 +63,32 @@ def long_first_frame(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("at", ["shown", "nearest"])
-def test_a_frame_shown_for_a_day_is_damage_unless_one_allows_it(tmp_path: Path, decoder: Decoder, at: str) -> None:
+def test_a_frame_shown_for_a_day_is_damage_unless_one_allows_it(tmp_path: Path, feeders: Feeders, at: str) -> None:
     path = long_first_frame(tmp_path / "v.mp4")
     assert path.stat().st_size < 3000
     begin = time.monotonic()
-    (failed,) = outcome(decoder, path, Track(None, None, Sampling(fps=1, frames=1, stride=1, at=at)))
+    (failed,) = outcome(feeders, path, SamplingRequest(None, None, Sampling(fps=1, frames=1, stride=1, at=at)))
     assert time.monotonic() - begin < 10
     assert isinstance(failed, Failed)
     assert failed.stage == "decode"
     assert "damaged at 0.000 s" in failed.reason
     assert "600 s is the limit (--longest-frame)" in failed.reason
-    decoder.longest = 1e6
-    assert isinstance(outcome(decoder, path, WHOLE)[0], Done)
+    feeders.longest = 1e6
+    assert isinstance(outcome(feeders, path, WHOLE)[0], Done)
 
 
 @pytest.mark.parametrize("name", ["gap.mp4", "gap.mkv"])
 def test_a_gap_of_a_day_in_the_timestamps_is_damage_and_what_comes_before_is_done(
-    name: str, tmp_path: Path, decoder: Decoder
+    name: str, tmp_path: Path, feeders: Feeders
 ) -> None:
     day = 26 * 3600 * 1000
     path = small(tmp_path / name, pts=[*range(0, 320, 40), day, day + 40])
     before, across, after = outcome(
-        decoder, path, Track(0.0, 0.2, EVERY), Track(0.1, None, EVERY), Track(93600.0, None, EVERY)
+        feeders,
+        path,
+        SamplingRequest(0.0, 0.2, EVERY),
+        SamplingRequest(0.1, None, EVERY),
+        SamplingRequest(93600.0, None, EVERY),
     )
     assert before == Done(0, 5)
     assert isinstance(across, Failed)
@@ -90,16 +96,16 @@ def test_a_gap_of_a_day_in_the_timestamps_is_damage_and_what_comes_before_is_don
     assert "damaged at 0.280 s" in across.reason
 
 
-def test_timestamps_that_the_bytes_cannot_fill_are_damage(tmp_path: Path, decoder: Decoder) -> None:
+def test_timestamps_that_the_bytes_cannot_fill_are_damage(tmp_path: Path, feeders: Feeders) -> None:
     path = small(tmp_path / "v.mkv", frames=40, pts=[590_000 * k for k in range(40)], width=64)
-    (failed,) = outcome(decoder, path, Track(None, None, Sampling(fps=1, frames=1, stride=1)))
+    (failed,) = outcome(feeders, path, SamplingRequest(None, None, Sampling(fps=1, frames=1, stride=1)))
     assert isinstance(failed, Failed)
     assert "s are more than" in failed.reason
 
 
-def test_slides_of_minutes_are_no_damage(tmp_path: Path, decoder: Decoder) -> None:
+def test_slides_of_minutes_are_no_damage(tmp_path: Path, feeders: Feeders) -> None:
     path = encode(tmp_path / "v.mp4", frames=6, pts=[300_000 * k for k in range(6)])
-    (done,) = outcome(decoder, path, Track(None, None, Sampling(fps=0.1, frames=1, stride=1, at="shown")))
+    (done,) = outcome(feeders, path, SamplingRequest(None, None, Sampling(fps=0.1, frames=1, stride=1, at="shown")))
     assert done == Done(0, 6)
 
 
@@ -109,20 +115,20 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
 
 BEATS = """
-import os, struct, sys, time, json
+import os, sys, time, json
 sys.stdin.readline()
 while True:
     text = json.dumps({"event": "beat", "reached": 1.5}).encode()
-    os.write(1, struct.pack("<II", len(text), 0) + text)
+    os.write(1, text + b"\\n")
     time.sleep(0.02)
 """
 
 
 def test_a_decoder_that_only_says_that_it_lives_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, BEATS)
-    decoder = Decoder(deadline=0.7)
+    feeders = Feeders(deadline=0.7)
     begin = time.monotonic()
-    (failed,) = outcome(decoder, tmp_path / "v.mp4")
+    (failed,) = outcome(feeders, tmp_path / "v.mp4")
     assert time.monotonic() - begin < 10
     assert "no later frame for 0.7 s, killed, 1.500 s into the video" in failed.reason
 
@@ -142,7 +148,7 @@ def test_a_suspended_run_does_not_take_its_decoder_for_hung(tmp_path: Path, monk
 
     monkeypatch.setattr(near.select, "select", select)
     monkeypatch.setattr(near.time, "monotonic", lambda: clock[0])
-    (failed,) = outcome(Decoder(deadline=5.0), tmp_path / "v.mp4")
+    (failed,) = outcome(Feeders(deadline=5.0), tmp_path / "v.mp4")
     assert "nothing for 5 s" in failed.reason
     assert waits == [1.0] * 5
 
@@ -150,7 +156,8 @@ def test_a_suspended_run_does_not_take_its_decoder_for_hung(tmp_path: Path, monk
 SPENT_PIPES = """
 import fcntl, os, sys
 from pathlib import Path
-from amex.extract.video.decoder import Decoder, Track
+from amex.extract.video.feeders import Feeders
+from amex.extract.video.requests import SamplingRequest
 from amex.extract.video.sampling import Sampling
 
 pipes = []
@@ -160,9 +167,9 @@ try:
         fcntl.fcntl(pipes[-1][0], fcntl.F_SETPIPE_SZ, 1 << 20)
 except PermissionError:  # the pages of this user are spent
     pass
-decoder = Decoder(deadline=20)
-print(*(type(event).__name__ for event in decoder.read(Path(sys.argv[1]), [Track(None, None, Sampling())])))
-decoder.close()
+feeders = Feeders(deadline=20)
+print(*(type(event).__name__ for event in feeders.read(Path(sys.argv[1]), [SamplingRequest(None, None, Sampling())])))
+feeders.close()
 """
 
 
@@ -193,17 +200,17 @@ def test_a_decoder_starts_where_the_users_pipe_pages_are_spent(tmp_path: Path) -
         ),
     ],
 )
-def test_a_list_of_other_files_is_no_video(name: str, text: str, reason: str, tmp_path: Path, decoder: Decoder) -> None:
+def test_a_list_of_other_files_is_no_video(name: str, text: str, reason: str, tmp_path: Path, feeders: Feeders) -> None:
     small(tmp_path / "secret.mp4")
     small(tmp_path / "secret.ts")
     path = tmp_path / name
     path.write_text(text)
-    assert outcome(decoder, path) == [Failed(0, "open", reason)]
-    frames = [event for event in decoder.read(path, [WHOLE]) if isinstance(event, Frame)]
+    assert outcome(feeders, path) == [Failed(0, "open", reason)]
+    frames = [event for event in feeders.read(path, [WHOLE]) if isinstance(event, Window)]
     assert not frames
 
 
-def test_bare_streams_and_still_images_are_refused_and_sound_is_called_sound(tmp_path: Path, decoder: Decoder) -> None:
+def test_bare_streams_and_still_images_are_refused_and_sound_is_called_sound(tmp_path: Path, feeders: Feeders) -> None:
     """By what is in a file, whatever its name."""
     small(tmp_path / "v.h264").rename(tmp_path / "bare.mp4")
     small(tmp_path / "v.png", frames=1, codec="png", pix_fmt="rgb24").rename(tmp_path / "still.gif")
@@ -212,14 +219,14 @@ def test_bare_streams_and_still_images_are_refused_and_sound_is_called_sound(tmp
         sound.writeframes(bytes(16000))
     reasons = {}
     for name in ("bare.mp4", "still.gif", "sound.mp4"):
-        (failed,) = outcome(decoder, tmp_path / name)
+        (failed,) = outcome(feeders, tmp_path / name)
         reasons[name] = failed.reason
     assert "no bare streams" in reasons["bare.mp4"]
     assert "no bare streams" in reasons["still.gif"]
     assert reasons["sound.mp4"] == "no video in this file, only audio"
 
 
-def test_every_extension_that_is_looked_for_has_a_container_that_is_opened(tmp_path: Path, decoder: Decoder) -> None:
+def test_every_extension_that_is_looked_for_has_a_container_that_is_opened(tmp_path: Path, feeders: Feeders) -> None:
     codecs = {".gif": ("gif", "rgb8"), ".flv": ("flv", "yuv420p"), ".mxf": ("mpeg2video", "yuv420p")}
     codecs |= dict.fromkeys((".asf", ".wmv"), ("msmpeg4", "yuv420p")) | dict.fromkeys(
         (".mpeg", ".mpg", ".vob"), ("mpeg2video", "yuv420p")
@@ -228,13 +235,13 @@ def test_every_extension_that_is_looked_for_has_a_container_that_is_opened(tmp_p
     for extension in sorted(EXTENSIONS):
         codec, pixels = codecs.get(extension, ("libx264", "yuv420p"))
         path = small(tmp_path / f"v{extension}", codec=codec, pix_fmt=pixels, fps=25)
-        assert isinstance(outcome(decoder, path)[0], Done), extension
+        assert isinstance(outcome(feeders, path)[0], Done), extension
 
 
-def test_a_codec_that_nobody_knows_is_said_so(tmp_path: Path, decoder: Decoder) -> None:
+def test_a_codec_that_nobody_knows_is_said_so(tmp_path: Path, feeders: Feeders) -> None:
     path = small(tmp_path / "v.mp4")
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
-    (failed,) = outcome(decoder, path)
+    (failed,) = outcome(feeders, path)
     assert failed.stage == "open"
     assert "by which codec" in failed.reason
 
@@ -243,14 +250,14 @@ def test_a_codec_that_nobody_knows_is_said_so(tmp_path: Path, decoder: Decoder) 
     ("place", "words"), [(30, "mb_type"), (60, "negative number of zero coeffs"), (70, "intra chroma")]
 )
 def test_what_ffmpeg_says_of_a_byte_that_is_wrong_is_damage(
-    place: int, words: str, tmp_path: Path, decoder: Decoder
+    place: int, words: str, tmp_path: Path, feeders: Feeders
 ) -> None:
     """It goes on, and hands out all frames."""
     path = encode(tmp_path / "v.mp4", frames=90, width=208, height=160, options={"preset": "ultrafast"})
     data = bytearray(path.read_bytes())
     data[len(data) * place // 100] ^= 0xFF
     path.write_bytes(data)
-    before, cut_off = outcome(decoder, path, Track(0.0, 0.5, EVERY), WHOLE)
+    before, cut_off = outcome(feeders, path, SamplingRequest(0.0, 0.5, EVERY), WHOLE)
     assert before == Done(0, 15)
     assert cut_off.stage == "decode"
     assert re.match(r"damaged or truncated after \d\.\d{3} s: \[h264\] ", cut_off.reason)
@@ -258,13 +265,17 @@ def test_what_ffmpeg_says_of_a_byte_that_is_wrong_is_damage(
 
 
 @pytest.mark.parametrize("place", [30, 50, 70])
-def test_decord_hides_no_frame_whose_macroblocks_are_lost(place: int, tmp_path: Path, decoder: Decoder) -> None:
+def test_decord_hides_no_frame_whose_macroblocks_are_lost(place: int, tmp_path: Path, feeders: Feeders) -> None:
     """FFmpeg conceals them, marks the frame, which decord does not pass on, and says so, but not as an error."""
     path = encode(tmp_path / "v.mkv", frames=90, width=208, height=160, options={"preset": "ultrafast"})
     whole = path.read_bytes()
     at = len(whole) * place // 100
     path.write_bytes(whole[:at] + b"\xff" * 60 + whole[at + 60 :])
-    told = [event for event in decoder.read(path, [Track(None, None, EVERY)]) if isinstance(event, Opened | Failed)]
+    told = [
+        event
+        for event in feeders.read(path, [SamplingRequest(None, None, EVERY)])
+        if isinstance(event, Opened | Failed)
+    ]
     assert told[0] == Opened("decord")
     assert "pyav (decord: [h264] concealing" in told[1].decoder
     assert "a broken frame" in told[-1].reason
@@ -273,27 +284,27 @@ def test_decord_hides_no_frame_whose_macroblocks_are_lost(place: int, tmp_path: 
 def test_a_surprise_is_a_sentence_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = io.BytesIO()
     with tempfile.TemporaryFile() as log:
-        server = Server(output, log.fileno())
+        feeder = Feeder(output, log.fileno(), None)
 
         def surprise(request: object) -> None:
-            server.reached = Fraction(16, 5)
+            feeder.reached = Fraction(16, 5)
             raise AttributeError("'NoneType' object has no attribute 'x'")
 
-        monkeypatch.setattr(server, "decode", surprise)
-        server.serve({"path": str(tmp_path)})
-    event = json.loads(output.getvalue()[8:])
+        monkeypatch.setattr(feeder, "decode", surprise)
+        feeder.serve({"path": str(tmp_path)})
+    event = json.loads(output.getvalue())
     assert event["reason"].startswith("the decoder failed unexpectedly after 3.200 s (")
 
 
-def test_a_gif_without_its_trailer_is_damaged(tmp_path: Path, decoder: Decoder) -> None:
+def test_a_gif_without_its_trailer_is_damaged(tmp_path: Path, feeders: Feeders) -> None:
     path = small(tmp_path / "v.gif", codec="gif", pix_fmt="rgb8", fps=10)
     assert gif_is_whole(str(path))
-    assert outcome(decoder, path) == [Done(0, 10)]
+    assert outcome(feeders, path) == [Done(0, 10)]
     whole = path.read_bytes()
     assert whole[-1:] == b";"
     for cut in (1, 2, 300):
         path.write_bytes(whole[:-cut])
-        (failed,) = outcome(decoder, path)
+        (failed,) = outcome(feeders, path)
         assert isinstance(failed, Failed), cut
         assert "0.900 s" in failed.reason or cut == 300
 
@@ -301,9 +312,9 @@ def test_a_gif_without_its_trailer_is_damaged(tmp_path: Path, decoder: Decoder) 
 def test_no_camera_file_is_damaged_in_any_decoder(real_data: Path) -> None:
     """Those that decord serves too: what FFmpeg logs of an intact file is never taken for damage."""
     with tempfile.TemporaryFile() as log:
-        server = Server(io.BytesIO(), log.fileno())
+        feeder = Feeder(io.BytesIO(), log.fileno(), None)
         for path in sorted((real_data / "videos").iterdir())[:6]:
-            assert list(pyav_frames(str(path), 2, Fraction(600), server.complaints))[-1].last
+            assert list(pyav_frames(str(path), 2, Fraction(600), feeder.complaints))[-1].last
 
 
 def damaged_video(path: Path) -> Path:
@@ -312,14 +323,19 @@ def damaged_video(path: Path) -> Path:
     return path
 
 
-def test_what_comes_before_the_damage_is_kept_on_request(tmp_path: Path, decoder: Decoder) -> None:
+def test_what_comes_before_the_damage_is_kept_on_request(tmp_path: Path, feeders: Feeders) -> None:
     path = damaged_video(tmp_path / "v.mp4")  # 4 s, of which 60 % of the bytes are there
-    tracks = [Track(0.0, 0.5, EVERY), Track(0.2, None, EVERY), Track(0.3, 3.0, EVERY), Track(3.9, None, EVERY)]
-    strict = outcome(decoder, path, *tracks)
+    tracks = [
+        SamplingRequest(0.0, 0.5, EVERY),
+        SamplingRequest(0.2, None, EVERY),
+        SamplingRequest(0.3, 3.0, EVERY),
+        SamplingRequest(3.9, None, EVERY),
+    ]
+    strict = outcome(feeders, path, *tracks)
     assert [type(event) for event in strict] == [Done, Failed, Failed, Failed]
     assert all(" s" in event.reason for event in strict[1:])
-    decoder.keep = True
-    before, whole, across, after = outcome(decoder, path, *tracks)
+    feeders.keep = True
+    before, whole, across, after = outcome(feeders, path, *tracks)
     assert before == strict[0] == Done(0, 15)
     assert isinstance(after, Failed)
     assert whole.damage == across.damage == strict[1].reason
@@ -336,12 +352,12 @@ def test_what_comes_before_the_damage_is_kept_on_request(tmp_path: Path, decoder
     ],
 )
 def test_nobody_says_how_much_is_missing_of_a_file_that_does_not_say_how_long_it_is(
-    name: str, options: dict[str, object], tmp_path: Path, decoder: Decoder
+    name: str, options: dict[str, object], tmp_path: Path, feeders: Feeders
 ) -> None:
     path = small(tmp_path / name, **{"frames": 60, **options})
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
-    decoder.keep = True
-    (kept,) = outcome(decoder, path, Track(None, None, EVERY))
+    feeders.keep = True
+    (kept,) = outcome(feeders, path, SamplingRequest(None, None, EVERY))
     assert kept.damage
     assert kept.missing is None
 
@@ -351,9 +367,9 @@ def test_where_damage_is_does_not_depend_on_the_number_of_threads(name: str, tmp
     BAD[name][0](tmp_path / name)
     told = []
     for threads in (1, 4):
-        decoder = Decoder(deadline=20, threads=threads, keep=True)
-        (done,) = outcome(decoder, tmp_path / name, Track(None, None, EVERY))
-        decoder.close()
+        feeders = Feeders(deadline=20, threads=threads, keep=True)
+        (done,) = outcome(feeders, tmp_path / name, SamplingRequest(None, None, EVERY))
+        feeders.close()
         assert done.damage
         told.append(done)
     assert told[0] == told[1]

@@ -19,33 +19,35 @@ import psutil
 import pytest
 from videos import encode
 
-from amex.extract.video.decode import Server, Unreadable, pyav_frames
-from amex.extract.video.decoder import Decoder, Done, End, Failed, Frame, Opened, Restart, Sampled, Track
+from amex.extract.video.decode import Unreadable, pyav_frames
+from amex.extract.video.feeder import Feeder
+from amex.extract.video.feeders import Feeders
+from amex.extract.video.requests import Done, End, Failed, Opened, Restart, SamplingRequest, Window
 from amex.extract.video.sampling import Sampling
 
-WHOLE = Track(None, None, Sampling(frames=4, stride=4))
-BEGINNING = Track(0.0, 0.5, Sampling(frames=4, stride=4))
+WHOLE = SamplingRequest(None, None, Sampling(frames=4, stride=4))
+BEGINNING = SamplingRequest(0.0, 0.5, Sampling(frames=4, stride=4))
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    decoder = Decoder(deadline=20)
-    yield decoder
-    decoder.close()
+def feeders() -> Iterator[Feeders]:
+    feeders = Feeders(deadline=20)
+    yield feeders
+    feeders.close()
 
 
-def outcome(decoder: Decoder, path: Path, *tracks: Track) -> list[Done | Failed]:
-    """What became of each track, in order; the events must end in one End."""
-    events = list(decoder.read(path, tracks or (WHOLE,)))
+def outcome(feeders: Feeders, path: Path, *requests: SamplingRequest) -> list[Done | Failed]:
+    """What became of each request, in order; the events must end in one End."""
+    events = list(feeders.read(path, requests or (WHOLE,)))
     assert isinstance(events[-1], End)
     final: dict[int, Done | Failed] = {}
     for event in events:
         if isinstance(event, Restart):
             final = {}
         if isinstance(event, Done | Failed):
-            assert event.track not in final
-            final[event.track] = event
-    return [final[index] for index in range(len(tracks or (WHOLE,)))]
+            assert event.request not in final
+            final[event.request] = event
+    return [final[index] for index in range(len(requests or (WHOLE,)))]
 
 
 def damage(path: Path, begin: float, length: float, seed: int = 0) -> Path:
@@ -123,26 +125,26 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_is_a_failure_with_a_reason_and_the_next_file_is_read(
-    name: str, tmp_path: Path, decoder: Decoder
+    name: str, tmp_path: Path, feeders: Feeders
 ) -> None:
     make, stage, words = BAD[name]
     path = tmp_path / name
     make(path)
-    (failed,) = outcome(decoder, path)
+    (failed,) = outcome(feeders, path)
     assert isinstance(failed, Failed)
     assert failed.stage == stage
     assert words in failed.reason
     assert str(tmp_path) not in failed.reason, "the store must not depend on where the videos were"
     good = encode(tmp_path / "good.mp4", frames=20)
-    assert outcome(decoder, good) == [Done(0, 20)]
+    assert outcome(feeders, good) == [Done(0, 20)]
 
 
 def test_what_the_matroska_reader_says_is_heard_among_decoding_threads(tmp_path: Path) -> None:
     # It stops at damage without an error; only its words tell, and they need not be the last in the log.
     path = encode(tmp_path / "short.mkv", frames=20)
     with tempfile.TemporaryFile() as log:
-        server = Server(io.BytesIO(), log.fileno())
-        frames = pyav_frames(str(path), 1, Fraction(600), server.complaints)
+        feeder = Feeder(io.BytesIO(), log.fileno(), None)
+        frames = pyav_frames(str(path), 1, Fraction(600), feeder.complaints)
         next(frames)
         log.write(b"[matroska,webm @ 0x55] Element at 0x1 exceeds containing master element ending at 0x2\n")
         log.write(b"[h264 @ 0x56] Error splitting the input into NAL units.\n")
@@ -152,22 +154,26 @@ def test_what_the_matroska_reader_says_is_heard_among_decoding_threads(tmp_path:
 
 
 @pytest.mark.parametrize("name", [name for name in BAD if name.startswith(("truncated", "damaged"))])
-def test_clips_before_the_damage_are_whole(name: str, tmp_path: Path, decoder: Decoder) -> None:
+def test_clips_before_the_damage_are_whole(name: str, tmp_path: Path, feeders: Feeders) -> None:
     BAD[name][0](tmp_path / name)
     start = 16 / 30 if name.endswith("mpg") else 0.0
-    early = Track(start, start + 0.5, Sampling(frames=4, stride=4))
-    done, failed = outcome(decoder, tmp_path / name, early, WHOLE)
+    early = SamplingRequest(start, start + 0.5, Sampling(frames=4, stride=4))
+    done, failed = outcome(feeders, tmp_path / name, early, WHOLE)
     assert done == Done(0, 15)
     assert isinstance(failed, Failed)
 
 
 def test_a_clip_outside_its_video_fails_and_one_between_two_frames_has_the_frame_on_screen(
-    tmp_path: Path, decoder: Decoder
+    tmp_path: Path, feeders: Feeders
 ) -> None:
     path = encode(tmp_path / "short.mp4", frames=20, fps=10)
     sampling = Sampling(frames=1, stride=1)
     outside, partly, between = outcome(
-        decoder, path, Track(5.0, 6.0, sampling), Track(1.5, 9.0, sampling), Track(0.11, 0.12, sampling)
+        feeders,
+        path,
+        SamplingRequest(5.0, 6.0, sampling),
+        SamplingRequest(1.5, 9.0, sampling),
+        SamplingRequest(0.11, 0.12, sampling),
     )
     assert outside == Failed(0, "sample", "the clip begins at 5.000 s, the video ends at 2.000 s")
     assert partly == Done(1, 5)
@@ -176,45 +182,45 @@ def test_a_clip_outside_its_video_fails_and_one_between_two_frames_has_the_frame
 
 def test_a_decoder_that_hangs_is_killed_at_the_deadline(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")  # opening it blocks for ever, in native code
-    decoder = Decoder(deadline=1.5)
+    feeders = Feeders(deadline=1.5)
     encode(tmp_path / "good.mp4", frames=20)
-    outcome(decoder, tmp_path / "good.mp4")  # the process is up: its start is not what takes long
+    outcome(feeders, tmp_path / "good.mp4")  # the process is up: its start is not what takes long
     begin = time.monotonic()
-    (failed,) = outcome(decoder, tmp_path / "pipe.mp4")
+    (failed,) = outcome(feeders, tmp_path / "pipe.mp4")
     assert isinstance(failed, Failed)
     assert "hung" in failed.reason
     assert time.monotonic() - begin < 10
-    decoder.deadline = 20
-    assert outcome(decoder, tmp_path / "good.mp4") == [Done(0, 20)]
-    decoder.close()
+    feeders.deadline = 20
+    assert outcome(feeders, tmp_path / "good.mp4") == [Done(0, 20)]
+    feeders.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-def test_a_decoder_that_dies_costs_one_video(number: signal.Signals, tmp_path: Path, decoder: Decoder) -> None:
+def test_a_decoder_that_dies_costs_one_video(number: signal.Signals, tmp_path: Path, feeders: Feeders) -> None:
     long = encode(tmp_path / "long.mkv", frames=600, codec="mpeg4", options={"b": "400000"})  # PyAV serves it
-    events = decoder.read(long, [BEGINNING, Track(10.0, None, Sampling(frames=1, stride=1))])
+    events = feeders.read(long, [BEGINNING, SamplingRequest(10.0, None, Sampling(frames=1, stride=1))])
     seen = list(itertools.islice(events, 8))
-    os.kill(decoder.pid, number)
+    os.kill(feeders.pids[0], number)
     seen += events
     assert isinstance(seen[0], Opened)
     finished = [event for event in seen if isinstance(event, Done | Failed)]
     assert isinstance(finished[-1], Failed)
     assert number.name in finished[-1].reason
     good = encode(tmp_path / "good.mp4", frames=20)
-    assert outcome(decoder, good) == [Done(0, 20)]
+    assert outcome(feeders, good) == [Done(0, 20)]
 
 
-def test_pyav_takes_over_where_decord_dies(tmp_path: Path, decoder: Decoder) -> None:
+def test_pyav_takes_over_where_decord_dies(tmp_path: Path, feeders: Feeders) -> None:
     path = encode(tmp_path / "long.mp4", frames=400)
-    every = Track(None, None, Sampling(frames=1, stride=1))
-    events = decoder.read(path, [every])
+    every = SamplingRequest(None, None, Sampling(frames=1, stride=1))
+    events = feeders.read(path, [every])
     seen = list(itertools.islice(events, 20))
     assert seen[0] == Opened("decord")
-    os.kill(decoder.pid, signal.SIGSEGV)
+    os.kill(feeders.pids[0], signal.SIGSEGV)
     seen += events
     at = next(index for index, event in enumerate(seen) if isinstance(event, Restart))
     assert seen[at + 1] == Opened("pyav (decord hung or died)")
-    assert sum(isinstance(event, Sampled) for event in seen[at:]) == 400
+    assert sum(isinstance(event, Window) for event in seen[at:]) == 400
     assert seen[-2:] == [Done(0, 400), End(400)]
 
 
@@ -224,9 +230,10 @@ def test_the_decoder_dies_with_the_process_that_started_it(tmp_path: Path) -> No
 
     os.mkfifo(tmp_path / "pipe.mp4")
     code = (
-        "import sys; from pathlib import Path; from amex.extract.video.decoder import *\n"
-        "d = Decoder(deadline=600); d._start(); print(d.pid, flush=True)\n"
-        f"list(d.read(Path({str(tmp_path / 'pipe.mp4')!r}), [Track(None, None, Sampling())]))"
+        "from pathlib import Path; from amex.extract.video.feeders import *\n"
+        "from amex.extract.video.sampling import Sampling\n"
+        "f = Feeders(deadline=600); f.start(); print(*f.pids, flush=True)\n"
+        f"list(f.read(Path({str(tmp_path / 'pipe.mp4')!r}), [SamplingRequest(None, None, Sampling())]))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child = psutil.Process(int(parent.stdout.readline()))
@@ -236,7 +243,7 @@ def test_the_decoder_dies_with_the_process_that_started_it(tmp_path: Path) -> No
     child.wait(timeout=10)
 
 
-def test_a_song_with_a_cover_is_no_video(tmp_path: Path, decoder: Decoder) -> None:
+def test_a_song_with_a_cover_is_no_video(tmp_path: Path, feeders: Feeders) -> None:
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:
         sound = container.add_stream("aac", rate=16000, layout="mono")
@@ -251,17 +258,17 @@ def test_a_song_with_a_cover_is_no_video(tmp_path: Path, decoder: Decoder) -> No
         container.mux(cover.encode(picture.reformat(format="yuvj420p")))
         for stream in (cover, sound):
             container.mux(stream.encode(None))
-    (failed,) = outcome(decoder, path)
+    (failed,) = outcome(feeders, path)
     assert failed == Failed(0, "open", "no video in this file, only audio")
 
 
-def test_large_files_are_left_to_pyav(tmp_path: Path, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_left_to_pyav(tmp_path: Path, feeders: Feeders, monkeypatch: pytest.MonkeyPatch) -> None:
     small = encode(tmp_path / "small.mp4", frames=30)
     # 512 MiB of decoded frames are 1,165 of them at 320x240 and 87 at 1920x1080.
     large = encode(tmp_path / "large.mp4", frames=100, width=1920, height=1080, options={"preset": "ultrafast"})
     served = {}
     for path in (small, large):
-        served[path.stem] = next(e.decoder for e in decoder.read(path, [BEGINNING]) if isinstance(e, Opened))
+        served[path.stem] = next(e.decoder for e in feeders.read(path, [BEGINNING]) if isinstance(e, Opened))
     assert served == {"small": "decord", "large": "pyav (over 512 MiB decoded)"}
 
 
@@ -289,7 +296,7 @@ def long_video(path: Path, minutes: int) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_memory_is_bounded_whatever_the_length(tmp_path: Path, decoder: Decoder) -> None:
+def test_memory_is_bounded_whatever_the_length(tmp_path: Path, feeders: Feeders) -> None:
     """Of a 2-hour 1080p video, enough to see that memory does not grow; test_extract reads one of ten minutes."""
     path = long_video(tmp_path / "long.mp4", 120)
     peak = 0
@@ -298,15 +305,15 @@ def test_memory_is_bounded_whatever_the_length(tmp_path: Path, decoder: Decoder)
     def measure() -> None:
         nonlocal peak
         while not stop.wait(0.2):
-            if decoder.pid and psutil.pid_exists(decoder.pid):
-                peak = max(peak, psutil.Process(decoder.pid).memory_info().rss)
+            if feeders.pids[0] and psutil.pid_exists(feeders.pids[0]):
+                peak = max(peak, psutil.Process(feeders.pids[0]).memory_info().rss)
 
     watcher = threading.Thread(target=measure)
     watcher.start()
     frames = 0
     begin = time.monotonic()
-    for event in decoder.read(path, [Track(None, None, Sampling(fps=1, frames=16, stride=8))]):
-        frames += isinstance(event, Frame)
+    for event in feeders.read(path, [SamplingRequest(None, None, Sampling(fps=1, frames=16, stride=8))]):
+        frames += 8 * isinstance(event, Window)
         if time.monotonic() - begin > 25:
             break
     stop.set()

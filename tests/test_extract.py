@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from test_names import NAME, TINY
 from videos import encode
 
 from amex.extract.run import job
-from amex.extract.run.part import prefetch
 from amex.features import open_store
 
 R2 = "r2plus1d_18"
@@ -379,21 +377,6 @@ def test_check_names_missing_unreadable_and_short_videos(clips: Path, tmp_path: 
     assert said.endswith("of 3 videos, missing: 1 video, too short: 1 clip, manifest: 1 line\n")
 
 
-def test_prefetch_keeps_order_and_passes_errors_on() -> None:
-    assert list(prefetch(iter(range(100)), depth=3)) == list(range(100))
-
-    def broken() -> object:
-        yield 1
-        raise OSError("disk")
-
-    with pytest.raises(OSError, match="disk"):
-        list(prefetch(broken(), depth=2))
-    endless = prefetch(iter(int, 1), depth=2)
-    next(endless)
-    endless.close()
-    assert threading.active_count() < 50
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_long_video_stays_under_two_gigabytes_worker_and_decoder_together(tmp_path: Path) -> None:
@@ -416,7 +399,7 @@ def test_a_long_video_stays_under_two_gigabytes_worker_and_decoder_together(tmp_
             except psutil.NoSuchProcess:
                 continue
         workers = [rss for name, rss in total.items() if "spawn_main" in name]
-        decoders = [rss for name, rss in total.items() if "amex.extract.video.decode" in name]
+        decoders = [rss for name, rss in total.items() if "amex.extract.video.feeder" in name]
         decoding = max(decoding, *decoders, 0)
         peak = max(peak, max(workers, default=0) + max(decoders, default=0))
         time.sleep(0.2)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from videos import encode, paint, read_number, remux, rotate
 
-from amex.extract.video.decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
+from amex.extract.video.feeders import Feeders
+from amex.extract.video.requests import Done, Failed, Opened, Restart, SamplingRequest, Window
 from amex.extract.video.sampling import Sampling
 
 FRAMES = 120
@@ -84,10 +85,10 @@ FILES: dict[str, tuple[Callable[[Path], Path], list[float], int, str]] = {
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    decoder = Decoder(deadline=30)
-    yield decoder
-    decoder.close()
+def feeders() -> Iterator[Feeders]:
+    feeders = Feeders(deadline=30)
+    yield feeders
+    feeders.close()
 
 
 @pytest.fixture(scope="module")
@@ -103,22 +104,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return get
 
 
-def watch(decoder: Decoder, path: Path, *tracks: Track) -> tuple[list[list[tuple[list[int], Sampled]]], str]:
-    """For each track its windows, with the numbers painted into their frames; and the decoder that served."""
-    images: dict[int, np.ndarray] = {}
-    windows: list[list[tuple[list[int], Sampled]]] = [[] for _ in tracks]
+def watch(feeders: Feeders, path: Path, *requests: SamplingRequest) -> tuple[list[list[tuple[list[int], Window]]], str]:
+    """For each request its windows, with the numbers painted into their frames; and the decoder that served."""
+    windows: list[list[tuple[list[int], Window]]] = [[] for _ in requests]
     served = ""
-    for event in decoder.read(path, tracks):
+    for event in feeders.read(path, requests):
         match event:
             case Opened():
                 served = event.decoder
             case Restart():
-                images.clear()
-                windows = [[] for _ in tracks]
-            case Frame():
-                images[event.key] = event.image
-            case Sampled():
-                windows[event.track].append(([read_number(images[key]) for key in event.keys], event))
+                windows = [[] for _ in requests]
+            case Window():
+                windows[event.request].append(([read_number(image) for image in event.pixels], event))
             case Failed():
                 raise AssertionError(event)
     return windows, served
@@ -126,10 +123,10 @@ def watch(decoder: Decoder, path: Path, *tracks: Track) -> tuple[list[list[tuple
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_frame_is_the_right_one_at_the_right_time(
-    name: str, decoder: Decoder, files: Callable[[str], Path]
+    name: str, feeders: Feeders, files: Callable[[str], Path]
 ) -> None:
     _, times, first, served_by = FILES[name]
-    (windows,), served = watch(decoder, files(name), Track(None, None, Sampling(frames=1, stride=1)))
+    (windows,), served = watch(feeders, files(name), SamplingRequest(None, None, Sampling(frames=1, stride=1)))
     assert [numbers[0] for numbers, _ in windows] == list(range(first, first + len(times)))
     gaps = np.diff([*times, times[-1] + times[-1] - times[-2]])
     for (_, window), time, gap in zip(windows, times, gaps, strict=True):
@@ -141,15 +138,15 @@ def test_every_frame_is_the_right_one_at_the_right_time(
 
 @pytest.mark.parametrize("name", FILES)
 def test_overlapping_windows_and_cut_clips_hold_the_right_frames(
-    name: str, decoder: Decoder, files: Callable[[str], Path]
+    name: str, feeders: Feeders, files: Callable[[str], Path]
 ) -> None:
     _, times, first, _ = FILES[name]
     start, end = times[20] - 1e-3, times[60] - 1e-3
     (windows, sparse), _ = watch(
-        decoder,
+        feeders,
         files(name),
-        Track(start, end, Sampling(frames=16, stride=4)),
-        Track(start, end, Sampling(fps=5, frames=1, stride=1)),
+        SamplingRequest(start, end, Sampling(frames=16, stride=4)),
+        SamplingRequest(start, end, Sampling(fps=5, frames=1, stride=1)),
     )
     truth = list(range(first + 20, first + 60))
     assert [numbers for numbers, _ in windows] == [truth[k : k + 16] for k in range(0, 25, 4)]
@@ -160,63 +157,66 @@ def test_overlapping_windows_and_cut_clips_hold_the_right_frames(
 
 
 @pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (180, 2), (270, 3)])
-@pytest.mark.parametrize("decord", [True, False], ids=["decord", "pyav"])
-def test_rotation_tags_are_honoured(tmp_path: Path, degrees: int, turns: int, decord: bool) -> None:
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_rotation_tags_are_honoured(tmp_path: Path, degrees: int, turns: int, decoder: str) -> None:
     path = encode(tmp_path / "turned.mp4", frames=8, options={"crf": "1"})
     rotate(path, degrees)
-    decoder = Decoder(deadline=30)
-    events = list(decoder._pass(path, [Track(None, None, Sampling(frames=1, stride=1))], decord))
-    decoder.close()
-    images = [event.image for event in events if isinstance(event, Frame)]
-    assert next(event.decoder for event in events if isinstance(event, Opened)).startswith(["pyav", "decord"][decord])
+    feeders = Feeders(deadline=30, decoder=decoder)
+    images = []
+    for event in feeders.read(path, [SamplingRequest(None, None, Sampling(frames=1, stride=1))]):
+        if isinstance(event, Opened):
+            assert event.decoder.startswith(decoder)
+        if isinstance(event, Window):
+            images.append(event.pixels[0].copy())
+    feeders.close()
     # Turned back by hand (the matrix turns clockwise), the first frame is the painted one.
     assert read_number(np.rot90(images[3], turns)) == 3
     assert np.abs(np.rot90(images[0], turns).astype(int) - paint(0)).mean() < 12
 
 
-def test_frames_are_decoded_once_however_many_tracks_want_them(decoder: Decoder, files: Callable[[str], Path]) -> None:
-    tracks = [
-        Track(None, None, Sampling(frames=16, stride=2)),
-        Track(0.5, 3.0, Sampling(frames=8, stride=1)),
-        Track(0.2, 3.5, Sampling(fps=10, frames=1, stride=1)),
-        Track(None, None, Sampling(frames=1, stride=1)),
+def test_frames_are_decoded_once_however_many_requests_want_them(
+    feeders: Feeders, files: Callable[[str], Path]
+) -> None:
+    requests = [
+        SamplingRequest(None, None, Sampling(frames=16, stride=2)),
+        SamplingRequest(0.5, 3.0, Sampling(frames=8, stride=1)),
+        SamplingRequest(0.2, 3.5, Sampling(fps=10, frames=1, stride=1)),
+        SamplingRequest(None, None, Sampling(frames=1, stride=1)),
     ]
-    events = list(decoder.read(files("h264_closed.mp4"), tracks))
-    frames = [event.key for event in events if isinstance(event, Frame)]
-    assert frames == list(range(FRAMES))
+    events = list(feeders.read(files("h264_closed.mp4"), requests))
     assert events[-1].frames == FRAMES
-    assert sum(isinstance(event, Done) for event in events) == len(tracks)
+    assert sum(isinstance(event, Done) for event in events) == len(requests)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "b.webm", "c.avi", "deep/er/d.mkv"])
-def test_so_many_frames_a_clip_are_spread_evenly_by_both_decoders(decoder: Decoder, clips: Path, name: str) -> None:
+def test_so_many_frames_a_clip_are_spread_evenly_by_both_decoders(feeders: Feeders, clips: Path, name: str) -> None:
     four = Sampling(count=4, frames=1, stride=1)
-    tracks = [Track(None, None, four), Track(0.5, None, four), Track(0.2, 0.8, four)]
+    requests = [SamplingRequest(None, None, four), SamplingRequest(0.5, None, four), SamplingRequest(0.2, 0.8, four)]
     truth = [[5, 15, 25, 35], [18, 24, 30, 36], [8, 13, 17, 21]]
     found: list[list[int]] = [[], [], []]
-    for event in decoder.read(clips / name, tracks):
-        if isinstance(event, Sampled):
-            found[event.track].append(event.keys[0])
+    for event in feeders.read(clips / name, requests):
+        if isinstance(event, Window):
+            found[event.request].append(read_number(event.pixels[0]))
     # Clips begin and end on frames' edges, and middles may fall on one, where containers round differently.
     assert np.abs(np.array(found) - truth).max() <= 1
 
 
-def test_decoding_stops_when_the_last_clip_ends(decoder: Decoder, files: Callable[[str], Path]) -> None:
-    *_, end = decoder.read(files("h264_closed.mp4"), [Track(0.0, 1.0, Sampling(frames=1, stride=1))])
+def test_decoding_stops_when_the_last_clip_ends(feeders: Feeders, files: Callable[[str], Path]) -> None:
+    *_, end = feeders.read(files("h264_closed.mp4"), [SamplingRequest(0.0, 1.0, Sampling(frames=1, stride=1))])
     assert end.frames == 30
 
 
-def test_real_clips_have_the_frames_that_were_counted(decoder: Decoder, real_data: Path) -> None:
+def test_real_clips_have_the_frames_that_were_counted(feeders: Feeders, real_data: Path) -> None:
     import csv
 
     with (real_data / "videos.csv").open() as handle:
         counts = {row["file"]: row for row in csv.DictReader(handle) if row["file"].startswith("videos/")}
     assert len(counts) == 27
     for name, row in counts.items():
-        *events, end = decoder.read(real_data / name, [Track(None, None, Sampling(frames=1, stride=1))])
+        *events, end = feeders.read(real_data / name, [SamplingRequest(None, None, Sampling(frames=1, stride=1))])
         failures = [event for event in events if isinstance(event, Failed)]
         assert not failures, (name, failures)
-        starts = [event.start for event in events if isinstance(event, Sampled)]
+        starts = [event.start for event in events if isinstance(event, Window)]
         assert starts == sorted(starts)
         # The second stream of this file is counted there, the best one is decoded here.
         assert name.endswith("nasa_13013.mp4") or end.frames >= int(row["frames_decoded"]), name

@@ -64,8 +64,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_stored_features_are_those_at_the_stored_boxes(config: str) -> None:
     made = plan(config)
     detector = made.encoder("cpu")
-    frames = [detector.prepare(picture(seed)) for seed in (1, 2)]
-    arrays = detector([(frame,) for frame in frames])
+    pictures = torch.stack([picture(seed) for seed in (1, 2)])
+    frames = [detector.resize(image) for image in pictures.numpy()]
+    arrays = {name: array.numpy() for name, array in detector(pictures[:, None]).items()}
     assert arrays["values"].shape == (2, 12, made.dim)
     assert np.isfinite(arrays["values"]).all()
     for row, frame in enumerate(frames):
@@ -114,7 +115,7 @@ def test_folded_batch_norms_change_nothing_and_bf16_little(config: str) -> None:
     calibrate(plain, lambda: plain.extract_feat(noise(3, 224, 224)))
     for precision, least in (("fp32", 0.99999), ("bf16", 0.99)):
         detector = dataclasses.replace(made, precision=precision).encoder("cpu")
-        frame = detector.prepare(picture(3))
+        frame = detector.resize(picture(3).numpy())
         with torch.inference_mode():
             inputs = plain.data_preprocessor({"inputs": [frame.pixels], "data_samples": [frame.sample]}, False)
             truth = plain.extract_feat(inputs["inputs"])
@@ -170,7 +171,7 @@ def test_stored_features_are_pooled_again_from_the_frame_at_the_stored_time(
     ).encoder("cpu")
     images = read_frames(shapes / "videos" / stream.video(clip_id), rows.times[:, 0].tolist())
     for row, image in enumerate(images):
-        frame = detector.prepare(torch.from_numpy(image))
+        frame = detector.resize(image)
         boxes = torch.from_numpy(rows["boxes"][row, : rows["counts"][row]])
         assert len(boxes) >= 2
         with torch.inference_mode():
@@ -238,7 +239,7 @@ def test_classes_score_and_number_of_boxes_are_kept_to(shapes: Path) -> None:
         detector = plan_objects(
             "o", config="shapes_detector", weights="default", precision="fp32", options=options, batch_size=1
         ).encoder("cpu")
-        return detector([(detector.prepare(image),)])
+        return {name: array.numpy() for name, array in detector(image[None, None]).items()}
 
     everything = found()
     assert everything["counts"][0] >= 2

@@ -14,6 +14,7 @@ from models import tiny_bert, tiny_clip
 from transformers import AutoTokenizer, BertModel, CLIPModel
 
 from amex.errors import AmexError
+from amex.extract.encoders.networks import normalise
 from amex.extract.encoders.registry import plan_stream
 from amex.extract.encoders.text import TextPlan
 from amex.features import open_store
@@ -216,8 +217,8 @@ def test_a_local_clip_gives_its_own_image_embeddings(models: Path) -> None:
     assert made.transform.crop == (32, 32)
     encoder = made.encoder("cpu")
     image = torch.randint(0, 256, (48, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    frame = encoder.prepare(image)
+    windows = torch.from_numpy(np.array(made.transform(image.numpy())))[None, None]
     with torch.inference_mode():
         model = CLIPModel.from_pretrained(models / "clip").eval()
-        truth = model.visual_projection(model.vision_model(frame[None]).pooler_output)
-    np.testing.assert_allclose(encoder([(frame,)])["values"], truth, atol=1e-5)
+        truth = model.visual_projection(model.vision_model(normalise(windows, made.transform)[:, :, 0]).pooler_output)
+    np.testing.assert_allclose(encoder(windows)["values"], truth, atol=1e-5)

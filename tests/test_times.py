@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from videos import encode, paint, read_number
 
 from amex.extract.video.decode import choose, pyav_frames
-from amex.extract.video.decoder import Decoder, Failed, Frame, Restart, Sampled, Track
+from amex.extract.video.feeders import Feeders
+from amex.extract.video.requests import Failed, Restart, SamplingRequest, Window
 from amex.extract.video.sampling import Sampler, Sampling
 
 LONGEST = Fraction(600)
@@ -75,54 +76,49 @@ def test_both_decoders_give_a_clip_the_frames_that_begin_in_it(
         assert keys == expected or (not expected and len(keys) <= 1)  # none begins: the one on screen
 
 
-@pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    decoder = Decoder(deadline=30)
-    yield decoder
-    decoder.close()
+@pytest.fixture(scope="module", params=["decord", "pyav"])
+def feeders(request: pytest.FixtureRequest) -> Iterator[Feeders]:
+    feeders = Feeders(deadline=30, decoder=request.param)
+    yield feeders
+    feeders.close()
 
 
-def numbers(decoder: Decoder, path: Path, track: Track, decord: bool) -> tuple[list[int], list[tuple[float, float]]]:
-    """The numbers painted into the frames of a track's windows of one frame, and the windows' times."""
-    images: dict[int, int] = {}
+def numbers(feeders: Feeders, path: Path, request: SamplingRequest) -> tuple[list[int], list[tuple[float, float]]]:
+    """The numbers painted into the frames of a request's windows of one frame, and the windows' times."""
     windows: list[int] = []
     times: list[tuple[float, float]] = []
-    for event in decoder._pass(path, [track], decord):
+    for event in feeders.read(path, [request]):
         match event:
             case Restart():
                 windows, times = [], []
-            case Frame():
-                images[event.key] = read_number(event.image)
-            case Sampled():
-                windows.append(images[event.keys[0]])
+            case Window():
+                windows.append(read_number(event.pixels[0]))
                 times.append((event.start, event.end))
             case Failed():
                 raise AssertionError(event)
     return windows, times
 
 
-@pytest.mark.parametrize("decord", [True, False], ids=["decord", "pyav"])
-def test_a_cut_at_a_frames_time_begins_with_that_frame(tmp_path: Path, decoder: Decoder, decord: bool) -> None:
+def test_a_cut_at_a_frames_time_begins_with_that_frame(tmp_path: Path, feeders: Feeders) -> None:
     path = encode(tmp_path / "v.mp4", frames=225, width=192, height=64, options={"preset": "ultrafast"})
     with av.open(str(path)) as container:
         assert container.streams.video[0].time_base == Fraction(1, 15360)
-    found, times = numbers(decoder, path, Track(3.7, 7.4, EVERY), decord)
+    found, times = numbers(feeders, path, SamplingRequest(3.7, 7.4, EVERY))
     assert found == list(range(111, 222))
     assert times[0][0] == 3.7
     assert times[-1][1] == 7.4
 
 
-@pytest.mark.parametrize("decord", [True, False], ids=["decord", "pyav"])
 @pytest.mark.parametrize("name", ["slides.mp4", "slides.mkv"])
-def test_of_slides_the_one_on_screen_is_sampled(tmp_path: Path, decoder: Decoder, name: str, decord: bool) -> None:
+def test_of_slides_the_one_on_screen_is_sampled(tmp_path: Path, feeders: Feeders, name: str) -> None:
     path = encode(tmp_path / name, frames=4, pts=[0, 10_000, 20_000, 30_000], width=192, height=64)
     a_second = Sampling(fps=1, frames=1, stride=1, at="shown")
-    inside, times = numbers(decoder, path, Track(12, 18, a_second), decord)
+    inside, times = numbers(feeders, path, SamplingRequest(12, 18, a_second))
     assert inside == [1] * 6
     assert times == [(10.0, 20.0)] * 6, "the frame's own time on screen"
-    across, _ = numbers(decoder, path, Track(5, 15, a_second), decord)
+    across, _ = numbers(feeders, path, SamplingRequest(5, 15, a_second))
     assert across == [0] * 5 + [1] * 5
-    assert numbers(decoder, path, Track(12, 18, EVERY), decord) == ([1], [(10.0, 20.0)])
+    assert numbers(feeders, path, SamplingRequest(12, 18, EVERY)) == ([1], [(10.0, 20.0)])
     nearest = Sampling(fps=1, frames=1, stride=1)
-    assert numbers(decoder, path, Track(5, 15, nearest), decord)[0] == [1] * 5
-    assert numbers(decoder, path, Track(12, 18, nearest), decord)[0] == [1] * 6
+    assert numbers(feeders, path, SamplingRequest(5, 15, nearest))[0] == [1] * 5
+    assert numbers(feeders, path, SamplingRequest(12, 18, nearest))[0] == [1] * 6

@@ -40,6 +40,8 @@ def part_of(
     plans = []
     for name, kind in zip("st", kinds, strict=False):
         planned = plan_windows(name, network="r2plus1d_tiny", weights="default", precision="fp32")
+        own_size = dataclasses.replace(planned.transform, resize=None, crop=None)
+        planned = dataclasses.replace(planned, transform=own_size)
         plans.append(kind(**{field.name: getattr(planned, field.name) for field in dataclasses.fields(planned)}))
         declare_stream(store, name, plans[-1].spec, {})
     job = Job(store=store, videos=folder, streams=tuple(plans), texts=(), deadline=29.0, stall=0.6)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torchvision.models as models
 from torch import nn
@@ -203,7 +202,7 @@ class Encoder:
         self.dtype = DTYPES[precision]
         self.of_images = kind.of_images
         self.layout = torch.channels_last if kind.of_images else torch.channels_last_3d
-        fix_numerics()
+        use_float32()
         self.module = module.to(self.device, self.dtype, memory_format=self.layout)
         if compiled:
             from torch._inductor import config
@@ -212,39 +211,56 @@ class Encoder:
             self.module = torch.compile(self.module)
 
     @torch.inference_mode()
-    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
-        """(batch, 3, frames, height, width) normalised float32 to (batch, dim) float32 on the CPU."""
-        batch = windows[:, :, 0] if self.of_images else windows
-        batch = batch.to(self.device, self.dtype).contiguous(memory_format=self.layout)
-        return self.module(batch).float().cpu()
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(batch, 3, frames, height, width) normalised float32 to (batch, dim) float32, on the device."""
+        batch = pixels[:, :, 0] if self.of_images else pixels
+        batch = batch.to(self.dtype).contiguous(memory_format=self.layout)
+        return self.module(batch).float()
 
 
 @dataclass(frozen=True)
 class WindowEncoder:
-    """An Encoder with the transform of one stream: what a run asks of the encoder of a stream of windows."""
+    """An Encoder with the statistics of one stream: what a run asks of the encoder of a stream of windows."""
 
     encoder: Encoder
     transform: Transform
 
-    def prepare(self, image: torch.Tensor) -> torch.Tensor:
-        """(height, width, 3) uint8 to (3, height, width), normalised, on the device and in the precision of it."""
-        return self.transform(image.to(self.encoder.device)).to(self.encoder.dtype)
+    @property
+    def device(self) -> torch.device:
+        """Where it wants its windows."""
+        return self.encoder.device
 
-    def __call__(self, windows: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, np.ndarray]:
-        """``values`` (windows, dim) float32, of windows of prepared frames of one size."""
-        return {"values": self.encoder(torch.stack([torch.stack(frames, dim=1) for frames in windows])).numpy()}
+    def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """``values`` (windows, dim) float32.
+
+        Args:
+            windows: (windows, frames, height, width, 3) on the device, uint8 or float32 in [0, 255].
+        """
+        return {"values": self.encoder(normalise(windows, self.transform))}
 
 
-def fix_numerics() -> None:
-    """Makes float32 mean float32 on every GPU of this process, and its results repeatable.
+def normalise(windows: torch.Tensor, transform: Transform) -> torch.Tensor:
+    """(windows, frames, height, width, 3) in [0, 255] to (windows, 3, frames, height, width), in float32."""
+    mean = torch.tensor(transform.mean, device=windows.device)
+    std = torch.tensor(transform.std, device=windows.device)
+    return ((windows.float() / 255).sub_(mean).div_(std)).permute(0, 4, 1, 2, 3)
+
+
+def use_float32() -> None:
+    """Makes float32 mean float32 on every GPU of this process.
 
     Each encoder calls this when it is built: what a stream computes must not depend on which streams share its process.
-    torch would round the inputs of convolutions to TF32, and choose their kernels by speed. At every precision parts of
-    a network stay in float32, so there is no precision that wants TF32.
+    torch would round the inputs of convolutions to TF32. At every precision parts of a network stay in float32, so
+    there is no precision that wants TF32.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
+
+
+def choose_kernels(*, deterministic: bool) -> None:
+    """How GPUs choose the kernels of convolutions: by their repeatability, or the fastest for each shape, by trial."""
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 @functools.lru_cache(maxsize=16)

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ...errors import AmexError
 from ...shapes import FOLDER as SHAPES
 from ..video.sampling import Sampling
 from .mmdetection import use_mmdetection
-from .networks import fix_numerics
+from .networks import use_float32
 from .settings import decoder_rules, known, parse
 from .weights import Packaged, Published, calibrate, changed_weights, digest, draw, fill, locate, noise
 
@@ -69,6 +70,11 @@ class ObjectsPlan:
     weights_sha256: str
     precision: str
     batch_size: int
+
+    @property
+    def transform(self) -> None:
+        """The detector sees frames at their own size."""
+        return None
 
     def encoder(self, device: str) -> Detector:
         """The detector on a device, loaded once a process; AmexError if its weights have changed since the plan."""
@@ -179,7 +185,7 @@ def try_out(plan: ObjectsPlan) -> None:
     size = {"ori_shape": (side, side), "img_shape": (side, side), "scale_factor": (1.0, 1.0)}
     frame = Resized(torch.zeros(3, side, side, dtype=torch.uint8), DetDataSample(metainfo=size), (side, side))
     try:
-        Detector(dataclasses.replace(plan, weights="random:0", precision="fp32"), "cpu")([(frame,)])
+        Detector(dataclasses.replace(plan, weights="random:0", precision="fp32"), "cpu").rows([frame])
     except AmexError:
         raise
     except Exception as error:  # of any kind: it is the user's configuration
@@ -340,9 +346,10 @@ class Detector:
         from mmcv.transforms import Compose
         from mmdet.models import SingleRoIExtractor, TwoStageDetector
 
-        fix_numerics()
+        use_float32()
         self.plan = plan
-        self.device = torch.device(device)
+        self.device = torch.device("cpu")  # where it wants its windows
+        self.computes_on = torch.device(device)
         if plan.weights.startswith("random:"):
             self.model = draw(lambda: build(plan.model), plan.weights)
             calibrate(self.model, lambda: self.model.extract_feat(noise(3, 224, 224)))
@@ -352,7 +359,7 @@ class Detector:
         for part in ("backbone", "neck"):
             if hasattr(self.model, part):
                 fuse_conv_bn(getattr(self.model, part))
-        self.model.to(self.device)
+        self.model.to(self.computes_on)
         self.model.backbone.to(memory_format=torch.channels_last)
         self.two_stage = isinstance(self.model, TwoStageDetector)
         if self.two_stage:
@@ -363,16 +370,24 @@ class Detector:
             self.extractor = SingleRoIExtractor(roi_layer=layer, out_channels=plan.dim, featmap_strides=strides)
         self.pipeline = Compose(plan.pipeline)
 
-    def prepare(self, image: torch.Tensor) -> Resized:
+    def resize(self, image: np.ndarray) -> Resized:
         """(height, width, 3) uint8 RGB, resized and padded by MMDetection."""
         height, width = image.shape[:2]
-        packed = self.pipeline({"img": np.ascontiguousarray(image.cpu().numpy()[..., ::-1])})
+        packed = self.pipeline({"img": np.ascontiguousarray(image[..., ::-1])})
         return Resized(packed["inputs"], packed["data_samples"], (width, height))
 
+    def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The arrays of a row each, with a leading dimension of the windows. What has no box is 0, its label -1.
+
+        Args:
+            windows: (windows, 1, height, width, 3) uint8 RGB on the CPU, where MMDetection resizes them.
+        """
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # OpenCV works without the interpreter
+            return self.rows(list(threads.map(self.resize, windows[:, 0].numpy())))
+
     @torch.inference_mode()
-    def __call__(self, windows: Sequence[tuple[Resized, ...]]) -> dict[str, np.ndarray]:
-        """The arrays of a row each, with a leading dimension of the windows. What has no box is 0, its label -1."""
-        frames = [frame for (frame,) in windows]
+    def rows(self, frames: Sequence[Resized]) -> dict[str, torch.Tensor]:
+        """The arrays of a row each, of frames of one shape."""
         features, samples = self.features(frames)
         found = [
             self.choose(instances, frame)
@@ -391,7 +406,7 @@ class Detector:
         for row, ((boxes, scores, labels), values) in enumerate(zip(found, pooled, strict=True)):
             for name, array in (("values", values), ("boxes", boxes), ("scores", scores), ("labels", labels)):
                 arrays[name][row, : len(boxes)] = array.cpu().numpy()
-        return arrays
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def features(self, frames: Sequence[Resized]) -> tuple[tuple[torch.Tensor, ...], list[Any]]:
         """The neck's levels for frames of one shape, float32, and MMDetection's samples of them."""
@@ -403,7 +418,7 @@ class Detector:
 
     def half(self) -> torch.autocast:
         dtype = torch.float16 if self.plan.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype=dtype, enabled=self.plan.precision != "fp32")
+        return torch.autocast(self.computes_on.type, dtype=dtype, enabled=self.plan.precision != "fp32")
 
     def detect(self, features: tuple[torch.Tensor, ...], samples: list[Any]) -> list[Any]:
         """Instances of each frame, boxes in the coordinates of the resized frame."""
@@ -446,7 +461,7 @@ class Detector:
 
     def scale(self, frame: Resized) -> torch.Tensor:
         """What takes xyxy from the source frame to the resized one."""
-        return torch.tensor(frame.sample.scale_factor * 2, dtype=torch.float32, device=self.device)
+        return torch.tensor(frame.sample.scale_factor * 2, dtype=torch.float32, device=self.computes_on)
 
 
 def through_shared_layers(head: nn.Module, pooled: torch.Tensor) -> torch.Tensor:

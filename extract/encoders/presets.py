@@ -177,12 +177,20 @@ class WindowPlan:
             "network": self.network,
             "weights_sha256": self.weights_sha256,
             "sampling": self.sampling.spec,
-            "transform": dataclasses.asdict(self.transform),
+            "transform": transform_spec(self.transform),
             "output": {"shape": [find_network(self.network, self.weights).dim], "dtype": "float16"},
             "compute": {"precision": self.precision, "compiled": self.compiled},
             "decoder": decoder_rules(),
         }
         return json.loads(json.dumps(spec))  # as it reads back: lists, not tuples
+
+
+def transform_spec(transform: Transform) -> dict[str, Any]:
+    """As specs record it; with the name of the library that resizes, whose rounding is part of the numbers."""
+    spec = dataclasses.asdict(transform)
+    if transform.antialias:
+        spec["antialias"] = "pillow"
+    return spec
 
 
 def plan_windows(

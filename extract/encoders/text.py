@@ -19,7 +19,7 @@ import torch
 
 from ...errors import AmexError, first_line
 from ...features import Stream
-from .networks import DTYPES, fix_numerics
+from .networks import DTYPES, use_float32
 from .settings import parse
 from .weights import changed_weights, directory_sha256, load_model, locate_model
 
@@ -204,7 +204,7 @@ class TextEncoder:
     def __init__(self, plan: TextPlan, device: str) -> None:
         from transformers import AutoModel, AutoTokenizer, BertConfig, CLIPTextConfig, CLIPTextModelWithProjection
 
-        fix_numerics()
+        use_float32()
         self.plan = plan
         self.device = torch.device(device)
         if not plan.weights:

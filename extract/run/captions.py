@@ -13,7 +13,8 @@ import torch
 
 from ...features import ClipRows, Failure, Stream, write_part
 from ...manifests import Clip
-from .part import THREADS, Job, Report, unfit, versions
+from .part import ACTIVITIES, THREADS, Job, Report, versions
+from .rows import overflow_reason
 from .stalls import Stall, forget_stalls, note_stalls
 from .watch import Watch
 
@@ -77,7 +78,7 @@ def run_captions(task: CaptionsTask, job: Job, device: str = "cpu") -> Report:
         encoding = time.monotonic() - started
         rows, failures = [], []
         for caption, attempt, arrays in zip(task.captions, task.attempts, encoded, strict=True):
-            if reason := unfit(arrays["values"]) or unfit(arrays["sentence"]):
+            if reason := overflow_reason(arrays["values"]) or overflow_reason(arrays["sentence"]):
                 entry = {"clip_id": caption, "video": "", "attempts": attempt}
                 failures.append(Failure(**entry, stage="encode", reason=f"a feature {reason}"))
             else:
@@ -92,5 +93,5 @@ def run_captions(task: CaptionsTask, job: Job, device: str = "cpu") -> Report:
         failed=len(failures),
         rows=commit["rows"],
         bytes=sum(file["bytes"] for file in commit["files"].values()),
-        seconds={"wait": 0.0, "encode": encoding, "write": time.monotonic() - started - encoding},
+        seconds=dict.fromkeys(ACTIVITIES, 0.0) | {"encode": encoding, "write": time.monotonic() - started - encoding},
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...manifests import Clip, Problem, VideoError, VideoFinder
 from ..limits import DEADLINE
 from ..video.decode import Unreadable
-from ..video.decoder import Decoder
+from ..video.feeders import Feeders
 
 # Seconds by which a clip may end after its video: annotations are rounded, headers too.
 SLACK = 1.0
@@ -52,10 +52,10 @@ def check_videos(items: Sequence[Clip | Problem], root: Path, *, deadline: float
         if isinstance(item, Clip):
             by_video.setdefault(item.video, []).append(item)
     check.videos = len(by_video)
-    with contextlib.closing(Decoder(deadline=deadline)) as decoder:
+    with contextlib.closing(Feeders(deadline=deadline)) as feeders:
         for video, clips in by_video.items():
             try:
-                end = decoder.header(root / finder.find(video)).end
+                end = feeders.header(root / finder.find(video)).end
             except VideoError as error:
                 check.missing[video] = str(error)
             except Unreadable as error:

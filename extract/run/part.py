@@ -1,46 +1,44 @@
 """One task of a job: the clips of some videos, from files to a committed part of every stream.
 
-Read ``run_part`` from top to bottom to follow a video: decode -> sample -> transform -> encode -> write.
+Follow a video in ``Run``: its feeder decodes, samples and transforms it; its windows come as events, gather in batches,
+and become rows; the rows of all videos of the part are written together.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
-import queue
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 
 from ...features import ClipRows, ClipSource, Failure, is_committed, row_arrays, write_part
 from ...features.schema import canonical
-from ...storage.fetch import on_disk
-from ...storage.places import StorageError
+from ...storage import Fetched, Fetcher, StorageError
+from ..encoders.batches import Batches, Encoded
+from ..encoders.networks import choose_kernels
 from ..encoders.objects import ObjectsPlan
 from ..encoders.presets import WindowPlan
 from ..encoders.text import TextPlan
 from ..limits import LONGEST_FRAME, STALL
-from ..video.decoder import Decoder, Done, Failed, Frame, Opened, Restart, Sampled, Track
-from ..video.decoder import End as VideoEnd
+from ..video.feeders import Feeders
+from ..video.requests import Digest, Done, End, Event, Failed, Opened, Restart, SamplingRequest, Video, Window
+from .rows import RequestRows
 from .stalls import Stall, begin_stalls, forget_stalls, note_stalls
 from .watch import Watch
 
-FLOAT16_MAX = float(np.finfo(np.float16).max)
-# Batches of windows that are decoded and transformed ahead of the encoder.
-PREFETCH = 2
 # Of this process, for encoding and for decoding: its share of the cores, as OMP_NUM_THREADS tells a worker.
 THREADS = torch.get_num_threads()
+# Feeders of a worker, at most, unless more are asked for.
+MOST_FEEDERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +107,23 @@ class Job:
     longest_frame: float = LONGEST_FRAME  # seconds for which a frame is shown at most
     keep_damaged: bool = False  # whether a clip is kept as far as its video is undamaged
     stall: float = STALL  # seconds without progress after which the worker is ended
+    feeders: int | None = None  # decoding processes of a worker; None: as many as suit its cores
+    deterministic: bool = False  # whether GPUs choose kernels by their repeatability, not by speed
+
+
+# What a worker and its feeders spend their time on.
+ACTIVITIES = ("decode", "transform", "blocked", "encode", "write", "wait")
 
 
 @dataclass
 class Report:
-    """What a part came to; the sum of reports is the result of a run."""
+    """What a part came to; the sum of reports is the result of a run.
+
+    Attributes:
+        seconds: of the worker: ``encode``, ``write``, and ``wait``, for windows. Of all its feeders together:
+            ``decode``, ``transform``, and ``blocked``, waiting for the worker.
+        notes: what the user should know.
+    """
 
     clips: int = 0
     captions: int = 0
@@ -122,7 +132,8 @@ class Report:
     bytes: int = 0
     videos: int = 0
     frames_decoded: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: {"wait": 0.0, "encode": 0.0, "write": 0.0})
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACTIVITIES, 0.0))
+    notes: list[str] = field(default_factory=list)
 
     def add(self, other: Report, sign: int = 1) -> None:
         """Adds another report; with ``sign=-1``, takes it away."""
@@ -130,54 +141,7 @@ class Report:
             setattr(self, name, getattr(self, name) + sign * getattr(other, name))
         for name, seconds in other.seconds.items():
             self.seconds[name] += sign * seconds
-
-
-@dataclass
-class Stretch:
-    """What is known of one track in one stream: the rows as they are encoded, or why there are none.
-
-    When the decoder starts a video over, its stretches are replaced; windows of the old ones then lead nowhere.
-    """
-
-    rows: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # by window: batches finish out of order
-    unfit: dict[int, str] = field(default_factory=dict)  # windows whose feature the store cannot hold, and why
-    times: list[tuple[float, float]] = field(default_factory=list)
-    failure: tuple[str, str] | None = ("decode", "the decoder gave no result")
-    decoder: str = ""
-    stacked: dict[str, np.ndarray] = field(default_factory=dict)  # in the end, in place of rows
-    missing: float | None = None  # seconds, if it was cut off by damage and is kept; None: nobody knows how many
-    damage: str = ""
-
-    def arrays(self, spec: dict[str, Any]) -> dict[str, np.ndarray]:
-        """All rows as the arrays of a stream. Clips that share the stretch share them."""
-        if not self.stacked:
-            rows = [self.rows[index] for index in range(len(self.times))]
-            self.stacked["times"] = np.array(self.times, dtype=np.float64).reshape(-1, 2)
-            for name, (shape, dtype) in row_arrays(spec).items():
-                if name != "times":
-                    self.stacked[name] = np.array([row[name] for row in rows], dtype).reshape(len(rows), *shape)
-            self.rows.clear()
-        return self.stacked
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One window, ready for the encoder of ``stream``; its frames are as that prepared them, shared between windows."""
-
-    video: int
-    stream: int
-    stretch: Stretch
-    index: int
-    frames: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class VideoDone:
-    """All windows of a video have been prepared."""
-
-    clips: int
-    failed: int
-    frames: int
+        self.notes += [note for note in other.notes if note not in self.notes]
 
 
 def run_part(
@@ -192,7 +156,6 @@ def run_part(
     places = {stream: (job.streams[stream].name, part.name(stream)) for stream in part.streams}
     if all(is_committed(job.store, *place) for place in places.values()):
         return Report()
-    decoder = _decoder(job.deadline, job.longest_frame, job.keep_damaged)
     stalls = {stream: begin_stalls(job.store, *place) for stream, place in places.items()}
 
     def remember(stage: str, work: Collection[tuple[int, int]]) -> None:
@@ -208,323 +171,287 @@ def run_part(
         for stall in known
         if stall.limit >= job.stall  # a repetition that allows more time tries again
     }
-    with Watch(job.stall, remember, lambda: decoder.advanced) as watch:
-        report = _run(part, job, device, progress, decoder, watch, failures)
+    feeders = shared_feeders(job, device)
+    with Watch(job.stall, remember, lambda: feeders.advanced) as watch:
+        report = Run(part, job, device, progress, feeders, watch, failures).run()
     for stream, place in places.items():
         if stalls[stream]:
             forget_stalls(job.store, *place)
     return report
 
 
-def _run(
-    part: PartTask,
-    job: Job,
-    device: str,
-    progress: Callable[[Report], None],
-    decoder: Decoder,
-    watch: Watch,
-    stalled: dict[tuple[str, int], tuple[str, str]],
-) -> Report:
-    """Computes and commits a part.
+# Whose a window is: the video's number, the rows it belongs to, and its index among them.
+Owner = tuple[int, RequestRows, int]
+
+
+class Run:
+    """One part on its way through feeders and encoders.
 
     Args:
         stalled: by path of a video and stream over which a worker was ended before: stage and reason of the failure.
     """
-    started = time.monotonic()
-    report = Report()
-    torch.set_num_threads(THREADS)  # what `prepared` sets for its thread becomes that of later threads
-    encoders = [plan.encoder(device) for plan in job.streams]
-    layouts = [row_arrays(plan.spec) for plan in job.streams]
-    stretches: dict[tuple[int, Track, int], Stretch] = {}
-    digests: dict[Path, str | None] = {}
-    watch.on("encode", None)  # noted first: preparing waits for it when enough is ahead
 
-    def prepared() -> Iterator[Prepared | VideoDone]:
-        torch.set_num_threads(1)  # of this thread, which runs beside the encoder's: transforms are small
-        for number, video in enumerate(part.videos):
-            frames, failed = 0, len(video.clips)
-            if video.path is not None:
-                owners = _tracks(video, job.streams)
-                for track, streams in list(owners.items()):
-                    for stream in streams:
-                        if failure := stalled.get((video.path.as_posix(), stream)):
-                            stretches[number, track, stream] = Stretch(failure=failure)
-                    owners[track] = [stream for stream in streams if (number, track, stream) not in stretches]
-                if owners := {track: streams for track, streams in owners.items() if streams}:
-                    frames = yield from _prepare(
-                        number, video.path, owners, job, encoders, decoder, stretches, digests, watch
-                    )
-                    watch.on("decode", None)
-                failed = sum(
-                    any(stretches[number, _track(clip, job.streams[stream]), stream].failure for stream in clip.streams)
-                    for clip in video.clips
-                )
-            yield VideoDone(len(video.clips), failed, frames)
+    def __init__(
+        self,
+        part: PartTask,
+        job: Job,
+        device: str,
+        progress: Callable[[Report], None],
+        feeders: Feeders,
+        watch: Watch,
+        stalled: dict[tuple[str, int], tuple[str, str]],
+    ) -> None:
+        self.part, self.job, self.device = part, job, device
+        self.progress, self.feeders, self.watch, self.stalled = progress, feeders, watch, stalled
+        self.report = Report()
+        self.layouts = [row_arrays(plan.spec) for plan in job.streams]
+        self.batches: dict[int, Batches[Owner]] = {}  # by stream
+        # By video: what is asked for of it, and the streams that want each answer.
+        self.wanted: dict[int, dict[SamplingRequest, list[int]]] = {}
+        # When a decoder starts a video over, its rows are replaced; windows of the old ones then lead nowhere.
+        self.rows: dict[tuple[int, SamplingRequest, int], RequestRows] = {}
+        self.files: dict[int, Fetched] = {}  # of the videos that are being decoded
+        self.digests: dict[Path, str | None] = {}
+        self.frames: dict[str, int] = {}  # decoded, by video
 
-    pending: dict[tuple[int, tuple[int, ...]], list[Prepared]] = {}  # windows that make a batch: one stream, one size
-
-    def encode(batch: list[Prepared]) -> None:
+    def run(self) -> Report:
         begin = time.monotonic()
-        watch.on("encode", {(window.video, window.stream) for window in batch})
-        arrays = encoders[batch[0].stream]([window.frames for window in batch])
-        watch.on("encode", None)
-        report.seconds["encode"] += time.monotonic() - begin
-        report.rows += len(batch)
-        for row, window in enumerate(batch):
-            if reason := unfit(arrays["values"][row]):
-                window.stretch.unfit[window.index] = reason
-            else:  # as small as it will be stored: rows wait here until the part is written
-                kept = {name: array[row].astype(layouts[window.stream][name][1]) for name, array in arrays.items()}
-                window.stretch.rows[window.index] = kept
+        torch.set_num_threads(THREADS)
+        choose_kernels(deterministic=self.job.deterministic)
+        self.watch.on("encode", None)
+        for number, video in enumerate(self.part.videos):
+            if video.path is not None:
+                self.wanted[number] = self.requests(number, video)
+        names = [self.part.videos[number].path for number in self.wanted]
+        for number in range(len(self.part.videos)):
+            if not self.wanted.get(number):
+                self.finish_video(number)
+        with Fetcher(self.job.videos, names, ahead=self.feeders.count + 1) as files:
+            for video, event in self.feeders.run(self.videos(files)):
+                self.handle(video, event)
+        for stream in list(self.batches):
+            self.encode(stream, self.batches[stream].flush())
+        seconds = self.report.seconds
+        seconds["wait"] = time.monotonic() - begin - seconds["encode"]
+        written = time.monotonic()
+        record = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "seconds": round(time.monotonic() - begin, 3),
+            "frames_decoded": self.frames,
+            "versions": versions(),
+        }
+        self.report.rows = 0  # so far they were windows: clips that agree share theirs, and failed ones keep none
+        self.watch.on("write")
+        self.report.failed = len(self.write(record))
+        seconds["write"] = time.monotonic() - written
+        return self.report
 
-    decoded: dict[str, int] = {}
-    begin = time.monotonic()
-    for item in prefetch(prepared(), depth=PREFETCH * max(plan.batch_size for plan in job.streams)):
-        if isinstance(item, Prepared):
-            key = (item.stream, tuple(item.frames[0].shape))
-            pending.setdefault(key, []).append(item)
-            if len(pending[key]) == job.streams[item.stream].batch_size:
-                encode(pending.pop(key))
-            continue
-        if (path := part.videos[report.videos].path) is not None:
-            decoded[path.as_posix()] = item.frames
-        report.videos += 1
-        report.clips += item.clips
-        report.failed += item.failed
-        report.frames_decoded += item.frames
-        progress(report)
-    for batch in pending.values():
-        encode(batch)
-    report.seconds["wait"] = time.monotonic() - begin - report.seconds["encode"]
-    begin = time.monotonic()
-    run = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "seconds": round(time.monotonic() - started, 3),
-        "frames_decoded": decoded,
-        "versions": versions(),
-    }
-    report.rows = 0  # so far they were windows: clips that agree share theirs, and failed ones keep none
-    watch.on("write")
-    report.failed = len(_write(part, job, stretches, digests, report, run))
-    report.seconds["write"] = time.monotonic() - begin
-    return report
-
-
-def _tracks(video: VideoTask, streams: tuple[WindowPlan | ObjectsPlan, ...]) -> dict[Track, list[int]]:
-    """The tracks of a video and the streams that want each. Clips that agree share a track, and so its encoding."""
-    tracks: dict[Track, list[int]] = {}
-    for clip in video.clips:
-        for stream in clip.streams:
-            wanted = tracks.setdefault(_track(clip, streams[stream]), [])
-            if stream not in wanted:
-                wanted.append(stream)
-    return tracks
-
-
-def _track(clip: ClipTask, plan: WindowPlan | ObjectsPlan) -> Track:
-    return Track(clip.start, clip.end, plan.sampling)
-
-
-def _prepare(
-    number: int,
-    path: Path,
-    owners: dict[Track, list[int]],
-    job: Job,
-    encoders: Sequence[Any],
-    decoder: Decoder,
-    stretches: dict[tuple[int, Track, int], Stretch],
-    digests: dict[Path, str | None],
-    watch: Watch,
-) -> Generator[Prepared, None, int]:
-    """One pass over one video: yields its windows, fills the dictionaries, and returns the number of frames decoded."""
-    tracks = list(owners)
-    frames = 0
-
-    def begin(served_by: str) -> list[dict[int, Any]]:
-        for track, streams in owners.items():
-            for stream in streams:
-                stretches[number, track, stream] = Stretch(decoder=served_by)
-        return [{} for _ in job.streams]  # the frames of each stream that a later window may need, by key
-
-    ring = begin("")
-    work = {(number, stream) for streams in owners.values() for stream in streams}
-    for event in _events(job, path, tracks, decoder, digests):
-        watch.on("decode", work)
-        match event:
-            case Opened():
-                ring = begin(event.decoder)
-            case Frame():
-                pixels = torch.from_numpy(event.image)
-                for stream in {stream for user in event.users for stream in owners[tracks[user]]}:
-                    ring[stream][event.key] = encoders[stream].prepare(pixels)
-            case Sampled():
-                for stream in owners[tracks[event.track]]:
-                    stretch = stretches[number, tracks[event.track], stream]
-                    frames_seen = tuple(ring[stream][key] for key in event.keys)
-                    stretch.times.append((event.start, event.end))
-                    yield Prepared(number, stream, stretch, len(stretch.times) - 1, frames_seen)
-                if event.oldest is not None:
-                    for frames_held in ring:
-                        for key in [key for key in frames_held if key < event.oldest]:
-                            del frames_held[key]
-            case Done() | Failed():
-                for stream in owners[tracks[event.track]]:
-                    stretch = stretches[number, tracks[event.track], stream]
-                    if isinstance(event, Done):
-                        stretch.failure, stretch.missing, stretch.damage = None, event.missing, event.damage
-                    else:
-                        stretch.failure = event.stage, event.reason
-            case Restart():
-                ring = begin("")
-            case VideoEnd():
-                frames = event.frames
-    return frames
-
-
-def _events(
-    job: Job, path: Path, tracks: list[Track], decoder: Decoder, digests: dict[Path, str | None]
-) -> Iterator[Any]:
-    """What the decoder says of a video, which is fetched first where it is elsewhere."""
-    try:
-        with on_disk(job.videos, path) as file:
-            if job.digest:
-                digests[path] = sha256_of(file)
-            yield from decoder.read(file, tracks)
-    except StorageError as error:
-        for number in range(len(tracks)):
-            yield Failed(number, "find", str(error))
-
-
-def sha256_of(path: Path) -> str | None:
-    """sha256 of a file; None if it cannot be read, or is a pipe, which would wait for ever."""
-    with contextlib.suppress(OSError):
-        if path.is_file():
-            with path.open("rb") as handle:
-                return hashlib.file_digest(handle, "sha256").hexdigest()
-    return None
-
-
-def _write(
-    part: PartTask,
-    job: Job,
-    stretches: dict[tuple[int, Track, int], Stretch],
-    digests: dict[Path, str | None],
-    report: Report,
-    run: dict[str, Any],
-) -> set[str]:
-    """Commits the part in each stream; returns the ids of clips that failed in any."""
-    failed: set[str] = set()
-    for stream, plan in enumerate(job.streams):
-        spec = plan.spec
-        rows: list[ClipRows] = []
-        failures: list[Failure] = []
-        for number, video in enumerate(part.videos):
-            for clip in video.clips:
-                if stream not in clip.streams:
+    def requests(self, number: int, video: VideoTask) -> dict[SamplingRequest, list[int]]:
+        """What is asked for of a video, and the streams that want each. Clips that agree share a request."""
+        wanted: dict[SamplingRequest, list[int]] = {}
+        for clip in video.clips:
+            for stream in clip.streams:
+                request = request_of(clip, self.job.streams[stream])
+                key = (number, request, stream)
+                if key in self.rows:
                     continue
-                source = ClipSource(
-                    video=None if video.path is None else video.path.as_posix(),
-                    start=clip.start,
-                    end=clip.end,
-                    bytes=video.bytes,
-                    modified=video.modified,
-                    sha256=digests.get(video.path),
-                    revision=clip.revision,
-                )
-                if video.path is None:
-                    result: ClipRows | tuple[str, str] = ("find", video.missing)
+                self.rows[key] = RequestRows(self.layouts[stream])
+                if failure := self.stalled.get((video.path.as_posix(), stream)):
+                    self.rows[key].failure = failure
                 else:
-                    stretch = stretches[number, _track(clip, plan), stream]
-                    result = _rows(clip.clip_id, source, stretch, spec)
-                if isinstance(result, ClipRows):
-                    rows.append(result)
-                else:
-                    stage, reason = result
-                    entry = {"clip_id": clip.clip_id, "video": clip.video, "attempts": clip.attempt}
-                    failures.append(Failure(**entry, stage=stage, reason=reason, source=source.entry))
-                    failed.add(clip.clip_id)
-        if not rows and not failures:
-            continue
-        commit = write_part(
-            job.store,
-            plan.name,
-            part.name(stream),
-            spec=spec,
-            clips=rows,
-            failures=failures,
-            run=run,
+                    wanted.setdefault(request, []).append(stream)
+        return wanted
+
+    def videos(self, files: Fetcher) -> Iterator[Video | None]:
+        """The videos for the feeders, each as soon as its file is on this machine; None while it is not."""
+        for number, file in zip(self.wanted, files, strict=True):
+            if not self.wanted[number]:
+                file.close()
+                continue
+            while not file.future.done():
+                yield None
+            try:
+                path = file.future.result()
+            except StorageError as error:
+                for key in self.keys(number):
+                    self.rows[key].failure = ("find", str(error))
+                self.finish_video(number)
+                continue
+            self.files[number] = file
+            yield Video(number, path, tuple(self.wanted[number]))
+
+    def handle(self, video: Video, event: Event) -> None:
+        """What an event means for the rows of its video."""
+        number = video.number
+        match event:
+            case Digest():
+                self.digests[self.part.videos[number].path] = event.sha256
+            case Opened():
+                self.start_over(number, event.decoder)
+            case Restart():
+                self.start_over(number, "")
+            case Window():
+                request = video.requests[event.request]
+                for stream in self.wanted[number][request]:
+                    rows = self.rows[number, request, stream]
+                    rows.times.append((event.start, event.end))
+                    self.encode(stream, self.batches_of(stream).add((number, rows, event.index), event.pixels))
+            case Done():
+                for rows in self.rows_of(video, event.request):
+                    rows.failure, rows.missing, rows.damage = None, event.missing, event.damage
+            case Failed():
+                for rows in self.rows_of(video, event.request):
+                    rows.failure = event.stage, event.reason
+            case End():
+                self.files.pop(number).close()
+                self.frames[self.part.videos[number].path.as_posix()] = event.frames
+                self.report.frames_decoded += event.frames
+                for activity, seconds in event.seconds.items():
+                    self.report.seconds[activity] += seconds
+                self.finish_video(number)
+
+    def keys(self, number: int) -> list[tuple[int, SamplingRequest, int]]:
+        """Of the rows that a video is decoded for."""
+        return [(number, request, stream) for request, streams in self.wanted[number].items() for stream in streams]
+
+    def rows_of(self, video: Video, request: int) -> list[RequestRows]:
+        """A request's rows in every stream that wants them."""
+        wanted = video.requests[request]
+        return [self.rows[video.number, wanted, stream] for stream in self.wanted[video.number][wanted]]
+
+    def start_over(self, number: int, decoder: str) -> None:
+        for key in self.keys(number):
+            self.rows[key] = RequestRows(self.layouts[key[2]], decoder=decoder)
+
+    def finish_video(self, number: int) -> None:
+        """Counts a video that is done."""
+        video = self.part.videos[number]
+        self.report.videos += 1
+        self.report.clips += len(video.clips)
+        self.report.failed += sum(
+            video.path is None
+            or any(
+                self.rows[number, request_of(clip, self.job.streams[stream]), stream].failure for stream in clip.streams
+            )
+            for clip in video.clips
         )
-        report.rows += commit["rows"]
-        report.bytes += sum(file["bytes"] for file in commit["files"].values())
-    return failed
+        self.progress(self.report)
+
+    def batches_of(self, stream: int) -> Batches[Owner]:
+        """The batches of a stream. Its network is loaded with its first window: decoding goes on meanwhile."""
+        if stream not in self.batches:
+            plan = self.job.streams[stream]
+
+            def begins(owners: list[Owner] | None) -> None:
+                self.watch.on("encode", None if owners is None else {(number, stream) for number, _, _ in owners})
+
+            def note(text: str) -> None:
+                self.report.notes.append(f"{plan.name}: {text}")
+
+            encoder = plan.encoder(self.device)
+            self.batches[stream] = Batches(encoder, plan.batch_size, begins=begins, note=note)
+        return self.batches[stream]
+
+    def encode(self, stream: int, encoded: Iterator[Encoded[Owner]]) -> None:
+        """Keeps the rows that batches have become."""
+        begin = time.monotonic()
+        for batch in encoded:
+            self.report.rows += len(batch.owners)
+            for place, (_, rows, index) in enumerate(batch.owners):
+                rows.put(index, {name: array[place] for name, array in batch.arrays.items()})
+        self.report.seconds["encode"] += time.monotonic() - begin
+
+    def write(self, record: dict[str, Any]) -> set[str]:
+        """Commits the part in each stream; returns the ids of clips that failed in any.
+
+        Args:
+            record: how the part was made, for the commits.
+        """
+        failed: set[str] = set()
+        for stream, plan in enumerate(self.job.streams):
+            rows: list[ClipRows] = []
+            failures: list[Failure] = []
+            for number, video in enumerate(self.part.videos):
+                for clip in video.clips:
+                    if stream not in clip.streams:
+                        continue
+                    source = ClipSource(
+                        video=None if video.path is None else video.path.as_posix(),
+                        start=clip.start,
+                        end=clip.end,
+                        bytes=video.bytes,
+                        modified=video.modified,
+                        sha256=self.digests.get(video.path),
+                        revision=clip.revision,
+                    )
+                    if video.path is None:
+                        result: ClipRows | tuple[str, str] = ("find", video.missing)
+                    else:
+                        result = clip_rows(clip.clip_id, source, self.rows[number, request_of(clip, plan), stream])
+                    if isinstance(result, ClipRows):
+                        rows.append(result)
+                    else:
+                        stage, reason = result
+                        entry = {"clip_id": clip.clip_id, "video": clip.video, "attempts": clip.attempt}
+                        failures.append(Failure(**entry, stage=stage, reason=reason, source=source.entry))
+                        failed.add(clip.clip_id)
+            if not rows and not failures:
+                continue
+            name = self.part.name(stream)
+            commit = write_part(
+                self.job.store, plan.name, name, spec=plan.spec, clips=rows, failures=failures, run=record
+            )
+            self.report.rows += commit["rows"]
+            self.report.bytes += sum(file["bytes"] for file in commit["files"].values())
+        return failed
 
 
-def _rows(clip_id: str, source: ClipSource, stretch: Stretch, spec: dict[str, Any]) -> ClipRows | tuple[str, str]:
+def request_of(clip: ClipTask, plan: WindowPlan | ObjectsPlan) -> SamplingRequest:
+    """What a stream asks for of a clip's video."""
+    return SamplingRequest(clip.start, clip.end, plan.sampling, plan.transform)
+
+
+def clip_rows(clip_id: str, source: ClipSource, rows: RequestRows) -> ClipRows | tuple[str, str]:
     """A clip's rows, or the stage and reason of its failure."""
-    if stretch.failure is not None:
-        return stretch.failure
-    if stretch.unfit:
-        index = min(stretch.unfit)
-        return "encode", f"the feature of window {index} {stretch.unfit[index]}"
-    kept = {"missing": stretch.missing, "damage": stretch.damage}
-    return ClipRows(clip_id=clip_id, arrays=stretch.arrays(spec), decoder=stretch.decoder, source=source, **kept)
+    if rows.failure is not None:
+        return rows.failure
+    if rows.overflow:
+        index = min(rows.overflow)
+        return "encode", f"the feature of window {index} {rows.overflow[index]}"
+    kept = {"missing": rows.missing, "damage": rows.damage}
+    return ClipRows(clip_id=clip_id, arrays=rows.arrays(), decoder=rows.decoder, source=source, **kept)
 
 
-def unfit(values: np.ndarray) -> str:
-    """Why float16 cannot hold a feature, or nothing."""
-    if not np.isfinite(values).all():
-        return "is not finite"
-    largest = np.abs(values).max(initial=0)
-    return f"reaches {largest:.3g}, more than float16 holds" if largest > FLOAT16_MAX else ""
+def shared_feeders(job: Job, device: str) -> Feeders:
+    """The feeders of this process; they stay from part to part."""
+    count = job.feeders or default_feeders(device)
+    return _feeders(os.getpid(), count, job.deadline, job.longest_frame, job.keep_damaged, job.digest)
+
+
+def default_feeders(device: str) -> int:
+    """Decoding processes of a worker: one a core beside a GPU; on a CPU a quarter of the cores, which encode too."""
+    return max(1, THREADS // 4) if device == "cpu" else min(THREADS, MOST_FEEDERS)
 
 
 @functools.lru_cache(maxsize=1)
-def _decoder(deadline: float, longest: float, keep: bool) -> Decoder:
-    """The one Decoder of this process."""
-    return Decoder(deadline=deadline, threads=THREADS, longest=longest, keep=keep)
+def _feeders(process: int, count: int, deadline: float, longest: float, keep: bool, digest: bool) -> Feeders:
+    threads = max(1, THREADS // count)
+    return Feeders(count, deadline=deadline, threads=threads, longest=longest, keep=keep, digest=digest)
 
 
 def versions() -> dict[str, str]:
     """Versions of everything that touches pixels or numbers."""
-    names = ("amex", "av", "decord2", "numpy", "onedl-mmdetection", "torch", "torchvision", "transformers", "zarr")
-    return {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in names}}
-
-
-Item = TypeVar("Item")
-
-
-def prefetch(items: Iterable[Item], *, depth: int) -> Iterator[Item]:
-    """Yields ``items`` in order while a thread makes up to ``depth`` of them ahead."""
-    ahead: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-    end = object()
-
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ahead.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def make() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    return
-            put(end)
-        except BaseException as error:  # raised again where the items are used
-            put(error)
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        while (item := ahead.get()) is not end:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+    libraries = (
+        "av",
+        "decord2",
+        "numpy",
+        "onedl-mmdetection",
+        "pillow",
+        "torch",
+        "torchvision",
+        "transformers",
+        "zarr",
+    )
+    found = {name: version(name) for name in ("amex", *libraries)}
+    return {"python": ".".join(map(str, sys.version_info[:3])), **found}

@@ -23,10 +23,13 @@ from ..encoders.presets import WindowPlan
 from ..encoders.registry import StreamPlan, by_kind
 from ..limits import DEADLINE, LONGEST_FRAME, PART_MINUTES
 from ..video.decode import Header, Unreadable
-from ..video.decoder import Decoder, Track
+from ..video.feeder import file_digest
+from ..video.feeders import Feeders
+from ..video.requests import SamplingRequest
 from ..video.sampling import Sampling
+from ..video.transform import Transform
 from .captions import PART_CAPTIONS, CaptionsTask, captions_of, plan_captions
-from .part import ClipTask, PartTask, VideoTask, sha256_of
+from .part import ClipTask, PartTask, VideoTask
 
 # Durations for an estimate are read from at most so many video files, evenly spread over the manifest.
 ESTIMATE_FILES = 200
@@ -129,7 +132,7 @@ class VideoFiles:
             self._digests[video] = None
             with contextlib.suppress(StorageError):
                 with on_disk(self.finder.root, self[video].path) as path:
-                    self._digests[video] = sha256_of(path)
+                    self._digests[video] = file_digest(path)
         return self._digests[video]
 
 
@@ -360,16 +363,20 @@ def estimate(
     seconds = to_decode = 0.0
     paces: list[float] = []
     rows = Counter({plan.name: 0 for plan in plans})
-    with contextlib.closing(Decoder(deadline=deadline, longest=longest_frame)) as decoder:
+    with contextlib.closing(Feeders(deadline=deadline, longest=longest_frame)) as feeders:
         for video in sample:
             try:
                 with on_disk(videos, video.path) as file:
-                    header = decoder.header(file)
-                    samplings = {plans[index].sampling for clip in video.clips for index in clip.streams}
+                    header = feeders.header(file)
+                    wanted = {
+                        (plans[index].sampling, plans[index].transform)
+                        for clip in video.clips
+                        for index in clip.streams
+                    }
                     if len(paces) < TIMED_FILES:
                         if not paces:  # the process imports its libraries
-                            _seconds_a_second(decoder, file, header, samplings)
-                        paces.append(_seconds_a_second(decoder, file, header, samplings))
+                            _seconds_a_second(feeders, file, header, wanted)
+                        paces.append(_seconds_a_second(feeders, file, header, wanted))
             except (Unreadable, StorageError):
                 continue
             duration = header.end or 0.0
@@ -416,20 +423,25 @@ def entry_bytes(arrays: dict[str, tuple[tuple[int, ...], str]]) -> int:
     return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
 
 
-def _seconds_a_second(decoder: Decoder, file: Path, header: Header, samplings: Iterable[Sampling]) -> float:
-    """How long a second of a video takes to decode, through the pipe, for those who sample it so."""
+def _seconds_a_second(
+    feeders: Feeders, file: Path, header: Header, wanted: Iterable[tuple[Sampling, Transform | None]]
+) -> float:
+    """How long a second of a video takes one feeder, for those who sample and transform it so."""
     length = min(TIMED_SECONDS, (header.end or math.inf) - header.begin)
     begin = time.monotonic()
-    for _ in decoder.read(file, [Track(None, header.begin + length, sampling) for sampling in samplings]):
+    for _ in feeders.read(file, [SamplingRequest(None, header.begin + length, *each) for each in wanted]):
         pass
     return (time.monotonic() - begin) / max(length, 1e-3)
 
 
 def _seconds_a_row(plan: WindowPlan | ObjectsPlan, device: str) -> float:
     encoder = plan.encoder(device)
-    frame = encoder.prepare(torch.zeros(240, 320, 3, dtype=torch.uint8))
-    batch = [(frame,) * plan.sampling.frames] * plan.batch_size
-    encoder(batch)
+    frame = np.zeros((240, 320, 3), np.uint8)
+    frame = frame if plan.transform is None else plan.transform(frame)
+    windows = torch.from_numpy(np.stack([np.stack([frame] * plan.sampling.frames)] * plan.batch_size))
+    windows = windows.to(encoder.device)
+    encoder(windows)
     begin = time.monotonic()
-    encoder(batch)
+    for array in encoder(windows).values():
+        array.cpu()
     return (time.monotonic() - begin) / plan.batch_size

@@ -1,13 +1,28 @@
-"""Pixels on their way into a network: resize, centre crop, normalise. Each choice is part of a stream's fingerprint."""
+"""Pixels on their way into a network: resize and centre crop. Each choice is part of a stream's fingerprint.
+
+Runs where videos are decoded, in NumPy and Pillow. The encoder normalises on its device.
+"""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
+import numpy as np
+from PIL import Image
 
 from ...errors import AmexError
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class TransformError(AmexError):
+    """A frame does not fit a transform."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +31,12 @@ class Transform:
 
     Attributes:
         resize: length of the shorter side, or (height, width), or None.
-        interpolation: ``bilinear`` or ``bicubic``.
-        antialias: False interpolates float pixels without a low-pass filter, as torch does by default. True filters
-            and rounds to whole pixel values, as Pillow does. The two are different features.
+        interpolation: a key of FILTERS.
+        antialias: True resizes with Pillow: a low-pass filter, and whole pixel values. False interpolates float pixels
+            between their four neighbours, as torch does by default; only for ``bilinear``. The two are different
+            features.
         crop: (height, width) of the centre crop, its corner rounded half to even, or None.
-        mean: per channel, on pixels in [0, 1].
+        mean: per channel, on pixels in [0, 1]; for the encoder.
         std: per channel, likewise.
     """
 
@@ -31,31 +47,97 @@ class Transform:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """(height, width, 3) uint8 to (3, height, width) float32, on the same device.
+    def __post_init__(self) -> None:
+        if self.interpolation not in FILTERS:
+            raise TransformError(f"unknown interpolation {self.interpolation!r}: use {', '.join(FILTERS)}")
+        if self.resize is not None and not self.antialias and self.interpolation != "bilinear":
+            raise TransformError(f"{self.interpolation} interpolation needs antialias=True")
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """(height, width, 3) uint8 to the pixels that the encoder takes.
+
+        Returns:
+            (height, width, 3), in [0, 255]: float32 where ``antialias`` is False and there is a ``resize``, else uint8.
 
         Raises:
-            AmexError: if the frame is smaller than the crop.
+            TransformError: if the frame is smaller than the crop.
         """
-        pixels = image.permute(2, 0, 1)[None].float()
-        if self.resize is not None:
-            size = self._size(*pixels.shape[-2:])
-            pixels = F.interpolate(pixels, size=size, mode=self.interpolation, antialias=self.antialias)
-            if self.antialias:
-                pixels = pixels.round().clamp(0, 255)
-        if self.crop is not None:
-            (height, width), (crop_height, crop_width) = pixels.shape[-2:], self.crop
-            if height < crop_height or width < crop_width:
-                raise AmexError(f"a frame of {width}x{height} is smaller than the crop of {crop_width}x{crop_height}")
-            top, left = round((height - crop_height) / 2), round((width - crop_width) / 2)
-            pixels = pixels[..., top : top + crop_height, left : left + crop_width]
-        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
-        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
-        return (pixels[0] / 255 - mean) / std
+        size = self.size(*image.shape[:2])
+        top, left, height, width = self.window(*size)
+        if size == image.shape[:2] and (self.antialias or self.resize is None):
+            return image[top : top + height, left : left + width]
+        if not self.antialias:
+            return interpolate(image, size, (top, left, height, width))
+        resized = Image.fromarray(image).resize(size[::-1], FILTERS[self.interpolation])
+        return np.asarray(resized)[top : top + height, left : left + width]
 
-    def _size(self, height: int, width: int) -> tuple[int, int]:
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of a frame of ``height`` and ``width`` after the resize."""
+        if self.resize is None:
+            return height, width
         if not isinstance(self.resize, int):
             return self.resize
         if height <= width:
             return self.resize, int(self.resize * width / height)
         return int(self.resize * height / width), self.resize
+
+    def window(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of the crop of a resized frame."""
+        if self.crop is None:
+            return 0, 0, height, width
+        if height < self.crop[0] or width < self.crop[1]:
+            crop = f"{self.crop[1]}x{self.crop[0]}"
+            raise TransformError(f"a frame of {width}x{height} is smaller than the crop of {crop}")
+        return round((height - self.crop[0]) / 2), round((width - self.crop[1]) / 2), *self.crop
+
+
+def interpolate(image: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
+    """A window of an image that is resized by bilinear interpolation without a filter, float32.
+
+    The weights and the order of operations are those of ``torch.nn.functional.interpolate`` with
+    ``align_corners=False``. Only the window is computed, from four neighbours a pixel, so that the cost does not depend
+    on the size of the image.
+
+    Args:
+        size: (height, width) of the whole image after the resize.
+        window: (top, left, height, width) in it.
+    """
+    top, left, height, width = window
+    y0, y1, wy0, wy1 = neighbours(image.shape[0], size[0], top, height, 1)
+    x0, x1, wx0, wx1 = neighbours(image.shape[1], size[1], left, width, 3)
+    rows = np.ascontiguousarray(image).reshape(image.shape[0], -1)
+
+    def across(chosen: np.ndarray) -> np.ndarray:
+        lines = rows[chosen]
+        line = lines.take(x0, axis=1) * wx0
+        line += lines.take(x1, axis=1) * wx1
+        return line
+
+    result = across(y0)
+    result *= wy0[:, None]
+    below = across(y1)
+    below *= wy1[:, None]
+    result += below
+    return result.reshape(height, width, 3)
+
+
+@functools.lru_cache(maxsize=64)
+def neighbours(
+    old: int, new: int, begin: int, count: int, channels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """For ``count`` of ``new`` pixels of a resized axis, from ``begin``: their two neighbours and the weights of those.
+
+    Args:
+        channels: values a pixel, each with an index of its own.
+    """
+    scale = np.float32(old) / np.float32(new)
+    source = (np.arange(begin, begin + count, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    source = np.maximum(source, np.float32(0))
+    first = np.minimum(source.astype(np.int64), old - 1)
+    weight = np.clip(source - first.astype(np.float32), 0, 1).astype(np.float32)
+    second = np.minimum(first + 1, old - 1)
+
+    def spread(index: np.ndarray) -> np.ndarray:
+        return (index[:, None] * channels + np.arange(channels)).ravel()
+
+    return spread(first), spread(second), np.repeat(np.float32(1) - weight, channels), np.repeat(weight, channels)

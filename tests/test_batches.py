@@ -1,0 +1,91 @@
+"""Batches: each window is encoded once, no row depends on its batch, and too little memory makes batches smaller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amex.errors import AmexError
+from amex.extract.encoders.batches import Batches
+from amex.extract.encoders.presets import plan_windows
+
+
+class Sums:
+    """An encoder whose row is the sum of a window; it has memory for so many windows."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, most: int = 1000) -> None:
+        self.most = most
+        self.sizes: list[int] = []
+
+    def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
+        if len(windows) > self.most:
+            raise torch.OutOfMemoryError("no memory for so much\nand more lines")
+        self.sizes.append(len(windows))
+        return {"values": windows.float().sum((1, 2, 3, 4))[:, None]}
+
+
+def encoded(batches: Batches[int], windows: list[np.ndarray]) -> dict[int, float]:
+    rows: dict[int, float] = {}
+    results: list[Any] = []
+    for owner, window in enumerate(windows):
+        results += batches.add(owner, window)
+    results += batches.flush()
+    for result in results:
+        for place, owner in enumerate(result.owners):
+            assert owner not in rows
+            rows[owner] = float(result.arrays["values"][place, 0])
+    return rows
+
+
+@settings(deadline=None)
+@given(
+    shapes=st.lists(st.sampled_from([(1, 2, 3, 3), (2, 2, 2, 3), (1, 4, 4, 3)]), max_size=40),
+    size=st.integers(1, 7),
+    most=st.sampled_from([1, 2, 3, 1000]),
+)
+def test_every_window_is_encoded_once_whatever_its_shape(shapes: list[tuple[int, ...]], size: int, most: int) -> None:
+    windows = [np.full(shape, number % 250, np.uint8) for number, shape in enumerate(shapes)]
+    encoder = Sums(most)
+    rows = encoded(Batches(encoder, size), windows)
+    assert rows == {owner: float(window.sum(dtype=float)) for owner, window in enumerate(windows)}
+    assert max(encoder.sizes, default=0) <= min(size, most)
+
+
+def test_too_little_memory_makes_batches_smaller_and_is_said_once() -> None:
+    said: list[str] = []
+    encoder = Sums(most=3)
+    windows = [np.full((1, 2, 2, 3), number, np.uint8) for number in range(32)]
+    encoded(Batches(encoder, 8, note=said.append), windows)
+    assert said == [f"no memory for batches of {size}; batches of {size // 2} from now on" for size in (8, 4)]
+    assert encoder.sizes == [2] * 16
+
+
+def test_no_memory_for_one_window_is_an_error_in_a_line() -> None:
+    with pytest.raises(AmexError, match=r"no memory for one window: no memory for so much$"):
+        encoded(Batches(Sums(most=0), 2), [np.zeros((1, 2, 2, 3), np.uint8)] * 2)
+
+
+def test_the_owners_of_a_batch_are_told_before_it_is_encoded() -> None:
+    begun: list[list[int] | None] = []
+    encoded(Batches(Sums(), 2, begins=begun.append), [np.zeros((1, 2, 2, 3), np.uint8)] * 3)
+    assert begun == [[0, 1], None, [2], None]
+
+
+def test_a_row_does_not_depend_on_the_other_windows_of_its_batch() -> None:
+    plan = plan_windows("r2plus1d_tiny", network="r2plus1d_tiny", weights="default", precision="fp32")
+    encoder = plan.encoder("cpu")
+    windows = list(np.random.default_rng(0).integers(0, 256, (5, 12, 96, 96, 3), dtype=np.uint8))
+    alone = torch.cat([encoder(torch.from_numpy(window)[None])["values"] for window in windows])
+    rows = []
+    batches = Batches(encoder, 2)
+    for number, window in enumerate(windows):
+        rows += [result.arrays["values"] for result in batches.add(number, window)]
+    rows += [result.arrays["values"] for result in batches.flush()]
+    torch.testing.assert_close(torch.from_numpy(np.concatenate(rows)), alone, rtol=1e-4, atol=1e-4)

@@ -12,18 +12,18 @@ from rich.console import Console
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
-class Place(click.ParamType):
-    """A folder, or a prefix in an object store."""
+class StoragePath(click.ParamType):
+    """A folder, or an address such as s3://BUCKET/NAME."""
 
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from .storage.places import locate
+        from .storage import open_path
 
-        return locate(value)
+        return open_path(value)
 
 
-PLACE = Place()
+STORAGE_PATH = StoragePath()
 
 
 def console(stderr: bool = False) -> Console:

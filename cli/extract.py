@@ -13,7 +13,7 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
-from ..console import PLACE, console, json_option
+from ..console import STORAGE_PATH, console, json_option
 from ..errors import plural, printable
 from ..extract.limits import DEADLINE, LONGEST_FRAME, PART_CLIPS, PART_MINUTES, STALL
 from .worker import cluster_options, default_workers, where
@@ -80,13 +80,13 @@ def streams() -> None:
 @click.option("--protocol", help="Which of its published splits.")
 @click.option(
     "--videos",
-    type=PLACE,
+    type=STORAGE_PATH,
     help="The folder the videos are in, any layout, or s3://... or https://...; not needed for text alone.",
 )
 @click.option(
     "--store",
     required=True,
-    type=PLACE,
+    type=STORAGE_PATH,
     help="The Zarr store to write or to go on with: a folder, or s3://BUCKET/NAME.",
 )
 @click.option(

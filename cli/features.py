@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from ..console import PLACE, console, json_option
+from ..console import STORAGE_PATH, console, json_option
 from ..errors import AmexError, plural, printable
 
-store_argument = click.argument("store", type=PLACE)
+store_argument = click.argument("store", type=STORAGE_PATH)
 skip_damaged_option = click.option(
     "--skip-damaged", is_flag=True, help="Read on without the parts whose commit records are damaged."
 )
@@ -197,7 +197,7 @@ def features_verify(store: Path, prune: bool, repair: bool) -> None:
 
     from ..features import mend, verify_store
     from ..features.verify import without_seal
-    from ..storage.places import reachable, remove
+    from ..storage import reachable, storage_at
 
     parts, kinds = 0, Counter[str]()
     with reachable(store), Progress(console=console(stderr=True), transient=True) as progress:
@@ -214,7 +214,7 @@ def features_verify(store: Path, prune: bool, repair: bool) -> None:
             click.echo(str(damage))
             kinds[damage.kind] += 1
             if prune and damage.kind == "leftover":
-                remove(store / damage.path)
+                storage_at(store / damage.path).remove()
         unsealed = [] if kinds["metadata"] else without_seal(store)
     if count := kinds.pop("leftover", 0):
         harmless = "does no harm; --prune removes it" if count == 1 else "do no harm; --prune removes them"
@@ -240,7 +240,7 @@ def features_verify(store: Path, prune: bool, repair: bool) -> None:
 def features_rm(store: Path, stream: str, yes: bool) -> None:
     """Remove STREAM, all its features, from a store. Not while a run writes to it or a training reads it."""
     from ..features import StoreError, open_store, remove_stream
-    from ..storage.places import reachable
+    from ..storage import reachable
 
     opened = open_store(store, skip_damaged=True)
     try:
@@ -303,7 +303,7 @@ def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
 
 @features.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--store", required=True, type=PLACE, help="The store to write or to go on with.")
+@click.option("--store", required=True, type=STORAGE_PATH, help="The store to write or to go on with.")
 @click.option(
     "--format",
     "form",

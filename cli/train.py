@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import click
 
-from ..console import PLACE, console, json_option
+from ..console import STORAGE_PATH, console, json_option
 from ..errors import AmexError, printable
 
-store_option = click.option("--store", type=PLACE, help="The features.  [default: as in training]")
+store_option = click.option("--store", type=STORAGE_PATH, help="The features.  [default: as in training]")
 manifest_option = click.option(
     "--manifest", "manifest_path", type=click.Path(path_type=Path), help="The clips.  [default: as in training]"
 )
@@ -67,7 +67,7 @@ def configs(name: str | None) -> None:
 
 @click.command()
 @click.argument("which", metavar="CONFIG")
-@click.option("--store", required=True, type=PLACE, help="The features, from `amex extract`.")
+@click.option("--store", required=True, type=STORAGE_PATH, help="The features, from `amex extract`.")
 @click.option("--manifest", "manifest_path", required=True, type=click.Path(path_type=Path), help="The clips.")
 @click.option("--work-dir", required=True, type=click.Path(path_type=Path), help="Where checkpoints and logs go.")
 @set_option
@@ -262,7 +262,7 @@ def print_figures(record: dict[str, Any]) -> None:
 
 @click.command()
 @click.argument("which", metavar="CONFIG")
-@click.option("--store", required=True, type=PLACE, help="The features.")
+@click.option("--store", required=True, type=STORAGE_PATH, help="The features.")
 @click.option("--manifest", "manifest_path", required=True, type=click.Path(path_type=Path), help="The clips.")
 @click.option("--work-dir", required=True, type=click.Path(path_type=Path), help="Where all runs go.")
 @set_option
@@ -491,11 +491,11 @@ def load(path: Path, store: Path | None, manifest: Path | None) -> Used:
     """A checkpoint with the store and the clips it is to be used on: given, or those it was trained with."""
     from ..features import open_store
     from ..manifests import read_manifest
-    from ..storage.places import locate
+    from ..storage import open_path
     from ..train.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
-    where = {name: locate(text) for name, text in checkpoint.sources.items()}
+    where = {name: open_path(text) for name, text in checkpoint.sources.items()}
     for name, given in (("store", store), ("manifest", manifest)):
         if given is None and not where[name].exists():
             raise AmexError(f"the {name} of the training run, {where[name]}, is gone: give one with --{name}")

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..storage import write_json
 from .hdf5_files import BESIDE, HGR_SPLITS
 from .reader import Rows, Stream
-from .schema import StoreError, clip_arrays, row_arrays, write_json
+from .schema import StoreError, clip_arrays, row_arrays
 
 # Clips read at a time.
 SOME = 64

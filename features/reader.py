@@ -19,7 +19,7 @@ import zarr
 from zarr.storage import LocalStore, WrapperStore
 
 from ..errors import first_line
-from ..storage.places import NOT_THERE, locate, reachable, read_files, read_together, sizes, zarr_store
+from ..storage import NOT_THERE, open_path, reachable, storage_at
 from .schema import (
     REPAIR,
     ClipNotThere,
@@ -122,7 +122,7 @@ def open_store(path: str | os.PathLike[str], *, skip_damaged: bool = False) -> S
     Raises:
         StoreError: if there is none at ``path``.
     """
-    path = locate(path)
+    path = open_path(path)
     try:
         with reachable(path, but=NOT_THERE):
             read_store(path)
@@ -204,7 +204,7 @@ class Stream:
         self._revisions: dict[str, int] = {}  # of the entries in _where, where it is not 0
         self._mixed: set[str] = set()  # parts that hold rows which do not count
         with uncollected():
-            for file, data in read_files(self.path / "commits", "*.json"):
+            for file, data in storage_at(self.path / "commits").read_matching("*.json"):
                 part = file.removesuffix(".json")
                 try:
                     self._index(part, self._own(parse_commit(self.path / "commits" / file, data)))
@@ -381,7 +381,7 @@ class Stream:
             if part not in self._checked:
                 check_part(folder, commit, {*row_arrays(self.spec), *clip_arrays(self.spec)})
                 self._checked.add(part)
-            inner = zarr_store(folder / array)
+            inner = storage_at(folder / array).zarr_store()
             whole = WholeArray(LocalStore(inner, read_only=True) if isinstance(inner, Path) else inner)
             return PartArray(zarr.open_array(whole, mode="r"), place, self.path)
 
@@ -453,13 +453,14 @@ def check_part(folder: Path, commit: Mapping[str, Any], arrays: Set[str]) -> Non
     Ids, offsets and metadata are compared byte for byte, the data of ``arrays``, which has checksums of its own, by its
     size alone: that it is another part's of the same size, ``verify`` finds out.
     """
-    there = sizes(folder)
+    storage = storage_at(folder)
+    there = storage.sizes()
     for name, file in commit["files"].items():
         if name not in there:
             raise ValueError(f"{name} is missing")
         if there[name] != file["bytes"]:
             raise ValueError(f"{name} has {there[name]} bytes, not {file['bytes']}")
     small = [name for name in commit["files"] if name.split("/")[0] not in arrays or name.endswith("zarr.json")]
-    for name, data in read_together(folder, small).items():
+    for name, data in storage.read(small).items():
         if hashlib.sha256(data).hexdigest() != commit["files"][name]["sha256"]:
             raise ValueError(f"{name} is not what was committed")

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AmexError, first_line
-from ..storage.places import NOT_THERE, write_text
+from ..storage import NOT_THERE
 
 # 2 names a part's folder after its content. 3 seals spec.json, problems.json and the store's zarr.json too.
 FORMAT = 3
@@ -175,11 +175,6 @@ def diff_specs(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, A
             yield from diff_specs(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, old, new
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Writes a JSON file so that it is there whole or not at all, also after a power cut."""
-    write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def is_plain(name: str) -> bool:

@@ -6,7 +6,6 @@ Damaged parts are computed again by ``amex extract --repair``. What a store cann
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import re
@@ -20,7 +19,7 @@ from typing import Any
 import zarr
 
 from ..errors import plural
-from ..storage.places import NOT_THERE, is_remote, remove, sizes, write_text, zarr_store
+from ..storage import NOT_THERE, storage_at, write_text
 from .reader import DAMAGE, Stream
 from .schema import (
     FORMAT,
@@ -168,7 +167,7 @@ def sweep(stream: Stream) -> None:
     """Removes what interrupted or slower writers left of parts that are committed. Safe while other runs write."""
     for left in leftovers(stream):
         if part_of(left.name) in stream.commits:
-            remove(left)
+            storage_at(left).remove()
 
 
 def mend(store: Path) -> list[str]:
@@ -182,7 +181,7 @@ def mend(store: Path) -> list[str]:
     for damage in list(_metadata(store)) if stream_names(store) else ():
         path = store / damage.path
         if path.name == "problems.json":
-            remove(path)
+            storage_at(path).remove()
         elif path.name == "spec.json":
             record = json.loads(path.read_bytes())
             made = {**record["provenance"], "resealed": now}
@@ -292,7 +291,7 @@ def _is_whole(stream: Stream, left: Path) -> bool:
 
 def _has_arrays(stream: Stream, folder: Path) -> bool:
     """Whether a folder has all arrays of a part, every chunk intact."""
-    there = sizes(folder)
+    there = storage_at(folder).sizes()
     rows, clips = int(_entries(folder, "offsets")[-1]), len(_entries(folder, "clip_ids"))
     for arrays, count in ((row_arrays(stream.spec), rows), (clip_arrays(stream.spec), clips)):
         for name, (shape, dtype) in arrays.items():
@@ -305,7 +304,7 @@ def _has_arrays(stream: Stream, folder: Path) -> bool:
 
 
 def _entries(folder: Path, name: str) -> Any:
-    return zarr.open_array(zarr_store(folder), path=name, mode="r")[:]
+    return zarr.open_array(storage_at(folder).zarr_store(), path=name, mode="r")[:]
 
 
 def _absent(stream: Stream, folder: Path) -> list[str]:
@@ -314,7 +313,7 @@ def _absent(stream: Stream, folder: Path) -> list[str]:
 
 
 def _faults(folder: Path, commit: dict[str, Any]) -> Iterator[str]:
-    there = sizes(folder)
+    there = storage_at(folder).sizes()
     if extra := sorted(there.keys() - commit["files"].keys()):
         yield f"{extra[0]} was added after the commit"
     for name, expected in commit["files"].items():
@@ -325,7 +324,7 @@ def _faults(folder: Path, commit: dict[str, Any]) -> Iterator[str]:
             with (folder / name).open("rb") as handle:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
         except OSError as error:
-            if is_remote(folder) or error.errno != errno.EIO:  # which says nothing about the bytes
+            if not storage_at(folder).is_damage(error):
                 raise
             yield f"{name} cannot be read from the disk"
             continue

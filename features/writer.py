@@ -19,17 +19,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ..errors import first_line
-from ..storage.places import (
-    NOT_THERE,
-    begin_folder,
-    is_remote,
-    locate,
-    publish,
-    reachable,
-    read_files,
-    remove,
-    write_text,
-)
+from ..storage import NOT_THERE, open_path, reachable, storage_at, write_text
 from .schema import (
     FORMAT,
     REMOVED,
@@ -93,7 +83,7 @@ def create_store(path: str | os.PathLike[str]) -> Path:
     Raises:
         StoreError: if something else is there, or the store was written by a later amex.
     """
-    path = locate(path)
+    path = open_path(path)
     with reachable(path):
         return _create_store(path)
 
@@ -155,8 +145,7 @@ def declare_stream(
             )
         for group in (folder, folder / "parts"):
             write_text(group / "zarr.json", group_text(), once=True)
-        if not is_remote(store):
-            (folder / "commits").mkdir(exist_ok=True)
+        storage_at(folder / "commits").make_folder()
         write_text(path, record, once=not replace)
     there = read_spec(path)
     if there["fingerprint"] != mark and not has_commits(store, stream):
@@ -177,7 +166,7 @@ def declare_stream(
 def made_with(stream: Path) -> set[str]:
     """The fingerprints of the specs that the parts of a stream were made with, as their commit records say."""
     fingerprints = set()
-    for name, data in read_files(stream / "commits", "*.json"):
+    for name, data in storage_at(stream / "commits").read_matching("*.json"):
         with contextlib.suppress(DamagedPart):
             fingerprints.add(parse_commit(stream / "commits" / name, data)["fingerprint"])
     return fingerprints
@@ -202,13 +191,13 @@ def remove_stream(store: Path, stream: str) -> None:
     folder = stream_path(store, stream)
     if not has_stream(store, stream):
         raise StoreError(f"no stream {stream!r} in {store}; there is {', '.join(stream_names(store)) or 'none yet'}")
-    if is_remote(folder):
+    if not storage_at(folder).can_rename:
         for inner in ("spec.json", "commits", "."):
-            remove(folder / inner)
+            storage_at(folder / inner).remove()
         return
     trash = store / f"{REMOVED}{stream[:20]}.{uuid.uuid4().hex[:12]}"
     folder.rename(trash)
-    remove(trash)
+    storage_at(trash).remove()
     if trash.exists():
         raise StoreError(f"stream {stream!r} is removed, but {trash} cannot be deleted: delete it yourself")
 
@@ -240,7 +229,7 @@ def write_part(
         return read_commit(committed)
     check_declared(store, stream, spec)
     try:
-        with begin_folder(parts, f"{part}.{uuid.uuid4().hex[:12]}.partial") as begun:
+        with storage_at(parts).begin_folder(f"{part}.{uuid.uuid4().hex[:12]}.partial") as begun:
             # To Zarr a store of its own: inside of one it writes all parents of a group anew, and a kill leaves halves.
             # A part that was put in the place of another one is known by what its group says.
             zarr.create_group(begun, attributes={"amex": {"part": part, "fingerprint": fingerprint(spec)}})
@@ -249,9 +238,8 @@ def write_part(
                 del array  # before the next is made
             files = digests(begun)
             folder = parts / f"{part}.{fingerprint(files)[:12]}"
-            if not is_remote(folder) and folder.exists() and digests(folder) != files:  # interrupted, damaged since
-                remove(folder)
-            publish(begun, folder)
+            # What an interrupted run left there may have been damaged since.
+            storage_at(folder).publish(begun, is_intact=lambda there: digests(there) == files)
         commit = {
             "format": FORMAT,
             "part": part,
@@ -263,12 +251,12 @@ def write_part(
             "files": files,
             "run": run,
         }
-        write_text(committed, sealed(commit), once=True, scratch=parts)
+        write_text(committed, sealed(commit), once=True, beside=parts)
         try:
             check_declared(store, stream, spec)
         except SpecMismatch:  # who declared it anew may have looked for commits before this one
-            remove(committed)
-            remove(folder)
+            storage_at(committed).remove()
+            storage_at(folder).remove()
             raise
     except Exception:
         if not committed.exists():
@@ -315,12 +303,11 @@ def part_arrays(spec: dict[str, Any], clips: Sequence[ClipRows]) -> Iterator[tup
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below a folder, all of them on disk afterwards."""
+    """Size and sha256 of every file below a local folder, all of them on disk afterwards."""
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         with file.open("rb") as handle:
-            if not is_remote(folder):
-                os.fsync(handle.fileno())
+            os.fsync(handle.fileno())
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
         files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": digest}
     return files

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import AmexError, first_line
 from ..foreign import read_json, reading
-from ..storage.places import write_whole
+from ..storage import write_whole
 from .roles import graph_of, role_graph, role_of
 
 Parse = Callable[[str], list[Any]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import AmexError, check_text, printable
 from ..foreign import parse_json
-from ..storage.places import write_whole
+from ..storage import write_whole
 
 # No clip begins or ends further from the beginning of its video, in seconds: thirty years.
 MOST_SECONDS = 1e9

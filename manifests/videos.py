@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 import os
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ..errors import AmexError, printable
-from ..storage.places import check_answers, files_of, is_remote, is_web, locate, reachable
+from ..storage import open_path, reachable, storage_at
 
 # What ffmpeg's demuxers read and people keep videos in; other files in the folder are not considered.
 EXTENSIONS = frozenset(
@@ -36,19 +33,16 @@ class VideoFinder:
     is known when they are fetched.
 
     Attributes:
-        listed: whether the root can be listed.
         other_extension: the videos that were found under another extension, and their paths.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = locate(root)
-        self.listed = not is_web(self.root)
+        self.root = open_path(root)
         self.other_extension: dict[str, Path] = {}
-        if not self.listed:
-            check_answers(self.root)
-        elif not is_remote(self.root) and not os.path.isdir(self.root):
+        self._storage = storage_at(self.root)
+        if not self._storage.is_folder():
             raise VideoError(f"the videos folder {self.root} does not exist; give it with --videos")
-        elif not is_remote(self.root) and not is_utf8(self.root.absolute()):
+        if not is_utf8(self.root.absolute()):
             where = quoted(self.root.absolute())
             raise VideoError(f"the path of the videos folder {where} is not UTF-8: give a link to it with --videos")
 
@@ -63,7 +57,7 @@ class VideoFinder:
         name = PurePosixPath(video.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or "\0" in video:
             raise VideoError(f"the path {video!r} leaves the videos folder {self.root}")
-        path = Path(video) if not self.listed or self._is_file(video) else self._search(video, name)
+        path = Path(video) if self._is_file(video) else self._search(video, name)
         if not is_utf8(path):
             raise VideoError(f"video {video!r} is {quoted(path)}, a path that is not UTF-8: rename it")
         return path
@@ -81,8 +75,7 @@ class VideoFinder:
     def walk(self) -> list[Path]:
         """All video files below the root whose paths are UTF-8, relative to it, sorted.
 
-        Each folder is read once, however many links lead to it: a file below the root has its own path, and a link is
-        followed where its folder lies elsewhere. A link to a file is a file.
+        In a folder of links each file has one path, see ``LocalStorage.files``.
         """
         return [path for path in self._files if is_utf8(path)]
 
@@ -93,22 +86,11 @@ class VideoFinder:
 
     def size_and_time(self, path: Path) -> tuple[int | None, int | None]:
         """Bytes of a file below the root, and when it was last modified (nanoseconds); None where nobody can say."""
-        if not self.listed:
-            return None, None
-        if is_remote(self.root):
-            entry = self._keys.get(path.as_posix(), {})
-            modified = entry.get("LastModified")
-            return entry.get("size"), None if modified is None else round(modified.timestamp() * 1000) * 10**6
-        try:
-            status = (self.root / path).stat()
-        except OSError:
-            return None, None
-        return status.st_size, status.st_mtime_ns
+        return self._storage.size_and_time(path)
 
     def _is_file(self, video: str) -> bool:
-        if is_remote(self.root):
-            return video in self._keys
-        return os.path.lexists(self.root / video) and not (self.root / video).is_dir()
+        with reachable(self.root):
+            return self._storage.has_file(video)
 
     def _search(self, video: str, name: PurePosixPath) -> Path:
         """The file whose id is ``video``, or that has its name and perhaps another extension."""
@@ -132,18 +114,11 @@ class VideoFinder:
         return [path for path in matches if depth == 0 or path.parent.parts[-depth:] == parent.parts]
 
     @cached_property
-    def _keys(self) -> dict[str, dict[str, Any]]:
-        """Of an object store: all names below the root, and what its listing says of each."""
-        with reachable(self.root):
-            listing = files_of(self.root).find(self.root.path, detail=True)
-        return {name[len(self.root.path.rstrip("/")) + 1 :]: entry for name, entry in listing.items()}
-
-    @cached_property
     def _files(self) -> list[Path]:
-        if not self.listed:
+        if not self._storage.can_list:
             raise VideoError(f"{self.root} cannot be listed: name the videos in a manifest")
-        names = (Path(name) for name in self._keys) if is_remote(self.root) else _walk(self.root)
-        return sorted(path for path in names if path.suffix.lower() in EXTENSIONS)
+        with reachable(self.root):
+            return sorted(path for path in self._storage.files() if path.suffix.lower() in EXTENSIONS)
 
     @cached_property
     def _by_id(self) -> dict[str, list[Path]]:
@@ -164,32 +139,6 @@ def video_id(video: str) -> str:
         video = stem
         stem, extension = os.path.splitext(video)
     return video
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """All files below a folder, relative to it; folders that cannot be read are passed over.
-
-    Links to folders are followed last, the shortest first, and only to folders that were not read before.
-    """
-    folders, links, read = [Path()], list[tuple[int, Path]](), set[str]()
-    while folders or links:
-        folder = folders.pop() if folders else heapq.heappop(links)[1]
-        real = os.path.realpath(root / folder)
-        if real in read:
-            continue
-        read.add(real)
-        try:
-            entries = list(os.scandir(root / folder))
-        except OSError:
-            continue
-        for entry in entries:
-            path = folder / entry.name
-            if entry.is_symlink() and os.path.isdir(entry.path):
-                heapq.heappush(links, (len(path.parts), path))
-            elif entry.is_dir(follow_symlinks=False):
-                folders.append(path)
-            else:
-                yield path
 
 
 def is_utf8(path: Path) -> bool:

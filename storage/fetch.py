@@ -1,9 +1,8 @@
-"""Files below a folder as files on this machine: themselves, or copies that are fetched while others are in use."""
+"""Files below a folder, one after the other, on this machine: the next ones are fetched while some are in use."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import shutil
 import tempfile
@@ -13,77 +12,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from ..errors import AmexError, first_line
-from .places import StorageError, files_of, is_remote
-from .scratch import temporary_folder
+from .base import NoRoom, StorageError
+from .paths import storage_at
 
-# Attempts at a file, further and further apart, besides those of S3's own client.
-ATTEMPTS = 3
 # Bytes of the copies that nobody has taken yet.
 BYTES_AHEAD = 4 << 30
 # Seconds for downloads to end after they are cancelled. A later end removes its copy just the same.
 CANCEL_SECONDS = 5.0
-
-
-class NoRoom(AmexError):
-    """The disk for temporary files is full."""
-
-
-@contextlib.contextmanager
-def on_disk(root: Path, name: Path, cancelled: threading.Event | None = None) -> Iterator[Path]:
-    """A file below ``root`` as one on this machine: itself, or a copy that exists as long as the context.
-
-    Args:
-        cancelled: once set, a download ends early, with a StorageError.
-
-    Raises:
-        StorageError: if it does not exist, or cannot be fetched after several attempts.
-        NoRoom: if this machine has no room for it.
-    """
-    if not is_remote(root):
-        yield root / name
-        return
-    import tenacity
-    from fsspec.callbacks import Callback
-
-    cancelled = cancelled or threading.Event()
-
-    class Progress(Callback):
-        def relative_update(self, inc: int = 1) -> None:
-            if cancelled.is_set():
-                raise StorageError("cancelled")
-
-    again = tenacity.retry(
-        stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_when_event_set(cancelled),
-        wait=tenacity.wait_exponential_jitter(max=20),
-        sleep=tenacity.sleep_using_event(cancelled),
-        retry=tenacity.retry_if_exception(_is_temporary),
-        reraise=True,
-    )
-    remote = root / name.as_posix()
-    with temporary_folder() as folder:
-        copy = folder / name.name
-        try:
-            again(files_of(remote).get_file)(_address(remote), str(copy), callback=Progress())
-        except FileNotFoundError as error:
-            raise StorageError(f"no {remote}") from error
-        except Exception as error:  # every kind of file system has its own
-            if getattr(error, "errno", None) == errno.ENOSPC:
-                raise NoRoom(f"{folder} has no room for {remote}: name a larger disk with TMPDIR") from error
-            raise StorageError(f"{remote} cannot be fetched: {first_line(error)}") from error
-        yield copy
-
-
-def _address(remote: Path) -> str:
-    return remote.path if remote.protocol == "s3" else str(remote)
-
-
-def _is_temporary(error: BaseException) -> bool:
-    """Whether another attempt may succeed: not if the file is absent or forbidden, or the disk here is full."""
-    if isinstance(error, (FileNotFoundError, PermissionError)) or getattr(error, "errno", None) == errno.ENOSPC:
-        return False
-    status = getattr(error, "status", 500)
-    return status >= 500 or status == 429
 
 
 class Fetched:
@@ -159,7 +94,7 @@ class Fetcher:
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Fetcher:
-        if is_remote(self._root):
+        if storage_at(self._root).must_fetch:
             self._pool = ThreadPoolExecutor(self._ahead, thread_name_prefix="fetch")
         with self._changed:
             for _ in range(self._ahead):
@@ -204,9 +139,9 @@ class Fetcher:
         self._next.append(file)
 
     def _fetch(self, file: Fetched) -> Path:
+        storage = storage_at(self._root / file.name.as_posix())
         with contextlib.suppress(Exception):  # the download tells what is wrong
-            remote = self._root / file.name.as_posix()
-            file._size = files_of(remote).size(_address(remote)) or 0
+            file._size = storage.size()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: file._closed.is_set() or self._may_begin(file))
@@ -216,18 +151,20 @@ class Fetcher:
             if file._closed.is_set():
                 raise StorageError(f"{file.name} was closed before it was fetched")
             try:
-                path = file._copy.enter_context(on_disk(self._root, file.name, file._closed))
-            except NoRoom:
+                path = file._copy.enter_context(storage.on_disk(file._closed))
+                file._size = path.stat().st_size
+            except BaseException as error:
                 with self._changed:
                     file._begun = False
-                    if freed == self._closes + self._refusals:
+                    self._changed.notify_all()
+                    if not isinstance(error, NoRoom):
+                        raise
+                    if freed == self._closes + self._refusals:  # else there may be room by now
                         if file._taken and not self._others_in_use(file):
                             raise
                         file._refused = self._closes
                     self._refusals += 1
-                    self._changed.notify_all()
                 continue
-            file._size = path.stat().st_size
             if file._closed.is_set():  # while its copy was completed
                 file._copy.close()
             return path

@@ -1,4 +1,4 @@
-"""Temporary files and semaphores that outlive nobody for long: what killed processes leave, later ones remove."""
+"""Temporary files and semaphores. What a killed process leaves, the next process that makes some removes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from .local import LocalStorage
 
 # What this module calls the things of a process.
 NAME = re.compile(r"amex-[0-9a-f]{12}")
@@ -89,16 +91,9 @@ def sweep_folder(folder: Path) -> None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for path in (folder / lock.stem, *folder.glob(f"sem.{lock.stem}-*")):
                     if os.path.lexists(path) and _is_ours(path):
-                        _remove(path)
+                        LocalStorage(path).remove()
                 lock.unlink(missing_ok=True)
 
 
 def _is_ours(path: Path) -> bool:
     return path.lstat().st_uid == os.getuid()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -18,8 +18,7 @@ import pytest
 from s3_server import Server
 from s3fs import S3FileSystem
 
-from amex.storage import Fetcher, NoRoom, StorageError
-from amex.storage.places import locate
+from amex.storage import Fetcher, NoRoom, StorageError, open_path
 
 SIZE = 1000
 NAMES = [Path(f"in/{number}.bin") for number in range(8)]
@@ -39,7 +38,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def root(s3: str) -> Path:
     """A prefix with eight files of 1,000 bytes each."""
-    root = locate(f"{s3}/deep")
+    root = open_path(f"{s3}/deep")
     for name in NAMES:
         (root / name.as_posix()).write_bytes(content(name))
     return root
@@ -242,7 +241,7 @@ def test_an_interruption_leaves_no_copy(stop: type[BaseException], root: Path, s
 
 
 def test_a_large_download_ends_soon_after_it_is_cancelled(s3: str, server: Server) -> None:
-    root = locate(s3)
+    root = open_path(s3)
     (root / "large.bin").write_bytes(bytes(6 << 20))
     server.seen.clear()
     with Fetcher(root, [Path("large.bin")]) as files:

@@ -31,9 +31,9 @@ from amex.features import (
     remove_stream,
     verify,
     write_part,
-    writer,
 )
-from amex.storage.places import S3_OPTIONS, locate, write_text
+from amex.storage import open_path, write_text
+from amex.storage.s3 import S3_OPTIONS, ObjectStorage
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_what_other_processes_have_committed_is_seen_at_once(clips: Path, tmp_pa
         assert made.exit_code == 0, made.output
         assert "computed 1 clip," in made.output
         assert f"{NAME}: {count} done, 0 empty, 0 failed, 0 absent" in made.output
-        opened = opened or locate(store)  # also through a path that was there before
+        opened = opened or open_path(store)  # also through a path that was there before
         assert len(list((opened / NAME / "commits").iterdir())) == count
         assert len(open_store(opened)[NAME]) == count
 
@@ -117,7 +117,7 @@ def test_what_is_busy_is_asked_again(clips: Path, crew: str, s3: str, server: Se
 
 def test_what_does_not_answer_in_time_is_asked_again(s3: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(S3_OPTIONS["config_kwargs"], "read_timeout", 1)
-    path = locate(f"{s3}/x.json")
+    path = open_path(f"{s3}/x.json")
     write_text(path, "there")
     server.seen.clear()
     slow = iter([3.0])
@@ -158,7 +158,7 @@ def test_a_commit_is_put_after_all_that_it_speaks_of_and_no_reader_sees_half_a_p
 
 
 def test_of_two_writers_in_s3_the_first_to_commit_counts(s3: str) -> None:
-    path = locate(f"{s3}/x.json")
+    path = open_path(f"{s3}/x.json")
     write_text(path, "first", once=True)
     write_text(path, "second", once=True)
     assert path.read_text() == "first"
@@ -169,7 +169,7 @@ def test_of_two_writers_in_s3_the_first_to_commit_counts(s3: str) -> None:
 def test_a_damaged_part_in_s3_is_found_and_computed_again_alone(clips: Path, crew: str, s3: str) -> None:
     assert run(clips, f"{s3}/s.zarr", crew).exit_code == 0
     part = sorted(open_store(f"{s3}/s.zarr")[R2].commits)[1]
-    (shard,) = locate(f"{s3}/s.zarr").glob(f"{R2}/parts/{part}.*/values/c/0/0")
+    (shard,) = open_path(f"{s3}/s.zarr").glob(f"{R2}/parts/{part}.*/values/c/0/0")
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     found = amex("features", "verify", f"{s3}/s.zarr")
     assert (found.exit_code, f"{R2}/{part}" in found.output) == (1, True)
@@ -185,15 +185,15 @@ def test_a_stream_in_s3_is_removed_and_a_killed_removal_is_seen_and_finished(
     for stream, spec in (("s", SPEC), ("t", {**SPEC, "network": "other"})):
         declare_stream(store, stream, spec, {})
         write_part(store, stream, "0", spec=spec, clips=[rows_of("a", 3)], failures=[], run={})
-    kept, removed = writer.remove, []
+    kept, removed = ObjectStorage.remove, []
 
-    def killed(path: Path) -> None:
+    def killed(storage: ObjectStorage) -> None:
         if removed:
             raise KeyboardInterrupt
-        removed.append(path)
-        kept(path)
+        removed.append(storage.path)
+        kept(storage)
 
-    monkeypatch.setattr(writer, "remove", killed)
+    monkeypatch.setattr(ObjectStorage, "remove", killed)
     with pytest.raises(KeyboardInterrupt):
         remove_stream(store, "s")
     monkeypatch.undo()
@@ -251,7 +251,7 @@ def test_without_credentials_s3_is_refused_in_one_line(
 def test_videos_in_s3_are_fetched_one_at_a_time_and_leave_nothing(
     clips: Path, tmp_path: Path, crew: str, s3: str, server: Server
 ) -> None:
-    root = locate(f"{s3}/videos")
+    root = open_path(f"{s3}/videos")
     for path in (path for path in clips.rglob("*") if path.is_file()):
         (root / path.relative_to(clips).as_posix()).write_bytes(path.read_bytes())
     before = set(Path(tempfile.gettempdir()).glob("amex-*"))

@@ -38,8 +38,8 @@ from amex.features import (
     verify_store,
     write_part,
     write_problems,
-    writer,
 )
+from amex.storage.local import LocalStorage
 
 TWIN = {**SPEC, "network": "twin"}
 CLIPS = {"000000-x": ["a", "b"], "000001-x": ["c", "d"], "000002-x": ["e", "f"]}
@@ -226,12 +226,13 @@ def test_a_stream_is_removed_after_a_question_and_others_stay(store: Path) -> No
 def test_a_removal_that_is_killed_leaves_no_stream_and_what_it_leaves_is_pruned(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(path: Path) -> None:
+    def killed(storage: LocalStorage) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "remove", killed)
+    monkeypatch.setattr(LocalStorage, "remove", killed)
     with pytest.raises(KeyboardInterrupt):
         remove_stream(store, "s")
+    monkeypatch.undo()
     assert list(open_store(store)) == ["o"]
     assert [damage.kind for damage in damages(store)] == ["leftover"]
     assert "1 leftover removed" in amex("features", "verify", store, "--prune").output

@@ -49,6 +49,16 @@ def test_imports_point_one_way(package: str) -> None:
             assert not any(name == "amex" or name.startswith("amex.") for name in modules), f"{path}:{node.lineno}"
 
 
+def test_only_storage_knows_where_a_path_is() -> None:
+    """What differs between a folder and an object store has a name in ``storage.Storage``."""
+    for path in ROOT.rglob("*.py"):
+        room = path.relative_to(ROOT).parts[0]
+        if room in ("storage", "tests"):
+            continue
+        for word in ("fsspec", "upath", "s3fs", "storage_options", "from ..storage.", "from ...storage."):
+            assert word not in path.read_text(), f"{path}: {word}"
+
+
 def python_blocks() -> list[tuple[str, str]]:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     return [

@@ -16,8 +16,8 @@ import numpy as np
 from .. import __version__
 from ..errors import AmexError
 from ..features import diff_specs, fingerprint, open_store
-from ..features.schema import write_json
 from ..manifests import read_manifest
+from ..storage import write_json
 from .checkpoint import learned_from, load_checkpoint
 from .config import Config, ConfigError, load_config, variants_of
 from .data import Split, choose_streams, fingerprints, of_split

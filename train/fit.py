@@ -24,8 +24,8 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from ..errors import AmexError
 from ..features import diff_specs, open_store
-from ..features.schema import write_json
 from ..manifests import read_manifest
+from ..storage import write_json
 from .checkpoint import FORMAT, describe, learned_from, read_checkpoint
 from .config import Config, Train
 from .coverage import gallery_warning, split_lines, training_warning

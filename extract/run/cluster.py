@@ -22,8 +22,7 @@ import torch
 from dask.system import CPU_COUNT
 
 from ...errors import AmexError, first_line
-from ...features.schema import write_json
-from ...storage.scratch import semaphores
+from ...storage import semaphores, write_json
 from .keys import KEYS, remove_keys, security_of, temporary_security
 
 # In place of Dask's own settings, which have the allocator hand memory back at every chance: a network asks for it

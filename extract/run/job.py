@@ -21,8 +21,7 @@ from ...errors import AmexError, first_line
 from ...features import Failure, create_store, declare_stream, mend, sweep, verify, write_problems
 from ...features.verify import part_of
 from ...manifests import Clip, Problem, VideoFinder
-from ...storage.places import is_remote, reachable, remove
-from ...storage.scratch import sweep_folder
+from ...storage import reachable, storage_at, sweep_folder
 from ..encoders.networks import choose_device, choose_precision
 from ..encoders.registry import StreamPlan, by_kind
 from ..encoders.text import TextPlan
@@ -161,10 +160,9 @@ def extract(
     changed = dict(Counter(files.changed.values())) if files is not None else {}
     if changed:
         display.note(changed_text(changed, keep_changed))
-    videos = videos if videos is None or is_remote(videos) else videos.absolute()
     job = Job(
         store=store,
-        videos=videos,
+        videos=None if videos is None else videos.absolute(),
         streams=seeing,
         texts=texts,
         deadline=deadline,
@@ -212,7 +210,7 @@ def extract(
 
 def jobs_folder(store: Path) -> Path:
     """Where the logs and keys of cluster jobs go: beside the store, which every node sees, or the current folder."""
-    return Path.cwd() / f"{store.name}.jobs" if is_remote(store) else store.absolute().with_name(f"{store.name}.jobs")
+    return storage_at(store).nearest_folder() / f"{store.name}.jobs"
 
 
 def provenance(plan: StreamPlan) -> dict[str, Any]:
@@ -239,7 +237,7 @@ def discard_damaged(store: Path, name: str) -> list[str]:
             (store / name / "commits" / f"{damage.part}.json").unlink()
             for path in (store / name / "parts").iterdir():
                 if part_of(path.name) == damage.part:
-                    remove(path)
+                    storage_at(path).remove()
             discarded.append(f"{name}/{damage.part}")
     return discarded
 

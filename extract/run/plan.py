@@ -16,8 +16,7 @@ import torch
 
 from ...features import ClipSource, Stream, clip_arrays, row_arrays
 from ...manifests import Clip, VideoError, VideoFinder
-from ...storage.fetch import on_disk
-from ...storage.places import StorageError, is_remote
+from ...storage import StorageError, storage_at
 from ..encoders.objects import ObjectsPlan
 from ..encoders.presets import WindowPlan
 from ..encoders.registry import StreamPlan, by_kind
@@ -131,7 +130,7 @@ class VideoFiles:
         if video not in self._digests:
             self._digests[video] = None
             with contextlib.suppress(StorageError):
-                with on_disk(self.finder.root, self[video].path) as path:
+                with storage_at(self.finder.root / self[video].path.as_posix()).on_disk() as path:
                     self._digests[video] = file_digest(path)
         return self._digests[video]
 
@@ -359,14 +358,15 @@ def estimate(
     captions = [task for task in tasks if isinstance(task, CaptionsTask)]
     video_tasks = [video for task in tasks if isinstance(task, PartTask) for video in task.videos]
     there = [video for video in video_tasks if video.path is not None]
-    sample = there[:: max(1, len(there) // (FETCHED_FILES if is_remote(videos) else ESTIMATE_FILES))]
+    fetched = videos is not None and storage_at(videos).must_fetch
+    sample = there[:: max(1, len(there) // (FETCHED_FILES if fetched else ESTIMATE_FILES))]
     seconds = to_decode = 0.0
     paces: list[float] = []
     rows = Counter({plan.name: 0 for plan in plans})
     with contextlib.closing(Feeders(deadline=deadline, longest=longest_frame)) as feeders:
         for video in sample:
             try:
-                with on_disk(videos, video.path) as file:
+                with storage_at(videos / video.path.as_posix()).on_disk() as file:
                     header = feeders.header(file)
                     wanted = {
                         (plans[index].sampling, plans[index].transform)

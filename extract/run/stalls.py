@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...features.schema import write_json
-from ...storage.places import NOT_THERE, is_remote, remove
+from ...storage import NOT_THERE, storage_at, write_json
 
 STAGES = {"decode": "decoding", "encode": "encoding", "write": "writing"}
 
@@ -65,10 +63,8 @@ def note_stalls(store: Path, stream: str, part: str, stalls: Sequence[Stall]) ->
 def forget_stalls(store: Path, stream: str, part: str) -> None:
     """Removes what ``note_stalls`` wrote, and the folder with the last of it."""
     path = stall_file(store, stream, part)
-    remove(path)
-    if not is_remote(path):
-        with contextlib.suppress(OSError):  # other parts have some
-            path.parent.rmdir()
+    storage_at(path).remove()
+    storage_at(path.parent).remove_if_empty()  # other parts may have some
 
 
 def begin_stalls(store: Path, stream: str, part: str) -> list[Stall]:

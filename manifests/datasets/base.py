@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import foreign
-from ...storage.places import locate
+from ...storage import open_path
 from ..clip import Clip, ManifestError, Problem
 
 # Of the videos of train, where a published protocol names no clips to choose a checkpoint on.
@@ -43,7 +43,7 @@ class Dataset:
         Raises:
             ManifestError: if a file is absent or is not what it should be, or the protocol is unknown.
         """
-        path = locate(annotations)
+        path = open_path(annotations)
         with foreign.reading(path, ManifestError):
             if not path.exists():
                 raise ManifestError(f"{path} does not exist; --annotations takes {self.help}")

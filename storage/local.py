@@ -1,0 +1,148 @@
+"""Folders of this machine, and those that it shares with others."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import heapq
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from .base import Storage
+
+
+class LocalStorage(Storage):
+    """A path in a file system. A finished file or folder appears by a rename."""
+
+    can_list = can_rename = True
+    must_fetch = False
+    errors = (OSError,)
+
+    def is_folder(self) -> bool:
+        return os.path.isdir(self.path)
+
+    def files(self) -> Iterator[Path]:
+        """Each folder is read once, however many links lead to it; folders that cannot be read are passed over.
+
+        So a file below the path has its own path, and a link is followed where its folder lies elsewhere: links to
+        folders are followed last, the shortest first. A link to a file is a file.
+        """
+        folders, links, read = [Path()], list[tuple[int, Path]](), set[str]()
+        while folders or links:
+            folder = folders.pop() if folders else heapq.heappop(links)[1]
+            real = os.path.realpath(self.path / folder)
+            if real in read:
+                continue
+            read.add(real)
+            try:
+                entries = list(os.scandir(self.path / folder))
+            except OSError:
+                continue
+            for entry in entries:
+                path = folder / entry.name
+                if entry.is_symlink() and os.path.isdir(entry.path):
+                    heapq.heappush(links, (len(path.parts), path))
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+                else:
+                    yield path
+
+    def has_file(self, name: str) -> bool:
+        return os.path.lexists(self.path / name) and not (self.path / name).is_dir()
+
+    def size_and_time(self, name: Path) -> tuple[int | None, int | None]:
+        try:
+            status = (self.path / name).stat()
+        except OSError:
+            return None, None
+        return status.st_size, status.st_mtime_ns
+
+    def sizes(self) -> dict[str, int]:
+        files = (path for path in self.path.rglob("*") if path.is_file())
+        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in files}
+
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        return {name: (self.path / name).read_bytes() for name in names}
+
+    def read_matching(self, pattern: str) -> Iterator[tuple[str, bytes]]:
+        for path in sorted(self.path.glob(pattern), key=str):
+            yield path.name, path.read_bytes()
+
+    @contextlib.contextmanager
+    def on_disk(self, cancelled: threading.Event | None = None) -> Iterator[Path]:
+        yield self.path
+
+    def zarr_store(self) -> Path:
+        return self.path
+
+    def is_damage(self, error: OSError) -> bool:
+        return error.errno == errno.EIO
+
+    @contextlib.contextmanager
+    def write(self, *, once: bool, beside: Path | None) -> Iterator[IO[str]]:
+        path = self.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The file's name says whose leftover it is; 60 characters, since names have at most 255 bytes.
+        descriptor, temporary = tempfile.mkstemp(dir=beside or path.parent, prefix=f".{path.name[:60]}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.chmod(temporary, 0o644)
+            if once:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    pass
+                except OSError:  # a file system without links
+                    os.replace(temporary, path)
+                Path(temporary).unlink(missing_ok=True)
+            else:
+                os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def make_folder(self) -> None:
+        self.path.mkdir(exist_ok=True)
+
+    @contextlib.contextmanager
+    def begin_folder(self, name: str) -> Iterator[Path]:
+        """Beside the finished ones: a rename does not leave a file system."""
+        try:
+            yield self.path / name
+        finally:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def publish(self, begun: Path, is_intact: Callable[[Path], bool]) -> None:
+        if self.path.exists() and not is_intact(self.path):
+            self.remove()
+        if not self.path.exists():
+            begun.rename(self.path)
+
+    def remove(self) -> None:
+        if self.path.is_dir() and not self.path.is_symlink():
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def remove_if_empty(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def nearest_folder(self) -> Path:
+        return self.path.absolute().parent

@@ -1,0 +1,170 @@
+"""Object stores: S3, and what else fsspec knows.
+
+A file of an object store is written whole or not at all, there is no renaming, and many small files are read at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import first_line
+from .base import NoRoom, Storage, StorageError
+from .scratch import temporary_folder
+
+# Of S3: what does not answer is asked again, later and later. AWS_ENDPOINT_URL names another server than Amazon's.
+# A download holds ten blocks of a file in memory.
+S3_OPTIONS = {
+    "default_block_size": 8 << 20,
+    "config_kwargs": {"retries": {"max_attempts": 8, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60},
+}
+# Attempts at a download, further and further apart, besides those of S3's own client.
+ATTEMPTS = 3
+# Files that are asked for together.
+READ_TOGETHER = 500
+
+
+class ObjectStorage(Storage):
+    """A path of universal_pathlib. Many small files are read at once, and nothing is renamed."""
+
+    can_list = must_fetch = True
+    can_rename = False
+    errors = (Exception,)  # every kind of file system has its own
+
+    @staticmethod
+    def options(scheme: str) -> dict[str, Any]:
+        """Of fsspec's file system. Other processes write what is listed here, so it keeps no listing."""
+        return {"use_listings_cache": False} | (S3_OPTIONS if scheme == "s3" else {})
+
+    @property
+    def system(self) -> Any:
+        """The file system, with connections of this process: a fork cannot use its parent's."""
+        import fsspec
+
+        return fsspec.filesystem(self.path.protocol, **self.path.storage_options)
+
+    @property
+    def address(self) -> str:
+        """The path, as the file system takes it."""
+        return self.path.path
+
+    @cached_property
+    def listing(self) -> dict[str, dict[str, Any]]:
+        """All names below the path, and what the server says of each."""
+        files = self.system.find(self.address, detail=True)
+        return {name.removeprefix(f"{self.address.rstrip('/')}/"): entry for name, entry in files.items()}
+
+    def is_folder(self) -> bool:
+        return True  # any prefix is one
+
+    def files(self) -> Iterator[Path]:
+        yield from map(Path, self.listing)
+
+    def has_file(self, name: str) -> bool:
+        return name in self.listing
+
+    def size_and_time(self, name: Path) -> tuple[int | None, int | None]:
+        entry = self.listing.get(name.as_posix(), {})
+        modified = entry.get("LastModified")
+        return entry.get("size"), None if modified is None else round(modified.timestamp() * 1000) * 10**6
+
+    def sizes(self) -> dict[str, int]:
+        return {name: entry["size"] for name, entry in self.listing.items()}
+
+    def size(self) -> int:
+        return self.system.size(self.address) or 0
+
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        paths = {name: f"{self.address}/{name}" for name in names}
+        contents = self.system.cat(list(paths.values()))
+        return {name: contents[path] for name, path in paths.items()}
+
+    def read_matching(self, pattern: str) -> Iterator[tuple[str, bytes]]:
+        paths = sorted(self.system.glob(f"{self.address}/{pattern}"))
+        for first in range(0, len(paths), READ_TOGETHER):
+            for path, data in sorted(self.system.cat(paths[first : first + READ_TOGETHER]).items()):
+                yield path.rpartition("/")[2], data
+
+    @contextlib.contextmanager
+    def on_disk(self, cancelled: threading.Event | None = None) -> Iterator[Path]:
+        import tenacity
+        from fsspec.callbacks import Callback
+
+        cancelled = cancelled or threading.Event()
+
+        class Progress(Callback):
+            def relative_update(self, inc: int = 1) -> None:
+                if cancelled.is_set():
+                    raise StorageError("cancelled")
+
+        again = tenacity.retry(
+            stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_when_event_set(cancelled),
+            wait=tenacity.wait_exponential_jitter(max=20),
+            sleep=tenacity.sleep_using_event(cancelled),
+            retry=tenacity.retry_if_exception(_is_temporary),
+            reraise=True,
+        )
+        with temporary_folder() as folder:
+            copy = folder / self.path.name
+            try:
+                again(self.system.get_file)(self.address, str(copy), callback=Progress())
+            except FileNotFoundError as error:
+                raise StorageError(f"no {self.path}") from error
+            except Exception as error:
+                if getattr(error, "errno", None) == errno.ENOSPC:
+                    raise NoRoom(f"{folder} has no room for {self.path}: name a larger disk with TMPDIR") from error
+                raise StorageError(f"{self.path} cannot be fetched: {first_line(error)}") from error
+            yield copy
+
+    def zarr_store(self) -> Any:
+        from zarr.storage import FsspecStore
+
+        return FsspecStore.from_url(str(self.path), storage_options=dict(self.path.storage_options))
+
+    def is_damage(self, error: OSError) -> bool:
+        return False
+
+    @contextlib.contextmanager
+    def write(self, *, once: bool, beside: Path | None) -> Iterator[IO[str]]:
+        text = io.StringIO()
+        yield text
+        with contextlib.suppress(FileExistsError):
+            mode = "create" if once else "overwrite"
+            self.system.pipe_file(self.address, text.getvalue().encode(), mode=mode)
+
+    def make_folder(self) -> None:
+        """No folder is without files."""
+
+    @contextlib.contextmanager
+    def begin_folder(self, name: str) -> Iterator[Path]:
+        """Where this machine has room."""
+        with temporary_folder() as folder:
+            yield folder / name
+
+    def publish(self, begun: Path, is_intact: Callable[[Path], bool]) -> None:
+        """File by file, also over what another writer puts there: until the commit a name stands for the same bytes."""
+        self.system.put(f"{begun}/", f"{self.address}/", recursive=True)
+
+    def remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.system.rm(self.address, recursive=True)
+
+    def remove_if_empty(self) -> None:
+        """No folder is without files."""
+
+    def nearest_folder(self) -> Path:
+        return Path.cwd()
+
+
+def _is_temporary(error: BaseException) -> bool:
+    """Whether another attempt may succeed: not if the file is absent or forbidden, or the disk here is full."""
+    if isinstance(error, (FileNotFoundError, PermissionError)) or getattr(error, "errno", None) == errno.ENOSPC:
+        return False
+    status = getattr(error, "status", 500)
+    return status >= 500 or status == 429

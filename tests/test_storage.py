@@ -1,0 +1,249 @@
+"""Every backend keeps the same promises; what it cannot do, it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from amex.errors import AmexError
+from amex.features import create_store
+from amex.storage import (
+    NOT_THERE,
+    Storage,
+    StorageError,
+    open_path,
+    reachable,
+    storage_at,
+    write_json,
+    write_text,
+    write_whole,
+)
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An empty folder of a backend; ``memory`` is another file system of fsspec's."""
+    if request.param == "local":
+        return tmp_path / "folder"
+    if request.param == "s3":
+        return open_path(f"{request.getfixturevalue('s3')}/some/folder")
+    MemoryFileSystem.store.clear()
+    return open_path("memory://some/folder")
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Path]:
+    """The address of a server of ``tmp_path / "served"``, which holds one file."""
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "a.txt").write_text("there")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield open_path(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(storage_at(folder).sizes())
+
+
+def test_a_file_is_written_whole_or_not_at_all(folder: Path) -> None:
+    path = folder / "deep" / "a.json"
+    write_json(path, {"é": [1, 2.5]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": [1, 2.5]}
+
+    def stopped() -> None:
+        with write_whole(path) as handle:
+            handle.write("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, float("nan"))
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": [1, 2.5]}
+    assert names(folder) == ["deep/a.json"]
+
+
+def test_of_several_writers_the_first_counts_where_that_is_asked(folder: Path) -> None:
+    threads = [
+        threading.Thread(target=partial(write_text, folder / "a", str(number), once=True)) for number in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    first = next(iter(iter(lambda: read(folder / "a"), None)))
+    for thread in threads:
+        thread.join()
+    assert (folder / "a").read_text() == first
+    write_text(folder / "a", "later")
+    assert (folder / "a").read_text() == "later"
+    assert names(folder) == ["a"]
+
+
+def read(path: Path) -> str:
+    """The content of a file, as soon as it exists."""
+    while True:
+        try:
+            return path.read_text()
+        except NOT_THERE:
+            continue
+
+
+def test_files_of_a_folder_are_listed_and_read(folder: Path) -> None:
+    assert storage_at(folder).sizes() == {}
+    assert list(storage_at(folder).read_matching("*.json")) == []
+    texts = {"b.json": "bb", "a.json": "a", "c.txt": "", "deep/er/d.json": "ddd"}
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    storage = storage_at(folder)
+    assert storage.sizes() == {name: len(text) for name, text in texts.items()}
+    assert sorted(storage.files()) == sorted(Path(name) for name in texts)
+    assert list(storage.read_matching("*.json")) == [("a.json", b"a"), ("b.json", b"bb")]
+    assert storage.read(["deep/er/d.json", "a.json"]) == {"deep/er/d.json": b"ddd", "a.json": b"a"}
+    assert [storage.has_file(name) for name in ("a.json", "deep/er/d.json", "deep", "x")] == [True, True, False, False]
+    assert storage.size_and_time(Path("b.json"))[0] == 2
+    assert storage.size_and_time(Path("x")) == (None, None)
+    assert storage_at(folder / "b.json").size() == 2
+    with pytest.raises(FileNotFoundError):
+        storage.read(["x"])
+
+
+def test_a_folder_that_is_published_is_complete_and_nothing_is_left_of_it_elsewhere(
+    folder: Path, tmp_path: Path
+) -> None:
+    storage_at(folder).make_folder()
+    for content in ("one", "two"):
+        with storage_at(folder).begin_folder("new") as begun:
+            (begun / "in").mkdir(parents=True)
+            (begun / "in" / "x").write_text(content)
+            storage_at(folder / "done").publish(begun, is_intact=lambda there: False)
+        assert not begun.exists()
+        assert (folder / "done" / "in" / "x").read_text() == content
+        assert names(folder) == ["done/in/x"]
+    with storage_at(folder).begin_folder("half") as begun:
+        begun.mkdir()
+        (begun / "x").touch()
+    assert names(folder) == ["done/in/x"]
+
+
+def test_an_intact_folder_that_an_earlier_writer_left_stays(tmp_path: Path) -> None:
+    (tmp_path / "done").mkdir()
+    with storage_at(tmp_path).begin_folder("new") as begun:
+        begun.mkdir()
+        inode = (tmp_path / "done").stat().st_ino
+        storage_at(tmp_path / "done").publish(begun, is_intact=lambda there: there == tmp_path / "done")
+    assert (tmp_path / "done").stat().st_ino == inode
+
+
+def test_what_is_removed_is_gone_and_removing_it_again_is_no_error(folder: Path) -> None:
+    for name in ("a/b", "a/c", "d"):
+        write_text(folder / name, "x")
+    storage_at(folder / "a").remove_if_empty()
+    assert names(folder) == ["a/b", "a/c", "d"]
+    storage_at(folder / "a" / "b").remove()
+    storage_at(folder / "a" / "c").remove()
+    storage_at(folder / "a").remove_if_empty()
+    assert not (folder / "a").exists()
+    for _ in range(2):
+        storage_at(folder).remove()
+        assert not folder.exists()
+
+
+def test_a_file_is_on_this_machine_as_long_as_it_is_used(folder: Path) -> None:
+    write_text(folder / "a.mp4", "video")
+    storage = storage_at(folder / "a.mp4")
+    with storage.on_disk() as file:
+        assert type(file) is type(Path())
+        assert (file.name, file.read_text()) == ("a.mp4", "video")
+    assert file.exists() is not storage.must_fetch
+
+
+def test_a_local_file_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    for name in ("n" * 255, "é" * 127):
+        write_text(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+
+
+def test_what_begins_beside_is_swept_by_the_name_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "beside").mkdir()
+    with storage_at(tmp_path / "0-a.json").write(once=True, beside=tmp_path / "beside"):
+        (begun,) = (tmp_path / "beside").iterdir()
+        assert begun.name.startswith(".0-a.json.")
+    assert not begun.exists()
+
+
+def test_what_cannot_be_written_is_an_error_of_the_callers_kind_in_one_line(tmp_path: Path) -> None:
+    class Refused(AmexError):
+        pass
+
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(Refused, match=f"^cannot write {tmp_path}/file/a: .+$"),
+        write_whole(tmp_path / "file" / "a", Refused),
+    ):
+        pass
+
+
+def test_a_web_server_reads_and_refuses_to_be_written(web: Path) -> None:
+    storage: Storage = storage_at(web)
+    assert (storage.can_list, storage.can_rename, storage.must_fetch) == (False, False, True)
+    assert storage.is_folder()
+    assert storage.has_file("nobody knows.mp4")
+    assert storage.size_and_time(Path("a.txt")) == (None, None)
+    with storage_at(web / "a.txt").on_disk() as file:
+        assert file.read_text() == "there"
+    with pytest.raises(StorageError, match=f"^no {web}b.txt$"), storage_at(web / "b.txt").on_disk():
+        pass
+    refusals = (
+        lambda: write_text(web / "b.txt", "x"),
+        lambda: storage.publish(Path(), lambda there: True),
+        storage.remove,
+    )
+    for refused in refusals:
+        with pytest.raises(StorageError, match=r"cannot be written: give a folder, or .* s3://BUCKET/NAME"):
+            refused()
+
+
+def test_a_store_behind_a_web_server_is_not_made(web: Path) -> None:
+    with pytest.raises(StorageError, match=rf"^{web}s\.zarr/zarr\.json cannot be written: .+$"):
+        create_store(f"{web}s.zarr")
+
+
+@pytest.mark.parametrize("given", ["nothing://a/b", "s3//a/b", "c:/a"])
+def test_an_unknown_address_is_one_line_and_anything_else_is_a_local_path(given: str) -> None:
+    if "://" in given:
+        with pytest.raises(StorageError, match=given):
+            open_path(given)
+    else:
+        assert open_path(given) == Path(given)
+
+
+def test_an_unexpected_error_of_a_local_path_is_not_taken_for_the_disks(tmp_path: Path) -> None:
+    def fail(error: Exception, path: Path) -> None:
+        with reachable(path, but=NOT_THERE):
+            raise error
+
+    with pytest.raises(StorageError, match=f"{tmp_path} cannot be read or written: broken"):
+        fail(OSError("broken"), tmp_path)
+    with pytest.raises(FileNotFoundError):
+        fail(FileNotFoundError(), tmp_path)
+    with pytest.raises(RuntimeError):
+        fail(RuntimeError(), tmp_path)
+    with pytest.raises(StorageError, match="s3://b/c cannot be read or written: odd"):
+        fail(RuntimeError("odd"), open_path("s3://b/c"))
+
+
+def test_a_path_of_universal_pathlib_that_is_local_is_local(tmp_path: Path) -> None:
+    from upath import UPath
+
+    write_text(open_path(UPath(tmp_path / "a")), "x")
+    assert storage_at(open_path(UPath(tmp_path))).can_rename
+    assert storage_at(open_path(os.fspath(tmp_path))).sizes() == {"a": 1}

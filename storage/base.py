@@ -67,8 +67,8 @@ class Storage(ABC):
         """Bytes of every file below the path, by name relative to it; none where there is no folder."""
 
     @abstractmethod
-    def size(self) -> int:
-        """Bytes of the file at the path; 0 where nobody can say."""
+    def size(self) -> int | None:
+        """Bytes of the file at the path; None where the server does not say."""
 
     @abstractmethod
     def read(self, names: Sequence[str]) -> dict[str, bytes]:

@@ -40,7 +40,7 @@ class Fetched:
         # The fetcher's lock guards these.
         self._taken = False
         self._begun = False  # it downloads, or has its copy
-        self._size = 0  # bytes of its copy, as far as known
+        self._size: int | None = None  # bytes, once known
         self._refused: int | None = None  # the disk had no room for it after so many files were closed
 
     def __enter__(self) -> Path:
@@ -79,8 +79,8 @@ class Fetcher:
 
     Args:
         ahead: how many files are fetched before they are taken, and how many downloads run at the same time.
-        bytes_ahead: how many bytes are fetched before they are taken, where sizes are known in advance. A file that
-            does not fit, here or on the disk, is fetched once it is taken.
+        bytes_ahead: how many bytes are fetched before they are taken. A file that does not fit, here or on the disk, or
+            whose size no server tells, is fetched once it is taken.
     """
 
     def __init__(self, root: Path, names: Iterable[Path], *, ahead: int = 4, bytes_ahead: int = BYTES_AHEAD) -> None:
@@ -152,7 +152,6 @@ class Fetcher:
                 raise StorageError(f"{file.name} was closed before it was fetched")
             try:
                 path = file._copy.enter_context(storage.on_disk(file._closed))
-                file._size = path.stat().st_size
             except BaseException as error:
                 with self._changed:
                     file._begun = False
@@ -177,11 +176,11 @@ class Fetcher:
         if file._taken:
             return file._refused is None or file._refused < self._closes or not self._others_in_use(file)
         before = list(itertools.takewhile(lambda other: other is not file, self._next))
-        if file._refused is not None or not all(other._begun for other in before):
+        if file._size is None or file._refused is not None or not all(other._begun for other in before):
             return False
         in_progress = (other for other in (*self._in_use, *before) if other._begun and not other.future.done())
-        free = shutil.disk_usage(tempfile.gettempdir()).free - sum(other._size for other in in_progress)
-        return sum(other._size for other in before) + file._size <= self._bytes_ahead and file._size <= free
+        free = shutil.disk_usage(tempfile.gettempdir()).free - sum(other._size or 0 for other in in_progress)
+        return file._size <= min(free, self._bytes_ahead - sum(other._size or 0 for other in before))
 
     def _others_in_use(self, file: Fetched) -> bool:
         return any(other._begun for other in self._in_use if other is not file)

@@ -77,8 +77,8 @@ class ObjectStorage(Storage):
     def sizes(self) -> dict[str, int]:
         return {name: entry["size"] for name, entry in self.listing.items()}
 
-    def size(self) -> int:
-        return self.system.size(self.address) or 0
+    def size(self) -> int | None:
+        return self.system.size(self.address)
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
         paths = {name: f"{self.address}/{name}" for name in names}

@@ -202,6 +202,17 @@ def test_a_disk_without_room_for_one_file_is_an_error_that_names_tmpdir(root: Pa
     assert leftovers() == []
 
 
+def test_a_file_whose_size_no_server_tells_is_fetched_once_it_is_taken(root: Path, server: Server) -> None:
+    server.trouble = lambda request: 403 if request["REQUEST_METHOD"] == "HEAD" else None
+    server.seen.clear()
+    with Fetcher(root, NAMES[:3], ahead=3) as files:
+        assert eventually(lambda: [method for method, _ in server.seen].count("HEAD") == 3)
+        for number, file in enumerate(files):
+            with file as path:
+                assert path.read_bytes() == content(file.name)
+                assert len(requests(server)) == number + 1
+
+
 def test_nothing_is_fetched_ahead_where_the_disk_has_no_room(
     root: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -303,11 +303,10 @@ def part_arrays(spec: dict[str, Any], clips: Sequence[ClipRows]) -> Iterator[tup
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below a local folder, all of them on disk afterwards."""
+    """Size and sha256 of every file below a folder."""
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         with file.open("rb") as handle:
-            os.fsync(handle.fileno())
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
         files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": digest}
     return files

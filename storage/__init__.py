@@ -5,7 +5,7 @@ Where backends differ, ``storage_at(path)`` has a method or says what it can do,
 
     store = open_path("s3://bucket/x.zarr")
     write_json(store / "a.json", {"a": 1})  # exists whole or not at all
-    storage_at(store).sizes()               # {"a.json": 11}
+    storage_at(store).sizes()               # {"a.json": 12}
     with storage_at(store / "v.mp4").on_disk() as file:
         ...                                 # a file on this machine, fetched if it must be
 

@@ -117,7 +117,7 @@ class Storage(ABC):
 
     @abstractmethod
     def publish(self, begun: Path, is_intact: Callable[[Path], bool]) -> None:
-        """Puts a finished local folder at the path. A commit makes it count.
+        """Puts a finished local folder at the path, every byte of it on disk. A commit makes it count.
 
         Args:
             is_intact: whether a folder that an earlier writer left at the path holds the same bytes.

@@ -132,6 +132,10 @@ class LocalStorage(Storage):
         if self.path.exists() and not is_intact(self.path):
             self.remove()
         if not self.path.exists():
+            for path in begun.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as handle:
+                        os.fsync(handle.fileno())
             begun.rename(self.path)
 
     def remove(self) -> None:

@@ -178,6 +178,18 @@ def test_a_damaged_part_in_s3_is_found_and_computed_again_alone(clips: Path, cre
     assert amex("features", "verify", f"{s3}/s.zarr").output.endswith("is intact\n")
 
 
+def test_a_part_in_s3_without_its_commit_record_is_told_and_comes_back(s3: str) -> None:
+    store = create_store(f"{s3}/s.zarr")
+    declare_stream(store, "s", SPEC, {})
+    part = {"spec": SPEC, "clips": [rows_of("a", 3)], "failures": [], "run": {}}
+    write_part(store, "s", "0", **part)
+    (store / "s" / "commits" / "0.json").unlink()
+    seen = amex("features", "verify", store)
+    assert (seen.exit_code, "its commit record is missing: 1 clip is absent" in seen.output) == (1, True)
+    write_part(store, "s", "0", **part)
+    assert amex("features", "verify", store).output.endswith("is intact\n")
+
+
 def test_a_stream_in_s3_is_removed_and_a_killed_removal_is_seen_and_finished(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,6 +134,17 @@ def test_a_folder_that_is_published_is_complete_and_nothing_is_left_of_it_elsewh
     assert names(folder) == ["done/in/x"]
 
 
+def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: dict[int, bool] = {}
+    monkeypatch.setattr(os, "fsync", lambda file: synced.update({os.fstat(file).st_ino: (tmp_path / "done").exists()}))
+    with storage_at(tmp_path).begin_folder("new") as begun:
+        (begun / "in").mkdir(parents=True)
+        for name in ("a", "in/b"):
+            (begun / name).write_text(name)
+        storage_at(tmp_path / "done").publish(begun, is_intact=lambda there: False)
+    assert synced == {(tmp_path / "done" / name).stat().st_ino: False for name in ("a", "in/b")}
+
+
 def test_an_intact_folder_that_an_earlier_writer_left_stays(tmp_path: Path) -> None:
     (tmp_path / "done").mkdir()
     with storage_at(tmp_path).begin_folder("new") as begun:

@@ -1,139 +1,195 @@
-"""How fast R(2+1)D-18 features come, against plain inference of the same model in the same run.
+"""Feeders and encoder together, from files to a committed part, against the slower of the two alone.
 
-    python benchmarks/extraction.py --videos DIR [--clips N] [--compile] [--json]
+    python benchmarks/extraction.py [--stream r2plus1d_18] [--feeders 1,4,8,16] [--size 240p] [--json FILE]
 
-Prints windows a second of: plain torchvision fp32 inference, batch 1; the encoder alone; decoding, sampling and
-transforms alone; and all of it, from files to a committed part. Quote the ratios: machines differ and are noisy.
+Windows a second, of a stream with random weights and of each number of feeders:
+
+- encode: the encoder alone, on a batch that lies on its device.
+- feed: the feeders alone; nobody encodes.
+- end to end: both, and the writing of the part; and the share of the time in which the GPU was at work.
+
+``--stand-in RATE`` puts a sleep in the place of the encoder, that of a device which encodes RATE windows a second: it
+shows how far feeders go where there is no such device. Models and processes are up before the clock starts.
+Quote the ratios: machines differ and are noisy.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
+import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-import torchvision
+from films import SIZES, films
 
 from amex.extract.encoders.networks import choose_device, choose_precision
-from amex.extract.encoders.presets import WindowPlan
 from amex.extract.encoders.registry import plan_stream
 from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
 from amex.extract.video.feeders import Feeders
-from amex.extract.video.requests import SamplingRequest, Window
+from amex.extract.video.requests import SamplingRequest, Video, Window
 from amex.features import create_store, declare_stream
-from amex.manifests import VideoFinder
 
-NAME = "r2plus1d_18"
-
-
-def rate(call: Callable[[], object], windows: int, repeats: int) -> float:
-    """Windows a second, the best of three rounds: the others are the machine's."""
-    call()
-    best = 0.0
-    for _ in range(3):
-        begin = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        best = max(best, windows * repeats / (time.perf_counter() - begin))
-    return best
+FRAMES = {"240p": 1000, "480p": 500, "1080p": 120}
 
 
-def plain(device: str) -> float:
-    network = torchvision.models.video.r2plus1d_18().eval().to(device)
-    batch = torch.randn(1, 3, 16, 112, 112, device=device)
-    with torch.inference_mode():
-        return rate(lambda: network(batch).cpu(), 1, 4)
+class StandIn:
+    """In place of an encoder: takes as long as one of so many windows a second would."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rate: float, dim: int) -> None:
+        self.rate, self.dim = rate, dim
+
+    def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
+        time.sleep(len(windows) / self.rate)
+        return {"values": torch.zeros(len(windows), self.dim)}
 
 
-def encode_only(plan: WindowPlan, device: str) -> float:
+def encode_only(plan: object, device: str, sample: np.ndarray, seconds: float = 4.0) -> float:
+    """Windows a second of the encoder alone."""
     encoder = plan.encoder(device)
-    batch = 255 * torch.rand(plan.batch_size, 16, 112, 112, 3, device=device)
-    return rate(lambda: encoder(batch)["values"].cpu(), plan.batch_size, 8)
+    batch = torch.from_numpy(np.repeat(sample[None], plan.batch_size, 0)).to(encoder.device)
+
+    def once() -> None:
+        for array in encoder(batch).values():
+            array.cpu()
+
+    for _ in range(3):
+        once()
+    begin, rounds = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        once()
+        rounds += 1
+    return rounds * plan.batch_size / (time.perf_counter() - begin)
 
 
-def matmul(dtype: torch.dtype, device: str) -> float:
-    """TFLOP/s of a large matrix product: what the device's arithmetic allows in this precision."""
-    a = torch.randn(2048, 2048, device=device).to(dtype)
-    return 2 * 2048**3 / 1e12 * rate(lambda: (a @ a)[0, 0].item(), 1, 8)
+def feed_only(plan: object, files: list[Path], count: int, decoder: str) -> tuple[float, np.ndarray]:
+    """Windows a second of ``count`` feeders alone, and one of the windows."""
+    feeders = Feeders(count, threads=max(1, torch.get_num_threads() // count), decoder=decoder)
+    request = SamplingRequest(None, None, plan.sampling, plan.transform)
 
+    def run(paths: list[Path]) -> tuple[int, np.ndarray]:
+        windows, sample = 0, None
+        for _, event in feeders.run(Video(number, path, (request,)) for number, path in enumerate(paths)):
+            if isinstance(event, Window):
+                windows += 1
+                sample = event.pixels.copy() if sample is None else sample
+        return windows, sample
 
-def decode_only(plan: WindowPlan, root: Path, files: list[Path]) -> float:
-    feeders = Feeders()
-    windows = 0
-    begin = 0.0
-    for warm in (True, False):
-        begin, windows = time.perf_counter(), 0
-        for file in files[:1] if warm else files:
-            for event in feeders.read(root / file, [SamplingRequest(None, None, plan.sampling, plan.transform)]):
-                windows += isinstance(event, Window)
+    run(files[:count])
+    begin = time.perf_counter()
+    windows, sample = run(files)
+    rate = windows / (time.perf_counter() - begin)
     feeders.close()
-    return windows / (time.perf_counter() - begin)
+    return rate, sample
 
 
-def end_to_end(plan: WindowPlan, root: Path, files: list[Path], device: str) -> float:
+@contextmanager
+def watched(device: str) -> Iterator[list[float]]:
+    """Collects how busy the GPU is, in percent, several times a second."""
+    readings: list[float] = []
+    if device == "cpu":
+        yield readings
+        return
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    reader = threading.Thread(target=lambda: readings.extend(float(line) for line in process.stdout), daemon=True)
+    reader.start()
+    try:
+        yield readings
+    finally:
+        process.terminate()
+        reader.join()
+
+
+def end_to_end(plan: object, files: list[Path], count: int, device: str, decoder: str) -> tuple[float, float, dict]:
+    """Windows a second from files to a committed part, the share of time in which the GPU worked, and a report."""
     with tempfile.TemporaryDirectory() as folder:
         store = create_store(Path(folder) / "s.zarr")
-        declare_stream(store, NAME, plan.spec, {})
-        job = Job(store=store, videos=root, streams=(plan,), texts=(), deadline=60)
+        declare_stream(store, plan.name, plan.spec, {})
+        job = Job(store=store, videos=Path("/"), streams=(plan,), texts=(), deadline=60, feeders=count, decoder=decoder)
 
         def part(index: int, chosen: list[Path]) -> PartTask:
             videos = []
-            for file in chosen:
-                clip = ClipTask(clip_id=str(file), video=str(file), start=None, end=None, attempt=1, streams=(0,))
-                videos.append(VideoTask(path=file, missing="", clips=(clip,)))
+            for number, file in enumerate(chosen):
+                named = {"clip_id": f"{index}-{number}", "video": str(file), "start": None, "end": None}
+                path = file.absolute().relative_to("/")
+                videos.append(VideoTask(path=path, missing="", clips=(ClipTask(**named, attempt=1, streams=(0,)),)))
             return PartTask(index=index, videos=tuple(videos))
 
-        run_part(part(0, files[:1]), job, device)  # the model and the decoder are up
-        begin = time.perf_counter()
-        report = run_part(part(1, files), job, device)
-        return report.rows / (time.perf_counter() - begin)
-
-
-def device_name(device: str) -> str:
-    """What a report calls the device."""
-    return torch.cuda.get_device_name(device) if device != "cpu" else platform.processor() or platform.machine()
+        run_part(part(0, files[:count]), job, device)
+        with watched(device) as busy:
+            begin = time.perf_counter()
+            report = run_part(part(1, files), job, device)
+            rate = report.rows / (time.perf_counter() - begin)
+        return rate, float(np.mean(busy)) / 100 if busy else float("nan"), report.seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", required=True, type=Path)
-    parser.add_argument("--clips", type=int, default=8, help="how many of the videos")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stream", action="append", help="as `amex extract` takes it, NAME or NAME=NETWORK")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the streams")
+    parser.add_argument("--feeders", default="1")
+    parser.add_argument("--size", choices=SIZES, default="240p")
+    parser.add_argument("--videos", type=Path, help="where the videos are kept; made if they are not there")
+    parser.add_argument("--files", type=int, default=8, help="videos a feeder")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--decoder", default="auto")
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--stand-in", type=float, metavar="RATE")
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     device = choose_device(given.device)
-    files = VideoFinder(given.videos).walk()[: given.clips]
-    plan = plan_stream(
-        NAME,
-        NAME,
-        weights="random:0",
-        device=device,
-        precision=choose_precision("auto", device),
-        compiled=given.compile,
-        batch_size=given.batch_size,
-    )
-    found = {"plain": plain(device), "encode": encode_only(plan, device)}
-    found["decode"] = decode_only(plan, given.videos, files)
-    found["end_to_end"] = end_to_end(plan, given.videos, files, device)
-    found["matmul_bf16_over_fp32"] = matmul(torch.bfloat16, device) / matmul(torch.float32, device)
-    found["encode_over_plain"] = found["encode"] / found["plain"]
-    found["end_to_end_over_slower"] = found["end_to_end"] / min(found["encode"], found["decode"])
+    device = "cuda:0" if device == "cuda" else device
+    precision = choose_precision(given.precision, device)
+    name_of = torch.cuda.get_device_name(device) if device != "cpu" else platform.processor() or platform.machine()
+    print(f"{name_of}, {torch.get_num_threads()} threads, {precision}, torch {torch.__version__}")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        videos = films(given.videos or Path(folder), given.size, 4, FRAMES[given.size])
+        for stream in given.stream or ["r2plus1d_18"]:
+            name, _, network = stream.partition("=")
+            options = dict(pair.split("=", 1) for pair in given.set)
+            plan = plan_stream(
+                name,
+                network or name,
+                weights="random:0",
+                device=device,
+                precision=precision,
+                options=options,
+                batch_size=given.batch_size,
+            )
+            if given.stand_in:
+                encoder = StandIn(given.stand_in, plan.spec["output"]["shape"][-1])
+                kind = type("StandInPlan", (type(plan),), {"encoder": lambda self, device, made=encoder: made})
+                plan = kind(**{each.name: getattr(plan, each.name) for each in dataclasses.fields(plan)})
+            encode = None
+            for count in map(int, given.feeders.split(",")):
+                files = (videos * (given.files * count))[: given.files * count]
+                feed, sample = feed_only(plan, files, count, given.decoder)
+                encode = encode or encode_only(plan, device, sample)
+                whole, busy, seconds = end_to_end(plan, files, count, device, given.decoder)
+                ratio = whole / min(feed, encode)
+                row = {"stream": name, "size": given.size, "feeders": count, "encode": encode, "feed": feed}
+                row |= {"end_to_end": whole, "busy": busy, "ratio": ratio, "seconds": seconds, "device": name_of}
+                rows.append(row | {"precision": precision, "decoder": given.decoder, "batch_size": plan.batch_size})
+                print(
+                    f"{name:>14} {given.size} x {count:<3} encode {encode:8.1f}   feed {feed:8.1f}   "
+                    f"end to end {whole:8.1f} windows/s   busy {busy:4.0%}   end to end / slower {ratio:.2f}",
+                    flush=True,
+                )
     if given.json:
-        print(json.dumps(found, indent=1))
-        return
-    print(f"{device_name(device)}, {torch.get_num_threads()} threads, {plan.precision}, torch {torch.__version__}")
-    for name in ("plain", "encode", "decode", "end_to_end"):
-        print(f"  {name:<12}{found[name]:9.2f} windows/s")
-    print(f"  encode / plain                      {found['encode_over_plain']:.2f}")
-    print(f"  bf16 / fp32 matrix product          {found['matmul_bf16_over_fp32']:.2f}   (the device's own ceiling)")
-    print(f"  end to end / slower of the two      {found['end_to_end_over_slower']:.2f}")
+        given.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,11 @@
-"""How every command writes: one rich console, whole lines where there is no terminal, and one JSON option."""
+"""How every command writes: one rich console, and whole lines where there is no terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
-import click
 from rich.console import Console
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-
-
-class StoragePath(click.ParamType):
-    """A folder, or an address such as s3://BUCKET/NAME."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from .storage import open_path
-
-        return open_path(value)
-
-
-STORAGE_PATH = StoragePath()
 
 
 def console(stderr: bool = False) -> Console:

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from films import SIZES, films
 
-from amex.extract.encoders.networks import choose_device, choose_precision
+from amex.extract.encoders.devices import choose_device, choose_precision
 from amex.extract.encoders.registry import plan_stream
 from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
 from amex.extract.video.feeders import Feeders

@@ -83,11 +83,11 @@ def measure(count: int, folder: Path, given: argparse.Namespace) -> dict[str, An
     declare_stream(store, "s", SPEC, {})
     job.work = fake_work
     own = psutil.Process()  # which the scheduler and the client live in
-    with local(given.workers) as crew:
-        crew.client.wait_for_workers(given.workers)
+    with local(given.workers) as workers:
+        workers.client.wait_for_workers(given.workers)
         before, cpu = own.memory_info().rss, sum(own.cpu_times()[:2])
         settings = (store, given.part_seconds)
-        clocked("run", lambda: job.run_tasks(crew, tasks, settings, "cpu", NoDisplay()))
+        clocked("run", lambda: job.run_tasks(workers, tasks, settings, "cpu", NoDisplay()))
         took["scheduler, MB more"] = (own.memory_info().rss - before) / 1e6
         took["scheduler, ms a part"] = (sum(own.cpu_times()[:2]) - cpu) / len(tasks) * 1e3
     took["parts"] = len(tasks)

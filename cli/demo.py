@@ -74,7 +74,7 @@ def demo(ctx: click.Context, out: Path, clips: int, seed: int, epochs: int) -> N
 
 def extract_demo(manifest: Path, videos: Path, store: Path) -> bool:
     """Clip, object and text features of the drawn clips; returns whether there is a text encoder on this machine."""
-    from ..extract.encoders.networks import choose_device, choose_precision
+    from ..extract.encoders.devices import choose_device, choose_precision
     from ..extract.encoders.registry import plan_stream
     from ..extract.run.display import choose_display
     from ..extract.run.job import extract as run

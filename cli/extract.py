@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import math
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.filesize import decimal
 
-from ..console import STORAGE_PATH, console, json_option
+from ..console import console
 from ..errors import plural, printable
-from ..extract.limits import DEADLINE, LONGEST_FRAME, PART_CLIPS, PART_MINUTES, STALL
-from .worker import cluster_options, default_workers, where
-
-
-class Positive(click.FloatRange):
-    """A number above zero, and neither NaN nor infinite."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
+from .options import (
+    JOB_OPTIONS,
+    ExtractOptions,
+    clip_options,
+    cluster_options,
+    compute_options,
+    json_option,
+    run_options,
+    stream_options,
+)
+from .worker import default_workers
 
 
 @click.command()
@@ -74,149 +71,13 @@ def streams() -> None:
 
 
 @click.command()
-@click.option("--manifest", "manifest_path", type=click.Path(path_type=Path), help="The clips, from `manifest build`.")
-@click.option("--dataset", help="Instead of --manifest: a data set by name (folder for your own videos).")
-@click.option("--annotations", type=click.Path(path_type=Path), help="Its annotations, as `manifest build` takes them.")
-@click.option("--protocol", help="Which of its published splits.")
-@click.option(
-    "--videos",
-    type=STORAGE_PATH,
-    help="The folder the videos are in, any layout, or s3://... or https://...; not needed for text alone.",
-)
-@click.option(
-    "--store",
-    required=True,
-    type=STORAGE_PATH,
-    help="The Zarr store to write or to go on with: a folder, or s3://BUCKET/NAME.",
-)
-@click.option(
-    "--stream",
-    "stream_names",
-    multiple=True,
-    metavar="NAME[=NETWORK]",
-    help="What to compute; repeat for several, all in one pass over each video. `amex streams` lists what there is. "
-    "NAME=NETWORK keeps a variant under a name of its own; NETWORK may also be mmdet:CONFIG, clip:MODEL or text:MODEL."
-    "  [default: r2plus1d_18]",
-)
-@click.option("--preset", "presets", multiple=True, metavar="NAME=PRESET", help="Feed a stream by another convention.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="NAME.KEY=VALUE",
-    help="One option of a stream. Windows: fps (a number or native) or count (so many samples a clip), at (shown or "
-    "nearest: the frame on screen, or the nearest in time), frames, step, stride (in samples), tail (pad or drop). "
-    "Objects: fps or count, at, boxes, score (the lowest), classes (a,b,...). Text: layers, max_tokens. For example "
-    "--set r2plus1d_18.stride=8",
-)
-@click.option(
-    "--text-encoder",
-    metavar="MODEL",
-    help="What text_bert is: minilm (needs no download), a directory, or a name on the model hub.  "
-    "[default: BERT base, uncased]",
-)
-@click.option(
-    "--weights",
-    multiple=True,
-    metavar="NAME=WHICH",
-    help="A checkpoint file (of CLIP and text models: a directory), `default` (published, downloaded once), or "
-    "random:SEED to try things out.",
-)
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="auto (a GPU where the workers have one), cpu, cuda (all GPUs) or cuda:INDEX.",
-)
-@click.option(
-    "--precision",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    help="auto is bf16 where the device computes in it: faster, and part of what the store remembers.",
-)
-@click.option(
-    "--compile",
-    "compiled",
-    is_flag=True,
-    help="torch.compile the networks of windows: faster after 30 s; needs a C++ compiler.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    help="Windows, or frames with objects, a batch.  [default: 1 on a CPU; on a GPU 16, and 4 with objects]",
-)
+@clip_options
+@stream_options
+@compute_options
 @cluster_options
-@click.option(
-    "--part-clips",
-    default=PART_CLIPS,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Clips a group. Groups are cut into parts, which are written together; a crash loses the parts in flight.",
-)
-@click.option(
-    "--part-minutes",
-    default=PART_MINUTES,
-    show_default=True,
-    type=Positive(),
-    help="Minutes of video a part, at most, as expected from clips and file sizes. The clips of a video stay together.",
-)
-@click.option(
-    "--partition",
-    metavar="K/N",
-    help="Only every N-th group, from the K-th (0 to N-1): for job arrays, whose tasks know nothing of each other.",
-)
-@click.option(
-    "--deadline",
-    default=DEADLINE,
-    show_default=True,
-    metavar="SECONDS",
-    type=Positive(),
-    help="Time without a later frame after which a decoder is killed.",
-)
-@click.option(
-    "--longest-frame",
-    default=LONGEST_FRAME,
-    show_default=True,
-    metavar="SECONDS",
-    type=click.IntRange(min=1),
-    help="Longest time one frame may be shown. A longer frame is damage; raise it for slides.",
-)
-@click.option(
-    "--damaged",
-    default="fail",
-    show_default=True,
-    type=click.Choice(["fail", "keep"]),
-    help="If a video is damaged part-way: fail the clip, or keep the windows before the damage.",
-)
-@click.option(
-    "--stall",
-    default=STALL,
-    show_default=True,
-    metavar="SECONDS",
-    type=click.IntRange(min=1),
-    help="End a worker that makes no progress for this long; the video it worked on fails.",
-)
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many clips of the manifest.")
-@click.option("--retry-failed", is_flag=True, help="Also try clips again that failed before.")
-@click.option(
-    "--changed",
-    default="recompute",
-    show_default=True,
-    type=click.Choice(["recompute", "keep"]),
-    help="What to do with clips whose times or video changed since extraction.",
-)
-@click.option(
-    "--digest",
-    is_flag=True,
-    help="Record the sha256 of video files. A file that has only a new time of modification is then the same file.",
-)
-@click.option("--repair", is_flag=True, help="First read every byte in the store; compute damaged parts again.")
-@click.option(
-    "--dry-run", is_flag=True, help="Say what would be done, how long and how many bytes; do nothing. Needs no weights."
-)
+@run_options
 @json_option
-def extract(**options: Any) -> None:
+def extract(**given: Any) -> None:
     """Compute what the store lacks of the clips, and only that.
 
     The same command resumes an interrupted run, follows a manifest that has grown, and adds streams. A video that
@@ -229,14 +90,13 @@ def extract(**options: Any) -> None:
 
     Exit status: 0 all done; 3 finished, but some clips failed; 1 an error; 2 wrong usage; 130 interrupted.
     """
-    from ..extract.encoders.networks import choose_device
-    from ..extract.run.batch import job_script
-    from ..extract.run.cluster import allocation, first_task, gpus_of, serve
-    from ..extract.run.job import jobs_folder
+    from ..extract.run.batch import job_script, jobs_folder
+    from ..extract.run.cluster import allocation, first_task
 
-    cluster = where(options)
-    folder = jobs_folder(options["store"])
-    if options["print_job"]:
+    options = ExtractOptions(**given)
+    cluster = chosen_cluster(options)
+    folder = jobs_folder(options.store)
+    if options.print_job:
         return click.echo(job_script(cluster, folder), nl=False)
     if cluster != "runner":
         return compute(options, cluster)
@@ -244,61 +104,120 @@ def extract(**options: Any) -> None:
     if number == 0:
         with first_task(listed):
             return compute(options, cluster)
-    device = choose_device(options["device"])
-    workers = options["workers"] or default_workers(device)
+    join(options, number, listed)
+
+
+def chosen_cluster(options: ExtractOptions) -> Any:
+    """What the options say of the cluster: batch jobs, or the word or address that was given."""
+    from ..extract.run.batch import BATCH, Jobs
+
+    cluster = options.cluster
+    given = {
+        field: value for name, field in JOB_OPTIONS.items() if (value := getattr(options, name)) not in (None, (), 0)
+    }
+    if cluster in BATCH:
+        if options.workers:
+            raise click.UsageError(
+                "--workers is for this machine: a batch job has one worker, or one a GPU; say --jobs N, "
+                "--gpus-per-job N, --workers-per-gpu N"
+            )
+        if options.workers_per_gpu and not options.gpus_per_job:
+            raise click.UsageError("--workers-per-gpu is for jobs with GPUs: add --gpus-per-job N")
+        for value in given.values():
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and not text.isprintable():
+                    raise click.UsageError(f"{text!r} cannot stand in a job script")
+        defaults = {"count": 1, "cpus": 8, "memory": "32GB"}
+        return Jobs(system=cluster, workers_per_gpu=options.workers_per_gpu or 1, **defaults | given)
+    if "://" in cluster:
+        for flag, value in (("--workers", options.workers), ("--workers-per-gpu", options.workers_per_gpu)):
+            if value:
+                raise click.UsageError(
+                    f"{flag} is for this machine: on others, start them with amex worker {cluster} {flag} {value}"
+                )
+    elif cluster not in ("local", "runner"):
+        known = ", ".join(("local", *BATCH, "runner"))
+        raise click.UsageError(
+            f"--cluster takes {known}, or a scheduler's address like tcp://host:8786, not {cluster!r}"
+        )
+    if given or options.print_job:
+        name = next((name for name, field in JOB_OPTIONS.items() if field in given), "print_job")
+        flag = {"job_directives": "--job-directive"}.get(name, f"--{name.replace('_', '-')}")
+        raise click.UsageError(f"{flag} is for batch jobs: add --cluster {', '.join(BATCH)}")
+    return cluster
+
+
+def join(options: ExtractOptions, number: int, listed: Path) -> None:
+    """Works for the first task of an allocation, as its task ``number``."""
+    from ..extract.encoders.devices import choose_device
+    from ..extract.run.cluster import gpus_of, serve
+
+    device = choose_device(options.device)
+    workers = default_workers(device, options.workers, options.workers_per_gpu)
     serve(None, listed=listed, workers=workers, gpus=gpus_of(device), name=str(number))
 
 
-def compute(options: dict[str, Any], cluster: Any) -> None:
-    """Checks all options, then runs."""
-    from ..extract.encoders.registry import is_text
-    from ..extract.run.display import choose_display
-    from ..extract.run.job import extract as run
+def compute(options: ExtractOptions, cluster: Any) -> None:
+    """Checks all options, the cheap ones first, then runs."""
+    items = clips_of(options)
+    check_streams(options)
+    with started(options, cluster, items) as cluster:
+        from ..extract.run.display import choose_display
+        from ..extract.run.job import extract as run
+        from ..extract.run.plan import Partition
+
+        device, precision = where_computed(options, cluster)
+        plans = stream_plans(options, device, precision)
+        if options.dry_run:
+            return dry_run(items, plans, device, options)
+        outcome = run(
+            items,
+            plans,
+            store=options.store,
+            videos=options.videos,
+            device=device,
+            workers=default_workers(device, options.workers, options.workers_per_gpu),
+            feeders=options.feeders,
+            deterministic=options.deterministic,
+            display=choose_display(console(stderr=True), quiet=options.as_json),
+            cluster=cluster,
+            partition=Partition(*options.partition) if options.partition else None,
+            keep_changed=options.changed == "keep",
+            longest_frame=options.longest_frame,
+            keep_damaged=options.damaged == "keep",
+            part_clips=options.part_clips,
+            part_minutes=options.part_minutes,
+            deadline=options.deadline,
+            stall=options.stall,
+            retry_failed=options.retry_failed,
+            digest=options.digest,
+            repair=options.repair,
+        )
+    print_outcome(outcome, options.store, as_json=options.as_json)
+    sys.exit(outcome.exit_code)
+
+
+def clips_of(options: ExtractOptions) -> list:
+    """The clips that the options name, and what is wrong with others; from files, without a look into videos."""
     from ..manifests import VideoFinder, dataset, scan_manifest
 
-    if (options["manifest_path"] is None) == (options["dataset"] is None):
+    if (options.manifest_path is None) == (options.dataset is None):
         raise click.UsageError("give either --manifest or --dataset")
-    if options["repair"] and options["dry_run"]:
+    if options.repair and options.dry_run:
         raise click.UsageError("--dry-run repairs nothing: `amex features verify STORE` says what is damaged")
-    if options["dataset"] == "folder" and not options["annotations"]:
-        if not options["videos"]:
+    annotations = options.annotations
+    if options.dataset == "folder" and not annotations:
+        if not options.videos:
             raise click.UsageError("--dataset folder needs --videos")
-        VideoFinder(options["videos"])  # says what is wrong with the folder
-    if options["dataset"]:
-        annotations = options["annotations"] or (options["videos"] if options["dataset"] == "folder" else None)
-        if annotations is None:
-            raise click.UsageError(f"--dataset {options['dataset']} needs --annotations")
-        items = dataset(options["dataset"]).scan(annotations, options["protocol"])
+        VideoFinder(options.videos)  # says what is wrong with the folder
+        annotations = options.videos
+    if options.dataset and annotations is None:
+        raise click.UsageError(f"--dataset {options.dataset} needs --annotations")
+    if options.dataset:
+        items = dataset(options.dataset).scan(annotations, options.protocol)
     else:
-        items = list(scan_manifest(options["manifest_path"]))
-    items = limited(items, options["limit"])
-    options["partition"] = partition_of(options["partition"])
-    if options["videos"] is None and not all(map(is_text, stream_networks(options).values())):
-        raise click.UsageError("give --videos: only streams of text need none")
-    device, precision = where_computed(options, cluster)
-    plans = stream_plans(options, device, precision)
-    if options["dry_run"]:
-        return dry_run(items, plans, device, options)
-    outcome = run(
-        items,
-        plans,
-        store=options["store"],
-        videos=options["videos"],
-        device=device,
-        workers=options["workers"] or default_workers(device),
-        display=choose_display(console(stderr=True), quiet=options["as_json"]),
-        cluster=cluster,
-        partition=options["partition"],
-        keep_changed=options["changed"] == "keep",
-        longest_frame=options["longest_frame"],
-        keep_damaged=options["damaged"] == "keep",
-        **{
-            name: options[name]
-            for name in ("part_clips", "part_minutes", "deadline", "stall", "retry_failed", "digest", "repair")
-        },
-    )
-    print_outcome(outcome, options["store"], as_json=options["as_json"])
-    sys.exit(outcome.exit_code)
+        items = list(scan_manifest(options.manifest_path))
+    return limited(items, options.limit)
 
 
 def limited(items: list, clips: int | None) -> list:
@@ -309,18 +228,70 @@ def limited(items: list, clips: int | None) -> list:
     return [item for item in items if not isinstance(item, Clip) or id(item) in first]
 
 
-def where_computed(options: dict[str, Any], cluster: Any) -> tuple[str, str]:
+def check_streams(options: ExtractOptions) -> None:
+    """Raises UsageError or AmexError for streams that cannot be meant, before anything slow begins."""
+    from ..features.schema import StoreError, stream_path
+
+    networks = options.networks
+    given = {
+        "--preset": dict(options.presets),
+        "--weights": dict(options.weights),
+        "--set": options.stream_settings,
+    }
+    for option, streams in given.items():
+        for name in streams.keys() - networks.keys():
+            raise click.UsageError(f"{option} names {name!r}, which is no stream of this run: {', '.join(networks)}")
+    if options.text_encoder and "text_bert" not in networks.values():
+        raise click.UsageError("--text-encoder says what text_bert is: add --stream text_bert")
+    for name in networks:
+        try:
+            stream_path(options.store, name)
+        except StoreError as error:
+            raise click.UsageError(str(error)) from error
+    if options.videos is None:
+        from ..extract.encoders.registry import is_text
+
+        if not all(map(is_text, networks.values())):
+            raise click.UsageError("give --videos: only streams of text need none")
+
+
+@contextlib.contextmanager
+def started(options: ExtractOptions, cluster: Any, items: list) -> Iterator[Any]:
+    """The cluster; workers of this machine start now, beside the planning, where there is certainly work for them.
+
+    Both import the same libraries, which takes seconds. A store that has all streams may lack nothing, and then the
+    workers start when that is known.
+    """
+    from ..manifests import Clip
+    from ..storage import reachable
+
+    with reachable(options.store):
+        absent = [name for name in options.networks if not (options.store / name / "spec.json").exists()]
+    videos = {item.video for item in items if isinstance(item, Clip)}
+    if cluster != "local" or options.dry_run or not absent or not videos:
+        yield cluster
+        return
+    from ..extract.encoders.devices import choose_device
+    from ..extract.run.cluster import local
+
+    device = choose_device(options.device)
+    workers = default_workers(device, options.workers, options.workers_per_gpu)
+    with local(min(workers, len(videos)), device) as running:
+        yield running
+
+
+def where_computed(options: ExtractOptions, cluster: Any) -> tuple[str, str]:
     """Device and precision, of the machines that will do the work; of this one where it times a dry run."""
-    from ..extract.encoders.networks import choose_device, choose_precision
+    from ..extract.encoders.devices import choose_device, choose_precision
     from ..extract.run.batch import Jobs
     from ..extract.run.job import choose_with_workers
 
-    device, precision = options["device"], options["precision"]
+    device, precision = options.device, options.precision
     jobs = isinstance(cluster, Jobs)
-    elsewhere = jobs or "://" in cluster
+    elsewhere = jobs or (isinstance(cluster, str) and "://" in cluster)
     if jobs and device == "auto":
         device = "cuda" if cluster.gpus else "cpu"
-    if options["dry_run"] and elsewhere and device != "cpu":
+    if options.dry_run and elsewhere and device != "cpu":
         device = choose_device("auto")  # login nodes have no GPU, and then the precision may not be one for a CPU
         precision = precision if device != "cpu" else "auto"
     elif not elsewhere:
@@ -330,33 +301,15 @@ def where_computed(options: dict[str, Any], cluster: Any) -> tuple[str, str]:
     return device, choose_precision(precision, device)
 
 
-def stream_plans(options: dict[str, Any], device: str, precision: str) -> list:
+def stream_plans(options: ExtractOptions, device: str, precision: str) -> list:
     """The streams that the options describe."""
     from ..extract.encoders.registry import plan_stream
-    from ..features.schema import StoreError, stream_path
 
-    names = stream_networks(options)
-    presets = dict(pair(text) for text in options["presets"])
-    weights = dict(pair(text) for text in options["weights"])
-    settings: dict[str, dict[str, str]] = {}
-    for key, value in map(pair, options["settings"]):
-        name, dot, option = key.rpartition(".")
-        if not dot:
-            raise click.UsageError(f"--set takes NAME.KEY=VALUE, got {key}={value}")
-        settings.setdefault(name, {})[option] = value
-    for option, given in (("--preset", presets), ("--weights", weights), ("--set", settings)):
-        for name in given.keys() - names.keys():
-            raise click.UsageError(f"{option} names {name!r}, which is no stream of this run: {', '.join(names)}")
-    if options["text_encoder"] and "text_bert" not in names.values():
-        raise click.UsageError("--text-encoder says what text_bert is: add --stream text_bert")
+    presets, weights = dict(options.presets), dict(options.weights)
     plans = []
-    for name, network in names.items():
-        try:
-            stream_path(options["store"], name)
-        except StoreError as error:
-            raise click.UsageError(str(error)) from error
-        if network == "text_bert" and options["text_encoder"]:
-            network = f"text:{options['text_encoder']}"
+    for name, network in options.networks.items():
+        if network == "text_bert" and options.text_encoder:
+            network = f"text:{options.text_encoder}"
         plans.append(
             plan_stream(
                 name,
@@ -365,55 +318,31 @@ def stream_plans(options: dict[str, Any], device: str, precision: str) -> list:
                 precision=precision,
                 weights=weights.get(name, "default"),
                 preset=presets.get(name),
-                options=settings.get(name, {}),
-                compiled=options["compiled"],
-                batch_size=options["batch_size"],
-                random_weights=options["dry_run"],
+                options=options.stream_settings.get(name, {}),
+                compiled=options.compiled,
+                batch_size=options.batch_size,
+                random_weights=options.dry_run,
             )
         )
     return plans
 
 
-def stream_networks(options: dict[str, Any]) -> dict[str, str]:
-    """The network of each stream that --stream names."""
-    return dict(pair(text, alone=True) for text in options["stream_names"] or ("r2plus1d_18",))
-
-
-def pair(text: str, alone: bool = False) -> tuple[str, str]:
-    """``A=B`` as (A, B); with ``alone``, ``A`` as (A, A)."""
-    left, equals, right = text.partition("=")
-    if not left or (not right and not (alone and not equals)):
-        raise click.UsageError(f"expected STREAM=VALUE, as in r2plus1d_18=random:0, got {text!r}")
-    return left, right or left
-
-
-def partition_of(text: str | None) -> Any:
-    """``K/N`` as a partition; None where none is asked for."""
-    from ..extract.run.plan import Partition
-
-    if text is None:
-        return None
-    try:
-        number, of = (int(word) for word in text.split("/"))
-        return Partition(number, of)
-    except ValueError as error:
-        raise click.UsageError(f"--partition takes K/N with K from 0 to N-1, as in 3/64, got {text!r}") from error
-
-
-def dry_run(items: list, plans: list, device: str, options: dict[str, Any]) -> None:
-    from ..extract.run.plan import VideoFiles, changed_text, estimate, existing, plan_tasks
+def dry_run(items: list, plans: list, device: str, options: ExtractOptions) -> None:
+    """Prints what a run would compute, and how long it would take."""
+    from ..extract.run.plan import Partition, VideoFiles, changed_text, estimate, existing, plan_tasks
     from ..manifests import Clip, VideoFinder
 
     clips = [item for item in items if isinstance(item, Clip)]
-    streams = {plan.name: existing(options["store"], plan.name) for plan in plans}
-    keep = options["changed"] == "keep"
+    streams = {plan.name: existing(options.store, plan.name) for plan in plans}
+    keep = options.changed == "keep"
     seeing = any("sampling" in plan.spec for plan in plans)
-    files = VideoFiles(VideoFinder(options["videos"]), keep=keep) if seeing else None
-    kept = {name: options[name] for name in ("part_clips", "part_minutes", "retry_failed", "partition")}
-    bounds = {name: options[name] for name in ("deadline", "longest_frame")}
-    found = estimate(plan_tasks(clips, files, plans, streams, **kept), options["videos"], plans, device, **bounds)
+    files = VideoFiles(VideoFinder(options.videos), keep=keep) if seeing else None
+    kept = {name: getattr(options, name) for name in ("part_clips", "part_minutes", "retry_failed")}
+    kept["partition"] = Partition(*options.partition) if options.partition else None
+    bounds = {"deadline": options.deadline, "longest_frame": options.longest_frame}
+    found = estimate(plan_tasks(clips, files, plans, streams, **kept), options.videos, plans, device, **bounds)
     changed = Counter(files.changed.values()) if files is not None else {}
-    if options["as_json"]:
+    if options.as_json:
         click.echo(json.dumps(dataclasses.asdict(found) | {"changed": changed}, indent=1))
         return
     text = f" and {plural(found.captions, 'caption')}" if found.captions else ""

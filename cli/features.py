@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
-from ..console import STORAGE_PATH, console, json_option
+from ..console import console
 from ..errors import AmexError, plural, printable
+from .options import STORAGE_PATH, json_option
 
 store_argument = click.argument("store", type=STORAGE_PATH)
 skip_damaged_option = click.option(

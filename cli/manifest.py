@@ -10,9 +10,10 @@ from pathlib import Path
 
 import click
 
-from ..console import console, json_option
+from ..console import console
 from ..errors import AmexError, plural, printable
 from .demo import draw_shapes
+from .options import json_option
 
 
 @click.group()

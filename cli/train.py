@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import click
 
-from ..console import STORAGE_PATH, console, json_option
+from ..console import console
 from ..errors import AmexError, printable
+from .options import STORAGE_PATH, json_option
 
 store_option = click.option("--store", type=STORAGE_PATH, help="The features.  [default: as in training]")
 manifest_option = click.option(

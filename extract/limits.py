@@ -10,3 +10,5 @@ DEADLINE = 60.0
 LONGEST_FRAME = 600
 # Seconds without progress after which a worker is ended: more than the slowest batch takes, or the write of a part.
 STALL = 600
+# Feeders of a worker with a GPU, at most, unless a user asks for more.
+MOST_FEEDERS = 16

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from videos import encode
 
 from amex.cli import main
+from amex.cli.options import ExtractOptions
 
 # Torch reads these when it is first imported: here by the fixture `cluster`, or by a module of tests. Networks of tests
 # are small, and threads that spin while they wait take the cores from the tests that run beside them.
@@ -71,8 +72,8 @@ def cluster() -> Iterator[str]:
     """The address of a scheduler with one worker process, so that runs need not start one each."""
     from amex.extract.run.cluster import local
 
-    with local(1) as crew:
-        yield crew.client.scheduler.address
+    with local(1) as workers:
+        yield workers.client.scheduler.address
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +131,12 @@ def extract(videos: Path, store: Path, cluster: str, *more: Any, code: int = 0) 
     result = amex("extract", *source, *given, *(QUICK if "--weights" not in more else ()), *more)
     assert result.exit_code == code, result.output
     return json.loads(result.stdout) if code in (0, 3) else {"output": result.output}
+
+
+def extract_options(*arguments: Any) -> ExtractOptions:
+    """What ``amex extract`` makes of its command line."""
+    given = ["--dataset", "folder", "--videos", "V", "--store", "s.zarr", *map(str, arguments)]
+    return ExtractOptions(**main.commands["extract"].make_context("extract", given).params)
 
 
 def write_lines(path: Path, *records: dict[str, Any] | str) -> Path:

@@ -13,14 +13,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
-from conftest import QUICK, amex
+from conftest import QUICK, amex, extract_options
 from stand_in import note
 from test_extract import R2
 from test_resume import committed
 
-from amex.cli.worker import where
+from amex.cli import main
+from amex.cli.extract import chosen_cluster
+from amex.cli.worker import default_workers
 from amex.extract.run import cluster, job
 from amex.extract.run.cluster import gpus_of, local, placement
 from amex.extract.run.display import NoDisplay
@@ -39,7 +42,8 @@ def test_every_worker_has_one_gpu_and_its_share_of_the_cores() -> None:
 
 def test_workers_without_gpus_share_the_cores() -> None:
     env = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
-    assert placement(3, cpus=8) == [{"nthreads": 1, "memory_limit": 0, "env": env}] * 3
+    preload = ["amex.extract.run.imports"]
+    assert placement(3, cpus=8) == [{"nthreads": 1, "memory_limit": 0, "env": env, "preload": preload}] * 3
     assert placement(3, cpus=2)[0]["env"]["OMP_NUM_THREADS"] == "1"
 
 
@@ -58,9 +62,9 @@ def test_each_gpu_has_one_part_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(cluster, "gpus_of", lambda device: ["GPU-5a", "GPU-7c"])
     monkeypatch.setattr(job, "work", note)
     tasks = [PartTask(index=number, videos=()) for number in range(10)]
-    with local(2, "cuda") as crew:
-        crew.client.wait_for_workers(2, timeout=100)
-        report, broken = job.run_tasks(crew, tasks, tmp_path, "cuda", NoDisplay())
+    with local(2, "cuda") as workers:
+        workers.client.wait_for_workers(2, timeout=100)
+        report, broken = job.run_tasks(workers, tasks, tmp_path, "cuda", NoDisplay())
     assert (report.clips, broken) == (10, {})
     seen = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
     assert {record["gpu"] for record in seen} == {"GPU-5a", "GPU-7c"}
@@ -177,7 +181,33 @@ def test_tasks_of_an_allocation_find_each_other_and_make_one_store(clips: Path, 
 
 
 def test_options_of_the_command_line_are_those_of_jobs() -> None:
-    given = {"cluster": "slurm", "jobs": 3, "queue": None, "account": "lab", "cpus": None, "memory": "8GB"}
-    given |= {"gpus_per_job": 1, "walltime": None, "job_directives": ("-x",), "job_prologue": (), "interface": None}
-    jobs = where(given | {"print_job": False, "workers": None})
+    asked = ("--cluster", "slurm", "--jobs", 3, "--account", "lab", "--memory", "8GB", "--gpus-per-job", 1)
+    jobs = chosen_cluster(extract_options(*asked, "--job-directive=-x"))
     assert (jobs.count, jobs.cpus, jobs.memory, jobs.gpus, jobs.directives) == (3, 8, "8GB", 1, ("-x",))
+    assert jobs.workers_per_gpu == 1
+
+
+def test_workers_share_a_gpu_of_this_machine_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a,GPU-7c")
+    assert default_workers("cuda") == 2
+    assert default_workers("cuda", per_gpu=2) == 4
+    assert default_workers("cuda:1", per_gpu=2) == 2
+    assert default_workers("cpu", 3) == 3
+    gpus = [option["env"]["CUDA_VISIBLE_DEVICES"] for option in placement(4, gpus_of("cuda"), cpus=16)]
+    assert sorted(gpus) == ["GPU-5a", "GPU-5a", "GPU-7c", "GPU-7c"]
+    for given in ({"device": "cpu", "per_gpu": 2}, {"device": "cuda", "workers": 3, "per_gpu": 2}):
+        with pytest.raises(click.UsageError, match="--workers"):
+            default_workers(**given)
+
+
+def test_workers_share_the_gpus_of_a_job_where_that_is_asked_for(tmp_path: Path) -> None:
+    asked = ("--cluster", "slurm", *JOB, "--gpus-per-job", 2, "--store", tmp_path / "s.zarr", "--print-job")
+    alone, sharing = (amex("extract", *asked, *more) for more in ((), ("--workers-per-gpu", 2)))
+    assert "--workers-per-gpu" not in alone.stdout
+    words = shlex.split(sharing.stdout.splitlines()[-1])
+    assert words[words.index("--workers-per-gpu") + 1] == "2"
+    arguments = words[words.index("worker") + 1 :]
+    assert main.commands["worker"].make_context("worker", arguments).params["workers_per_gpu"] == 2
+    refused = amex("extract", "--cluster", "slurm", *asked[-3:], "--workers-per-gpu", 2)
+    assert refused.exit_code == 2
+    assert "add --gpus-per-job" in refused.output

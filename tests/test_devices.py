@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import amex
+from conftest import amex, extract_options
 from stand_in import bf16_on_gpu
 from test_names import NAME, TINY
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -46,14 +46,13 @@ def test_the_workers_of_a_scheduler_decide_on_the_device_and_not_this_machine(
 
 def test_workers_with_gpus_are_used_where_this_machine_has_none(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "abilities", bf16_on_gpu)
-    given = {"device": "auto", "precision": "auto", "dry_run": False}
-    assert where_computed(given, cluster) == ("cuda", "bf16")
+    assert where_computed(extract_options("--cluster", cluster), cluster) == ("cuda", "bf16")
 
 
 def test_without_workers_nobody_can_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "WITHOUT_WORKERS", 0.5)
-    with local(0) as crew, pytest.raises(job.NoWorkers):
-        job.choose_with_workers(crew.client.scheduler.address, "auto", "auto")
+    with local(0) as workers, pytest.raises(job.NoWorkers):
+        job.choose_with_workers(workers.client.scheduler.address, "auto", "auto")
 
 
 def test_workers_that_differ_are_told_apart_and_those_that_cannot_are_left_out() -> None:
@@ -69,10 +68,10 @@ def test_workers_that_differ_are_told_apart_and_those_that_cannot_are_left_out()
 JOBS = Jobs(system="slurm", count=1, cpus=1, memory="1GB", gpus=1)
 
 
-@pytest.mark.parametrize("given", [{"device": "auto", "precision": "fp16"}, {"device": "cuda", "precision": "auto"}])
+@pytest.mark.parametrize("given", [("--precision", "fp16"), ("--device", "cuda")])
 @pytest.mark.parametrize("cluster", [JOBS, "tcp://10.0.0.1:8786"])
-def test_a_dry_run_uses_the_cpu_where_only_the_workers_have_gpus(given: dict[str, Any], cluster: Any) -> None:
-    device, precision = where_computed(given | {"dry_run": True}, cluster)
+def test_a_dry_run_uses_the_cpu_where_only_the_workers_have_gpus(given: tuple[str, str], cluster: Any) -> None:
+    device, precision = where_computed(extract_options(*given, "--dry-run"), cluster)
     assert device == "cpu"
     assert precision in ("fp32", "bf16")
 

@@ -59,9 +59,9 @@ def test_events_that_come_in_hundreds_reach_the_display_by_one_thread(
 ) -> None:
     monkeypatch.setattr(job, "work", chatter)
     display = Watched()
-    with remote(cluster) as crew:
+    with remote(cluster) as workers:
         tasks = [PartTask(index=number, videos=()) for number in range(4)]
-        report, broken = job.run_tasks(crew, tasks, None, "cpu", display)
+        report, broken = job.run_tasks(workers, tasks, None, "cpu", display)
     assert (report.clips, report.rows, broken) == (4 * CHATTER, 4, {})
     assert display.threads == {threading.get_ident()}
     for clips in display.reports.values():  # nothing comes after the report of a finished part

@@ -14,8 +14,9 @@ from conftest import extract, write_lines
 from parity_weights import fill, fill_calibrated
 
 from amex.errors import AmexError
+from amex.extract.encoders.devices import choose_device
 from amex.extract.encoders.i3d import InceptionI3D
-from amex.extract.encoders.networks import NETWORKS, Encoder, choose_device, normalise
+from amex.extract.encoders.networks import NETWORKS, Encoder, normalise
 from amex.extract.encoders.weights import load
 from amex.extract.video.transform import Transform
 from amex.features import open_store

@@ -17,7 +17,7 @@ from test_changed import TINY, compute
 from test_extract import tree
 from videos import encode
 
-from amex.extract.encoders.networks import choose_precision
+from amex.extract.encoders.devices import choose_precision
 from amex.extract.encoders.registry import plan_stream
 from amex.extract.run import job, plan
 from amex.extract.run.display import NoDisplay

@@ -189,6 +189,6 @@ def test_two_workers_make_the_same_parts_as_one(many: Path, tmp_path: Path, undi
 
 def test_a_run_without_workers_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "WITHOUT_WORKERS", 1.0)
-    with local(0) as crew:
+    with local(0) as workers:
         with pytest.raises(job.NoWorkers, match="the same command goes on"):
-            job.run_tasks(crew, [PartTask(index=0, videos=())], None, "cpu", NoDisplay())
+            job.run_tasks(workers, [PartTask(index=0, videos=())], None, "cpu", NoDisplay())

@@ -70,8 +70,8 @@ def test_what_a_video_is_called_is_never_a_command(tmp_path: Path, monkeypatch: 
 def test_a_run_on_one_machine_listens_on_the_loopback_alone() -> None:
     own = psutil.Process()
     before = {connection.laddr for connection in own.net_connections() if connection.status == psutil.CONN_LISTEN}
-    with local(1) as crew:
-        crew.client.wait_for_workers(1)
+    with local(1) as workers:
+        workers.client.wait_for_workers(1)
         processes = [own, *own.children(recursive=True)]
         listening = [c.laddr for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
         assert len(listening) >= 3  # of the scheduler, the nanny and the worker
@@ -80,8 +80,8 @@ def test_a_run_on_one_machine_listens_on_the_loopback_alone() -> None:
 
 def test_a_scheduler_that_others_can_reach_talks_to_none_without_its_keys(tmp_path: Path) -> None:
     listed = tmp_path / "jobs" / "scheduler.json"
-    with local(1, listed=listed) as crew:
-        address = crew.client.scheduler.address
+    with local(1, listed=listed) as workers:
+        address = workers.client.scheduler.address
         assert address.startswith("tls://")
         for path in listed.parent.glob("*.pem"):
             assert path.stat().st_mode & 0o777 == 0o600

@@ -114,8 +114,8 @@ def test_a_part_is_handed_out_as_long_as_each_try_finds_more_videos_at_fault(
     clip = ClipTask(clip_id="x", video="x", start=None, end=None, attempt=1, streams=(0,))
     videos = tuple(VideoTask(path=Path(f"{number}.mp4"), missing="", clips=(clip,)) for number in range(10))
     monkeypatch.setattr(run, "work", stalls_of_four)
-    with remote(cluster) as crew:
-        report, broken = run.run_tasks(crew, [PartTask(index=0, videos=videos)], job, "cpu", NoDisplay())
+    with remote(cluster) as workers:
+        report, broken = run.run_tasks(workers, [PartTask(index=0, videos=videos)], job, "cpu", NoDisplay())
     assert (report.failed, broken) == (10, {})
 
 
@@ -162,8 +162,8 @@ def test_a_worker_that_was_suspended_has_not_stood_still() -> None:
 @pytest.mark.timeout(300)
 def test_every_video_that_stalls_is_in_the_ledger_also_where_they_are_more_than_dask_tries(tmp_path: Path) -> None:
     part, job = part_of(tmp_path, heights=(HEIGHT,) * 6)
-    with local(1) as crew:
-        report, broken = run.run_tasks(crew, [part], job, "cpu", NoDisplay())
+    with local(1) as workers:
+        report, broken = run.run_tasks(workers, [part], job, "cpu", NoDisplay())
     assert (report.failed, broken) == (6, {})
     assert sorted(open_store(job.store)["s"].failures) == list("abcdef")
 

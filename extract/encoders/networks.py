@@ -275,33 +275,3 @@ def shared_encoder(
     if digest(find_network(network, weights).build, weights) != weights_sha256:
         raise changed_weights(weights, network)
     return Encoder(network, weights, device=device, precision=precision, compiled=compiled)
-
-
-def choose_device(choice: str) -> str:
-    """``cpu``, ``cuda`` (every GPU, workers take turns) or ``cuda:INDEX``, for the same or ``auto``.
-
-    Raises:
-        AmexError: where there is no such device.
-    """
-    if choice == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = choice.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
-        raise AmexError(f"unknown device {choice!r}: use auto, cpu, cuda or cuda:INDEX")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise AmexError(f"no device {choice}: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
-    return choice
-
-
-def choose_precision(choice: str, device: str) -> str:
-    """``fp32``, ``bf16`` or ``fp16``; ``auto`` is bf16 where the device computes in it, else fp32."""
-    if choice == "fp16" and device == "cpu":
-        raise AmexError("fp16 is for GPUs; on a CPU use --precision fp32, or bf16 where it has it")
-    if choice != "auto":
-        return choice
-    if device != "cpu":
-        if not torch.cuda.is_available():
-            raise AmexError("no GPU here tells what those elsewhere can do: say --precision bf16, fp16 or fp32")
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"

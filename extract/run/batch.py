@@ -18,7 +18,8 @@ from typing import Any
 import dask
 
 from ...errors import AmexError
-from .cluster import SCHEDULER, Crew
+from ...storage import storage_at
+from .cluster import SCHEDULER, Workers
 from .keys import KEYS, remove_keys, security_of, temporary_security
 
 BATCH = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
@@ -39,6 +40,7 @@ class Jobs:
             request for GPUs.
         prologue: shell lines that make amex available on a node.
         interface: the network between nodes, as ``ip link`` calls it.
+        workers_per_gpu: workers that share each GPU of a job.
     """
 
     system: str
@@ -52,10 +54,11 @@ class Jobs:
     directives: tuple[str, ...] = ()
     prologue: tuple[str, ...] = ()
     interface: str | None = None
+    workers_per_gpu: int = 1
 
 
 @contextlib.contextmanager
-def batch(jobs: Jobs, folder: Path) -> Iterator[Crew]:
+def batch(jobs: Jobs, folder: Path) -> Iterator[Workers]:
     """Workers in batch jobs, which are cancelled when the run ends. The scheduler is here and speaks TLS only.
 
     Args:
@@ -80,7 +83,7 @@ def batch(jobs: Jobs, folder: Path) -> Iterator[Crew]:
         with dask.config.set(settings), make(**options) as cluster:
             with Client(cluster, security=cluster.security, set_as_default=False) as client:
                 submit(cluster, jobs)
-                yield Crew(client=client, patient=True, replace=Replacement(cluster, jobs), logs=folder)
+                yield Workers(client=client, patient=True, replace=Replacement(cluster, jobs), logs=folder)
     finally:
         remove_keys(folder)
 
@@ -108,6 +111,11 @@ class Replacement:
         for name in [name for name, job in self.cluster.workers.items() if job.refused]:
             del self.cluster.workers[name]
         self.cluster.scale(jobs=self.jobs.count)  # which submits what is not among the workers
+
+
+def jobs_folder(store: Path) -> Path:
+    """Where the logs and keys of cluster jobs go: beside the store, which every node sees, or the current folder."""
+    return storage_at(store).nearest_folder() / f"{store.name}.jobs"
 
 
 def job_script(jobs: Jobs, folder: Path) -> str:
@@ -164,6 +172,7 @@ def job_class(jobs: Jobs) -> type:
             files = security.get_tls_config_for_role("worker")
             command = [sys.executable, "-m", "amex.cli", "worker", scheduler, "--name", str(name)]
             command += ["--cpus", str(jobs.cpus), "--device", "cuda" if jobs.gpus else "cpu"]
+            command += ["--workers-per-gpu", str(jobs.workers_per_gpu)] if jobs.workers_per_gpu > 1 else []
             command += ["--tls-ca-file", files["ca_file"], "--tls-cert", files["cert"], "--tls-key", files["key"]]
             command += ["--interface", jobs.interface] if jobs.interface else []
             self._command_template = shlex.join(command)

@@ -1,7 +1,9 @@
 """Who does the work: processes of this machine, the tasks of an allocation, the workers of a scheduler (and batch.py).
 
-Every worker is a process of one thread, alone with one GPU or with its share of the cores: ``placement`` decides that,
-for workers on this machine as for those that ``amex worker`` starts in a batch job or in a container.
+Every worker is a process of one thread that sees one GPU, or none, and has its share of the cores: ``placement``
+decides that, for workers on this machine as for those that ``amex worker`` starts in a batch job or in a container.
+
+torch is not imported here: a run starts its workers before it imports torch itself.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import torch
 from dask.system import CPU_COUNT
 
 from ...errors import AmexError, first_line
@@ -35,19 +36,21 @@ SCHEDULER = {"distributed.admin.low-level-log-length": 20}
 DEATH_TIMEOUT = 60.0
 # Seconds that tasks of an allocation wait for the first of them, which plans the run.
 MEETING_TIMEOUT = 3600.0
+# What a worker imports beside its registration, see there.
+IMPORTS = f"{__package__}.imports"
 # Who a process is among the tasks of an allocation: its number, and what names the allocation.
 LAUNCHERS = (("SLURM_PROCID", ("SLURM_JOB_ID", "SLURM_STEP_ID")), ("OMPI_COMM_WORLD_RANK", ("PMIX_NAMESPACE",)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crew:
-    """Those who do the work.
+class Workers:
+    """The processes that do the work, by the scheduler that they are connected to.
 
     Attributes:
-        client: of their scheduler.
+        client: Dask's, of their scheduler.
         patient: whether they may come late: batch jobs wait in a queue.
-        replace: asks for those again that were lost; to be called now and then.
-        logs: where to look if they do not come.
+        replace: starts lost workers again; to be called now and then.
+        logs: the folder of their logs, if they write any.
     """
 
     client: Any
@@ -60,14 +63,16 @@ def placement(workers: int, gpus: Sequence[str] = (), cpus: int = CPU_COUNT) -> 
     """How each worker of a machine is started, as options of Dask's Nanny.
 
     Args:
-        gpus: as CUDA_VISIBLE_DEVICES names them; a worker sees one of them alone. None: the workers see no GPU.
-        cpus: cores, which the workers share evenly: for encoding on a CPU, and for the decoder beside each worker.
+        gpus: as CUDA_VISIBLE_DEVICES names them; a worker sees one of them, which further workers may share. None: the
+            workers see no GPU.
+        cpus: cores, which the workers share evenly: for encoding on a CPU, and for the feeders of each worker.
     """
     options = []
     for index in range(workers):
         gpu = gpus[index % len(gpus)] if gpus else ""  # "" hides all: what a worker can do is asked of it
         env = {"OMP_NUM_THREADS": str(max(1, cpus // workers)), "CUDA_VISIBLE_DEVICES": gpu}
-        option = {"nthreads": 1, "memory_limit": 0, "env": env}  # a model and its frames are bounded by design
+        # Without a limit of memory: a model and its frames are bounded by design.
+        option = {"nthreads": 1, "memory_limit": 0, "env": env, "preload": [IMPORTS]}
         if gpus:
             option["resources"] = {"GPU": 1}
         options.append(option)
@@ -79,13 +84,15 @@ def gpus_of(device: str) -> list[str]:
     kind, _, index = device.partition(":")
     if kind != "cuda":
         return []
+    import torch
+
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     there = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
     return [there[int(index)]] if index else there
 
 
 @contextlib.contextmanager
-def local(workers: int, device: str = "cpu", *, listed: Path | None = None) -> Iterator[Crew]:
+def local(workers: int, device: str = "cpu", *, listed: Path | None = None) -> Iterator[Workers]:
     """Worker processes of this machine, which end with the run.
 
     Args:
@@ -124,11 +131,11 @@ def local(workers: int, device: str = "cpu", *, listed: Path | None = None) -> I
         client = stack.enter_context(Client(cluster, security=security, set_as_default=False))
         if listed is not None:
             write_json(listed, {"address": cluster.scheduler_address})
-        yield Crew(client=client)
+        yield Workers(client=client)
 
 
 @contextlib.contextmanager
-def remote(address: str) -> Iterator[Crew]:
+def remote(address: str) -> Iterator[Workers]:
     """The workers of a scheduler that somebody else started. Of a tls:// one, Dask's configuration has the keys."""
     from distributed import Client, Security
 
@@ -139,7 +146,7 @@ def remote(address: str) -> Iterator[Crew]:
         raise AmexError(f"no Dask scheduler answers at {address}: {error}") from error
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would print tracebacks
     with Client(address, timeout="20s", set_as_default=False) as client:
-        yield Crew(client=client)
+        yield Workers(client=client)
 
 
 async def knock(address: str, security: Any) -> None:

@@ -22,13 +22,13 @@ from ...features import Failure, create_store, declare_stream, mend, sweep, veri
 from ...features.verify import part_of
 from ...manifests import Clip, Problem, VideoFinder
 from ...storage import reachable, storage_at, sweep_folder
-from ..encoders.networks import choose_device, choose_precision
+from ..encoders.devices import choose_device, choose_precision
 from ..encoders.registry import StreamPlan, by_kind
 from ..encoders.text import TextPlan
 from ..limits import DEADLINE, LONGEST_FRAME, PART_CLIPS, PART_MINUTES, STALL
-from .batch import Jobs, batch
+from .batch import Jobs, batch, jobs_folder
 from .captions import CaptionsTask, captions_of, run_captions
-from .cluster import Crew, allocation, local, remote
+from .cluster import Workers, allocation, local, remote
 from .part import Job, PartTask, Report, run_part
 from .plan import Partition, VideoFiles, changed_text, existing, plan_tasks
 from .stalls import Stall, read_stalls
@@ -104,7 +104,9 @@ def extract(
     device: str,
     workers: int,
     display: Display,
-    cluster: str | Jobs = "local",
+    cluster: str | Jobs | Workers = "local",
+    feeders: int | None = None,
+    deterministic: bool = False,
     part_clips: int = PART_CLIPS,
     part_minutes: float = PART_MINUTES,
     partition: Partition | None = None,
@@ -125,7 +127,10 @@ def extract(
         videos: the folder they are in; None if all streams are of text.
         device: from ``encoders.choose_device`` or ``choose_with_workers``.
         workers: processes on this machine; not used with jobs or a scheduler's address.
-        cluster: ``local``, ``runner`` (this is the first task of an allocation), a scheduler's address, or batch jobs.
+        cluster: ``local``, ``runner`` (this is the first task of an allocation), a scheduler's address, batch jobs, or
+            workers that were started before.
+        feeders: processes a worker that decode; None for what suits its cores.
+        deterministic: on a GPU, choose kernels by their repeatability, not by speed.
         part_clips: clips of a group, at least, which is then cut into parts; the clips of one video are never parted.
         part_minutes: expected minutes of video a part, at most.
         partition: which of several runs that share the manifest this is; None: the only one.
@@ -170,14 +175,16 @@ def extract(
         keep_damaged=keep_damaged,
         stall=stall,
         digest=digest,
+        feeders=feeders,
+        deterministic=deterministic,
     )
     report, broken = Report(), dict[str, str]()
     if tasks:
         clip_count = sum(len(v.clips) for task in tasks if isinstance(task, PartTask) for v in task.videos)
         display.begin(len(tasks), clip_count, sum(len(t.captions) for t in tasks if isinstance(t, CaptionsTask)))
         try:
-            with connect(cluster, min(workers, len(tasks)), device, jobs_folder(store)) as crew:
-                report, broken = run_tasks(crew, tasks, job, device.partition(":")[0], display)
+            with connect(cluster, min(workers, len(tasks)), device, jobs_folder(store)) as running:
+                report, broken = run_tasks(running, tasks, job, device.partition(":")[0], display)
         finally:
             display.end()
     after, absent, mine = {}, {}, partition or Partition()
@@ -206,11 +213,6 @@ def extract(
         absent=absent,
         changed=changed,
     )
-
-
-def jobs_folder(store: Path) -> Path:
-    """Where the logs and keys of cluster jobs go: beside the store, which every node sees, or the current folder."""
-    return storage_at(store).nearest_folder() / f"{store.name}.jobs"
 
 
 def provenance(plan: StreamPlan) -> dict[str, Any]:
@@ -242,11 +244,13 @@ def discard_damaged(store: Path, name: str) -> list[str]:
     return discarded
 
 
-def connect(where: str | Jobs, workers: int, device: str, folder: Path) -> contextlib.AbstractContextManager[Crew]:
-    """Those who are to work, until the context ends.
+def connect(
+    where: str | Jobs | Workers, workers: int, device: str, folder: Path
+) -> contextlib.AbstractContextManager[Workers]:
+    """Starts the workers, or joins those of a scheduler. What it started ends with the context.
 
     Args:
-        where: ``local``, ``runner``, a scheduler's address, or batch jobs.
+        where: ``local``, ``runner``, a scheduler's address, batch jobs, or workers, which outlive the context.
         workers: how many on this machine, with the first two.
         device: ``cpu``, ``cuda`` or ``cuda:INDEX``.
         folder: where tasks of a cluster meet and leave their logs, for every node to read.
@@ -254,6 +258,8 @@ def connect(where: str | Jobs, workers: int, device: str, folder: Path) -> conte
     Raises:
         AmexError: if nobody can be reached.
     """
+    if isinstance(where, Workers):
+        return contextlib.nullcontext(where)
     if isinstance(where, Jobs):
         return batch(where, folder)
     if where == "runner":
@@ -271,12 +277,12 @@ def choose_with_workers(address: str, device: str, precision: str) -> tuple[str,
     Raises:
         AmexError: if there are no workers, none of them has the device, or they would choose differently.
     """
-    with remote(address) as crew, scheduler_lasts():
+    with remote(address) as workers, scheduler_lasts():
         try:
-            crew.client.wait_for_workers(1, timeout=WITHOUT_WORKERS)
+            workers.client.wait_for_workers(1, timeout=WITHOUT_WORKERS)
         except TimeoutError as error:
             raise NoWorkers from error
-        answers = crew.client.run(abilities, device.partition(":")[0], precision, on_error="return")
+        answers = workers.client.run(abilities, device.partition(":")[0], precision, on_error="return")
     return agreed(address, list(answers.values()))
 
 
@@ -298,7 +304,7 @@ def agreed(address: str, answers: Sequence[tuple[str, str] | Exception]) -> tupl
 
 
 def run_tasks(
-    crew: Crew, tasks: Sequence[PartTask | CaptionsTask], job: Job, device: str, display: Display
+    workers: Workers, tasks: Sequence[PartTask | CaptionsTask], job: Job, device: str, display: Display
 ) -> tuple[Report, dict[str, str]]:
     """Keeps every worker busy until all tasks are committed or broken; returns the sum of their reports."""
     from distributed import as_completed
@@ -306,14 +312,14 @@ def run_tasks(
 
     topic = f"amex-{uuid.uuid4().hex}"
     events: deque[dict[str, Any]] = deque()  # the client's thread appends, this one takes
-    crew.client.subscribe_topic(topic, lambda event: events.append(event[1]))
+    workers.client.subscribe_topic(topic, lambda event: events.append(event[1]))
     total, broken = Report(), {}
     waiting = deque(enumerate(tasks))
     by_key: dict[str, int] = {}  # of the tasks that are out
     begun: set[int] = set()  # those of which a worker has said so
     tries: Counter[int] = Counter()
     at_fault: Counter[int] = Counter()  # by task: the videos over which its workers were ended
-    running = as_completed(loop=crew.client.loop)
+    running = as_completed(loop=workers.client.loop)
     resources: dict[str, int] = {}
     in_a_row = 0
 
@@ -324,27 +330,27 @@ def run_tasks(
             if event["part"] in out:  # a late event must not replace the report of a finished part
                 display.update(event["part"], Report(**event["report"]))
 
-    def hand_out(workers: int) -> None:
-        while waiting and len(by_key) < QUEUED_PARTS * workers:
+    def hand_out(count: int) -> None:
+        while waiting and len(by_key) < QUEUED_PARTS * count:
             number, task = waiting.popleft()
             tries[number] += 1
             by_key[key := f"{topic}-{number}-{tries[number]}"] = number
             options = {"key": key, "pure": False, "resources": resources}
-            running.add(crew.client.submit(work, number, task, job, device, topic, **options))
+            running.add(workers.client.submit(work, number, task, job, device, topic, **options))
 
     with on_sigterm(), scheduler_lasts():
         seen = time.monotonic()
         while waiting or by_key:
-            there = crew.client.scheduler_info(n_workers=-1)["workers"]
-            display.workers(len(there), crew.logs)
+            there = workers.client.scheduler_info(n_workers=-1)["workers"]
+            display.workers(len(there), workers.logs)
             now = time.monotonic()
             if there:
                 seen = now
                 if device == "cuda" and any("GPU" in worker["resources"] for worker in there.values()):
                     resources = {"GPU": 1}
-            elif not crew.patient and now - seen > WITHOUT_WORKERS:
+            elif not workers.patient and now - seen > WITHOUT_WORKERS:
                 raise NoWorkers
-            crew.replace()
+            workers.replace()
             hand_out(len(there))
             while (waiting or by_key) and time.monotonic() < now + LOOK_INTERVAL:
                 show_progress()
@@ -411,7 +417,7 @@ def why(error: BaseException, stalls: Sequence[Stall]) -> str:
 
 @contextlib.contextmanager
 def scheduler_lasts() -> Iterator[None]:
-    """Says so in a line where the scheduler does not."""
+    """Raises AmexError in place of the OSError of a scheduler that is gone."""
     try:
         yield
     except OSError as error:
@@ -422,7 +428,7 @@ def scheduler_lasts() -> Iterator[None]:
 
 
 class NoWorkers(AmexError):
-    """Nobody does the work."""
+    """A scheduler has had no worker for too long."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -439,8 +445,8 @@ def describe(task: PartTask | CaptionsTask, job: Job) -> str:
     return f"{job.streams[stream].name}/{task.name(stream)}"
 
 
-# Of a process: a worker of several threads still does one part after another, its networks and decoder are its own.
-_at_work = threading.Lock()
+# Held while a task runs: also in a worker of several threads, one task at a time has the networks and the feeders.
+_one_task = threading.Lock()
 
 
 def work(number: int, task: PartTask | CaptionsTask, job: Job, device: str, topic: str) -> Report:
@@ -452,7 +458,7 @@ def work(number: int, task: PartTask | CaptionsTask, job: Job, device: str, topi
     def progress(report: Report) -> None:
         worker.log_event(topic, {"part": number, "report": vars(report)})
 
-    with _at_work:
+    with _one_task:
         progress(Report())  # it has begun
         if isinstance(task, CaptionsTask):
             return run_captions(task, job, device)

@@ -377,8 +377,13 @@ def duration(hours: float) -> str:
 
 
 def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
+    """Prints what a run came to: counts, where the time went, and what needs attention."""
+    from ..extract.run.shares import shares_of
+
+    shares = shares_of(outcome.report.seconds)
     record = {
         "report": vars(outcome.report),
+        "shares": dataclasses.asdict(shares),
         "streams": outcome.states,
         "problems": [str(problem) for problem in outcome.problems],
         "broken": outcome.broken,
@@ -398,6 +403,8 @@ def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
         f"computed {plural(report.clips, 'clip')}{text}, {plural(report.rows, 'row')}, {decimal(report.bytes)}; "
         f"{plural(report.frames_decoded, 'frame')} decoded of {plural(report.videos, 'video')}"
     )
+    if text := str(shares):
+        click.echo(f"  time: {text}")
     for name, counts in outcome.states.items():
         click.echo(f"  {name}: " + ", ".join(f"{count:,} {state}" for state, count in counts.items()))
     for name in outcome.repaired:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ...errors import plural, printable
 from .part import Report
+from .shares import shares_of
 
 # Seconds between lines where there is no terminal.
 LINE_INTERVAL = 10.0
@@ -56,7 +57,7 @@ def workers_text(count: int, logs: Path | None) -> str:
 
 
 class LiveDisplay:
-    """A progress bar with clips a second, rows, failures and the time left."""
+    """A progress bar with clips a second, rows, failures, the time left, and what limits the run."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
@@ -71,6 +72,7 @@ class LiveDisplay:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[hint]}"),
             console=console,
             speed_estimate_period=600,
         )
@@ -80,7 +82,7 @@ class LiveDisplay:
 
     def begin(self, parts: int, clips: int, captions: int) -> None:
         self.totals = Totals(clips, captions)
-        fields = {"what": self.totals.what, "rate": 0.0, "rows": 0, "failed": 0, "workers": "starting"}
+        fields = {"what": self.totals.what, "rate": 0.0, "rows": 0, "failed": 0, "workers": "starting", "hint": ""}
         self.task = self.progress.add_task("", total=self.totals.total, **fields)
         self.progress.start()
 
@@ -90,6 +92,7 @@ class LiveDisplay:
     def update(self, part: int, report: Report) -> None:
         total = self.totals.update(part, report)
         fields = {"rate": self.totals.rate(total), "rows": total.rows, "failed": total.failed}
+        fields["hint"] = shares_of(total.seconds).hint
         self.progress.update(self.task, completed=self.totals.done(total), **fields)
 
     def end(self) -> None:
@@ -128,9 +131,10 @@ class LineDisplay:
         self.next = time.monotonic() + LINE_INTERVAL
         rate = self.totals.rate(total)
         left = f"{(self.totals.total - done) / rate:.0f} s left" if rate else "time left not known yet"
+        hint = shares_of(total.seconds).hint
         self.console.print(
             f"{done}/{self.totals.total} {self.totals.what}, {rate:.2f}/s, {total.rows} rows, {total.failed} failed, "
-            f"{left}"
+            f"{left}{f', {hint}' if hint else ''}"
         )
 
     def end(self) -> None:

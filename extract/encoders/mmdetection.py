@@ -1,7 +1,8 @@
 """MMDetection without a compiler: what of mmcv's compiled extension torchvision has, registered under its name.
 
 mmcv's extension has no wheel and does not build against current torch. MMDetection needs a module ``mmcv._ext`` to be
-there, and of it, for most detectors, only NMS and RoIAlign.
+there, and of it, for most detectors, only NMS and RoIAlign. torchvision is imported with the extension: that takes as
+long as torch itself, and runs without detectors need none of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchvision
 
 from ...errors import AmexError
 
@@ -53,6 +53,8 @@ class Extension(types.ModuleType):
     """A module that has every function one asks it for; those that torchvision has no kernel of raise when called."""
 
     def __init__(self, name: str) -> None:
+        import torchvision  # noqa: F401 - registers its kernels with torch
+
         super().__init__(name, __doc__)
         self.__spec__ = importlib.machinery.ModuleSpec(name, None)  # mmengine's Runner looks for one
         for function in (nms, roi_align_forward, roi_align_backward):
@@ -80,7 +82,7 @@ def nms(bboxes: torch.Tensor, scores: torch.Tensor, *, iou_threshold: float, off
     """
     if offset:  # a last pixel inside at x2 is an edge at x2 + 1
         bboxes = bboxes + bboxes.new_tensor([0, 0, offset, offset])
-    return torchvision.ops.nms(bboxes, scores, iou_threshold)
+    return torch.ops.torchvision.nms(bboxes, scores, iou_threshold)
 
 
 def roi_align_forward(
@@ -104,8 +106,8 @@ def roi_align_forward(
     """
     if pool_mode == 0:
         raise NotImplementedError("RoIAlign with pool_mode='max' needs mmcv's compiled extension; use pool_mode='avg'")
-    size = (aligned_height, aligned_width)
-    output.copy_(torchvision.ops.roi_align(features, rois, size, spatial_scale, sampling_ratio, aligned))
+    bins = (spatial_scale, aligned_height, aligned_width)
+    output.copy_(torch.ops.torchvision.roi_align(features, rois, *bins, sampling_ratio, aligned))
 
 
 def roi_align_backward(

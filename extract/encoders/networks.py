@@ -8,13 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torchvision.models as models
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from ...errors import AmexError, first_line
 from ...shapes import FOLDER as SHAPES
-from ...shapes.networks import r2plus1d_tiny
 from ..video.transform import Transform
 from .i3d import InceptionI3D
 from .weights import FromHub, Packaged, Published, changed_weights, digest, load, load_model
@@ -93,28 +91,44 @@ class ImageEmbedding(nn.Module):
         return self.tower(pixel_values=pixels).image_embeds
 
 
-def _torchvision(weights: models.Weights, source: str) -> Published:
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import torchvision  # takes as long as torch itself, and a plan needs none of it
+
+        return torchvision.models.get_model(name)
+
+    return build
+
+
+def _r2plus1d_tiny() -> nn.Module:
+    from ...shapes.networks import r2plus1d_tiny
+
+    return r2plus1d_tiny()
+
+
+def _published(file: str, source: str) -> Published:
     # torchvision's file names end in the first digits of their sha256.
-    digest = weights.url.rsplit("-", 1)[-1].removesuffix(".pth")
-    return Published(url=weights.url, sha256=digest, licence="BSD-3-Clause (torchvision)", source=source)
+    digest = file.rsplit("-", 1)[-1].removesuffix(".pth")
+    url = f"https://download.pytorch.org/models/{file}"
+    return Published(url=url, sha256=digest, licence="BSD-3-Clause (torchvision)", source=f"{source}, torchvision")
 
 
 NETWORKS: dict[str, Network] = {
     "r2plus1d_18": Network(
-        build=models.video.r2plus1d_18,
+        build=_torchvision("r2plus1d_18"),
         headless=_without("fc"),
         dim=512,
         example=(3, 8, 112, 112),
         least_frames=1,
-        published=_torchvision(models.video.R2Plus1D_18_Weights.KINETICS400_V1, "Kinetics-400, torchvision"),
+        published=_published("r2plus1d_18-91a641e6.pth", "Kinetics-400"),
     ),
     "s3d": Network(
-        build=models.video.s3d,
+        build=_torchvision("s3d"),
         headless=_s3d_features,
         dim=1024,
         example=(3, 13, 224, 224),
         least_frames=13,
-        published=_torchvision(models.video.S3D_Weights.KINETICS400_V1, "Kinetics-400, torchvision"),
+        published=_published("s3d-d76dad2f.pth", "Kinetics-400"),
     ),
     "i3d_rgb": Network(
         build=InceptionI3D,
@@ -130,12 +144,12 @@ NETWORKS: dict[str, Network] = {
         ),
     ),
     "resnet152": Network(
-        build=models.resnet152,
+        build=_torchvision("resnet152"),
         headless=_without("fc"),
         dim=2048,
         example=(3, 224, 224),
         least_frames=1,
-        published=_torchvision(models.ResNet152_Weights.IMAGENET1K_V1, "ImageNet-1k, torchvision"),
+        published=_published("resnet152-394f9c45.pth", "ImageNet-1k"),
     ),
     "clip_vit_b32": Network(
         build=clip_vision,
@@ -146,7 +160,7 @@ NETWORKS: dict[str, Network] = {
         published=FromHub(name="openai/clip-vit-base-patch32", licence="MIT", source="CLIP, OpenAI; by the model hub"),
     ),
     "r2plus1d_tiny": Network(
-        build=r2plus1d_tiny,
+        build=_r2plus1d_tiny,
         headless=_without("fc"),
         dim=128,
         example=(3, 12, 96, 96),

@@ -1,4 +1,7 @@
-"""The command line: one file a noun, one thin command a verb. Heavy imports stay inside the commands."""
+"""The command line: one file a noun, one thin command a verb; ``main`` is all of it.
+
+``options`` has what commands share. Heavy imports stay inside the commands, so that help and errors come at once.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,15 @@ from typing import Any
 import click
 
 from ..errors import AmexError
+from .ablate import ablate
 from .demo import demo
+from .evaluate import evaluate
 from .extract import extract, streams
 from .features import features
 from .manifest import manifest
-from .train import COMMANDS
+from .report import report
+from .search import search
+from .train import configs, train
 from .worker import worker
 
 __all__ = ["main"]
@@ -51,5 +58,6 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-for command in (demo, extract, streams, worker, manifest, features, *COMMANDS):
+COMMANDS = (demo, extract, streams, worker, manifest, features, train, evaluate, ablate, search, report, configs)
+for command in COMMANDS:
     main.add_command(command)

@@ -10,9 +10,12 @@ from typing import Any
 import click
 
 from ..console import console
+from .evaluate import evaluate
 from .extract import print_outcome
 from .features import features_info, features_show
-from .train import evaluate, report, search, train
+from .report import report
+from .search import search
+from .train import train
 
 
 def draw_shapes(out: Path, **options: Any) -> Path:
@@ -76,8 +79,8 @@ def extract_demo(manifest: Path, videos: Path, store: Path) -> bool:
     """Clip, object and text features of the drawn clips; returns whether there is a text encoder on this machine."""
     from ..extract.encoders.devices import choose_device, choose_precision
     from ..extract.encoders.registry import plan_stream
-    from ..extract.run.display import choose_display
-    from ..extract.run.job import extract as run
+    from ..extract.run import choose_display
+    from ..extract.run import extract as run
     from ..manifests import scan_manifest
 
     device = choose_device("auto")

@@ -90,8 +90,7 @@ def extract(**given: Any) -> None:
 
     Exit status: 0 all done; 3 finished, but some clips failed; 1 an error; 2 wrong usage; 130 interrupted.
     """
-    from ..extract.run.batch import job_script, jobs_folder
-    from ..extract.run.cluster import allocation, first_task
+    from ..extract.run import allocation, first_task, job_script, jobs_folder
 
     options = ExtractOptions(**given)
     cluster = chosen_cluster(options)
@@ -109,7 +108,7 @@ def extract(**given: Any) -> None:
 
 def chosen_cluster(options: ExtractOptions) -> Any:
     """What the options say of the cluster: batch jobs, or the word or address that was given."""
-    from ..extract.run.batch import BATCH, Jobs
+    from ..extract.run import BATCH, Jobs
 
     cluster = options.cluster
     given = {
@@ -150,7 +149,7 @@ def chosen_cluster(options: ExtractOptions) -> Any:
 def join(options: ExtractOptions, number: int, listed: Path) -> None:
     """Works for the first task of an allocation, as its task ``number``."""
     from ..extract.encoders.devices import choose_device
-    from ..extract.run.cluster import gpus_of, serve
+    from ..extract.run import gpus_of, serve
 
     device = choose_device(options.device)
     workers = default_workers(device, options.workers, options.workers_per_gpu)
@@ -162,9 +161,8 @@ def compute(options: ExtractOptions, cluster: Any) -> None:
     items = clips_of(options)
     check_streams(options)
     with started(options, cluster, items) as cluster:
-        from ..extract.run.display import choose_display
-        from ..extract.run.job import extract as run
-        from ..extract.run.plan import Partition
+        from ..extract.run import Partition, choose_display
+        from ..extract.run import extract as run
 
         device, precision = where_computed(options, cluster)
         plans = stream_plans(options, device, precision)
@@ -272,7 +270,7 @@ def started(options: ExtractOptions, cluster: Any, items: list) -> Iterator[Any]
         yield cluster
         return
     from ..extract.encoders.devices import choose_device
-    from ..extract.run.cluster import local
+    from ..extract.run import local
 
     device = choose_device(options.device)
     workers = default_workers(device, options.workers, options.workers_per_gpu)
@@ -283,8 +281,7 @@ def started(options: ExtractOptions, cluster: Any, items: list) -> Iterator[Any]
 def where_computed(options: ExtractOptions, cluster: Any) -> tuple[str, str]:
     """Device and precision, of the machines that will do the work; of this one where it times a dry run."""
     from ..extract.encoders.devices import choose_device, choose_precision
-    from ..extract.run.batch import Jobs
-    from ..extract.run.job import choose_with_workers
+    from ..extract.run import Jobs, choose_with_workers
 
     device, precision = options.device, options.precision
     jobs = isinstance(cluster, Jobs)
@@ -329,7 +326,7 @@ def stream_plans(options: ExtractOptions, device: str, precision: str) -> list:
 
 def dry_run(items: list, plans: list, device: str, options: ExtractOptions) -> None:
     """Prints what a run would compute, and how long it would take."""
-    from ..extract.run.plan import Partition, VideoFiles, changed_text, estimate, existing, plan_tasks
+    from ..extract.run import Partition, VideoFiles, changed_text, estimate, existing, plan_tasks
     from ..manifests import Clip, VideoFinder
 
     clips = [item for item in items if isinstance(item, Clip)]
@@ -378,7 +375,7 @@ def duration(hours: float) -> str:
 
 def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
     """Prints what a run came to: counts, where the time went, and what needs attention."""
-    from ..extract.run.shares import shares_of
+    from ..extract.run import shares_of
 
     shares = shares_of(outcome.report.seconds)
     record = {

@@ -168,7 +168,7 @@ def manifest_check(path: Path, videos: Path, as_json: bool) -> None:
 
     Reads headers only: damage inside a file shows when it is extracted. Exits with 3 if anything is wrong.
     """
-    from ..extract.run.check import check_videos
+    from ..extract.run import check_videos
     from ..manifests import scan_manifest
 
     found = check_videos(list(scan_manifest(path)), videos)

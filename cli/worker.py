@@ -42,8 +42,7 @@ def worker(
     from dask.system import CPU_COUNT
 
     from ..extract.encoders.devices import choose_device
-    from ..extract.run.cluster import gpus_of, serve
-    from ..extract.run.keys import security_of
+    from ..extract.run import gpus_of, security_of, serve
 
     device = choose_device(device)
     serve(
@@ -62,7 +61,7 @@ def default_workers(device: str, workers: int | None = None, per_gpu: int | None
     Raises:
         UsageError: if both are given, or there are no GPUs to share.
     """
-    from ..extract.run.cluster import gpus_of
+    from ..extract.run import gpus_of
 
     if workers and per_gpu:
         raise click.UsageError("give either --workers or --workers-per-gpu")

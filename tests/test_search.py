@@ -12,7 +12,7 @@ import pytest
 from conftest import amex
 from tiny import TINY, tiny_store
 
-from amex.cli.train import load
+from amex.cli.trained import load
 from amex.features import ClipRows, open_store, write_part
 from amex.features.schema import ClipSource
 from amex.train.search import Searcher

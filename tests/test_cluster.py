@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
-from conftest import QUICK, amex, extract_options
+from conftest import QUICK, amex, extract, extract_options
 from stand_in import note
 from test_extract import R2
 from test_resume import committed
@@ -211,3 +211,21 @@ def test_workers_share_the_gpus_of_a_job_where_that_is_asked_for(tmp_path: Path)
     refused = amex("extract", "--cluster", "slurm", *asked[-3:], "--workers-per-gpu", 2)
     assert refused.exit_code == 2
     assert "add --gpus-per-job" in refused.output
+
+
+def test_what_is_asked_of_workers_reaches_them_and_only_what_changes_features_the_spec(
+    clips: Path, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[job.Job] = []
+    run_tasks = job.run_tasks
+    monkeypatch.setattr(job, "run_tasks", lambda *given: (jobs.append(given[2]), run_tasks(*given))[1])
+    plain, asked = tmp_path / "plain.zarr", tmp_path / "asked.zarr"
+    extract(clips, plain, cluster, "--limit", 1)
+    extract(clips, asked, cluster, "--limit", 1, "--deterministic", "--feeders", 2)
+    assert [(each.deterministic, each.feeders) for each in jobs] == [(False, None), (True, 2)]
+    specs = [open_store(store)[R2].spec for store in (plain, asked)]
+    assert "deterministic" not in specs[0]["compute"]  # fingerprints of earlier stores stay
+    assert specs[1].pop("compute") == specs[0].pop("compute") | {"deterministic": True}
+    assert specs[0] == specs[1]
+    refused = extract(clips, asked, cluster, "--limit", 2, code=1)
+    assert "compute.deterministic" in refused["output"]

@@ -24,7 +24,7 @@ from ...shapes import FOLDER as SHAPES
 from ..video.sampling import Sampling
 from .mmdetection import use_mmdetection
 from .networks import use_float32
-from .settings import decoder_rules, known, parse
+from .settings import compute_rules, decoder_rules, known, parse
 from .weights import Packaged, Published, calibrate, changed_weights, digest, draw, fill, locate, noise
 
 # What a packaged configuration is called in the table of streams.
@@ -70,6 +70,7 @@ class ObjectsPlan:
     weights_sha256: str
     precision: str
     batch_size: int
+    deterministic: bool = False
 
     @property
     def transform(self) -> None:
@@ -107,7 +108,7 @@ class ObjectsPlan:
                     "frame_size": {"shape": [2], "dtype": "int32"},
                 },
             },
-            "compute": {"precision": self.precision},
+            "compute": compute_rules(self.deterministic, precision=self.precision),
             "decoder": decoder_rules(),
         }
         return json.loads(json.dumps(spec))

@@ -16,7 +16,7 @@ from ...errors import AmexError
 from ..video.sampling import Sampling
 from ..video.transform import Transform
 from .networks import NETWORKS, WindowEncoder, find_network, shared_encoder
-from .settings import decoder_rules, known, parse
+from .settings import compute_rules, decoder_rules, known, parse
 from .weights import FromHub, digest, locate, locate_model
 
 
@@ -146,6 +146,7 @@ class WindowPlan:
         weights_sha256: their digest.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: windows a batch; no part of the spec.
+        deterministic: whether GPUs choose kernels by their repeatability, not by speed.
     """
 
     name: str
@@ -157,6 +158,7 @@ class WindowPlan:
     precision: str
     compiled: bool
     batch_size: int
+    deterministic: bool = False
 
     def encoder(self, device: str) -> WindowEncoder:
         """The stream's network on a device, loaded once a process."""
@@ -179,7 +181,7 @@ class WindowPlan:
             "sampling": self.sampling.spec,
             "transform": transform_spec(self.transform),
             "output": {"shape": [find_network(self.network, self.weights).dim], "dtype": "float16"},
-            "compute": {"precision": self.precision, "compiled": self.compiled},
+            "compute": compute_rules(self.deterministic, precision=self.precision, compiled=self.compiled),
             "decoder": decoder_rules(),
         }
         return json.loads(json.dumps(spec))  # as it reads back: lists, not tuples

@@ -33,6 +33,11 @@ def parse(stream: str, options: Mapping[str, str], parsers: Mapping[str, Callabl
     return parsed
 
 
+def compute_rules(deterministic: bool, **rules: Any) -> dict[str, Any]:
+    """How a spec says what computes a stream. ``deterministic`` is there only if asked for: older specs have none."""
+    return rules | ({"deterministic": True} if deterministic else {})
+
+
 def decoder_rules() -> dict[str, Any]:
     """How a spec says which decoder serves which video."""
     return {

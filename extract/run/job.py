@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -130,7 +130,7 @@ def extract(
         cluster: ``local``, ``runner`` (this is the first task of an allocation), a scheduler's address, batch jobs, or
             workers that were started before.
         feeders: processes a worker that decode; None for what suits its cores.
-        deterministic: on a GPU, choose kernels by their repeatability, not by speed.
+        deterministic: on a GPU, choose kernels by their repeatability, not by speed; part of the streams' specs.
         part_clips: clips of a group, at least, which is then cut into parts; the clips of one video are never parted.
         part_minutes: expected minutes of video a part, at most.
         partition: which of several runs that share the manifest this is; None: the only one.
@@ -149,6 +149,8 @@ def extract(
     sweep_folder(Path(tempfile.gettempdir()))
     clips = [item for item in items if isinstance(item, Clip)]
     problems = [item for item in items if isinstance(item, Problem)]
+    if deterministic:  # text has no convolutions, whose kernels differ
+        plans = [plan if isinstance(plan, TextPlan) else replace(plan, deterministic=True) for plan in plans]
     seeing, texts = by_kind(plans)
     files = VideoFiles(VideoFinder(videos), keep=keep_changed) if seeing else None
     with reachable(store):

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import logging
 import sys
@@ -53,6 +55,9 @@ def main() -> None:
     Train a model:    amex train amenet --store features.zarr --manifest clips.jsonl --work-dir run
     Search with it:   amex search run "a dog chases a ball"
     """
+    atexit.register(
+        gc.freeze
+    )  # else Python looks for garbage among all that torch made as it ends, for most of a second
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # workers that are killed are reported by the run
     if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal's encoding lacks is escaped, as on standard error
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -54,27 +54,23 @@ class StreamValue(click.ParamType):
         self.optional = optional
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        if isinstance(value, tuple):  # Click converts defaults again
-            return value
         stream, equals, rest = value.partition("=")
         if not stream or (not rest and not (self.optional and not equals)):
             self.fail(f"expected STREAM=VALUE, as in r2plus1d_18=random:0, got {value!r}", param, ctx)
         return stream, rest or stream
 
 
-class StreamSetting(StreamValue):
+class StreamSetting(click.ParamType):
     """``STREAM.KEY=VALUE`` as (stream, key, value)."""
 
     name = "stream.key=value"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str, str]:
-        if isinstance(value, tuple):
-            return value
-        key, text = super().convert(value, param, ctx)
-        stream, dot, option = key.rpartition(".")
-        if not dot:
-            self.fail(f"--set takes NAME.KEY=VALUE, got {value}", param, ctx)
-        return stream, option, text
+        path, equals, text = value.partition("=")
+        stream, _, key = path.rpartition(".")
+        if not (stream and key and equals):
+            self.fail(f"expected NAME.KEY=VALUE, as in r2plus1d_18.stride=8, got {value!r}", param, ctx)
+        return stream, key, text
 
 
 class PartitionNumber(click.ParamType):
@@ -83,14 +79,12 @@ class PartitionNumber(click.ParamType):
     name = "k/n"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
         try:
             number, of = (int(word) for word in value.split("/"))
         except ValueError:
             number, of = 0, 0
         if not 0 <= number < of:
-            self.fail(f"--partition takes K/N with K from 0 to N-1, as in 3/64, got {value!r}", param, ctx)
+            self.fail(f"expected K/N with K from 0 to N-1, as in 3/64, got {value!r}", param, ctx)
         return number, of
 
 

@@ -6,6 +6,8 @@ limited. A task that arrives meanwhile waits for the import that it would have b
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import threading
 from typing import Any
@@ -13,4 +15,7 @@ from typing import Any
 
 def dask_setup(worker: Any) -> None:
     """Called by Dask in a worker that starts."""
+    atexit.register(
+        gc.freeze
+    )  # else Python looks for garbage among all that torch made as it ends, for most of a second
     threading.Thread(target=importlib.import_module, args=(f"{__package__}.job",), daemon=True).start()

@@ -336,7 +336,7 @@ def dry_run(items: list, plans: list, device: str, options: ExtractOptions) -> N
     files = VideoFiles(VideoFinder(options.videos), keep=keep) if seeing else None
     kept = {name: getattr(options, name) for name in ("part_clips", "part_minutes", "retry_failed")}
     kept["partition"] = Partition(*options.partition) if options.partition else None
-    bounds = {"deadline": options.deadline, "longest_frame": options.longest_frame}
+    bounds = {name: getattr(options, name) for name in ("feeders", "deadline", "longest_frame")}
     found = estimate(plan_tasks(clips, files, plans, streams, **kept), options.videos, plans, device, **bounds)
     changed = Counter(files.changed.values()) if files is not None else {}
     if options.as_json:
@@ -361,7 +361,7 @@ def dry_run(items: list, plans: list, device: str, options: ExtractOptions) -> N
     which = "a GPU" if device != "cpu" else "the CPU"
     click.echo(
         f"  about {duration(found.hours)} on one worker, timed on {which} of this machine just now; "
-        f"{duration(found.decoding_hours)} of it decoding"
+        f"{plural(found.feeders, 'feeder')} would decode for {duration(found.decoding_hours)} of it"
     )
 
 

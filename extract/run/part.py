@@ -28,7 +28,7 @@ from ..encoders.networks import choose_kernels
 from ..encoders.objects import ObjectsPlan
 from ..encoders.presets import WindowPlan
 from ..encoders.text import TextPlan
-from ..limits import LONGEST_FRAME, STALL
+from ..limits import LONGEST_FRAME, MOST_FEEDERS, STALL
 from ..video.feeders import Feeders
 from ..video.requests import Digest, Done, End, Event, Failed, Opened, Restart, SamplingRequest, Video, Window
 from .rows import RequestRows
@@ -37,8 +37,6 @@ from .watch import Watch
 
 # Of this process, for encoding and for decoding: its share of the cores, as OMP_NUM_THREADS tells a worker.
 THREADS = torch.get_num_threads()
-# Feeders of a worker, at most, unless more are asked for.
-MOST_FEEDERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +211,10 @@ class Run:
         self.files: dict[int, Fetched] = {}  # of the videos that are being decoded
         self.digests: dict[Path, str | None] = {}
         self.frames: dict[str, int] = {}  # decoded, by video
+        self.loading = 0.0  # seconds in which networks were loaded, which is no wait for windows
 
     def run(self) -> Report:
-        begin = time.monotonic()
+        self.begun = time.monotonic()
         torch.set_num_threads(THREADS)
         choose_kernels(deterministic=self.job.deterministic)
         self.watch.on("encode", None)
@@ -231,20 +230,19 @@ class Run:
                 self.handle(video, event)
         for stream in list(self.batches):
             self.encode(stream, self.batches[stream].flush())
-        seconds = self.report.seconds
-        seconds["wait"] = time.monotonic() - begin - seconds["encode"]
+        self.note_wait()
         written = time.monotonic()
         record = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "seconds": round(time.monotonic() - begin, 3),
+            "seconds": round(time.monotonic() - self.begun, 3),
             "frames_decoded": self.frames,
             "versions": versions(),
         }
         self.report.rows = 0  # so far they were windows: clips that agree share theirs, and failed ones keep none
         self.watch.on("write")
         self.report.failed = len(self.write(record))
-        seconds["write"] = time.monotonic() - written
+        self.report.seconds["write"] = time.monotonic() - written
         return self.report
 
     def requests(self, number: int, video: VideoTask) -> dict[SamplingRequest, list[int]]:
@@ -336,7 +334,12 @@ class Run:
             )
             for clip in video.clips
         )
+        self.note_wait()
         self.progress(self.report)
+
+    def note_wait(self) -> None:
+        """What of the time so far was neither spent on encoding nor on loading networks."""
+        self.report.seconds["wait"] = time.monotonic() - self.begun - self.report.seconds["encode"] - self.loading
 
     def batches_of(self, stream: int) -> Batches[Owner]:
         """The batches of a stream. Its network is loaded with its first window: decoding goes on meanwhile."""
@@ -349,7 +352,9 @@ class Run:
             def note(text: str) -> None:
                 self.report.notes.append(f"{plan.name}: {text}")
 
+            begin = time.monotonic()
             encoder = plan.encoder(self.device)
+            self.loading += time.monotonic() - begin
             self.batches[stream] = Batches(encoder, plan.batch_size, begins=begins, note=note)
         return self.batches[stream]
 

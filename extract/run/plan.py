@@ -28,7 +28,7 @@ from ..video.requests import SamplingRequest
 from ..video.sampling import Sampling
 from ..video.transform import Transform
 from .captions import PART_CAPTIONS, CaptionsTask, captions_of, plan_captions
-from .part import ClipTask, PartTask, VideoTask
+from .part import THREADS, ClipTask, PartTask, VideoTask, default_feeders
 
 # Durations for an estimate are read from at most so many video files, evenly spread over the manifest.
 ESTIMATE_FILES = 200
@@ -326,7 +326,13 @@ def _video_task(
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the parts of a plan will come to. Hours are of one worker on this machine; decoding is part of them all."""
+    """What the parts of a plan will come to.
+
+    Attributes:
+        feeders: those of the one worker that hours are of, on this machine.
+        hours: until the slower is done, the feeders or the encoders, which on a CPU share its cores.
+        decoding_hours: until the feeders alone are done.
+    """
 
     clips: int
     captions: int
@@ -336,6 +342,7 @@ class Estimate:
     video_hours: float
     rows: dict[str, int]
     bytes: int
+    feeders: int
     hours: float
     decoding_hours: float
 
@@ -346,13 +353,14 @@ def estimate(
     streams: Sequence[StreamPlan],
     device: str,
     *,
+    feeders: int | None = None,
     deadline: float = DEADLINE,
     longest_frame: float = LONGEST_FRAME,
 ) -> Estimate:
     """Costs from the headers of a sample of the files, timed decoding of some, and one timed batch of each encoder.
 
     Args:
-        deadline: as of ``job.extract``; so is ``longest_frame``.
+        feeders: as of ``job.extract``; so are ``deadline`` and ``longest_frame``.
     """
     plans, texts = by_kind(streams)
     captions = [task for task in tasks if isinstance(task, CaptionsTask)]
@@ -363,11 +371,11 @@ def estimate(
     seconds = to_decode = 0.0
     paces: list[float] = []
     rows = Counter({plan.name: 0 for plan in plans})
-    with contextlib.closing(Feeders(deadline=deadline, longest=longest_frame)) as feeders:
+    with contextlib.closing(Feeders(deadline=deadline, longest=longest_frame)) as feeder:
         for video in sample:
             try:
                 with storage_at(videos / video.path.as_posix()).on_disk() as file:
-                    header = feeders.header(file)
+                    header = feeder.header(file)
                     wanted = {
                         (plans[index].sampling, plans[index].transform)
                         for clip in video.clips
@@ -375,8 +383,8 @@ def estimate(
                     }
                     if len(paces) < TIMED_FILES:
                         if not paces:  # the process imports its libraries
-                            _seconds_a_second(feeders, file, header, wanted)
-                        paces.append(_seconds_a_second(feeders, file, header, wanted))
+                            _seconds_a_second(feeder, file, header, wanted)
+                        paces.append(_seconds_a_second(feeder, file, header, wanted))
             except (Unreadable, StorageError):
                 continue
             duration = header.end or 0.0
@@ -391,8 +399,10 @@ def estimate(
     scale = len(there) / len(sample) if sample else 0.0
     rows = Counter({name: round(count * scale) for name, count in rows.items()})
     size = sum(rows[plan.name] * entry_bytes(row_arrays(plan.spec)) for plan in plans)
-    decoding = to_decode * scale * (sum(paces) / len(paces) if paces else 0.0)
-    time_taken = decoding + sum(rows[plan.name] * _seconds_a_row(plan, device) for plan in plans if rows[plan.name])
+    count = feeders or default_feeders(device)
+    by_one_feeder = to_decode * scale * (sum(paces) / len(paces) if paces else 0.0)
+    decoding = by_one_feeder / min(count, THREADS)
+    encoding = sum(rows[plan.name] * _seconds_a_row(plan, device) for plan in plans if rows[plan.name])
     for number, plan in enumerate(texts):
         wanted = [caption for task in captions if task.stream == number for caption in task.captions]
         if not wanted:
@@ -401,7 +411,7 @@ def estimate(
         encoder(wanted[:1])
         begin = time.monotonic()
         encoder(wanted[: plan.batch_size])
-        time_taken += (time.monotonic() - begin) * len(wanted) / len(wanted[: plan.batch_size])
+        encoding += (time.monotonic() - begin) * len(wanted) / len(wanted[: plan.batch_size])
         rows[plan.name] = sum(map(len, encoder.tokenize(wanted)[0]))
         size += rows[plan.name] * entry_bytes(row_arrays(plan.spec)) + len(wanted) * entry_bytes(clip_arrays(plan.spec))
     return Estimate(
@@ -413,7 +423,8 @@ def estimate(
         video_hours=seconds * scale / 3600,
         rows=dict(rows),
         bytes=size,
-        hours=time_taken / 3600,
+        feeders=count,
+        hours=max(decoding, encoding + (by_one_feeder / THREADS if device == "cpu" else 0.0)) / 3600,
         decoding_hours=decoding / 3600,
     )
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
+from conftest import amex, extract
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from test_names import TINY
 
 from amex.extract.run.display import LineDisplay, LiveDisplay
 from amex.extract.run.part import Report
@@ -67,3 +70,22 @@ def test_the_progress_line_ends_in_what_limits_the_run(kind: type[LiveDisplay] |
     display.update(0, Report(clips=1, seconds=dict(DECODING)))
     display.end()
     assert written.getvalue().rstrip().endswith("decoding limits: more --feeders")
+
+
+def test_a_run_says_where_its_time_went(clips: Path, tmp_path: Path, cluster: str) -> None:
+    made = extract(clips, tmp_path / "s.zarr", cluster, "--limit", 2, "--feeders", 2, *TINY)
+    assert set(made["report"]["seconds"]) == {*WORKER, *FEEDERS}
+    assert min(made["report"]["seconds"].values()) >= 0
+    for group, names in (("worker", WORKER), ("feeders", FEEDERS)):
+        assert set(made["shares"][group]) == set(names.values())
+        assert sum(made["shares"][group].values()) == pytest.approx(1)
+    told = amex(
+        "extract", "--dataset", "folder", "--videos", clips, "--store", tmp_path / "s.zarr", "--cluster", cluster, *TINY
+    )
+    assert "\n  time: workers " in told.stdout
+    nothing = extract(clips, tmp_path / "s.zarr", cluster, *TINY)
+    assert nothing["shares"] == {
+        "worker": dict.fromkeys(WORKER.values(), 0.0),
+        "feeders": dict.fromkeys(FEEDERS.values(), 0.0),
+        "limit": "",
+    }

@@ -371,7 +371,9 @@ def estimate(
     seconds = to_decode = 0.0
     paces: list[float] = []
     rows = Counter({plan.name: 0 for plan in plans})
-    with contextlib.closing(Feeders(deadline=deadline, longest=longest_frame)) as feeder:
+    count = feeders or default_feeders(device)
+    one_feeder = Feeders(threads=max(1, THREADS // count), deadline=deadline, longest=longest_frame)
+    with contextlib.closing(one_feeder) as feeder:
         for video in sample:
             try:
                 with storage_at(videos / video.path.as_posix()).on_disk() as file:
@@ -399,7 +401,6 @@ def estimate(
     scale = len(there) / len(sample) if sample else 0.0
     rows = Counter({name: round(count * scale) for name, count in rows.items()})
     size = sum(rows[plan.name] * entry_bytes(row_arrays(plan.spec)) for plan in plans)
-    count = feeders or default_feeders(device)
     by_one_feeder = to_decode * scale * (sum(paces) / len(paces) if paces else 0.0)
     decoding = by_one_feeder / min(count, THREADS)
     encoding = sum(rows[plan.name] * _seconds_a_row(plan, device) for plan in plans if rows[plan.name])

@@ -17,10 +17,13 @@ from amex.cli.extract import where_computed
 from amex.errors import AmexError
 from amex.extract.encoders.networks import Encoder
 from amex.extract.encoders.objects import Detector, plan_objects
+from amex.extract.encoders.registry import plan_stream
 from amex.extract.encoders.text import TextEncoder, plan_text
 from amex.extract.run import job
 from amex.extract.run.batch import Jobs
 from amex.extract.run.cluster import local
+from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
+from amex.features import create_store, declare_stream
 
 
 @pytest.fixture
@@ -120,19 +123,29 @@ def test_float32_is_float32_whichever_encoders_share_a_process(bert: str, precis
         "objects": lambda: Detector(detector, "cpu"),
         "text": lambda: TextEncoder(text, "cpu"),
     }
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         for first, second in itertools.permutations(kinds, 2):
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-            torch.backends.cudnn.deterministic = False
             for kind in (first, second):
                 kinds[kind]()
                 assert not torch.backends.cuda.matmul.allow_tf32, kind
                 assert not torch.backends.cudnn.allow_tf32, kind
-                assert torch.backends.cudnn.deterministic, kind
     finally:
-        (
-            torch.backends.cuda.matmul.allow_tf32,
-            torch.backends.cudnn.allow_tf32,
-            torch.backends.cudnn.deterministic,
-        ) = before
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_kernels_are_chosen_by_repeatability_where_a_job_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", torch.backends.cudnn.deterministic)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    store = create_store(tmp_path / "s.zarr")
+    plan = plan_stream(NAME, NAME, device="cpu", precision="fp32")
+    declare_stream(store, NAME, plan.spec, {})
+    clip = ClipTask(clip_id="a", video="a", start=None, end=None, attempt=1, streams=(0,))
+    for index, asked in enumerate((True, False)):
+        part = PartTask(index=index, videos=(VideoTask(path=None, missing="none", clips=(clip,)),))
+        run_part(part, Job(store=store, videos=tmp_path, streams=(plan,), texts=(), deadline=9, deterministic=asked))
+        assert torch.backends.cudnn.deterministic == asked
+        assert torch.backends.cudnn.benchmark == (not asked)

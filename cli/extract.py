@@ -350,9 +350,7 @@ def dry_run(items: list, plans: list, device: str, options: ExtractOptions) -> N
     if changed:
         click.echo(f"  {changed_text(changed, keep)}")
     if found.missing_videos:
-        click.echo(
-            f"  not below {options['videos']}, and so recorded as failed: {plural(found.missing_videos, 'video')}"
-        )
+        click.echo(f"  not below {options.videos}, and so recorded as failed: {plural(found.missing_videos, 'video')}")
     for note in files.finder.notes() if files is not None else ():
         click.echo(f"  {note}")
     for name, rows in found.rows.items():

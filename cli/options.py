@@ -140,8 +140,9 @@ stream_options = added(
             type=StreamValue(optional=True),
             metavar="NAME[=NETWORK]",
             help="What to compute; repeat for several, all in one pass over each video. `amex streams` lists what "
-            "there is. NAME=NETWORK keeps a variant under a name of its own; NETWORK may also be mmdet:CONFIG, "
-            "clip:MODEL or text:MODEL.  [default: r2plus1d_18]",
+            "there is. NAME=NETWORK keeps a variant under a name of its own; NETWORK may also be frames:MODEL or "
+            "video:MODEL (transformers), timm:MODEL, python:MODULE:FACTORY (your own), mmdet:CONFIG, clip:MODEL or "
+            "text:MODEL.  [default: r2plus1d_18]",
         ),
         click.option(
             "--preset",
@@ -159,8 +160,8 @@ stream_options = added(
             metavar="NAME.KEY=VALUE",
             help="One option of a stream. Windows: fps (a number or native) or count (so many samples a clip), at "
             "(shown or nearest: the frame on screen, or the nearest in time), frames, step, stride (in samples), tail "
-            "(pad or drop). Objects: fps or count, at, boxes, score (the lowest), classes (a,b,...). Text: layers, "
-            "max_tokens. For example --set r2plus1d_18.stride=8",
+            "(pad or drop); frames:, video: and timm: also pooling and layer. Objects: fps or count, at, boxes, score "
+            "(the lowest), classes (a,b,...). Text: layers, max_tokens. For example --set r2plus1d_18.stride=8",
         ),
         click.option(
             "--text-encoder",

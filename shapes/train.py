@@ -17,8 +17,8 @@ from rich.progress import track
 from torch import nn
 
 from ..extract.encoders.mmdetection import use_mmdetection
-from ..extract.encoders.networks import normalise
 from ..extract.encoders.presets import PRESETS
+from ..extract.encoders.windows import normalise
 from ..extract.video.feeders import Feeders
 from ..extract.video.requests import SamplingRequest, Window
 from ..extract.video.sampling import Sampling

@@ -12,9 +12,11 @@ import torch
 from distributed import get_worker
 from distributed.scheduler import KilledWorker
 
-from amex.extract.encoders.presets import WindowPlan
+from amex.extract.encoders.windows import WindowPlan
 from amex.extract.run.part import Job, PartTask, Report
 from amex.extract.run.stalls import Stall, begin_stalls, note_stalls
+from amex.extract.video.sampling import Sampling
+from amex.extract.video.transform import Transform
 
 
 def note(number: int, task: PartTask, folder: Path, device: str, topic: str) -> Report:
@@ -82,3 +84,66 @@ class EndlessPlan(WindowPlan):
 class PromptPlan(WindowPlan):
     def encoder(self, device: str) -> Prompt:
         return Prompt()
+
+
+class Brightness(torch.nn.Module):
+    """A network of one's own: the mean of each colour of a window, as a vector."""
+
+    sampling = Sampling(frames=2, stride=8)
+    transform = Transform(resize=(24, 32), antialias=True, crop=None, mean=(0.0,) * 3, std=(1.0,) * 3)
+    dim = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return windows.mean((2, 3, 4)) * self.gain
+
+
+def brightness() -> Brightness:
+    return Brightness()
+
+
+def untouched() -> Brightness:
+    network = Brightness()
+    network.transform = None
+    return network
+
+
+def drawn_anew() -> Brightness:
+    network = Brightness()
+    torch.nn.init.uniform_(network.gain)
+    return network
+
+
+def without_transform() -> torch.nn.Module:
+    network = torch.nn.Linear(3, 3)
+    network.sampling, network.dim = Brightness.sampling, 3
+    return network
+
+
+def wrong_dim() -> Brightness:
+    network = Brightness()
+    network.dim = 4
+    return network
+
+
+def no_tensor() -> Brightness:
+    network = Brightness()
+    network.forward = lambda windows: [windows]
+    return network
+
+
+def no_network() -> str:
+    return "network"
+
+
+def fails() -> None:
+    raise RuntimeError("no weights here\nsecond line")
+
+
+def fails_on_windows() -> Brightness:
+    network = Brightness()
+    network.forward = lambda windows: windows.nonsense
+    return network

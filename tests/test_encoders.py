@@ -16,8 +16,9 @@ from parity_weights import fill, fill_calibrated
 from amex.errors import AmexError
 from amex.extract.encoders.devices import choose_device
 from amex.extract.encoders.i3d import InceptionI3D
-from amex.extract.encoders.networks import NETWORKS, Encoder, normalise
+from amex.extract.encoders.networks import NETWORKS, load_network
 from amex.extract.encoders.weights import load
+from amex.extract.encoders.windows import Encoder, normalise
 from amex.extract.video.transform import Transform
 from amex.features import open_store
 
@@ -58,7 +59,7 @@ def plain_features(name: str) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_fast_form_of_a_network_gives_its_features(name: str, precision: str) -> None:
     x, truth = plain_features(name)
-    features = Encoder(name, "random:3", device="cpu", precision=precision)(x)
+    features = Encoder(load_network(name, "random:3"), device="cpu", precision=precision)(x)["values"]
     assert features.shape == (1, NETWORKS[name].dim)
     assert features.dtype == torch.float32
     assert torch.isfinite(features).all()
@@ -104,7 +105,7 @@ def test_one_pixel_of_crop_would_fail_the_comparison(tmp_path: Path, real_data: 
         fill_calibrated(torchvision.models.video.r2plus1d_18().state_dict(), str(parity / "r2plus1d_18_batchnorm.npz")),
         tmp_path / "weights.pt",
     )
-    encoder = Encoder("r2plus1d_18", str(tmp_path / "weights.pt"), device="cpu", precision="fp32")
+    encoder = Encoder(load_network("r2plus1d_18", str(tmp_path / "weights.pt")), device="cpu", precision="fp32")
     with av.open(str(real_data / "videos" / f"{name}.mp4")) as container:
         frames = [f.to_ndarray(format="rgb24") for f, _ in zip(container.decode(video=0), range(16), strict=False)]
     given = PRESETS["r2plus1d_18"].transform
@@ -114,7 +115,8 @@ def test_one_pixel_of_crop_would_fail_the_comparison(tmp_path: Path, real_data: 
     errors = []
     for left in (1, 2, 3):
         window = torch.from_numpy(np.stack([wide(frame)[:, left : left + 112] for frame in frames]))
-        errors.append(np.linalg.norm(encoder(normalise(window[None], wide))[0].numpy() - theirs[0]) / spread)
+        values = encoder(normalise(window[None], wide))["values"]
+        errors.append(np.linalg.norm(values[0].numpy() - theirs[0]) / spread)
     assert errors[1] < 0.01
     assert min(errors[0], errors[2]) > 0.02
 
@@ -134,6 +136,23 @@ def test_transforms_are_those_of_torchvision_and_pillow() -> None:
     pillow = Image.fromarray(image).resize((114, 64), Image.Resampling.BILINEAR)
     assert ours.dtype == np.uint8
     np.testing.assert_array_equal(ours, np.array(pillow)[4:60, 29:85])
+
+
+def test_the_corner_of_a_crop_is_rounded_as_torchvision_or_transformers_do() -> None:
+    from torchvision.transforms import v2
+    from transformers.image_transforms import center_crop
+
+    image = np.random.default_rng(0).integers(0, 256, (47, 61, 3), dtype=np.uint8)
+    for crop in ((40, 40), (42, 42), (45, 44), (47, 61)):
+        given = {"resize": None, "crop": crop, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+        even, down = (Transform(**given, corner=corner) for corner in ("even", "down"))
+        np.testing.assert_array_equal(
+            even(image), v2.CenterCrop(crop)(torch.from_numpy(image).movedim(2, 0)).movedim(0, 2)
+        )
+        np.testing.assert_array_equal(down(image), center_crop(image, crop, input_data_format="channels_last"))
+        assert even.spec == {name: value for name, value in down.spec.items() if name != "corner"}
+    with pytest.raises(AmexError, match="unknown corner 'up': use even, down"):
+        Transform(**given, corner="up")
 
 
 def test_devices_that_are_not_there_are_refused() -> None:

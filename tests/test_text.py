@@ -14,9 +14,9 @@ from models import tiny_bert, tiny_clip
 from transformers import AutoTokenizer, BertModel, CLIPModel
 
 from amex.errors import AmexError
-from amex.extract.encoders.networks import normalise
 from amex.extract.encoders.registry import plan_stream
 from amex.extract.encoders.text import TextPlan
+from amex.extract.encoders.windows import normalise
 from amex.features import open_store
 
 CAPTIONS = ("a red circle pushes the blue square", "the blue square is pushed by a red circle", "a circle moves left")
@@ -177,7 +177,7 @@ def test_what_is_no_text_model_is_refused_with_a_way_out(models: Path, tmp_path:
         (f"text:{tmp_path}", {}, "no config.json"),
         (f"text:{models / 'bert'}", {"options": {"layers": "3"}}, "layers must be 1 to 2"),
         (f"text:{models / 'bert'}", {"options": {"max_tokens": "1000"}}, "max_tokens must be 3 to 512"),
-        (f"text:{models / 'bert'}", {"preset": "s3d"}, "presets are for streams of windows"),
+        (f"text:{models / 'bert'}", {"preset": "s3d"}, "presets are for the networks"),
         (f"clip:{models / 'bert'}", {}, "no CLIP|not a CLIP"),
         ("text:", {}, "unknown 'text:'"),
         ("texts:x", {}, "unknown 'texts:x'"),

@@ -7,6 +7,7 @@ import functools
 import http.server
 import pickle
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import pytest
 import torch
 from torch import nn
 
+from amex.extract.encoders import weights
 from amex.extract.encoders.i3d import InceptionI3D
 from amex.extract.encoders.networks import NETWORKS
-from amex.extract.encoders.weights import FromHub, Published, WeightsError, digest, file_sha256, load, locate
+from amex.extract.encoders.weights import FromHub, Published, WeightsError, digest, file_sha256, load, weights_file
 
 
 def small() -> nn.Module:
@@ -53,13 +55,13 @@ def test_published_weights_are_downloaded_once_and_checked(server: tuple[str, Pa
     base, folder, asked = server
     torch.save(small().state_dict(), folder / "w.pth")
     entry = published(f"{base}/w.pth", file_sha256(folder / "w.pth"))
-    path = locate("default", entry)
-    assert locate("default", entry) == path
+    path = weights_file("default", entry)
+    assert weights_file("default", entry) == path
     assert asked == ["/w.pth"]
     load(small, path, (3, 8, 8))
     Path(path).write_bytes(b"someone else's")
     with pytest.raises(WeightsError, match="sha256 differs"):
-        locate("default", entry)
+        weights_file("default", entry)
 
 
 def test_a_download_with_another_digest_is_refused_and_not_kept(server: tuple[str, Path, list[str]]) -> None:
@@ -67,14 +69,14 @@ def test_a_download_with_another_digest_is_refused_and_not_kept(server: tuple[st
     (folder / "w.pth").write_bytes(b"tampered")
     entry = published(f"{base}/w.pth", "0" * 64)
     with pytest.raises(WeightsError, match="invalid hash"):
-        locate("default", entry)
+        weights_file("default", entry)
     assert not entry.path.exists()
 
 
 def test_without_a_network_the_error_says_what_to_do(server: tuple[str, Path, list[str]]) -> None:
     entry = published("http://127.0.0.1:9/w.pth", "00")
     with pytest.raises(WeightsError) as caught:
-        locate("default", entry)
+        weights_file("default", entry)
     for words in ("cannot download http://127.0.0.1:9/w.pth", str(entry.path), "--weights STREAM=FILE", "random:0"):
         assert words in str(caught.value)
 
@@ -92,7 +94,7 @@ def test_every_network_has_a_published_default_with_a_digest() -> None:
 
 
 def test_a_seed_is_the_same_network_everywhere() -> None:
-    assert digest(small, "random:1") == digest(small, "random:1") != digest(small, "random:2")
+    assert digest("random:1") == digest("random:1") != digest("random:2")
     first, second = (load(small, "random:1", (3, 8, 8)).state_dict() for _ in range(2))
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name])
@@ -101,10 +103,39 @@ def test_a_seed_is_the_same_network_everywhere() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_the_digest_of_a_seed_needs_no_network_and_knows_what_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = digest("random:1")
+    monkeypatch.setattr(weights, "version", lambda library: "0.0")
+    assert digest("random:1") != here
+    monkeypatch.undo()
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape: randn(*shape) + 1)
+    assert digest("random:1") != here
+
+
+def test_a_model_is_loaded_once_a_process_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_shared", OrderedDict())
+    monkeypatch.setattr(weights, "MOST_SHARED", 2)
+    loaded: list[str] = []
+
+    def model(key: str) -> list[str]:
+        return weights.shared(key, lambda: loaded.append(key) or [key])
+
+    assert model("a") is model("a")
+    model("b")
+    model("a")
+    model("c")  # in place of b, which was used longest ago
+    model("a")
+    assert loaded == ["a", "b", "c"]
+    with pytest.raises(ZeroDivisionError):
+        weights.shared("d", lambda: 1 / 0)
+    assert model("a") == ["a"]
+
+
 @pytest.mark.parametrize("choice", ["random:", "random:x", "random:-1", "nowhere.pth", ""])
 def test_weights_that_cannot_be_are_refused(choice: str) -> None:
     with pytest.raises(WeightsError):
-        locate(choice, None)
+        weights_file(choice, None)
 
 
 def test_a_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
@@ -141,7 +172,7 @@ def test_a_worker_with_other_weights_than_the_run_began_with_refuses() -> None:
 
     plan = plan_stream("x", "r2plus1d_18", weights="random:0", device="cpu", precision="fp32")
     with pytest.raises(AmexError, match="differ between this worker and the start of the run"):
-        dataclasses.replace(plan, weights="random:1").encoder("cpu")
+        dataclasses.replace(plan, model=dataclasses.replace(plan.model, weights="random:1")).encoder("cpu")
 
 
 def test_the_public_i3d_checkpoint_loads_without_its_missing_counters(tmp_path: Path) -> None:

@@ -1,1 +1,12 @@
-"""What turns pixels and captions into features: networks, their weights and conventions. Knows no video file."""
+"""What turns pixels and captions into features: networks, their weights and conventions. Knows no video file.
+
+``registry.plan_stream`` leads from what a user calls a stream to its plan. A plan is small, is sent to workers, and has
+``spec`` (all that decides the numbers) and ``encoder(device)``. Plans of what looks at frames are
+
+    windows.WindowPlan   one vector a window, by a Model: presets (networks with names of their own), hub
+                         (transformers), timm_models, own
+    objects.ObjectsPlan  boxes and their features, by MMDetection
+
+and have ``sampling`` and ``transform`` too; ``text.TextPlan`` is of captions. ``weights`` finds, checks and shares
+models, ``batches`` brings windows to an encoder, ``devices`` says on what it computes.
+"""

@@ -1,11 +1,11 @@
-"""The networks that turn windows of frames into features, and how each runs fast on the device at hand."""
+"""The networks with names of their own, and how each runs fast."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,11 +13,10 @@ from torch.fx.experimental.optimization import fuse
 
 from ...errors import AmexError, first_line
 from ...shapes import FOLDER as SHAPES
-from ..video.transform import Transform
+from ...shapes.networks import r2plus1d_tiny
 from .i3d import InceptionI3D
-from .weights import FromHub, Packaged, Published, changed_weights, digest, load, load_model
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from .weights import FromHub, Packaged, Published, check_weights, load, load_model
+from .windows import vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,6 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
 
 
 def _r2plus1d_tiny() -> nn.Module:
-    from ...shapes.networks import r2plus1d_tiny
 
     return r2plus1d_tiny()
 
@@ -196,96 +194,57 @@ def find_network(name: str, weights: str = "") -> Network:
     return dataclasses.replace(kind, dim=config.projection_dim, example=(3, side, side))
 
 
-class Encoder:
-    """A network on a device: batch-norms folded into convolutions, channels last, in the precision asked for.
+@dataclass(frozen=True, kw_only=True)
+class NetworkModel:
+    """A network by its name, with its weights. See ``windows.Model``.
+
+    Attributes:
+        network: for ``find_network``.
+        weights: from ``weights.weights_file``, or a CLIP's directory from ``weights.model_directory``.
+    """
+
+    network: str
+    weights: str
+    weights_sha256: str
+    dim: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def output(self) -> dict[str, Any]:
+        return vectors(self.dim)
+
+    def load(self) -> nn.Module:
+        check_weights(self.weights, self.weights_sha256, self.network)
+        return load_network(self.network, self.weights)
+
+
+def load_network(network: str, weights: str) -> nn.Module:
+    """A network that returns features, in its fast form: batch-norms folded into convolutions, channels last.
 
     Args:
         network: for ``find_network``.
-        weights: from ``weights.locate``, or a CLIP's directory from ``weights.locate_model``.
-        device: ``cpu`` or ``cuda:INDEX``.
-        precision: a key of DTYPES.
-        compiled: also run the network through ``torch.compile`` (needs a C++ compiler, and half a minute at the start).
+        weights: from ``weights.weights_file``, or a CLIP's directory from ``weights.model_directory``.
     """
+    kind = find_network(network, weights)
+    module = kind.headless(load(kind.build, weights, kind.example)).eval()
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()):
+        module = fuse(module, inplace=True)
+    return ChannelsLast(module, of_images=kind.of_images)
 
-    def __init__(self, network: str, weights: str, *, device: str, precision: str, compiled: bool = False) -> None:
-        kind = find_network(network, weights)
-        module = kind.headless(load(kind.build, weights, kind.example)).eval()
-        if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()):
-            module = fuse(module, inplace=True)
-        self.device = torch.device(device)
-        self.dtype = DTYPES[precision]
-        self.of_images = kind.of_images
-        self.layout = torch.channels_last if kind.of_images else torch.channels_last_3d
-        use_float32()
-        self.module = module.to(self.device, self.dtype, memory_format=self.layout)
-        if compiled:
-            from torch._inductor import config
 
-            config.freezing = True
-            self.module = torch.compile(self.module)
+class ChannelsLast(nn.Module):
+    """A network of images or windows in the layout that convolutions are fastest in."""
 
-    @torch.inference_mode()
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(batch, 3, frames, height, width) normalised float32 to (batch, dim) float32, on the device."""
+    def __init__(self, module: nn.Module, *, of_images: bool) -> None:
+        super().__init__()
+        self.of_images = of_images
+        self.layout = torch.channels_last if of_images else torch.channels_last_3d
+        self.module = module.to(memory_format=self.layout)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(batch, 3, frames, height, width) to (batch, dim)."""
         batch = pixels[:, :, 0] if self.of_images else pixels
-        batch = batch.to(self.dtype).contiguous(memory_format=self.layout)
-        return self.module(batch).float()
-
-
-@dataclass(frozen=True)
-class WindowEncoder:
-    """An Encoder with the statistics of one stream: what a run asks of the encoder of a stream of windows."""
-
-    encoder: Encoder
-    transform: Transform
-
-    @property
-    def device(self) -> torch.device:
-        """Where it wants its windows."""
-        return self.encoder.device
-
-    def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``values`` (windows, dim) float32.
-
-        Args:
-            windows: (windows, frames, height, width, 3) on the device, uint8 or float32 in [0, 255].
-        """
-        return {"values": self.encoder(normalise(windows, self.transform))}
-
-
-def normalise(windows: torch.Tensor, transform: Transform) -> torch.Tensor:
-    """(windows, frames, height, width, 3) in [0, 255] to (windows, 3, frames, height, width), in float32."""
-    mean = torch.tensor(transform.mean, device=windows.device)
-    std = torch.tensor(transform.std, device=windows.device)
-    return ((windows.float() / 255).sub_(mean).div_(std)).permute(0, 4, 1, 2, 3)
-
-
-def use_float32() -> None:
-    """Makes float32 mean float32 on every GPU of this process.
-
-    Each encoder calls this when it is built: what a stream computes must not depend on which streams share its process.
-    torch would round the inputs of convolutions to TF32. At every precision parts of a network stay in float32, so
-    there is no precision that wants TF32.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-
-
-def choose_kernels(*, deterministic: bool) -> None:
-    """How GPUs choose the kernels of convolutions: by their repeatability, or the fastest for each shape, by trial."""
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = not deterministic
-
-
-@functools.lru_cache(maxsize=16)
-def shared_encoder(
-    network: str, weights: str, weights_sha256: str, *, device: str, precision: str, compiled: bool
-) -> Encoder:
-    """The one Encoder of its kind in this process: a model is loaded once, however many parts it works on.
-
-    Raises:
-        WeightsError: if the weights here are not those the run began with.
-    """
-    if digest(find_network(network, weights).build, weights) != weights_sha256:
-        raise changed_weights(weights, network)
-    return Encoder(network, weights, device=device, precision=precision, compiled=compiled)
+        return self.module(batch.contiguous(memory_format=self.layout))

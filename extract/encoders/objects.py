@@ -23,9 +23,9 @@ from ...errors import AmexError
 from ...shapes import FOLDER as SHAPES
 from ..video.sampling import Sampling
 from .mmdetection import use_mmdetection
-from .networks import use_float32
-from .settings import compute_rules, decoder_rules, known, parse
-from .weights import Packaged, Published, calibrate, changed_weights, digest, draw, fill, locate, noise
+from .numerics import use_float32
+from .settings import compute_rules, decoder_rules, known, sampling_and_more
+from .weights import Packaged, Published, calibrate, check_weights, digest, draw, fill, noise, shared, weights_file
 
 # What a packaged configuration is called in the table of streams.
 ALIASES = {"frcnn_r50_coco": "faster-rcnn_r50_fpn_1x_coco", "shapes_detector": "shapes_detector"}
@@ -45,7 +45,7 @@ BINS = 7
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectsPlan:
-    """One stream of objects of a run. See ``presets.WindowPlan`` for what the two have in common.
+    """One stream of objects of a run. See ``windows.WindowPlan`` for what the two have in common.
 
     Attributes:
         config: what the detector is called; a file's name, where it is one.
@@ -79,12 +79,11 @@ class ObjectsPlan:
 
     def encoder(self, device: str) -> Detector:
         """The detector on a device, loaded once a process; AmexError if its weights have changed since the plan."""
-        key = (json.dumps(self.spec), device)
-        if key not in _detectors:
-            if digest(lambda: build(self.model), self.weights) != self.weights_sha256:
-                raise changed_weights(self.weights, self.name)
-            _detectors[key] = Detector(self, device)
-        return _detectors[key]
+        return shared((json.dumps(self.spec), self.weights, device), lambda: self._load(device))
+
+    def _load(self, device: str) -> Detector:
+        check_weights(self.weights, self.weights_sha256, self.name)
+        return Detector(self, device)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -114,9 +113,6 @@ class ObjectsPlan:
         return json.loads(json.dumps(spec))
 
 
-_detectors: dict[tuple[str, str], Detector] = {}
-
-
 def plan_objects(
     name: str,
     *,
@@ -140,25 +136,18 @@ def plan_objects(
     file = find_config(config)
     loaded = read_config(file)
     parsers = {
-        "fps": lambda text: None if text == "native" else float(text),
-        "count": int,
-        "at": str,
         "boxes": int,
         "score": float,
         "classes": lambda text: tuple(part.strip() for part in text.split(",")),
     }
-    chosen = parse(name, options, parsers)
-    if "count" in chosen:
-        chosen.setdefault("fps", None)
-    sampled = {key: chosen[key] for key in ("fps", "count", "at") if key in chosen}
-    sampling = dataclasses.replace(DEFAULT_SAMPLING, **sampled)
+    sampling, chosen = sampling_and_more(name, DEFAULT_SAMPLING, options, parsers, keys=("fps", "count", "at"))
     boxes = chosen.get("boxes", DEFAULT_BOXES)
     if boxes < 1:
         raise AmexError(f"stream {name}: boxes must be at least 1, got {boxes}")
     labels = class_names(loaded)
     classes = tuple(labels.index(known(wanted, labels, f"class of {config}:")) for wanted in chosen.get("classes", ()))
     model = inference_model(loaded, chosen.get("score"), boxes)
-    located = locate(weights, published(file))
+    located = weights_file(weights, published(file))
     plan = ObjectsPlan(
         name=name,
         config=file.stem,
@@ -170,7 +159,7 @@ def plan_objects(
         labels=labels,
         dim=feature_length(build(model), config),
         weights=located,
-        weights_sha256=digest(lambda: build(model), located),
+        weights_sha256=digest(located),
         precision=precision,
         batch_size=batch_size,
     )

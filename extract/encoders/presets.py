@@ -6,18 +6,17 @@ Every number here changes features. None may change under its name: a new conven
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from ...errors import AmexError
 from ..video.sampling import Sampling
 from ..video.transform import Transform
-from .networks import NETWORKS, WindowEncoder, find_network, shared_encoder
-from .settings import compute_rules, decoder_rules, known, parse
-from .weights import FromHub, digest, locate, locate_model
+from .networks import NETWORKS, NetworkModel, find_network
+from .settings import known, sampling_and_more
+from .weights import FromHub, digest, model_directory, weights_file
+from .windows import WindowPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,66 +134,6 @@ DEFAULT_PRESET = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class WindowPlan:
-    """One stream of windows of frames of a run: all that a worker needs to compute it. Small, and sent with every part.
-
-    Attributes:
-        name: in the store.
-        network: for ``encoders.find_network``.
-        weights: from ``weights.locate`` or ``weights.locate_model``.
-        weights_sha256: their digest.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
-        batch_size: windows a batch; no part of the spec.
-        deterministic: whether GPUs choose kernels by their repeatability, not by speed.
-    """
-
-    name: str
-    network: str
-    sampling: Sampling
-    transform: Transform
-    weights: str
-    weights_sha256: str
-    precision: str
-    compiled: bool
-    batch_size: int
-    deterministic: bool = False
-
-    def encoder(self, device: str) -> WindowEncoder:
-        """The stream's network on a device, loaded once a process."""
-        shared = shared_encoder(
-            self.network,
-            self.weights,
-            self.weights_sha256,
-            device=device,
-            precision=self.precision,
-            compiled=self.compiled,
-        )
-        return WindowEncoder(shared, self.transform)
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """All that decides the stream's numbers, for the store to fingerprint."""
-        spec = {
-            "network": self.network,
-            "weights_sha256": self.weights_sha256,
-            "sampling": self.sampling.spec,
-            "transform": transform_spec(self.transform),
-            "output": {"shape": [find_network(self.network, self.weights).dim], "dtype": "float16"},
-            "compute": compute_rules(self.deterministic, precision=self.precision, compiled=self.compiled),
-            "decoder": decoder_rules(),
-        }
-        return json.loads(json.dumps(spec))  # as it reads back: lists, not tuples
-
-
-def transform_spec(transform: Transform) -> dict[str, Any]:
-    """As specs record it; with the name of the library that resizes, whose rounding is part of the numbers."""
-    spec = dataclasses.asdict(transform)
-    if transform.antialias:
-        spec["antialias"] = "pillow"
-    return spec
-
-
 def plan_windows(
     name: str,
     *,
@@ -218,17 +157,8 @@ def plan_windows(
         AmexError: naming the stream and what is unknown, out of range or not to be had.
     """
     chosen = PRESETS[known(preset or DEFAULT_PRESET[network], PRESETS, "preset")]
-    parsers = {
-        "fps": lambda text: None if text == "native" else float(text),
-        **dict.fromkeys(("count", "frames", "step", "stride"), int),
-        "at": str,
-        "tail": str,
-    }
-    parsed = parse(name, options, parsers)
-    if "count" in parsed:
-        parsed.setdefault("fps", None)
-    sampling = dataclasses.replace(chosen.sampling, **parsed)
-    located = locate_network(network, weights)
+    sampling, _ = sampling_and_more(name, chosen.sampling, options)
+    located = network_weights(network, weights)
     kind = find_network(network, located)
     if kind.of_images and sampling.frames != 1:
         raise AmexError(f"stream {name}: {network} looks at single frames: --set {name}.frames=1")
@@ -241,23 +171,21 @@ def plan_windows(
         transform = dataclasses.replace(transform, resize=kind.example[-1], crop=kind.example[-2:])
     return WindowPlan(
         name=name,
-        network=network,
+        model=NetworkModel(network=network, weights=located, weights_sha256=digest(located), dim=kind.dim),
         sampling=sampling,
         transform=transform,
-        weights=located,
-        weights_sha256=digest(kind.build, located),
         precision=precision,
         compiled=compiled,
         batch_size=batch_size,
     )
 
 
-def locate_network(network: str, weights: str) -> str:
+def network_weights(network: str, weights: str) -> str:
     """Where the weights of a network are; AmexError if they cannot be had or are another network's."""
     default = None if network == "clip" else NETWORKS[network].published
     if weights.startswith("random:") or not (network == "clip" or isinstance(default, FromHub)):
-        return locate(weights, default)
-    located = locate_model(default.name if weights == "default" and default else weights)
+        return weights_file(weights, default)
+    located = model_directory(default.name if weights == "default" and default else weights)
     if default and find_network("clip", located).dim != NETWORKS[network].dim:
         raise AmexError(f"{located} is not {network}, but another CLIP: --stream NAME=clip:{weights}")
     return located

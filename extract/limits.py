@@ -1,4 +1,4 @@
-"""The bounds of a run, unless a user sets others. Imports nothing, so that the command line can show them."""
+"""The choices and the bounds of a run. Imports nothing, so that the command line can show them."""
 
 # Clips a group, at least.
 PART_CLIPS = 64
@@ -10,5 +10,13 @@ DEADLINE = 60.0
 LONGEST_FRAME = 600
 # Seconds without progress after which a worker is ended: more than the slowest batch takes, or the write of a part.
 STALL = 600
+# What --decoder takes, and the decoders that are tried then, in this order. Where a later one would give other frames,
+# the streams' specs must record the choice: see encoders.settings.decoder_rules.
+DECODERS = {
+    "auto": ("decord", "pyav sparse", "pyav"),
+    "pyav": ("pyav sparse", "pyav"),
+    "decord": ("decord", "pyav sparse", "pyav"),
+    "nvdec": ("nvdec", "pyav sparse", "pyav"),
+}
 # Feeders of a worker with a GPU, at most, unless a user asks for more.
 MOST_FEEDERS = 16

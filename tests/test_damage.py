@@ -26,9 +26,10 @@ from videos import encode
 from amex.cli.extract import limited
 from amex.extract.run.check import check_videos
 from amex.extract.video import feeders as near
-from amex.extract.video.decode import gif_is_whole, pyav_frames
+from amex.extract.video.container import gif_is_whole
 from amex.extract.video.feeder import Feeder
 from amex.extract.video.feeders import Feeders
+from amex.extract.video.pyav_decoder import pyav_frames
 from amex.extract.video.requests import Done, Failed, Opened, SamplingRequest, Window
 from amex.extract.video.sampling import Sampling
 from amex.features import open_store

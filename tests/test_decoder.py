@@ -19,9 +19,10 @@ import psutil
 import pytest
 from videos import encode
 
-from amex.extract.video.decode import Unreadable, pyav_frames
 from amex.extract.video.feeder import Feeder
 from amex.extract.video.feeders import Feeders
+from amex.extract.video.frames import Unreadable
+from amex.extract.video.pyav_decoder import pyav_frames
 from amex.extract.video.requests import Done, End, Failed, Opened, Restart, SamplingRequest, Window
 from amex.extract.video.sampling import Sampling
 

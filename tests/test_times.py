@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from videos import encode, paint, read_number
 
-from amex.extract.video.decode import choose, pyav_frames
+from amex.extract.video.container import open_video, read_index
+from amex.extract.video.decoders import DecodingRequest, choose
 from amex.extract.video.feeders import Feeders
+from amex.extract.video.pyav_decoder import pyav_frames
 from amex.extract.video.requests import Failed, Restart, SamplingRequest, Window
 from amex.extract.video.sampling import Sampler, Sampling
 
@@ -51,10 +53,13 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> object:
     def get(rate: Fraction, clock: Fraction) -> tuple[list[Fraction], list[Fraction], list[Fraction]]:
         path = folder / f"{rate.numerator}_{clock.denominator}.{'mkv' if clock == Fraction(1, 1000) else 'mp4'}"
         edges = on_clock(path, rate, clock)
-        chosen = choose(str(path), LONGEST, list)
-        assert not chosen.why
-        shown = list(pyav_frames(str(path), 1, LONGEST, list))
-        return edges, [time for time, _ in chosen.times], [frame.begin for frame in shown]
+        wanted = DecodingRequest(path=str(path), requests=[SamplingRequest(None, None, EVERY)], longest=LONGEST)
+        assert choose(wanted, {}, list, lambda reached: None).name == "decord"
+        container, stream = open_video(str(path))
+        with container:
+            index = read_index(str(path), container, stream, list, lambda reached: None)
+        told = [begin for begin, _ in index.intervals(index.typical_gap)]
+        return edges, told, [frame.begin for frame in pyav_frames(str(path), 1, LONGEST, list)]
 
     return get
 

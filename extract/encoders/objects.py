@@ -70,6 +70,7 @@ class ObjectsPlan:
     weights_sha256: str
     precision: str
     batch_size: int
+    decoder: str = "auto"
     deterministic: bool = False
 
     @property
@@ -108,7 +109,7 @@ class ObjectsPlan:
                 },
             },
             "compute": compute_rules(self.deterministic, precision=self.precision),
-            "decoder": decoder_rules(),
+            "decoder": decoder_rules(self.decoder),
         }
         return json.loads(json.dumps(spec))
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ...errors import AmexError
-from ..video.decode import DECORD_CODECS, DECORD_FILE_BYTES, DECORD_FRAME_BYTES
+from ..video.decord_decoder import DECORD_CODECS, DECORD_FILE_BYTES, DECORD_FRAME_BYTES
 from ..video.sampling import Sampling
 
 SAMPLING_PARSERS: dict[str, Callable[[str], Any]] = {
@@ -71,8 +71,14 @@ def compute_rules(deterministic: bool, **rules: Any) -> dict[str, Any]:
     return rules | ({"deterministic": True} if deterministic else {})
 
 
-def decoder_rules() -> dict[str, Any]:
-    """How a spec says which decoder serves which video."""
+def decoder_rules(decoder: str = "auto") -> dict[str, Any]:
+    """How a spec says which decoder serves which video.
+
+    Args:
+        decoder: as ``--decoder`` takes it. Decoders differ in chroma on videos of 10 bits, so each choice is its own.
+    """
+    if decoder != "auto":
+        return {"name": decoder}
     return {
         "name": "decord, else pyav",
         "decord_codecs": sorted(DECORD_CODECS),

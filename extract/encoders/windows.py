@@ -73,6 +73,7 @@ class WindowPlan:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: windows a batch; no part of the spec.
         deterministic: whether GPUs choose kernels by their repeatability, not by speed.
+        decoder: as ``--decoder`` takes it.
     """
 
     name: str
@@ -83,6 +84,7 @@ class WindowPlan:
     compiled: bool
     batch_size: int
     deterministic: bool = False
+    decoder: str = "auto"
 
     @property
     def weights(self) -> str:
@@ -100,7 +102,7 @@ class WindowPlan:
             "transform": self.transform.spec if self.transform else None,
             "output": self.model.output,
             "compute": compute_rules(self.deterministic, precision=self.precision, compiled=self.compiled),
-            "decoder": decoder_rules(),
+            "decoder": decoder_rules(self.decoder),
         }
         return json.loads(json.dumps(spec))  # as it reads back: lists, not tuples
 

@@ -26,6 +26,7 @@ from ..encoders.devices import choose_device, choose_precision
 from ..encoders.registry import StreamPlan, by_kind
 from ..encoders.text import TextPlan
 from ..limits import DEADLINE, LONGEST_FRAME, PART_CLIPS, PART_MINUTES, STALL
+from ..video.nvdec import nvdec_missing
 from .batch import Jobs, batch, jobs_folder
 from .captions import CaptionsTask, captions_of, run_captions
 from .cluster import Workers, allocation, local, remote
@@ -113,6 +114,7 @@ def extract(
     deadline: float = DEADLINE,
     longest_frame: float = LONGEST_FRAME,
     keep_damaged: bool = False,
+    decoder: str = "auto",
     stall: float = STALL,
     retry_failed: bool = False,
     keep_changed: bool = False,
@@ -137,6 +139,7 @@ def extract(
         deadline: seconds without a later frame after which a decoder is killed.
         longest_frame: seconds for which a frame is shown at most; more is damage.
         keep_damaged: keep the windows of a clip that come before damage, instead of failing it.
+        decoder: a key of ``limits.DECODERS``; part of the streams' specs, unless it is ``auto``.
         stall: seconds without progress after which a worker is ended.
         retry_failed: try clips again that failed before.
         keep_changed: leave clips that were computed from other times or from another file than they would be now.
@@ -147,6 +150,9 @@ def extract(
         AmexError: if the run cannot begin, or broke in a way that the next part would too.
     """
     sweep_folder(Path(tempfile.gettempdir()))
+    if decoder == "nvdec":
+        require_nvdec(device, cluster)
+    plans = [plan if isinstance(plan, TextPlan) else replace(plan, decoder=decoder) for plan in plans]
     clips = [item for item in items if isinstance(item, Clip)]
     problems = [item for item in items if isinstance(item, Problem)]
     if deterministic:  # text has no convolutions, whose kernels differ
@@ -175,6 +181,7 @@ def extract(
         deadline=deadline,
         longest_frame=longest_frame,
         keep_damaged=keep_damaged,
+        decoder=decoder,
         stall=stall,
         digest=digest,
         feeders=feeders,
@@ -303,6 +310,22 @@ def agreed(address: str, answers: Sequence[tuple[str, str] | Exception]) -> tupl
         sorts = ", ".join(f"{count:,} would use {device} in {precision}" for (device, precision), count in able.items())
         raise AmexError(f"the workers at {address} differ: {sorts}; say --device and --precision")
     return next(iter(able))
+
+
+def require_nvdec(device: str, cluster: str | Jobs) -> None:
+    """Raises AmexError where no worker can decode on a GPU. Batch jobs cannot be asked: their commits tell."""
+    if device == "cpu":
+        raise AmexError("--decoder nvdec needs workers with a GPU (--device cuda); use --decoder auto")
+    if isinstance(cluster, Jobs):
+        return
+    if "://" in cluster:
+        with remote(cluster) as crew, scheduler_lasts():
+            missing = list(crew.client.run(nvdec_missing).values())
+    else:
+        missing = [nvdec_missing()]
+    if missing and all(missing):
+        where = "the workers lack" if "://" in cluster else "this machine lacks"
+        raise AmexError(f"--decoder nvdec: {where} {missing[0]}; use --decoder auto")
 
 
 def run_tasks(

@@ -106,6 +106,7 @@ class Job:
     keep_damaged: bool = False  # whether a clip is kept as far as its video is undamaged
     stall: float = STALL  # seconds without progress after which the worker is ended
     feeders: int | None = None  # decoding processes of a worker; None: as many as suit its cores
+    decoder: str = "auto"  # a key of limits.DECODERS
     deterministic: bool = False  # whether GPUs choose kernels by their repeatability, not by speed
 
 
@@ -431,7 +432,8 @@ def clip_rows(clip_id: str, source: ClipSource, rows: RequestRows) -> ClipRows |
 def shared_feeders(job: Job, device: str) -> Feeders:
     """The feeders of this process; they stay from part to part."""
     count = job.feeders or default_feeders(device)
-    return _feeders(os.getpid(), count, job.deadline, job.longest_frame, job.keep_damaged, job.digest)
+    bounds = (job.deadline, job.longest_frame, job.keep_damaged, job.digest, job.decoder)
+    return _feeders(os.getpid(), count, *bounds)
 
 
 def default_feeders(device: str) -> int:
@@ -440,9 +442,11 @@ def default_feeders(device: str) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _feeders(process: int, count: int, deadline: float, longest: float, keep: bool, digest: bool) -> Feeders:
-    threads = max(1, THREADS // count)
-    return Feeders(count, deadline=deadline, threads=threads, longest=longest, keep=keep, digest=digest)
+def _feeders(
+    process: int, count: int, deadline: float, longest: float, keep: bool, digest: bool, decoder: str
+) -> Feeders:
+    kept = {"deadline": deadline, "longest": longest, "keep": keep, "digest": digest, "decoder": decoder}
+    return Feeders(count, threads=max(1, THREADS // count), **kept)
 
 
 def versions() -> dict[str, str]:

@@ -21,9 +21,10 @@ from ..encoders.objects import ObjectsPlan
 from ..encoders.registry import StreamPlan, by_kind
 from ..encoders.windows import WindowPlan
 from ..limits import DEADLINE, LONGEST_FRAME, PART_MINUTES
-from ..video.decode import Header, Unreadable
+from ..video.container import Header
 from ..video.feeder import file_digest
 from ..video.feeders import Feeders
+from ..video.frames import Unreadable
 from ..video.requests import SamplingRequest
 from ..video.sampling import Sampling
 from ..video.transform import Transform

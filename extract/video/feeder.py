@@ -23,26 +23,20 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 
-from .decode import (
-    BEAT_FRAMES,
-    BEAT_SECONDS,
-    LOG_LEVEL,
-    REMARKS,
-    Choice,
-    DecordFailed,
-    Shown,
-    Unreadable,
-    _reason,
-    choose,
-    decord_frames,
-    pyav_frames,
-    read_header,
-    video_end,
-)
+from .container import read_header
+from .decoders import DecodingRequest, choose
+from .frames import BEAT_FRAMES, DecoderFailed, Shown, Unreadable, short_reason
 from .memory import Ring
 from .requests import SamplingRequest
 from .sampling import Sampler, Sampling, Window, exact
 from .transform import Transform, TransformError
+
+# FFmpeg's complaints at this level and above are damage: 34 undamaged camera files cause none.
+LOG_LEVEL = av.logging.ERROR
+# What scales and converts decoded frames remarks on files that are whole.
+REMARKS = ("[in @", "[swscaler @", "[Parsed_")
+# Tell the worker at least after so many seconds that decoding moves on.
+BEAT_SECONDS = 2.0
 
 
 @dataclass
@@ -103,7 +97,7 @@ class Feeder:
         text = os.pread(self.log, size - self.log_read, self.log_read).decode(errors="replace")
         self.log_read = size
         lines = [line.strip() for line in text.splitlines()]
-        return [_reason(line) for line in lines if line and not line.startswith(REMARKS)]
+        return [short_reason(line) for line in lines if line and not line.startswith(REMARKS)]
 
     def send(self, event: str, **fields: Any) -> None:
         self.output.write(json.dumps({"event": event, **fields}).encode() + b"\n")
@@ -127,7 +121,7 @@ class Feeder:
             raise
         except Exception as error:  # a video that surprises us costs itself, not the process
             where = "" if self.reached is None else f" after {float(self.reached):.3f} s"
-            what = f"{type(error).__name__}: {_reason(error)}"
+            what = f"{type(error).__name__}: {short_reason(error)}"
             self.fail("decode", f"the decoder failed unexpectedly{where} ({what})")
 
     def fail(self, stage: str, reason: str) -> None:
@@ -135,33 +129,35 @@ class Feeder:
 
     def decode(self, message: dict[str, Any]) -> None:
         """One pass over a video, or a further one where a decoder gives up."""
-        path, threads, longest = message["path"], message["threads"], exact(message["longest"])
+        path = message["path"]
         if message["digest"]:
             self.send("digest", sha256=file_digest(path))
             self.output.flush()
-        choice = Choice(message["without"].get("decord", ""))
-        if not choice.why:
-            choice = Choice("asked for") if message["decoder"] == "pyav" else choose(path, longest, self.complaints)
-        if not choice.why:
+        wanted = DecodingRequest(
+            path=path,
+            requests=[request_of(request) for request in message["requests"]],
+            longest=exact(message["longest"]),
+            decoder=message["decoder"],
+            threads=message["threads"],
+        )
+        without = dict(message["without"])
+        while True:
+            choice = choose(wanted, without, self.complaints, self.alive)
+            self.send("open", decoder=choice.name, retry=None if choice.final else choice.decoder)
+            self.output.flush()
             try:
-                self.send("open", decoder="decord")
-                self.run(decord_frames(path, choice.times, threads), message, choice.times[-1][1], decord=True)
+                self.run(choice.frames(), message, choice.until, final=choice.final)
                 return
-            except DecordFailed as error:
-                choice.why = f"decord: {error}"
+            except DecoderFailed as error:
+                without[choice.decoder] = str(error)
                 self.send("restart")
-        counted = any(sampling.get("count") for _, _, sampling, _ in message["requests"])
-        until = video_end(path, self.alive) if counted else float("inf")
-        self.send("open", decoder=f"pyav ({choice.why})")
-        frames = pyav_frames(path, threads, longest, self.complaints, self.alive)
-        self.run(frames, message, until, decord=False)
 
-    def run(self, frames: Iterator[Shown], message: dict[str, Any], until: Fraction | float, *, decord: bool) -> None:
+    def run(self, frames: Iterator[Shown], message: dict[str, Any], until: Fraction | float, *, final: bool) -> None:
         """Feeds the sampler of every request from one pass and sends windows and finished requests.
 
         Args:
             until: when the video ends, where a request asks for so many samples a clip.
-            decord: whether frames are decord's, whose complaints are a reason to start over.
+            final: whether complaints are the video's damage, and no reason to try another decoder.
         """
         transformed: dict[Transform | None, dict[int, np.ndarray]] = {}
         waiting = []
@@ -175,7 +171,7 @@ class Feeder:
         self.complaints()
         try:
             for key, shown in enumerate(frames):
-                count, self.reached = key + 1, shown.end
+                count, self.reached = count + shown.decoded, shown.end
                 while waiting and (waiting[-1].sampler.start < shown.end or waiting[-1].sampler.start == shown.begin):
                     active.append(waiting.pop())
                 made: list[tuple[Sampled, Window]] = []
@@ -199,12 +195,12 @@ class Feeder:
                 if key % BEAT_FRAMES == 0 or time.monotonic() > beat + BEAT_SECONDS:
                     beat = time.monotonic()
                     self.alive(shown.end)
-                    if decord and (said := self.complaints()):
-                        raise DecordFailed(said[-1])
+                    if not final and (said := self.complaints()):
+                        raise DecoderFailed(said[-1])
         except Unreadable as error:
             damage = error
-        if decord and (said := self.complaints()):
-            raise DecordFailed(said[-1])
+        if not final and (said := self.complaints()):
+            raise DecoderFailed(said[-1])
         for sampled in active.copy():  # requests that the damage cuts off
             self.cut_off(sampled, active, damage, message)
         for sampled in waiting:  # requests that begin after the last frame

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..limits import DEADLINE, LONGEST_FRAME
-from .decode import Header, Unreadable
+from .container import Header
+from .frames import Unreadable
 from .memory import RING_BYTES, Mapped, new_memory
 from .requests import Digest, Done, End, Event, Failed, Opened, Restart, SamplingRequest, Video, Window
 
@@ -49,7 +50,7 @@ class Feeders:
         longest: for so many seconds at most a frame may be shown. A longer one is damage.
         keep: of a request that meets damage, keep what comes before.
         digest: also compute the sha256 of each file.
-        decoder: ``auto``, or the name of one that is to be preferred.
+        decoder: a key of ``limits.DECODERS``.
 
     Attributes:
         advanced: when a feeder was last known to get on, on the monotonic clock.
@@ -94,8 +95,8 @@ class Feeders:
     def run(self, videos: Iterator[Video | None]) -> Iterator[tuple[Video, Event]]:
         """Yields the events of all videos as they come, those of one video in order.
 
-        Every request ends in a Done or a Failed; then the video ends in an End. Where a feeder hangs or dies on decord,
-        a new one tries PyAV, once.
+        Every request ends in a Done or a Failed; then the video ends in an End. Where a feeder hangs or dies,
+        a new one tries the next decoder, if one is left.
 
         Args:
             videos: asked for the next one when a feeder has none; None means that there will be one later.
@@ -186,6 +187,7 @@ class _Feeder:
         self.unread = b""
         self.without: dict[str, str] = {}  # decoders that failed on the video -> how
         self.decoder = ""
+        self.retry: str | None = None  # the decoder of this pass, if another one is left to try
         self.open_requests: set[int] = set()
         self.silent = self.waited = 0.0
         self.looked = 0.0
@@ -206,7 +208,7 @@ class _Feeder:
         yield from self._ask_for_pass()
 
     def _ask_for_pass(self) -> Iterator[tuple[Video, Event]]:
-        self.decoder = ""
+        self.decoder, self.retry = "", None
         self.open_requests = set(range(len(self.video.requests)))
         try:
             self.ask(
@@ -246,8 +248,8 @@ class _Feeder:
 
     def _gone(self, error: FeederGone) -> Iterator[tuple[Video, Event]]:
         self.close(keep_video=True)
-        if self.decoder == "decord":
-            self.without = {"decord": "decord hung or died"}
+        if self.retry is not None:
+            self.without[self.retry] = f"{self.retry} hung or died"
             yield self.video, Restart()
             yield from self._ask_for_pass()
             return
@@ -264,7 +266,7 @@ class _Feeder:
                 yield Digest(record["sha256"])
             case "open":
                 self.advance()
-                self.decoder = record["decoder"]
+                self.decoder, self.retry = record["decoder"], record["retry"]
                 yield Opened(self.decoder)
             case "window":
                 size, offset, shape, dtype = record["place"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import uuid
 import warnings
@@ -20,6 +21,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ..errors import first_line
 from ..storage import NOT_THERE, open_path, reachable, storage_at, write_text
+from .reader import DAMAGE
 from .schema import (
     FORMAT,
     REMOVED,
@@ -48,8 +50,10 @@ from .schema import (
 
 # Inner chunks are the unit of reading. About 1 MiB is what Zarr advises; a clip's rows lie in one or two of them.
 CHUNK_BYTES = 1 << 20
-# Chunks that are read back at a time after an array was written.
-READ_BACK = 16
+# Shards are files, and the unit of writing: Zarr holds a shard twice in memory while it compresses it.
+SHARD_BYTES = 16 << 20
+# Chunks of a shard that are read back at a time after it was written.
+READ_BACK = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +239,6 @@ def write_part(
             zarr.create_group(begun, attributes={"amex": {"part": part, "fingerprint": fingerprint(spec)}})
             for name, array in part_arrays(spec, clips):
                 _write_array(begun, name, array)
-                del array  # before the next is made
             files = digests(begun)
             folder = parts / f"{part}.{fingerprint(files)[:12]}"
             # What an interrupted run left there may have been damaged since.
@@ -292,14 +295,56 @@ def check_declared(store: Path, stream: str, spec: dict[str, Any]) -> None:
         )
 
 
-def part_arrays(spec: dict[str, Any], clips: Sequence[ClipRows]) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of a part by name, the rows of its clips end to end; one at a time, since they may be large."""
+@dataclass(frozen=True)
+class Joined:
+    """Arrays end to end, of one dtype, not copied until a piece of them is asked for.
+
+    Attributes:
+        shape: of an entry.
+        arrays: each (entries, *shape).
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    arrays: Sequence[np.ndarray]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.arrays))
+
+    def pieces(self, size: int) -> Iterator[np.ndarray]:
+        """All entries in order, ``size`` at a time: as a view where they lie in one array, else as a copy."""
+        held: list[np.ndarray] = []
+        wanted = size
+        for array in self.arrays:
+            first = 0
+            while first < len(array):
+                held.append(array[first : first + wanted])
+                first += len(held[-1])
+                wanted -= len(held[-1])
+                if not wanted:
+                    yield self._join(held)
+                    held, wanted = [], size
+        if held:
+            yield self._join(held)
+
+    def _join(self, arrays: list[np.ndarray]) -> np.ndarray:
+        fits = arrays[0].dtype == self.dtype and arrays[0].shape[1:] == self.shape and arrays[0].flags.c_contiguous
+        if len(arrays) == 1 and fits:
+            return arrays[0]
+        return np.concatenate([np.empty((0, *self.shape), self.dtype), *arrays], dtype=self.dtype)
+
+
+def part_arrays(spec: dict[str, Any], clips: Sequence[ClipRows]) -> Iterator[tuple[str, Joined]]:
+    """The arrays of a part by name, the rows of its clips end to end."""
     for name, (shape, dtype) in row_arrays(spec).items():
-        yield name, np.concatenate([np.empty((0, *shape), dtype), *(clip.arrays[name] for clip in clips)], dtype=dtype)
+        yield name, Joined(shape, np.dtype(dtype), [clip.arrays[name] for clip in clips])
     for name, (shape, dtype) in clip_arrays(spec).items():
-        yield name, np.array([clip.arrays[name] for clip in clips], dtype).reshape(len(clips), *shape)
-    yield "offsets", np.cumsum([0, *(len(clip) for clip in clips)], dtype=np.int64)
-    yield "clip_ids", np.array([clip.clip_id for clip in clips], dtype=np.dtypes.StringDType())
+        entries = np.array([clip.arrays[name] for clip in clips], dtype).reshape(len(clips), *shape)
+        yield name, Joined(shape, entries.dtype, [entries])
+    offsets = np.cumsum([0, *(len(clip) for clip in clips)], dtype=np.int64)
+    yield "offsets", Joined((), offsets.dtype, [offsets])
+    clip_ids = np.array([clip.clip_id for clip in clips], dtype=np.dtypes.StringDType())
+    yield "clip_ids", Joined((), clip_ids.dtype, [clip_ids])
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
@@ -319,30 +364,44 @@ def _entry(clip: ClipRows) -> dict[str, Any]:
     return {"clip_id": clip.clip_id, "rows": len(clip), **decoder, **clip.source.entry, **damage}
 
 
-def _write_array(folder: Path, name: str, array: np.ndarray) -> None:
-    """One shard for the whole array, checksummed inner chunks, empty chunks written; then read back and compared."""
-    row_bytes = max(1, array.itemsize * int(np.prod(array.shape[1:], dtype=np.int64)))
-    rows = max(1, min(len(array), CHUNK_BYTES // row_bytes))
-    shard = max(rows, -(-len(array) // rows) * rows)
+def _write_array(folder: Path, name: str, array: Joined) -> None:
+    """Writes an array shard by shard, with checksummed inner chunks, also empty ones; reads back and compares each."""
+    entry_bytes = max(1, array.dtype.itemsize * math.prod(array.shape))
+    chunk = max(1, min(len(array), CHUNK_BYTES // entry_bytes))
+    shard = chunk * max(1, min(-(-len(array) // chunk), SHARD_BYTES // (chunk * entry_bytes)))
     with warnings.catch_warnings():
         # Strings have no final Zarr v3 specification yet. clip_ids are repeated in the commit record, which is read.
         warnings.simplefilter("ignore")
         written = zarr.create_array(
             folder,
             name=name,
-            shape=array.shape,
+            shape=(len(array), *array.shape),
             dtype=str if array.dtype.kind == "T" else array.dtype,
-            chunks=(rows, *array.shape[1:]),
-            shards=(shard, *array.shape[1:]),
+            chunks=(chunk, *array.shape),
+            shards=(shard, *array.shape),
             compressors=[ZstdCodec(level=1), Crc32cCodec()],
             config={"write_empty_chunks": True},
         )
-        if len(array):
-            written[:] = array
-            back = zarr.open_array(folder / name, mode="r")
-            for first in range(0, len(array), READ_BACK * rows):
-                piece = slice(first, first + READ_BACK * rows)
-                if not np.array_equal(back[piece], array[piece], equal_nan=array.dtype.kind == "f"):
+        back = zarr.open_array(folder / name, mode="r")
+        first = 0
+        for piece in array.pieces(shard):
+            written[first : first + len(piece)] = piece
+            for begin in range(0, len(piece), READ_BACK * chunk):
+                sent = piece[begin : begin + READ_BACK * chunk]
+                if not _reads_back(back, first + begin, sent):
                     raise StoreError(
                         f"{folder / name} does not read back as it was written: check the disk and its space"
                     )
+            first += len(piece)
+            del piece, sent  # before the next is made
+
+
+def _reads_back(array: zarr.Array, first: int, sent: np.ndarray) -> bool:
+    """Whether an array holds ``sent`` from entry ``first`` on, bit for bit: NaN is NaN, and 0 is not -0."""
+    try:
+        read = np.ascontiguousarray(array[first : first + len(sent)], sent.dtype)
+    except DAMAGE:
+        return False
+    if sent.dtype.kind == "T":
+        return np.array_equal(read, sent)
+    return np.array_equal(read.reshape(-1).view(np.uint8), sent.reshape(-1).view(np.uint8))

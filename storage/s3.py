@@ -28,6 +28,8 @@ S3_OPTIONS = {
 ATTEMPTS = 3
 # Files that are asked for together.
 READ_TOGETHER = 500
+# Files of a part that are sent together: each is in memory meanwhile.
+SENT_TOGETHER = 8
 
 
 class ObjectStorage(Storage):
@@ -149,7 +151,7 @@ class ObjectStorage(Storage):
 
     def publish(self, begun: Path, is_intact: Callable[[Path], bool]) -> None:
         """File by file, also over what another writer puts there: until the commit a name stands for the same bytes."""
-        self.system.put(f"{begun}/", f"{self.address}/", recursive=True)
+        self.system.put(f"{begun}/", f"{self.address}/", recursive=True, batch_size=SENT_TOGETHER)
 
     def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,9 +32,10 @@ from amex.features import (
     remove_stream,
     verify,
     write_part,
+    writer,
 )
 from amex.storage import open_path, write_text
-from amex.storage.s3 import S3_OPTIONS, ObjectStorage
+from amex.storage.s3 import S3_OPTIONS, SENT_TOGETHER, ObjectStorage
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,29 @@ def run(videos: Path | str, store: Path | str, crew: str, *more: Any) -> Any:
     source = () if "--manifest" in more else ("--dataset", "folder")
     given = ("--videos", videos, "--store", store, "--cluster", crew, "--device", "cpu", "--part-clips", 1, *QUICK)
     return amex("extract", *source, *given, *more)
+
+
+def test_few_files_of_a_part_are_in_memory_on_their_way_to_s3(
+    server: Server, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, lock, sent = create_store(f"{s3}/s.zarr"), threading.Lock(), Counter()
+    declare_stream(store, "s", SPEC, {})
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 1)  # a row a file
+
+    def slow(request: dict[str, Any]) -> None:
+        if "/values/c/" in request["PATH_INFO"] and request["REQUEST_METHOD"] == "PUT":
+            with lock:
+                sent["now"] += 1
+                sent["most"] = max(sent["most"], sent["now"])
+            time.sleep(0.05)
+            with lock:
+                sent["now"] -= 1
+
+    server.trouble = slow
+    write_part(store, "s", "0", spec=SPEC, clips=[rows_of("a", 24)], failures=[], run={})
+    assert 1 < sent["most"] <= SENT_TOGETHER
+    assert len(open_store(store)["s"]["a"]) == 24
 
 
 def test_a_run_into_s3_makes_the_store_that_it_makes_on_a_disk(clips: Path, tmp_path: Path, crew: str, s3: str) -> None:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from videos import encode
 
+from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
 from amex.extract.run.rows import RequestRows, RowsError, overflow_reason
+from amex.extract.video.sampling import Sampling
+from amex.features import create_store, declare_stream
 
+linux = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="only Linux tells how much memory a process has used"
+)
 LAYOUT = {
     "values": ((3, 4), "float16"),
     "scores": ((3,), "float32"),
@@ -101,3 +112,114 @@ def test_arrays_in_use_are_never_moved() -> None:
 def test_rows_need_no_torch() -> None:
     program = "import sys, amex.extract.run.rows; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+MEMORY = """
+import sys
+import numpy as np
+from amex.extract.run.rows import RequestRows
+from amex.features import ClipRows, create_store, declare_stream, row_arrays, write_part
+
+def megabytes(line):
+    (found,) = (text for text in open("/proc/self/status") if text.startswith(line))
+    return int(found.split()[1]) / 1024
+
+shape = [36, 2048]
+arrays = {"boxes": {"shape": [36, 4], "dtype": "float32"}, "scores": {"shape": [36], "dtype": "float32"}}
+spec = {"output": {"shape": shape, "dtype": "float16", "arrays": arrays}}
+row = {"boxes": np.ones((36, 4), np.float32), "scores": np.ones(36, np.float32)}
+noise = np.random.default_rng(0).standard_normal((8, *shape), np.float32)
+store = create_store(sys.argv[1])
+declare_stream(store, "s", spec, {})
+before = megabytes("VmRSS")
+clips, size = [], 0
+for clip, windows in enumerate([700, *[30] * 23]):
+    rows = RequestRows(row_arrays(spec), failure=None)
+    for index in range(windows):
+        rows.times.append((index, index + 1))
+        rows.put(index, {"values": noise[index % 8], **row})
+    clips.append(ClipRows(clip_id=str(clip), arrays=rows.arrays()))
+    size += sum(array.nbytes for array in clips[-1].arrays.values()) / 2**20
+held = megabytes("VmHWM") - before
+write_part(store, "s", "p", spec=spec, clips=clips, failures=[], run={})
+print(size, held, megabytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="only Linux tells how much memory a process has used"
+)
+def test_rows_and_their_writing_take_little_more_memory_than_the_rows(tmp_path: Path) -> None:
+    run = [sys.executable, "-c", MEMORY, str(tmp_path / "s.zarr")]
+    size, held, peak = map(float, subprocess.run(run, check=True, capture_output=True, timeout=300).stdout.split())
+    assert size > 190
+    assert held < 1.15 * size + 20
+    assert peak < 1.7 * size
+
+
+class Objects:
+    """An encoder of 36 boxes with 2,048 numbers each."""
+
+    device = torch.device("cpu")
+    values = torch.randn(8, 36, 2048, generator=torch.Generator().manual_seed(0)).relu()
+
+    def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"values": self.values[: len(windows)], "boxes": torch.ones(len(windows), 36, 4)}
+
+
+class ObjectsEverySecond:
+    name = "objects"
+    sampling = Sampling(fps=1.0, frames=1, stride=1)
+    transform = None
+    batch_size = 8
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        boxes = {"shape": [36, 4], "dtype": "float32"}
+        return {"output": {"shape": [36, 2048], "dtype": "float16", "arrays": {"boxes": boxes}}}
+
+    def encoder(self, device: str) -> Objects:
+        return Objects()
+
+
+def run_objects(folder: Path, seconds: int) -> int:
+    """Runs a part of one video; returns the number of its rows."""
+    video = encode(folder / "v.mp4", frames=seconds, codec="mpeg4", fps=1, width=64, height=48)
+    store, plan = create_store(folder / "s.zarr"), ObjectsEverySecond()
+    declare_stream(store, plan.name, plan.spec, {})
+    clip = ClipTask(clip_id="a", video=video.name, start=None, end=None, attempt=1, streams=(0,))
+    task = PartTask(index=0, videos=(VideoTask(path=Path(video.name), missing="", clips=(clip,)),))
+    return run_part(task, Job(store=store, videos=folder, streams=(plan,), texts=(), deadline=60)).rows
+
+
+def test_rows_leave_memory_with_their_part(tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        assert run_objects(tmp_path, 10) == 10
+        assert not [item for item in gc.get_objects() if type(item) is RequestRows]
+    finally:
+        gc.enable()
+
+
+TWO_HOURS = """
+import sys
+from pathlib import Path
+import psutil
+sys.path.insert(0, sys.argv[2])
+from test_rows import run_objects
+rows = run_objects(Path(sys.argv[1]), 7200)
+processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+texts = [Path(f"/proc/{process.pid}/status").read_text() for process in processes]
+print(rows, sum(int(text.partition("VmHWM:")[2].split()[0]) / 1024 for text in texts))
+"""
+
+
+@linux
+@pytest.mark.slow
+def test_two_hours_of_objects_stay_under_three_gigabytes(tmp_path: Path) -> None:
+    """A worker and its feeders; the rows alone are 1 GB."""
+    run = [sys.executable, "-c", TWO_HOURS, str(tmp_path), str(Path(__file__).parent)]
+    rows, peak = map(float, subprocess.run(run, check=True, capture_output=True, timeout=600).stdout.split())
+    assert rows == 7200
+    assert peak < 3000

@@ -17,6 +17,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.storage import LocalStore
 
 from amex.features import (
     ClipNotThere,
@@ -111,6 +112,64 @@ def test_rows_come_back_bit_for_bit_by_clip_and_in_batches(
     assert stream.to_dask().shape == (stream.rows, DIM)
     assert stream.to_dask("times").shape == (stream.rows, 2)
     assert all(found is None for found in verify(stream))
+
+
+@settings(max_examples=15)
+@given(
+    counts=st.lists(st.integers(0, 40), max_size=6),
+    chunk=st.integers(1, 400),
+    shard=st.integers(1, 1200),
+    dtype=st.sampled_from(("float16", "float64", ">f2")),
+)
+def test_an_array_of_several_files_reads_as_one(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int], chunk: int, shard: int, dtype: str
+) -> None:
+    clips = [rows_of(str(index), count, seed=index) for index, count in enumerate(counts)]
+    for clip in clips:
+        clip.arrays["values"] = clip.arrays["values"].astype(dtype)
+        clip.arrays["values"][1:2] = [[np.nan, -0.0, np.inf, *range(DIM - 3)]]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(writer, "CHUNK_BYTES", chunk)
+        patched.setattr(writer, "SHARD_BYTES", shard)
+        store = make(tmp_path_factory.mktemp("store") / "s.zarr", {"p": clips})
+    stream = open_store(store)["s"]
+    for clip in clips:
+        for name, array in clip.arrays.items():
+            stored = array.astype("float16") if name == "values" else array
+            assert stream[clip.clip_id][name].tobytes() == stored.tobytes()
+    assert verified(stream)
+    written = sum(file.startswith("values/c/") for file in stream.commits["p"]["files"])
+    per_chunk = max(1, min(sum(counts), chunk // (2 * DIM)))
+    assert written == -(-sum(counts) // (per_chunk * max(1, shard // (per_chunk * 2 * DIM))))
+
+
+@pytest.mark.parametrize("harm", ["lose", "cut", "flip", "swap"])
+def test_a_disk_that_does_not_give_back_what_was_written_is_found_before_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    kept = LocalStore.set
+
+    async def harmful(self: LocalStore, key: str, value: Any) -> None:
+        if key.endswith("values/c/1/0"):
+            data = value.to_bytes()
+            if harm == "lose":
+                return
+            if harm == "swap":
+                data = Path(f"{self.root}/{key[:-3]}0/0").read_bytes()
+            elif harm == "cut":
+                data = data[: len(data) // 2]
+            else:
+                data = bytes([data[0] ^ 1]) + data[1:]
+            value = type(value).from_bytes(data)
+        await kept(self, key, value)
+
+    monkeypatch.setattr(LocalStore, "set", harmful)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 2 * DIM * 4)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 2 * DIM * 4)
+    with pytest.raises(StoreError, match="values does not read back as it was written: check the disk and its space"):
+        make(tmp_path / "s.zarr", {"p": [rows_of("a", 3), rows_of("b", 9)]})
+    assert not len(open_store(tmp_path / "s.zarr")["s"])
+    assert not list((tmp_path / "s.zarr" / "s" / "parts").glob("p.*"))
 
 
 def test_any_zarr_reader_can_read_a_part(tmp_path: Path) -> None:

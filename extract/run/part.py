@@ -231,6 +231,7 @@ class Run:
                 self.handle(video, event)
         for stream in list(self.batches):
             self.encode(stream, self.batches[stream].flush())
+        self.batches.clear()  # they refer to this run: its rows would stay until the next garbage collection
         self.note_wait()
         written = time.monotonic()
         record = {

@@ -70,7 +70,11 @@ def contact_sheet(
         axes.set_axis_off()
     for axes, row, image in zip(grid, picked, images, strict=False):
         axes.imshow(image, interpolation="antialiased")
-        axes.set_title(f"{shown.times[row, 0]:.3f} s", fontsize=8, loc="left")
+        title = f"{shown.times[row, 0]:.3f} s"
+        if "probabilities" in shown.arrays:
+            likely = int(shown["probabilities"][row].argmax())
+            title += f"  {timed[chosen].labels[likely]} {shown['probabilities'][row, likely]:.2f}"
+        axes.set_title(title, fontsize=8, loc="left")
         if "boxes" in shown.arrays:
             draw_boxes(axes, shown, row, timed[chosen], boxes)
     draw_windows(bottom.subplots(), rows, shown.times[picked, 0])
@@ -114,7 +118,7 @@ def read_frames(path: Path, times: list[float]) -> list[np.ndarray]:
 
 def draw_boxes(axes: Axes, rows: Rows, row: int, stream: Stream, boxes: int) -> None:
     """The boxes of a row, in the pixels of its frame."""
-    names = stream.spec["output"]["labels"]
+    names = stream.labels
     for index in range(min(boxes, int(rows["counts"][row]))):
         x0, y0, x1, y1 = rows["boxes"][row, index]
         label = int(rows["labels"][row, index])

@@ -221,6 +221,11 @@ class Stream:
             else:
                 del self.failures[clip_id]
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, in a stream of objects or one with ``probabilities``; empty in others."""
+        return tuple(self.spec.get("output", {}).get("labels", ()))
+
     def _own(self, commit: dict[str, Any]) -> dict[str, Any]:
         """Returns the commit record of a part of this stream; raises DamagedPart for one of another stream's."""
         if commit["fingerprint"] != self.fingerprint:

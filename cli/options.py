@@ -10,7 +10,17 @@ from typing import Any
 
 import click
 
-from ..extract.limits import DEADLINE, DECODERS, LONGEST_FRAME, MOST_FEEDERS, PART_CLIPS, PART_MINUTES, STALL
+from ..extract.limits import (
+    DEADLINE,
+    DECODERS,
+    GPU_PART_CLIPS,
+    GPU_PART_MINUTES,
+    LONGEST_FRAME,
+    MOST_FEEDERS,
+    PART_CLIPS,
+    PART_MINUTES,
+    STALL,
+)
 
 Command = Callable[..., Any]
 
@@ -286,19 +296,15 @@ run_options = added(
     [
         click.option(
             "--part-clips",
-            default=PART_CLIPS,
-            show_default=True,
             type=click.IntRange(min=1),
             help="Clips a group. Groups are cut into parts, which are written together; a crash loses the parts in "
-            "flight.",
+            f"flight.  [default: {PART_CLIPS}; on a GPU {GPU_PART_CLIPS}]",
         ),
         click.option(
             "--part-minutes",
-            default=PART_MINUTES,
-            show_default=True,
             type=POSITIVE,
             help="Minutes of video a part, at most, as expected from clips and file sizes. The clips of a video stay "
-            "together.",
+            f"together.  [default: {PART_MINUTES:g}; on a GPU {GPU_PART_MINUTES:g}]",
         ),
         click.option(
             "--partition",
@@ -413,8 +419,8 @@ class ExtractOptions:
     job_prologue: tuple[str, ...]
     interface: str | None
     print_job: bool
-    part_clips: int
-    part_minutes: float
+    part_clips: int | None
+    part_minutes: float | None
     partition: tuple[int, int] | None
     deadline: float
     longest_frame: int

@@ -2,8 +2,12 @@
 
 # Clips a group, at least.
 PART_CLIPS = 64
-# Minutes of video a part, at most: two to five minutes of R(2+1)D-18 on two cores of a CPU, seconds on a GPU.
+# Minutes of video a part, at most: two to five minutes of R(2+1)D-18 on two cores of a CPU.
 PART_MINUTES = 5.0
+# The same on GPUs, which take some ten seconds for an hour of video. At the end of each part they wait for its last
+# video, and for its files to be written.
+GPU_PART_CLIPS = 1024
+GPU_PART_MINUTES = 60.0
 # Seconds without a later frame after which a decoder is killed.
 DEADLINE = 60.0
 # Longest time one frame may be shown, in seconds. Slides take less; damaged durations more.
@@ -20,3 +24,10 @@ DECODERS = {
 }
 # Feeders of a worker with a GPU, at most, unless a user asks for more.
 MOST_FEEDERS = 16
+
+
+def part_bounds(device: str, clips: int | None, minutes: float | None) -> tuple[int, float]:
+    """Clips a group and minutes a part: as given, else what suits the device."""
+    on_gpu = device != "cpu"
+    usual_clips, usual_minutes = (GPU_PART_CLIPS, GPU_PART_MINUTES) if on_gpu else (PART_CLIPS, PART_MINUTES)
+    return usual_clips if clips is None else clips, usual_minutes if minutes is None else minutes

@@ -18,6 +18,8 @@ from amex.features import Failure, SpecMismatch, declare_stream, fingerprint, op
 OTHER = {**SPEC, "network": "other"}
 
 
+# The interrupt may come while asyncio makes a loop, which then complains when it is collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_settings_of_a_run_that_was_interrupted_before_its_first_part_bind_nobody(
     clips: Path, tmp_path: Path, cluster: str
 ) -> None:

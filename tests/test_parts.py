@@ -19,6 +19,7 @@ from videos import encode
 
 from amex.extract.encoders.devices import choose_precision
 from amex.extract.encoders.registry import plan_stream
+from amex.extract.limits import part_bounds
 from amex.extract.run import job, plan
 from amex.extract.run.display import NoDisplay
 from amex.extract.video.sampling import Sampling
@@ -132,3 +133,9 @@ def test_an_interrupted_run_of_long_clips_keeps_those_that_are_finished(
     assert 1 <= kept < 6
     assert compute(videos, store, cluster, manifest)["report"]["clips"] <= 6 - kept
     assert tree(store) == tree(tmp_path / "whole.zarr")
+
+
+def test_parts_are_larger_where_a_gpu_computes_them_unless_a_user_says_how_large() -> None:
+    assert part_bounds("cpu", None, None) == (64, 5.0)
+    assert part_bounds("cuda", None, None) == part_bounds("cuda:1", None, None) == (1024, 60.0)
+    assert part_bounds("cuda", 7, 0.5) == (7, 0.5)

@@ -25,7 +25,7 @@ from ...storage import reachable, storage_at, sweep_folder
 from ..encoders.devices import choose_device, choose_precision
 from ..encoders.registry import StreamPlan, by_kind
 from ..encoders.text import TextPlan
-from ..limits import DEADLINE, LONGEST_FRAME, PART_CLIPS, PART_MINUTES, STALL
+from ..limits import DEADLINE, LONGEST_FRAME, STALL, part_bounds
 from ..video.nvdec import nvdec_missing
 from .batch import Jobs, batch, jobs_folder
 from .captions import CaptionsTask, captions_of, run_captions
@@ -108,8 +108,8 @@ def extract(
     cluster: str | Jobs | Workers = "local",
     feeders: int | None = None,
     deterministic: bool = False,
-    part_clips: int = PART_CLIPS,
-    part_minutes: float = PART_MINUTES,
+    part_clips: int | None = None,
+    part_minutes: float | None = None,
     partition: Partition | None = None,
     deadline: float = DEADLINE,
     longest_frame: float = LONGEST_FRAME,
@@ -134,7 +134,8 @@ def extract(
         feeders: processes a worker that decode; None for what suits its cores.
         deterministic: on a GPU, choose kernels by their repeatability, not by speed; part of the streams' specs.
         part_clips: clips of a group, at least, which is then cut into parts; the clips of one video are never parted.
-        part_minutes: expected minutes of video a part, at most.
+            None: as ``limits.part_bounds`` says.
+        part_minutes: expected minutes of video a part, at most; None likewise.
         partition: which of several runs that share the manifest this is; None: the only one.
         deadline: seconds without a later frame after which a decoder is killed.
         longest_frame: seconds for which a frame is shown at most; more is damage.
@@ -168,6 +169,7 @@ def extract(
         write_problems(store, [ledger_entry(problem) for problem in problems])
 
     streams = {plan.name: existing(store, plan.name) for plan in plans}
+    part_clips, part_minutes = part_bounds(device, part_clips, part_minutes)
     cut = {"part_clips": part_clips, "part_minutes": part_minutes, "partition": partition}
     tasks = plan_tasks(clips, files, plans, streams, **cut, retry_failed=retry_failed)
     changed = dict(Counter(files.changed.values())) if files is not None else {}

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import av
+import numpy as np
 from films import SIZES, films
 
 from amex.extract.video.feeders import Feeders
@@ -35,9 +36,8 @@ SAMPLING = Sampling(frames=16, stride=16)
 TRANSFORM = Transform(
     resize=(128, 171), crop=(112, 112), mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.22145, 0.216989)
 )
-# Frames of a video, and how many videos each process decodes.
+# Frames of a video.
 FRAMES = {"240p": 1000, "480p": 500, "1080p": 120}
-VIDEOS_EACH = 8
 
 
 def loop(paths: list[str], transform: bool) -> None:
@@ -71,9 +71,12 @@ def feeders(paths: list[Path], count: int, decoder: str) -> tuple[float, dict[st
     pool = Feeders(count, threads=1, decoder=decoder)
     requests = (SamplingRequest(None, None, SAMPLING, TRANSFORM),)
     windows = 0
+    room = np.empty((SAMPLING.frames, *TRANSFORM.crop, 3), np.float32)
     seconds: dict[str, float] = {}
     for _, event in pool.run(Video(number, path, requests) for number, path in enumerate(paths)):
-        windows += isinstance(event, Window)
+        if isinstance(event, Window):
+            windows += 1
+            room[...] = event.pixels  # as a batch does
         for activity, spent in getattr(event, "seconds", {}).items():
             seconds[activity] = seconds.get(activity, 0.0) + spent
     pool.close()
@@ -87,6 +90,7 @@ def main() -> None:
     parser.add_argument("--feeders", default=",".join(str(n) for n in sorted({1, cores})), help="numbers of processes")
     parser.add_argument("--size", choices=SIZES, action="append", help="all, unless some are named")
     parser.add_argument("--decoder", default="pyav")
+    parser.add_argument("--each", type=int, default=8, help="videos that each process decodes")
     parser.add_argument("--rounds", type=int, default=1, help="the median of so many is taken")
     parser.add_argument("--videos", type=Path, help="where the videos are kept; made if they are not there")
     parser.add_argument("--json", type=Path)
@@ -99,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size in given.size or SIZES:
             for count in map(int, given.feeders.split(",")):
-                paths = films(given.videos or Path(folder), size, 2, FRAMES[size]) * (VIDEOS_EACH * count // 2)
+                paths = films(given.videos or Path(folder), size, 2, FRAMES[size]) * (given.each * count // 2)
                 measured = []
                 for _ in range(given.rounds):
                     plain = loops(paths, count)

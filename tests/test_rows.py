@@ -104,7 +104,7 @@ def test_arrays_in_use_are_never_moved() -> None:
     rows = RequestRows({"values": ((4,), "float32")}, times=[(0.0, 1.0)])
     rows.put(0, {"values": np.zeros(4)})
     given = rows.arrays()
-    with pytest.raises(ValueError, match="cannot resize"):
+    with pytest.raises(RowsError, match="given out already"):
         rows.put(1, {"values": np.zeros(4)})
     assert given["values"].tolist() == [[0.0] * 4]
 

@@ -14,6 +14,8 @@ from ...errors import AmexError
 
 # Batches on a GPU at once: one that runs, and one whose windows are being copied or wait for it.
 IN_FLIGHT = 2
+# What windows can be, by NumPy's names.
+DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
 
 class Encoder(Protocol):
@@ -76,6 +78,7 @@ class Batches(Generic[Owner]):
         self._begins = begins
         self._note = note
         self._pending: dict[tuple[Any, ...], Batch[Owner]] = {}  # by shape and dtype of a window
+        self._spare: dict[tuple[Any, ...], torch.Tensor] = {}  # memory of the last batch, which the next one may have
         self._running: deque[tuple[list[Owner], dict[str, torch.Tensor], torch.cuda.Event | None]] = deque()
         self._on_gpu = encoder.device.type == "cuda"
         self._copies = torch.cuda.Stream(encoder.device) if self._on_gpu else None
@@ -86,17 +89,21 @@ class Batches(Generic[Owner]):
         Args:
             pixels: (frames, height, width, 3), uint8 or float32.
         """
-        window = torch.from_numpy(pixels)
-        key = (*window.shape, window.dtype)
+        key = (*pixels.shape, pixels.dtype)
         batch = self._pending.get(key)
-        if batch is None or len(batch.windows) == len(batch.owners):
-            room = torch.empty((self.size, *window.shape), dtype=window.dtype, pin_memory=self._on_gpu)
+        if batch is None:
+            room = self._spare.pop(key, None)
+            if room is None or len(room) != self.size:
+                room = self._room(self.size, pixels.shape, DTYPES[pixels.dtype.name])
             batch = self._pending[key] = Batch(room)
-        batch.windows[len(batch.owners)].copy_(window)
+        # Not by torch, whose threads would wait for one another on cores that decode.
+        batch.windows[len(batch.owners)].numpy()[...] = pixels
         batch.owners.append(owner)
         if len(batch.owners) == len(batch.windows):
             del self._pending[key]
             yield from self._encode(batch)
+            if not self._on_gpu:  # whose copies may still be reading it; torch keeps pinned memory by itself
+                self._spare = {key: batch.windows}
 
     def flush(self) -> Iterator[Encoded[Owner]]:
         """Encodes what makes no whole batch, and yields all that is still to come."""
@@ -118,6 +125,10 @@ class Batches(Generic[Owner]):
             yield from self._in_halves(batch, error)
         self._begins(None)
         yield from self._finish(IN_FLIGHT - 1 if self._on_gpu else 0)
+
+    def _room(self, size: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Memory for windows, from which a GPU copies by itself."""
+        return torch.empty((size, *shape), dtype=dtype, pin_memory=self._on_gpu)
 
     def _start(self, windows: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.cuda.Event | None]:
         """Results, which are there once the event has come."""
@@ -160,6 +171,6 @@ class Batches(Generic[Owner]):
             self._note(f"no memory for batches of {size}; batches of {half} from now on")
         for begin in range(0, len(batch.owners), half):
             owners = batch.owners[begin : begin + half]
-            room = torch.empty((half, *batch.windows.shape[1:]), dtype=batch.windows.dtype, pin_memory=self._on_gpu)
+            room = self._room(half, batch.windows.shape[1:], batch.windows.dtype)
             room[: len(owners)] = batch.windows[begin : begin + len(owners)]
             yield from self._encode(Batch(room, owners))

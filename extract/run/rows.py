@@ -43,6 +43,7 @@ class RequestRows:
     damage: str = ""
     _stored: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     _filled: int = 0
+    _given_out: bool = False
 
     def put(self, index: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Keeps the row of window ``index``, or in ``overflow`` why the store cannot hold it.
@@ -66,6 +67,8 @@ class RequestRows:
         if reason := overflow_reason(arrays["values"], self.layout["values"][1]):
             self.overflow[index] = reason
             return
+        if self._given_out:
+            raise RowsError("the rows of this request are given out already")
         self._make_room(index + 1)
         for name, stored in self._stored.items():
             stored[index] = arrays[name]
@@ -79,7 +82,9 @@ class RequestRows:
         """
         if self._filled != len(self.times):
             raise RowsError(f"the encoder returned {self._filled} rows for {len(self.times)} windows")
-        self._resize(len(self.times))
+        if not self._given_out:
+            self._resize(len(self.times))
+            self._given_out = True
         times = {"times": np.array(self.times, np.float64).reshape(-1, 2)} if "times" in self.layout else {}
         return {**self._stored, **times}
 
@@ -95,7 +100,9 @@ class RequestRows:
             if name not in self._stored:
                 self._stored[name] = np.empty((rows, *shape), dtype)
             elif len(self._stored[name]) != rows:
-                self._stored[name].resize((rows, *shape))  # refuses after `arrays`, while anyone has them
+                # In place: nobody else has the arrays before `arrays` gives them out. NumPy's own check of that counts
+                # references, which debuggers and profilers add to.
+                self._stored[name].resize((rows, *shape), refcheck=False)
 
 
 def overflow_reason(values: np.ndarray, dtype: str = "float16") -> str:

@@ -12,8 +12,8 @@ import threading
 
 import numpy as np
 
-# Bytes of a ring: some ten windows ahead. A larger window makes it grow.
-RING_BYTES = 32 << 20
+# Bytes of a ring: what caches hold. A larger ring was slower, and a window that is larger makes it grow.
+RING_BYTES = 8 << 20
 # Windows begin at multiples of so many bytes.
 ALIGNMENT = 64
 

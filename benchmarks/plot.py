@@ -1,6 +1,6 @@
 """Draws docs/figures/extraction.svg from what the other benchmarks wrote with ``--json`` into benchmarks/results.
 
-    python benchmarks/plot.py
+python benchmarks/plot.py
 """
 
 from __future__ import annotations

@@ -411,7 +411,9 @@ def dry_run(items: list, plans: list, device: str, options: ExtractOptions) -> N
     keep = options.changed == "keep"
     seeing = any("sampling" in plan.spec for plan in plans)
     files = VideoFiles(VideoFinder(options.videos), keep=keep) if seeing else None
-    part_clips, part_minutes = part_bounds(device, options.part_clips, options.part_minutes)
+    part_clips, part_minutes = part_bounds(
+        device, options.part_clips, options.part_minutes, partitioned=options.partition is not None
+    )
     kept = {"part_clips": part_clips, "part_minutes": part_minutes, "retry_failed": options.retry_failed}
     kept["partition"] = Partition(*options.partition) if options.partition else None
     bounds = {name: getattr(options, name) for name in ("feeders", "deadline", "longest_frame")}

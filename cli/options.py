@@ -298,7 +298,7 @@ run_options = added(
             "--part-clips",
             type=click.IntRange(min=1),
             help="Clips a group. Groups are cut into parts, which are written together; a crash loses the parts in "
-            f"flight.  [default: {PART_CLIPS}; on a GPU {GPU_PART_CLIPS}]",
+            f"flight.  [default: {PART_CLIPS}; on a GPU {GPU_PART_CLIPS}, but not with --partition]",
         ),
         click.option(
             "--part-minutes",

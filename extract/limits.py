@@ -26,8 +26,15 @@ DECODERS = {
 MOST_FEEDERS = 16
 
 
-def part_bounds(device: str, clips: int | None, minutes: float | None) -> tuple[int, float]:
-    """Clips a group and minutes a part: as given, else what suits the device."""
+def part_bounds(
+    device: str, clips: int | None, minutes: float | None, *, partitioned: bool = False
+) -> tuple[int, float]:
+    """Clips a group and minutes a part: as given, else what suits the device.
+
+    Args:
+        partitioned: whether other runs share the manifest. All must cut it into the same groups, whatever they run on.
+    """
     on_gpu = device != "cpu"
-    usual_clips, usual_minutes = (GPU_PART_CLIPS, GPU_PART_MINUTES) if on_gpu else (PART_CLIPS, PART_MINUTES)
+    usual_clips = GPU_PART_CLIPS if on_gpu and not partitioned else PART_CLIPS
+    usual_minutes = GPU_PART_MINUTES if on_gpu else PART_MINUTES
     return usual_clips if clips is None else clips, usual_minutes if minutes is None else minutes

@@ -139,3 +139,8 @@ def test_parts_are_larger_where_a_gpu_computes_them_unless_a_user_says_how_large
     assert part_bounds("cpu", None, None) == (64, 5.0)
     assert part_bounds("cuda", None, None) == part_bounds("cuda:1", None, None) == (1024, 60.0)
     assert part_bounds("cuda", 7, 0.5) == (7, 0.5)
+
+
+def test_runs_that_share_a_manifest_cut_it_alike_whatever_they_run_on() -> None:
+    on_gpu, on_cpu = (part_bounds(device, None, None, partitioned=True)[0] for device in ("cuda", "cpu"))
+    assert on_gpu == on_cpu == 64

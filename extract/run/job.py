@@ -169,7 +169,7 @@ def extract(
         write_problems(store, [ledger_entry(problem) for problem in problems])
 
     streams = {plan.name: existing(store, plan.name) for plan in plans}
-    part_clips, part_minutes = part_bounds(device, part_clips, part_minutes)
+    part_clips, part_minutes = part_bounds(device, part_clips, part_minutes, partitioned=partition is not None)
     cut = {"part_clips": part_clips, "part_minutes": part_minutes, "partition": partition}
     tasks = plan_tasks(clips, files, plans, streams, **cut, retry_failed=retry_failed)
     changed = dict(Counter(files.changed.values())) if files is not None else {}

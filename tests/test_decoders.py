@@ -146,6 +146,15 @@ def test_a_sparse_pass_serves_where_few_groups_are_needed(files: Callable[[str],
     assert served == dict.fromkeys(FILES, "pyav sparse")
 
 
+def test_a_clip_that_begins_after_the_video_is_a_failure_that_says_so(files: Callable[[str], Path]) -> None:
+    feeders = Feeders(deadline=20, threads=1, decoder="pyav")
+    requests = [one(11.0, 12.0), one(11.0, 12.0, count=2)]
+    failures = [event for event in feeders.read(files("closed.mp4"), requests) if isinstance(event, Failed)]
+    feeders.close()
+    reason = "the clip begins at 11.000 s, the video ends at 8.000 s"
+    assert sorted(failures, key=lambda failure: failure.request) == [Failed(n, "sample", reason) for n in range(2)]
+
+
 @settings(max_examples=30)
 @given(st.integers(0, 800), st.integers(1, 60), st.sampled_from(["closed.mp4", "open.mkv", "hevc.mp4", "mpeg2.ts"]))
 def test_any_short_clip_is_the_same_in_a_sparse_pass(

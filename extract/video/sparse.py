@@ -103,7 +103,7 @@ def plan_sparse(
     for run in runs:
         # Frames that are shown before a run's keyframe need the group before it, and none of this run needs them.
         fed[run.first : run.after] = index.pts[run.first : run.after] >= index.pts[run.sound]
-    return Plan(runs, fed, min(first, *np.flatnonzero(fed[index.order])[:1]))
+    return Plan(runs, fed, min([first, *np.flatnonzero(fed[index.order])[:1]]))
 
 
 def trustworthy(index: Index, announced: int, longest: Fraction) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,21 @@ def test_too_little_memory_makes_batches_smaller_and_is_said_once() -> None:
     encoded(Batches(encoder, 8, note=said.append), windows)
     assert said == [f"no memory for batches of {size}; batches of {size // 2} from now on" for size in (8, 4)]
     assert encoder.sizes == [2] * 16
+
+
+def test_what_an_encoder_had_made_when_memory_ran_out_is_free_for_smaller_batches() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    class Layers(Sums):
+        def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
+            assert not [layer for layer in made if layer() is not None]
+            layer = windows.float()
+            made.append(weakref.ref(layer))
+            return super().__call__(layer)
+
+    encoder = Layers(most=2)
+    encoded(Batches(encoder, 8), [np.zeros((1, 2, 2, 3), np.uint8)] * 8)
+    assert encoder.sizes == [2] * 4
 
 
 def test_no_memory_for_one_window_is_an_error_in_a_line() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
-from ...errors import AmexError
+from ...errors import AmexError, first_line
 
 # Batches on a GPU at once: one that runs, and one whose windows are being copied or wait for it.
 IN_FLIGHT = 2
@@ -118,11 +118,14 @@ class Batches(Generic[Owner]):
         else:
             windows = windows[: len(owners)]
         self._begins(owners)
+        refusal = None
         try:
             self._running.append((owners, *self._start(windows)))
         except torch.OutOfMemoryError as error:
+            refusal = first_line(error)
+        if refusal is not None:  # the error is gone, and with its traceback the arrays that the encoder had made
             yield from self._finish(0)  # what runs has memory too
-            yield from self._in_halves(batch, error)
+            yield from self._in_halves(batch, refusal)
         self._begins(None)
         yield from self._finish(IN_FLIGHT - 1 if self._on_gpu else 0)
 
@@ -158,11 +161,11 @@ class Batches(Generic[Owner]):
             arrays = {name: array[: len(owners)].cpu().numpy() for name, array in results.items()}
             yield Encoded(owners, arrays)
 
-    def _in_halves(self, batch: Batch[Owner], error: torch.OutOfMemoryError) -> Iterator[Encoded[Owner]]:
-        """A batch for which there was no memory, as smaller ones."""
+    def _in_halves(self, batch: Batch[Owner], refusal: str) -> Iterator[Encoded[Owner]]:
+        """A batch for which there was no memory, as ``refusal`` says, as smaller ones."""
         size = len(batch.windows)
         if size == 1:
-            raise AmexError(f"the device has no memory for one window: {str(error).splitlines()[0]}") from error
+            raise AmexError(f"the device has no memory for one window: {refusal}")
         if self._on_gpu:
             torch.cuda.empty_cache()
         half = -(-size // 2)

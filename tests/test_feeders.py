@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,6 +180,16 @@ def test_a_reader_that_stops_early_leaves_feeders_that_can_be_used(files: list[P
     videos = [Video(number, path, (SamplingRequest(None, None, EVERY),)) for number, path in enumerate(files)]
     next(iter(feeders.run(iter(videos))))
     assert sum(isinstance(event, Done) for _, event in feeders.run(iter(videos))) == len(files)
+    feeders.close()
+
+
+def test_a_feeder_that_was_killed_between_two_videos_costs_neither(files: list[Path]) -> None:
+    feeders = Feeders(1)
+    videos = [Video(0, files[0], (SamplingRequest(None, None, EVERY),))]
+    first = deliveries(feeders, videos)
+    os.kill(feeders.pids[0], signal.SIGKILL)
+    os.waitid(os.P_PID, feeders.pids[0], os.WEXITED | os.WNOWAIT)
+    assert deliveries(feeders, videos) == first
     feeders.close()
 
 

@@ -342,7 +342,9 @@ class _Feeder:
         return FeederGone(f"the decoder ended with status {code}: {''.join(last)}")
 
     def start(self) -> None:
-        """Starts the process, unless it is there."""
+        """Starts the process, unless it is there. One that died while it had no video costs none."""
+        if self.process is not None and self.process.poll() is not None:
+            self.close(keep_video=True)
         if self.process is not None:
             return
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process, closed in close()

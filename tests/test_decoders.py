@@ -178,6 +178,19 @@ def test_frames_before_an_open_groups_keyframe_need_the_group_before(files: Call
     assert runs_of(index, needed, "hevc") == (Run(before, before, keyframe + 2),)
 
 
+def test_no_part_of_a_choice_looks_like_a_decoder_that_stands_still(
+    files: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A feeder is known to get on by times that increase, or by None, after which they begin again."""
+    monkeypatch.setattr("amex.extract.video.container.BEAT_PACKETS", 16)
+    monkeypatch.setattr("amex.extract.video.sparse.BEAT_PACKETS", 16)
+    reached: list[Fraction | None] = []
+    request = DecodingRequest(path=str(files("closed.mp4")), requests=[one(6.3, 7.3)], longest=LONGEST, decoder="pyav")
+    assert choose(request, {}, list, reached.append).name == "pyav sparse"
+    assert len(reached) > FRAMES // 16
+    assert all(None in pair or pair[0] < pair[1] for pair in itertools.pairwise(reached))
+
+
 def test_what_most_frames_are_wanted_of_is_read_forwards_without_an_index(
     files: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

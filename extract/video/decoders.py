@@ -74,7 +74,7 @@ class _Look:
     container: Any
     stream: Any
     complaints: Callable[[], list[str]]
-    alive: Callable[[Fraction], None]
+    alive: Callable[[Fraction | None], None]
 
     @cached_property
     def index(self) -> Index:
@@ -86,9 +86,9 @@ class _Look:
         header = header_of(self.request.path, self.container, self.stream)
         if "index" not in vars(self) and is_hopeless(header, self.request.requests):
             return None
-        return plan_sparse(
-            self.container, self.stream, self.index, self.request.requests, self.request.longest, self.alive
-        )
+        index = self.index
+        self.alive(None)  # reading it was at the end of the video; the plan begins again
+        return plan_sparse(self.container, self.stream, index, self.request.requests, self.request.longest, self.alive)
 
     def objection(self, decoder: str) -> str | None:
         """Why a decoder may not serve the video; empty for a reason that is not worth telling, None if it may."""

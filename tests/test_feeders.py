@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import queue
 import signal
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import encode, paint, read_number
 
+from amex.extract.video import feeder as far
 from amex.extract.video import feeders as near
 from amex.extract.video.feeders import Feeders
 from amex.extract.video.memory import Mapped, Ring, new_memory
@@ -173,6 +175,15 @@ def test_the_digest_of_a_file_comes_first_where_it_is_asked_for(files: list[Path
     first, *_ = feeders.read(files[0], [SamplingRequest(None, None, EVERY, SMALL)])
     feeders.close()
     assert first == Digest(hashlib.sha256(files[0].read_bytes()).hexdigest())
+
+
+def test_the_digest_of_a_large_file_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(far, "BEAT_SECONDS", 0.0)
+    path = tmp_path / "v.mp4"
+    path.write_bytes(bytes(range(256)) * (far.DIGEST_BYTES >> 6))
+    beats: list[None] = []
+    assert far.file_digest(path, beats.append) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert beats == [None] * 4
 
 
 def test_a_reader_that_stops_early_leaves_feeders_that_can_be_used(files: list[Path]) -> None:

@@ -37,6 +37,8 @@ LOG_LEVEL = av.logging.ERROR
 REMARKS = ("[in @", "[swscaler @", "[Parsed_")
 # Tell the worker at least after so many seconds that decoding moves on.
 BEAT_SECONDS = 2.0
+# Bytes of a file that are digested at a time.
+DIGEST_BYTES = 1 << 20
 
 
 @dataclass
@@ -131,7 +133,7 @@ class Feeder:
         """One pass over a video, or a further one where a decoder gives up."""
         path = message["path"]
         if message["digest"]:
-            self.send("digest", sha256=file_digest(path))
+            self.send("digest", sha256=file_digest(path, self.alive))
             self.output.flush()
         wanted = DecodingRequest(
             path=path,
@@ -309,12 +311,22 @@ def request_of(record: list[Any]) -> SamplingRequest:
     return SamplingRequest(start, end, Sampling(**sampling), transform)
 
 
-def file_digest(path: str | os.PathLike[str]) -> str | None:
-    """sha256 of a file; None if it cannot be read, or is a pipe, which would wait for ever."""
+def file_digest(path: str | os.PathLike[str], alive: Callable[[None], None] = lambda reached: None) -> str | None:
+    """sha256 of a file; None if it cannot be read, or is a pipe, which would wait for ever.
+
+    Args:
+        alive: called now and then while reading goes on: a large file takes longer than a decoder may be silent.
+    """
     with contextlib.suppress(OSError):
         if os.path.isfile(path):
-            with open(path, "rb") as handle:
-                return hashlib.file_digest(handle, "sha256").hexdigest()
+            digest, beat = hashlib.sha256(), time.monotonic()
+            with open(path, "rb", buffering=0) as handle:
+                while block := handle.read(DIGEST_BYTES):
+                    digest.update(block)
+                    if time.monotonic() > beat + BEAT_SECONDS:
+                        beat = time.monotonic()
+                        alive(None)
+            return digest.hexdigest()
     return None
 
 

@@ -88,6 +88,17 @@ def test_no_memory_for_one_window_is_an_error_in_a_line() -> None:
         encoded(Batches(Sums(most=0), 2), [np.zeros((1, 2, 2, 3), np.uint8)] * 2)
 
 
+def test_the_memory_of_batches_does_not_grow_with_the_sizes_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amex.extract.encoders.batches.PENDING_BYTES", 4 * 3 * 20)
+    batches: Batches[int] = Batches(Sums(), 4)
+    windows = [np.full((1, 1, width, 3), 1, np.uint8) for width in range(1, 11) for _ in range(3)]
+    early = [each for number, window in enumerate(windows) for each in batches.add(number, window)]
+    assert [owner for each in early for owner in each.owners] == list(
+        range(3 * 8)
+    )  # those of widths 9 and 10 have room
+    assert [owner for each in batches.flush() for owner in each.owners] == list(range(24, 30))
+
+
 def test_the_owners_of_a_batch_are_told_before_it_is_encoded() -> None:
     begun: list[list[int] | None] = []
     encoded(Batches(Sums(), 2, begins=begun.append), [np.zeros((1, 2, 2, 3), np.uint8)] * 3)

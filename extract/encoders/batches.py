@@ -14,6 +14,8 @@ from ...errors import AmexError, first_line
 
 # Batches on a GPU at once: one that runs, and one whose windows are being copied or wait for it.
 IN_FLIGHT = 2
+# Bytes of the batches that are being filled, one for each size of frames. Past that the oldest is encoded as it is.
+PENDING_BYTES = 2 << 30
 # What windows can be, by NumPy's names.
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
@@ -92,6 +94,11 @@ class Batches(Generic[Owner]):
         key = (*pixels.shape, pixels.dtype)
         batch = self._pending.get(key)
         if batch is None:
+            needed = self.size * pixels.nbytes
+            while (
+                self._pending and needed + sum(each.windows.nbytes for each in self._pending.values()) > PENDING_BYTES
+            ):
+                yield from self._encode(self._pending.pop(next(iter(self._pending))))
             room = self._spare.pop(key, None)
             if room is None or len(room) != self.size:
                 room = self._room(self.size, pixels.shape, DTYPES[pixels.dtype.name])

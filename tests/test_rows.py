@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import encode
 
-from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
+from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part, shared_feeders
 from amex.extract.run.rows import RequestRows, RowsError, overflow_reason
 from amex.extract.video.sampling import Sampling
 from amex.features import create_store, declare_stream
@@ -190,6 +191,17 @@ def run_objects(folder: Path, seconds: int) -> int:
     clip = ClipTask(clip_id="a", video=video.name, start=None, end=None, attempt=1, streams=(0,))
     task = PartTask(index=0, videos=(VideoTask(path=Path(video.name), missing="", clips=(clip,)),))
     return run_part(task, Job(store=store, videos=folder, streams=(plan,), texts=(), deadline=60)).rows
+
+
+def test_a_worker_has_the_feeders_of_one_setting_at_a_time(tmp_path: Path) -> None:
+    """Workers of a cluster stay from run to run."""
+    job = Job(store=tmp_path, videos=tmp_path, streams=(), texts=(), deadline=61)
+    feeders = shared_feeders(job, "cpu")
+    feeders.start()
+    assert shared_feeders(job, "cpu") is feeders
+    assert feeders.pids
+    assert shared_feeders(dataclasses.replace(job, deadline=62), "cpu") is not feeders
+    assert not feeders.pids
 
 
 def test_rows_leave_memory_with_their_part(tmp_path: Path) -> None:

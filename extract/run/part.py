@@ -6,7 +6,6 @@ and become rows; the rows of all videos of the part are written together.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import socket
@@ -109,6 +108,9 @@ class Job:
     decoder: str = "auto"  # a key of limits.DECODERS
     deterministic: bool = False  # whether GPUs choose kernels by their repeatability, not by speed
 
+
+# The feeders of this process, by the process and their settings: one entry at most.
+_feeders: dict[tuple[Any, ...], Feeders] = {}
 
 # What a worker and its feeders spend their time on.
 ACTIVITIES = ("decode", "transform", "blocked", "encode", "write", "wait")
@@ -431,23 +433,23 @@ def clip_rows(clip_id: str, source: ClipSource, rows: RequestRows) -> ClipRows |
 
 
 def shared_feeders(job: Job, device: str) -> Feeders:
-    """The feeders of this process; they stay from part to part."""
+    """The feeders of this process; they stay from part to part, and end where a part wants others."""
     count = job.feeders or default_feeders(device)
     bounds = (job.deadline, job.longest_frame, job.keep_damaged, job.digest, job.decoder)
-    return _feeders(os.getpid(), count, *bounds)
+    key = (os.getpid(), count, *bounds)
+    if key not in _feeders:
+        for (process, *_), feeders in _feeders.items():
+            if process == key[0]:  # not those of the process that this one was forked from
+                feeders.close()
+        _feeders.clear()
+        settings = dict(zip(("deadline", "longest", "keep", "digest", "decoder"), bounds, strict=True))
+        _feeders[key] = Feeders(count, threads=max(1, THREADS // count), **settings)
+    return _feeders[key]
 
 
 def default_feeders(device: str) -> int:
     """Decoding processes of a worker: one a core beside a GPU; on a CPU a quarter of the cores, which encode too."""
     return max(1, THREADS // 4) if device == "cpu" else min(THREADS, MOST_FEEDERS)
-
-
-@functools.lru_cache(maxsize=1)
-def _feeders(
-    process: int, count: int, deadline: float, longest: float, keep: bool, digest: bool, decoder: str
-) -> Feeders:
-    kept = {"deadline": deadline, "longest": longest, "keep": keep, "digest": digest, "decoder": decoder}
-    return Feeders(count, threads=max(1, THREADS // count), **kept)
 
 
 def versions() -> dict[str, str]:

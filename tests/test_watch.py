@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from distributed.scheduler import KilledWorker
@@ -24,7 +25,7 @@ from amex.extract.run.display import NoDisplay
 from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
 from amex.extract.run.stalls import Stall, read_stalls
 from amex.extract.run.watch import EXIT_STATUS, Watch
-from amex.features import create_store, declare_stream, open_store
+from amex.features import create_store, declare_stream, open_store, write_part
 
 
 def part_of(
@@ -54,6 +55,17 @@ def exit_status(target: Callable[..., object], *given: object) -> int | None:
     process.start()
     process.join(60)
     return process.exitcode
+
+
+def test_the_time_to_write_a_part_is_that_of_each_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, job = part_of(tmp_path, heights=(64,), kinds=(PromptPlan, PromptPlan))
+
+    def slow(*given: Any, **more: Any) -> dict[str, Any]:
+        time.sleep(0.9)
+        return write_part(*given, **more)
+
+    monkeypatch.setattr(parts, "write_part", slow)
+    assert exit_status(run_part, part, dataclasses.replace(job, stall=1.5)) == 0
 
 
 def test_an_encoder_that_stands_still_is_ended_and_its_video_named(tmp_path: Path) -> None:

@@ -408,6 +408,7 @@ class Run:
             if not rows and not failures:
                 continue
             name = self.part.name(stream)
+            self.watch.on("write")  # the bound is on each stream, however many there are
             commit = write_part(
                 self.job.store, plan.name, name, spec=plan.spec, clips=rows, failures=failures, run=record
             )

@@ -301,6 +301,9 @@ def check_streams(options: ExtractOptions) -> None:
     from ..features.schema import StoreError, stream_path
 
     networks = options.networks
+    for name, count in Counter(name for name, _ in options.streams).items():
+        if count > 1:
+            raise click.UsageError(f"--stream gives {name!r} {count} times: give each a name of its own, NAME=NETWORK")
     given = {
         "--preset": dict(options.presets),
         "--weights": dict(options.weights),

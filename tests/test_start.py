@@ -24,6 +24,7 @@ command_line = importlib.import_module("amex.cli.extract")  # the attribute of a
         (["--dataset", "folder"], "--dataset folder needs --videos"),
         (["--dataset", "folder", "--videos", ".", "--weights", "random:0"], "STREAM=VALUE"),
         (["--dataset", "folder", "--videos", ".", "--weights", "x=random:0"], "no stream of this run"),
+        (["--dataset", "folder", "--videos", ".", "--stream", "a=s3d", "--stream", "a=resnet152"], "gives 'a' 2 times"),
         (["--dataset", "folder", "--videos", ".", "--set", "r2plus1d_18=3"], "NAME.KEY=VALUE"),
         (["--dataset", "folder", "--videos", ".", "--partition", "4/4"], "K from 0 to N-1"),
         (["--dataset", "folder", "--videos", ".", "--partition", "a/b"], "K from 0 to N-1"),

@@ -267,7 +267,7 @@ def with_default_stream(options: ExtractOptions) -> ExtractOptions:
     """The options with a stream where they name none: the usual one, or one whose weights need no download.
 
     That is efficientnet_lite2, where the weights of r2plus1d_18 cannot be downloaded. A store that has one of the two
-    goes on with it. Says so where it is not the usual one.
+    goes on with it. Says so where it is not the usual one. Options for the usual one choose it.
     """
     if options.streams:
         return options
@@ -276,7 +276,8 @@ def with_default_stream(options: ExtractOptions) -> ExtractOptions:
 
     (usual,), substitute = options.networks, "efficientnet_lite2"
     in_store = [name for name in (usual, substitute) if has_stream(options.store, name)]
-    if usual in in_store or usual in dict(options.weights):
+    chosen = {*dict(options.weights), *dict(options.presets), *options.stream_settings}
+    if usual in in_store or usual in chosen:
         return options
     if in_store:
         reason = f"{options.store} has it"

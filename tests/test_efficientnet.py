@@ -170,6 +170,16 @@ def test_what_the_user_says_of_the_usual_stream_chooses_it(
     assert set(result["streams"]) == {"r2plus1d_18"}
 
 
+@pytest.mark.parametrize("option", [("--set", "r2plus1d_18.stride=8"), ("--preset", "r2plus1d_18=ig65m_8")])
+def test_an_option_of_the_usual_stream_is_not_lost_with_it(
+    option: tuple[str, str], clocks: Path, tmp_path: Path, unreachable: None
+) -> None:
+    common = ("--dataset", "folder", "--videos", clocks, "--store", tmp_path / "s.zarr", "--device", "cpu")
+    result = amex("extract", *common, *option, "--cluster", "tcp://127.0.0.1:9", "--precision", "fp32")
+    assert result.exit_code == 1
+    assert "stream r2plus1d_18: cannot download" in result.stderr
+
+
 def test_without_the_package_the_error_says_what_would_help(
     clocks: Path, tmp_path: Path, unreachable: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,13 @@ def test_a_download_with_another_digest_is_refused_and_not_kept(server: tuple[st
     assert not entry.path.exists()
 
 
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "file"))
+    with pytest.raises(WeightsError, match=r"cannot download .*Not a directory"):
+        weights_file("default", published("http://127.0.0.1:9/w.pth", "00"))
+
+
 def test_without_a_network_the_error_says_what_to_do(server: tuple[str, Path, list[str]]) -> None:
     entry = published("http://127.0.0.1:9/w.pth", "00")
     with pytest.raises(WeightsError) as caught:

@@ -66,8 +66,8 @@ class Published:
     def fetch(self) -> Path:
         """The file, downloaded if it is not there yet. Raises WeightsError where it cannot be had."""
         if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(self.url, str(self.path), hash_prefix=self.sha256)
             except (urllib.error.URLError, OSError) as error:
                 raise NoDownload(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,6 +138,22 @@ def no_tensor() -> Brightness:
 
 def no_network() -> str:
     return "network"
+
+
+def leaves() -> None:
+    sys.exit(0)
+
+
+def in_bfloat16() -> Brightness:
+    network = Brightness()
+    network.register_buffer("scale", torch.ones(3, dtype=torch.bfloat16))
+    return network
+
+
+def sparse() -> Brightness:
+    network = Brightness()
+    network.register_buffer("matrix", torch.eye(3).to_sparse())
+    return network
 
 
 def fails() -> None:

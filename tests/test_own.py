@@ -49,6 +49,10 @@ def test_weights_are_part_of_the_spec_and_must_be_the_same_in_every_process() ->
         planned.encoder("cpu")
 
 
+def test_every_dtype_has_a_digest() -> None:
+    assert plan("stand_in:in_bfloat16").spec["weights_sha256"] != plan("stand_in:brightness").spec["weights_sha256"]
+
+
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
@@ -57,6 +61,8 @@ def test_weights_are_part_of_the_spec_and_must_be_the_same_in_every_process() ->
         ("nowhere.at.all:f", "cannot import nowhere.at.all .*: put the folder that it is in on PYTHONPATH"),
         ("stand_in:nothing", "python:stand_in:nothing failed: AttributeError"),
         ("stand_in:fails", "python:stand_in:fails failed: RuntimeError: no weights here$"),
+        ("stand_in:leaves", "python:stand_in:leaves failed: SystemExit: 0"),
+        ("stand_in:sparse", "matrix of the network's state is not a dense tensor"),
         ("stand_in:no_network", r"returned a str, not a torch\.nn\.Module"),
         ("stand_in:without_transform", r"attribute transform must be .*Transform \| None, found nothing"),
         ("stand_in:wrong_dim", r"returned a tensor \(1, 3\), not \(1, 4\)"),

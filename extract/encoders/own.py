@@ -109,11 +109,12 @@ def plan_own(
         sampling, _ = sampling_and_more(name, default, options)
         height, width, _ = (transform(BLANK) if transform else BLANK).shape
         output_of(Checked(module, what), (1, 3, sampling.frames, height, width), what=what, device="cpu")
+        sha256 = state_sha256(module)
     except AmexError as error:
         raise AmexError(f"stream {name}: {error}") from error
     return WindowPlan(
         name=name,
-        model=OwnModel(weights=factory, weights_sha256=state_sha256(module), dim=dim),
+        model=OwnModel(weights=factory, weights_sha256=sha256, dim=dim),
         sampling=sampling,
         transform=transform,
         precision=precision,
@@ -138,7 +139,7 @@ def call(factory: str) -> nn.Module:
         raise
     except ModuleNotFoundError as error:
         raise AmexError(f"cannot import {name} ({error}): put the folder that it is in on PYTHONPATH") from error
-    except Exception as error:  # of any kind: it is the user's code
+    except (Exception, SystemExit) as error:  # of any kind: it is the user's code
         raise AmexError(f"python:{factory} failed: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, nn.Module):
         raise AmexError(f"python:{factory} returned a {type(made).__name__}, not a torch.nn.Module")

@@ -174,11 +174,18 @@ def directory_sha256(folder: Path) -> str:
 
 
 def state_sha256(module: nn.Module) -> str:
-    """sha256 of a network's parameters and buffers by name: the digest of weights that are in no file."""
+    """sha256 of a network's parameters and buffers by name: the digest of weights that are in no file.
+
+    Raises:
+        WeightsError: naming what is not a plain tensor, such as a sparse one or an extra state.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+            raise WeightsError(f"{name} of the network's state is not a dense tensor, so it has no digest")
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        # As bytes: NumPy has no bfloat16.
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -195,6 +195,11 @@ def test_models_that_cannot_be_used_are_told_apart(directory: Any, tmp_path: Pat
     shutil.copytree(vit, impossible)
     (impossible / "config.json").write_text('{"model_type": "vit", "patch_size": 0}')
     refused("transformers cannot build the vit of .*: .*division", impossible)
+    elsewhere = tmp_path / "elsewhere"  # the class of its code is not one of transformers'
+    shutil.copytree(vit, elsewhere)
+    config = json.loads((elsewhere / "config.json").read_text()) | {"architectures": ["MyVisionModelWithProjection"]}
+    (elsewhere / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    refused("is a bert, which does not look at images", elsewhere)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused("cannot fetch the model 'google/vit-base-patch16-224' from its hub", "google/vit-base-patch16-224")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import amex, write_lines
-from models import tiny_bert, tiny_clip
+from models import save_model, tiny_bert, tiny_clip, vision_models
 from transformers import AutoTokenizer, BertModel, CLIPModel
 
 from amex.errors import AmexError
@@ -172,9 +172,11 @@ def test_captions_that_float16_cannot_hold_are_in_the_ledger(models: Path, tmp_p
 
 
 def test_what_is_no_text_model_is_refused_with_a_way_out(models: Path, tmp_path: Path) -> None:
+    save_model(*vision_models()["vit"], tmp_path / "vit")
     for network, more, words in (
         ("text:random:0", {}, "--text-encoder minilm"),
         (f"text:{tmp_path}", {}, "no config.json"),
+        (f"text:{tmp_path / 'vit'}", {}, "is a vit: its configuration has no max_position_embeddings"),
         (f"text:{models / 'bert'}", {"options": {"layers": "3"}}, "layers must be 1 to 2"),
         (f"text:{models / 'bert'}", {"options": {"max_tokens": "1000"}}, "max_tokens must be 3 to 512"),
         (f"text:{models / 'bert'}", {"preset": "s3d"}, "presets are for the networks"),

@@ -288,7 +288,7 @@ def model_class(config: Any, folder: str) -> Any:
     import transformers
 
     (architecture,) = (getattr(config, "architectures", None) or [""])[:1]
-    if architecture.endswith("VisionModelWithProjection"):
+    if architecture.endswith("VisionModelWithProjection") and hasattr(transformers, architecture):
         return getattr(transformers, architecture)
     try:
         kind = transformers.MODEL_MAPPING[type(config)]

@@ -114,7 +114,9 @@ def plan_text(
     inner = getattr(config, "text_config", config)
     chosen = parse(name, options, {"layers": int, "max_tokens": int})
     layers = chosen.get("layers", 1)
-    longest = inner.max_position_embeddings
+    longest = getattr(inner, "max_position_embeddings", None)
+    if longest is None:
+        raise AmexError(f"stream {name}: {folder} is a {kind}: its configuration has no max_position_embeddings")
     max_tokens = chosen.get("max_tokens", longest)
     if not 1 <= layers <= inner.num_hidden_layers:
         raise AmexError(f"stream {name}: layers must be 1 to {inner.num_hidden_layers}, got {layers}")

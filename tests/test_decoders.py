@@ -20,6 +20,7 @@ from videos import encode, read_number, remux
 
 from amex.errors import AmexError
 from amex.extract.encoders.settings import decoder_rules
+from amex.extract.run.cluster import Workers
 from amex.extract.run.job import require_nvdec
 from amex.extract.video import nvdec
 from amex.extract.video.container import open_video, read_index
@@ -315,6 +316,8 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nvdec_without_a_driver_is_refused_before_the_run(no_driver: None, tmp_path: Path) -> None:
     with pytest.raises(AmexError, match=r"--decoder nvdec: this machine lacks libcuda.so.1, an NVIDIA driver; use"):
         require_nvdec("cuda", "local")
+    with pytest.raises(AmexError, match=r"--decoder nvdec: this machine lacks libcuda.so.1"):
+        require_nvdec("cuda", Workers(client=None))  # started beside the planning
     encode(tmp_path / "v.mp4", frames=10, **SMALL)
     given = ("--dataset", "folder", "--videos", tmp_path, "--store", tmp_path / "s.zarr", "--device", "cpu")
     refused = amex("extract", *given, "--stream", "r2plus1d_tiny", "--decoder", "nvdec")

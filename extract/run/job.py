@@ -314,19 +314,18 @@ def agreed(address: str, answers: Sequence[tuple[str, str] | Exception]) -> tupl
     return next(iter(able))
 
 
-def require_nvdec(device: str, cluster: str | Jobs) -> None:
+def require_nvdec(device: str, cluster: str | Jobs | Workers) -> None:
     """Raises AmexError where no worker can decode on a GPU. Batch jobs cannot be asked: their commits tell."""
     if device == "cpu":
         raise AmexError("--decoder nvdec needs workers with a GPU (--device cuda); use --decoder auto")
     if isinstance(cluster, Jobs):
         return
-    if "://" in cluster:
-        with remote(cluster) as crew, scheduler_lasts():
-            missing = list(crew.client.run(nvdec_missing).values())
+    if isinstance(cluster, str) and "://" in cluster:
+        with remote(cluster) as workers, scheduler_lasts():
+            where, missing = "the workers lack", list(workers.client.run(nvdec_missing).values())
     else:
-        missing = [nvdec_missing()]
+        where, missing = "this machine lacks", [nvdec_missing()]
     if missing and all(missing):
-        where = "the workers lack" if "://" in cluster else "this machine lacks"
         raise AmexError(f"--decoder nvdec: {where} {missing[0]}; use --decoder auto")
 
 

@@ -25,10 +25,9 @@ from typing import Any
 import av
 import numpy as np
 
+from amex.extract.video import Sampling, nvdec_missing
 from amex.extract.video.decoders import DecodingRequest, choose
 from amex.extract.video.frames import DecoderFailed, Unreadable
-from amex.extract.video.nvdec import nvdec_missing
-from amex.extract.video.sampling import Sampling
 
 EVERY = SimpleNamespace(start=None, end=None, sampling=Sampling(frames=1, stride=1))
 # What --decoder takes, and the number of threads.

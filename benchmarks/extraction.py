@@ -31,11 +31,9 @@ import numpy as np
 import torch
 from films import SIZES, films
 
-from amex.extract.encoders.devices import choose_device, choose_precision
-from amex.extract.encoders.registry import plan_stream
+from amex.extract.encoders import choose_device, choose_precision, plan_stream
 from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
-from amex.extract.video.feeders import Feeders
-from amex.extract.video.requests import SamplingRequest, Video, Window
+from amex.extract.video import Feeders, SamplingRequest, Video, Window
 from amex.features import create_store, declare_stream
 
 FRAMES = {"240p": 1000, "480p": 500, "1080p": 120}

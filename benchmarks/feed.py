@@ -26,10 +26,7 @@ import av
 import numpy as np
 from films import SIZES, films
 
-from amex.extract.video.feeders import Feeders
-from amex.extract.video.requests import SamplingRequest, Video, Window
-from amex.extract.video.sampling import Sampling
-from amex.extract.video.transform import Transform
+from amex.extract.video import Feeders, Sampling, SamplingRequest, Transform, Video, Window
 
 # Those of the preset r2plus1d_18, without an import of torch.
 SAMPLING = Sampling(frames=16, stride=16)

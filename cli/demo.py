@@ -77,8 +77,7 @@ def demo(ctx: click.Context, out: Path, clips: int, seed: int, epochs: int) -> N
 
 def extract_demo(manifest: Path, videos: Path, store: Path) -> bool:
     """Clip, object and text features of the drawn clips; returns whether there is a text encoder on this machine."""
-    from ..extract.encoders.devices import choose_device, choose_precision
-    from ..extract.encoders.registry import plan_stream
+    from ..extract.encoders import choose_device, choose_precision, plan_stream
     from ..extract.run import choose_display
     from ..extract.run import extract as run
     from ..manifests import scan_manifest

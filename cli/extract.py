@@ -35,18 +35,14 @@ def streams(recipes: bool) -> None:
     """List the streams, the presets and the recipes that `amex extract` knows."""
     from rich.table import Table
 
-    from ..extract.encoders.recipes import RECIPES
+    from ..extract.encoders import RECIPES
 
     if recipes:
         for name, recipe in RECIPES.items():
             click.echo(f"{name}: {recipe.source}\n  {' '.join(recipe.arguments)}\n  {recipe.note}\n")
         return
 
-    from ..extract.encoders.networks import NETWORKS
-    from ..extract.encoders.objects import ALIASES
-    from ..extract.encoders.presets import DEFAULT_PRESET, PRESETS
-    from ..extract.encoders.registry import KINDS
-    from ..extract.encoders.text import DEFAULT_MODELS
+    from ..extract.encoders import ALIASES, DEFAULT_MODELS, DEFAULT_PRESET, KINDS, NETWORKS, PRESETS
 
     table = Table("stream", "D", "default preset", "published weights", box=None)
     for name, network in NETWORKS.items():
@@ -161,7 +157,7 @@ def chosen_cluster(options: ExtractOptions) -> Any:
 
 def join(options: ExtractOptions, number: int, listed: Path) -> None:
     """Works for the first task of an allocation, as its task ``number``."""
-    from ..extract.encoders.devices import choose_device
+    from ..extract.encoders import choose_device
     from ..extract.run import gpus_of, serve
 
     device = choose_device(options.device)
@@ -244,7 +240,7 @@ def limited(items: list, clips: int | None) -> list:
 
 def with_recipes(options: ExtractOptions) -> ExtractOptions:
     """The options with those that --recipe stands for; what the user gives comes after them, and so counts."""
-    from ..extract.encoders.recipes import find_recipe
+    from ..extract.encoders import find_recipe
 
     for name in reversed(options.recipes):
         recipe = find_recipe(name)
@@ -271,8 +267,7 @@ def with_default_stream(options: ExtractOptions) -> ExtractOptions:
     """
     if options.streams:
         return options
-    from ..extract.encoders.networks import NETWORKS
-    from ..extract.encoders.weights import NoDownload, WeightsError
+    from ..extract.encoders import NETWORKS, NoDownload, WeightsError
 
     (usual,), substitute = options.networks, "efficientnet_lite2"
     in_store = [name for name in (usual, substitute) if has_stream(options.store, name)]
@@ -321,7 +316,7 @@ def check_streams(options: ExtractOptions) -> None:
         except StoreError as error:
             raise click.UsageError(str(error)) from error
     if options.videos is None:
-        from ..extract.encoders.registry import is_text
+        from ..extract.encoders import is_text
 
         if not all(map(is_text, networks.values())):
             raise click.UsageError("give --videos: only streams of text need none")
@@ -349,7 +344,7 @@ def started(options: ExtractOptions, cluster: Any, items: list) -> Iterator[Any]
     if cluster != "local" or options.dry_run or not absent or not videos:
         yield cluster
         return
-    from ..extract.encoders.devices import choose_device
+    from ..extract.encoders import choose_device
     from ..extract.run import local
 
     device = choose_device(options.device)
@@ -360,7 +355,7 @@ def started(options: ExtractOptions, cluster: Any, items: list) -> Iterator[Any]
 
 def where_computed(options: ExtractOptions, cluster: Any) -> tuple[str, str]:
     """Device and precision, of the machines that will do the work; of this one where it times a dry run."""
-    from ..extract.encoders.devices import choose_device, choose_precision
+    from ..extract.encoders import choose_device, choose_precision
     from ..extract.run import Jobs, choose_with_workers
 
     device, precision = options.device, options.precision
@@ -380,7 +375,7 @@ def where_computed(options: ExtractOptions, cluster: Any) -> tuple[str, str]:
 
 def stream_plans(options: ExtractOptions, device: str, precision: str) -> list:
     """The streams that the options describe."""
-    from ..extract.encoders.registry import plan_stream
+    from ..extract.encoders import plan_stream
 
     presets, weights = dict(options.presets), dict(options.weights)
     plans = []

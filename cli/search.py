@@ -108,7 +108,7 @@ def text_features(model: str | None) -> Callable[[Any, Sequence[str]], list[Any]
     """What makes token features of texts that the store does not hold, as those of the stream were made."""
 
     def made(stream: Any, texts: Sequence[str]) -> list[Any]:
-        from ..extract.encoders.text import encode_like
+        from ..extract.encoders import encode_like
 
         return encode_like(stream, texts, model)
 

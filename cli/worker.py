@@ -41,7 +41,7 @@ def worker(
 
     from dask.system import CPU_COUNT
 
-    from ..extract.encoders.devices import choose_device
+    from ..extract.encoders import choose_device
     from ..extract.run import gpus_of, security_of, serve
 
     device = choose_device(device)

@@ -20,9 +20,7 @@ from PIL import Image
 
 from ..errors import AmexError
 from ..features import ClipNotThere, Rows, Store, Stream
-from .video.feeders import Feeders
-from .video.requests import Failed, SamplingRequest, Window
-from .video.sampling import Sampling
+from .video import Failed, Feeders, Sampling, SamplingRequest, Window
 
 COLUMNS = 4
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#e377c2")

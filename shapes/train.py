@@ -16,13 +16,9 @@ import torch
 from rich.progress import track
 from torch import nn
 
+from ..extract.encoders import PRESETS, normalise
 from ..extract.encoders.mmdetection import use_mmdetection
-from ..extract.encoders.presets import PRESETS
-from ..extract.encoders.windows import normalise
-from ..extract.video.feeders import Feeders
-from ..extract.video.requests import SamplingRequest, Window
-from ..extract.video.sampling import Sampling
-from ..extract.video.transform import Transform
+from ..extract.video import Feeders, Sampling, SamplingRequest, Transform, Window
 from ..manifests import read_manifest
 from . import FOLDER
 from .networks import r2plus1d_tiny

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shutil
 from pathlib import Path
@@ -40,13 +41,24 @@ def test_imports_point_one_way(package: str) -> None:
                 if target[0] != package:
                     assert target[0] in ALLOWED[package] | SMALL, f"{path}:{node.lineno} imports {target[0]}"
                 elif package == "extract" and len(where.parts) > 2 and where.parts[1] != target[1]:
-                    assert target[1] in ROOMS[where.parts[1]] | {"limits"}, (
+                    assert target[1] in ROOMS[where.parts[1]] | {"lazy", "limits"}, (
                         f"{path}:{node.lineno} imports {'.'.join(target)}"
                     )
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
             assert not any(name == "amex" or name.startswith("amex.") for name in modules), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    "room", [*sorted(set(ALLOWED) - {"extract", "shapes", "train"}), *(f"extract.{room}" for room in ROOMS)]
+)
+def test_a_room_has_what_it_offers(room: str) -> None:
+    package = importlib.import_module(f"amex.{room}")
+    assert package.__doc__
+    assert package.__all__
+    for name in package.__all__:
+        assert hasattr(package, name), name
 
 
 def test_only_storage_knows_where_a_path_is() -> None:

@@ -9,4 +9,40 @@
 
 and have ``sampling`` and ``transform`` too; ``text.TextPlan`` is of captions. ``weights`` finds, checks and shares
 models, ``batches`` brings windows to an encoder, ``devices`` says on what it computes.
+
+What the room offers is imported when it is first asked for: most of it needs torch.
 """
+
+from __future__ import annotations
+
+from ..lazy import offer
+
+__getattr__, __all__ = offer(
+    __name__,
+    {
+        "Batches": "batches",
+        "Encoded": "batches",
+        "choose_device": "devices",
+        "choose_precision": "devices",
+        "NETWORKS": "networks",
+        "choose_kernels": "numerics",
+        "ALIASES": "objects",
+        "ObjectsPlan": "objects",
+        "DEFAULT_PRESET": "presets",
+        "PRESETS": "presets",
+        "RECIPES": "recipes",
+        "find_recipe": "recipes",
+        "KINDS": "registry",
+        "StreamPlan": "registry",
+        "by_kind": "registry",
+        "is_text": "registry",
+        "plan_stream": "registry",
+        "DEFAULT_MODELS": "text",
+        "TextPlan": "text",
+        "encode_like": "text",
+        "NoDownload": "weights",
+        "WeightsError": "weights",
+        "WindowPlan": "windows",
+        "normalise": "windows",
+    },
+)

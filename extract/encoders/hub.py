@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from ...errors import AmexError, first_line
-from ..video.sampling import Sampling
-from ..video.transform import Transform
+from ..video import Sampling, Transform
 from .settings import known, sampling_and_more
 from .weights import check_weights, digest, draw, load_model, model_directory, quiet_transformers
 from .windows import FRAME_SAMPLING, WindowPlan, output_of, vectors

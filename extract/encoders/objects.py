@@ -21,7 +21,7 @@ from torch import nn
 
 from ...errors import AmexError
 from ...shapes import FOLDER as SHAPES
-from ..video.sampling import Sampling
+from ..video import Sampling
 from .mmdetection import use_mmdetection
 from .numerics import use_float32
 from .settings import compute_rules, decoder_rules, known, sampling_and_more

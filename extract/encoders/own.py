@@ -24,8 +24,7 @@ import torch
 from torch import nn
 
 from ...errors import AmexError, first_line
-from ..video.sampling import Sampling
-from ..video.transform import Transform
+from ..video import Sampling, Transform
 from .settings import sampling_and_more
 from .weights import changed_weights, state_sha256
 from .windows import WindowPlan, output_of, vectors

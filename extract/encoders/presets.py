@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ...errors import AmexError
-from ..video.sampling import Sampling
-from ..video.transform import Transform
+from ..video import Sampling, Transform
 from .efficientnet import VARIANTS
 from .networks import NETWORKS, NetworkModel, find_network
 from .settings import known, sampling_and_more

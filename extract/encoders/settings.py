@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 from ...errors import AmexError
+from ..video import Sampling
 from ..video.decord_decoder import DECORD_CODECS, DECORD_FILE_BYTES, DECORD_FRAME_BYTES
-from ..video.sampling import Sampling
 
 SAMPLING_PARSERS: dict[str, Callable[[str], Any]] = {
     "fps": lambda text: None if text == "native" else float(text),

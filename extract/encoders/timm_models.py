@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...errors import AmexError, first_line
-from ..video.transform import Transform
+from ..video import Transform
 from .settings import known, sampling_and_more
 from .weights import WeightsError, calibrate, check_weights, digest, draw, noise, weights_file
 from .windows import FRAME_SAMPLING, WindowPlan, output_of, vectors

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from ...errors import AmexError, first_line
-from ..video.sampling import Sampling
-from ..video.transform import Transform
+from ..video import Sampling, Transform
 from .numerics import DTYPES, use_float32
 from .settings import compute_rules, decoder_rules
 from .weights import shared

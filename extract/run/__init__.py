@@ -7,43 +7,37 @@ first asked for: parts need torch, and clusters start before that is imported.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from ..lazy import offer
 
-# What is offered -> the module that has it.
-_OFFERED = {
-    "BATCH": "batch",
-    "Jobs": "batch",
-    "job_script": "batch",
-    "jobs_folder": "batch",
-    "check_videos": "check",
-    "Workers": "cluster",
-    "allocation": "cluster",
-    "first_task": "cluster",
-    "gpus_of": "cluster",
-    "local": "cluster",
-    "remote": "cluster",
-    "serve": "cluster",
-    "choose_display": "display",
-    "Outcome": "job",
-    "choose_with_workers": "job",
-    "extract": "job",
-    "security_of": "keys",
-    "Report": "part",
-    "Estimate": "plan",
-    "Partition": "plan",
-    "VideoFiles": "plan",
-    "changed_text": "plan",
-    "estimate": "plan",
-    "existing": "plan",
-    "plan_tasks": "plan",
-    "Shares": "shares",
-    "shares_of": "shares",
-}
-__all__ = sorted(_OFFERED)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _OFFERED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_OFFERED[name]}", __name__), name)
+__getattr__, __all__ = offer(
+    __name__,
+    {
+        "BATCH": "batch",
+        "Jobs": "batch",
+        "job_script": "batch",
+        "jobs_folder": "batch",
+        "check_videos": "check",
+        "Workers": "cluster",
+        "allocation": "cluster",
+        "first_task": "cluster",
+        "gpus_of": "cluster",
+        "local": "cluster",
+        "remote": "cluster",
+        "serve": "cluster",
+        "choose_display": "display",
+        "Outcome": "job",
+        "choose_with_workers": "job",
+        "extract": "job",
+        "security_of": "keys",
+        "Report": "part",
+        "Estimate": "plan",
+        "Partition": "plan",
+        "VideoFiles": "plan",
+        "changed_text": "plan",
+        "estimate": "plan",
+        "existing": "plan",
+        "plan_tasks": "plan",
+        "Shares": "shares",
+        "shares_of": "shares",
+    },
+)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from ...manifests import Clip, Problem, VideoError, VideoFinder
 from ..limits import DEADLINE
-from ..video.feeders import Feeders
-from ..video.frames import Unreadable
+from ..video import Feeders, Unreadable
 
 # Seconds by which a clip may end after its video: annotations are rounded, headers too.
 SLACK = 1.0

@@ -22,11 +22,9 @@ from ...features import Failure, create_store, declare_stream, mend, sweep, veri
 from ...features.verify import part_of
 from ...manifests import Clip, Problem, VideoFinder
 from ...storage import reachable, storage_at, sweep_folder
-from ..encoders.devices import choose_device, choose_precision
-from ..encoders.registry import StreamPlan, by_kind
-from ..encoders.text import TextPlan
+from ..encoders import StreamPlan, TextPlan, by_kind, choose_device, choose_precision
 from ..limits import DEADLINE, LONGEST_FRAME, STALL, part_bounds
-from ..video.nvdec import nvdec_missing
+from ..video import nvdec_missing
 from .batch import Jobs, batch, jobs_folder
 from .captions import CaptionsTask, captions_of, run_captions
 from .cluster import Workers, allocation, local, remote

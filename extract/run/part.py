@@ -22,14 +22,9 @@ import torch
 from ...features import ClipRows, ClipSource, Failure, is_committed, row_arrays, write_part
 from ...features.schema import canonical
 from ...storage import Fetched, Fetcher, StorageError
-from ..encoders.batches import Batches, Encoded
-from ..encoders.numerics import choose_kernels
-from ..encoders.objects import ObjectsPlan
-from ..encoders.text import TextPlan
-from ..encoders.windows import WindowPlan
+from ..encoders import Batches, Encoded, ObjectsPlan, TextPlan, WindowPlan, choose_kernels
 from ..limits import LONGEST_FRAME, MOST_FEEDERS, STALL
-from ..video.feeders import Feeders
-from ..video.requests import Digest, Done, End, Event, Failed, Opened, Restart, SamplingRequest, Video, Window
+from ..video import Digest, Done, End, Event, Failed, Feeders, Opened, Restart, SamplingRequest, Video, Window
 from .rows import RequestRows
 from .stalls import Stall, begin_stalls, forget_stalls, note_stalls
 from .watch import Watch

@@ -17,17 +17,10 @@ import torch
 from ...features import ClipSource, Stream, clip_arrays, row_arrays
 from ...manifests import Clip, VideoError, VideoFinder
 from ...storage import StorageError, storage_at
-from ..encoders.objects import ObjectsPlan
-from ..encoders.registry import StreamPlan, by_kind
-from ..encoders.windows import WindowPlan
+from ..encoders import ObjectsPlan, StreamPlan, WindowPlan, by_kind
 from ..limits import DEADLINE, LONGEST_FRAME, PART_MINUTES
-from ..video.container import Header
+from ..video import Feeders, Header, Sampling, SamplingRequest, Transform, Unreadable
 from ..video.feeder import file_digest
-from ..video.feeders import Feeders
-from ..video.frames import Unreadable
-from ..video.requests import SamplingRequest
-from ..video.sampling import Sampling
-from ..video.transform import Transform
 from .captions import PART_CAPTIONS, CaptionsTask, captions_of, plan_captions
 from .part import THREADS, ClipTask, PartTask, VideoTask, default_feeders
 

@@ -79,11 +79,11 @@ def evaluate_official(folder: Path, scores_out: Path | None, ties: Any, out: Pat
 
     with Progress(console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("scoring", total=None)
-        found = score_official(folder, lambda done, total: bar.update(task, completed=done, total=total))
+        scores = score_official(folder, lambda done, total: bar.update(task, completed=done, total=total))
     if scores_out is not None:
-        found.save(scores_out)
-    named = {"checkpoint": str(folder / "checkpoint.th"), "model": "HGR", "split": "tst", "clips": len(found.videos)}
-    show(named | {"ties": ties, "merged": True} | found.evaluate(ties), out, as_json)
+        scores.save(scores_out)
+    named = {"checkpoint": str(folder / "checkpoint.th"), "model": "HGR", "split": "tst", "clips": len(scores.videos)}
+    show(named | {"ties": ties, "merged": True} | scores.evaluate(ties), out, as_json)
 
 
 def show(record: dict[str, Any], out: Path | None, as_json: bool) -> None:

@@ -416,29 +416,29 @@ def dry_run(items: list, plans: list, device: str, options: ExtractOptions) -> N
     kept = {"part_clips": part_clips, "part_minutes": part_minutes, "retry_failed": options.retry_failed}
     kept["partition"] = Partition(*options.partition) if options.partition else None
     bounds = {name: getattr(options, name) for name in ("feeders", "deadline", "longest_frame")}
-    found = estimate(plan_tasks(clips, files, plans, streams, **kept), options.videos, plans, device, **bounds)
+    costs = estimate(plan_tasks(clips, files, plans, streams, **kept), options.videos, plans, device, **bounds)
     changed = Counter(files.changed.values()) if files is not None else {}
     if options.as_json:
-        click.echo(json.dumps(dataclasses.asdict(found) | {"changed": changed}, indent=1))
+        click.echo(json.dumps(dataclasses.asdict(costs) | {"changed": changed}, indent=1))
         return
-    text = f" and {plural(found.captions, 'caption')}" if found.captions else ""
+    text = f" and {plural(costs.captions, 'caption')}" if costs.captions else ""
     click.echo(
-        f"would compute {found.clips:,} of {plural(len(clips), 'clip')}{text}, {plural(found.videos, 'video')} in "
-        f"{plural(found.parts, 'part')}"
+        f"would compute {costs.clips:,} of {plural(len(clips), 'clip')}{text}, {plural(costs.videos, 'video')} in "
+        f"{plural(costs.parts, 'part')}"
     )
     if changed:
         click.echo(f"  {changed_text(changed, keep)}")
-    if found.missing_videos:
-        click.echo(f"  not below {options.videos}, and so recorded as failed: {plural(found.missing_videos, 'video')}")
+    if costs.missing_videos:
+        click.echo(f"  not below {options.videos}, and so recorded as failed: {plural(costs.missing_videos, 'video')}")
     for note in files.finder.notes() if files is not None else ():
         click.echo(f"  {note}")
-    for name, rows in found.rows.items():
+    for name, rows in costs.rows.items():
         click.echo(f"  {name}: about {rows:,} rows")
-    click.echo(f"  about {duration(found.video_hours)} of video, {decimal(found.bytes)} before compression")
+    click.echo(f"  about {duration(costs.video_hours)} of video, {decimal(costs.bytes)} before compression")
     which = "a GPU" if device != "cpu" else "the CPU"
     click.echo(
-        f"  about {duration(found.hours)} on one worker, timed on {which} of this machine just now; "
-        f"{plural(found.feeders, 'feeder')} would decode for {duration(found.decoding_hours)} of it"
+        f"  about {duration(costs.hours)} on one worker, timed on {which} of this machine just now; "
+        f"{plural(costs.feeders, 'feeder')} would decode for {duration(costs.decoding_hours)} of it"
     )
 
 

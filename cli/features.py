@@ -152,13 +152,13 @@ def features_ls(store: Path, stream: str | None, limit: int, skip_damaged: bool)
 
     opened = open_store(store, skip_damaged=skip_damaged)
     for name in [stream] if stream else list(opened):
-        found = opened[name]
-        warn_skipped(found)
-        click.echo(f"{name}: {plural(len(found), 'clip')}")
-        for clip_id in itertools.islice(found, limit or None):
-            click.echo(f"  {printable(clip_id)}  {found[clip_id]!r}")
-        if limit and len(found) > limit:
-            click.echo(f"  ... {len(found) - limit:,} more; --limit 0 lists all")
+        contents = opened[name]
+        warn_skipped(contents)
+        click.echo(f"{name}: {plural(len(contents), 'clip')}")
+        for clip_id in itertools.islice(contents, limit or None):
+            click.echo(f"  {printable(clip_id)}  {contents[clip_id]!r}")
+        if limit and len(contents) > limit:
+            click.echo(f"  ... {len(contents) - limit:,} more; --limit 0 lists all")
 
 
 @features.command("show")
@@ -245,8 +245,8 @@ def features_rm(store: Path, stream: str, yes: bool) -> None:
 
     opened = open_store(store, skip_damaged=True)
     try:
-        found = opened[stream]
-        what = f"{plural(len(found), 'clip')}, {plural(found.rows, 'row')}"
+        contents = opened[stream]
+        what = f"{plural(len(contents), 'clip')}, {plural(contents.rows, 'row')}"
     except StoreError as error:
         if stream not in opened:
             raise
@@ -358,12 +358,12 @@ def features_import(
 
     described = read_captions(captions) if captions else None
     names = (described.rows or [clip.clip_id for clip in described.clips]) if described else None
-    found = find_sources(source, form, names, arrays, max_gb)
-    if name and len(found) > 1:
-        raise AmexError(f"{source} holds {', '.join(s.name for s in found)}: with --stream, choose one by --array")
+    sources = find_sources(source, form, names, arrays, max_gb)
+    if name and len(sources) > 1:
+        raise AmexError(f"{source} holds {', '.join(s.name for s in sources)}: with --stream, choose one by --array")
     clips = described.clips if described else []
     if manifest_path and not described:  # before hours of importing
-        splits, texts = found[0].splits, found[0].captions  # all streams of a folder have the same
+        splits, texts = sources[0].splits, sources[0].captions  # all streams of a folder have the same
         with reading(source, ManifestError, "names clips that no manifest can hold"):
             clips = [
                 Clip(
@@ -372,10 +372,10 @@ def features_import(
                     split=splits.get(clip_id, ""),
                     captions=tuple(texts.get(clip_id, ())),
                 )
-                for clip_id in dict.fromkeys(clip_id for entry in found for clip_id in entry.ids)
+                for clip_id in dict.fromkeys(clip_id for entry in sources for clip_id in entry.ids)
             ]
     with Progress(console=console(stderr=True), transient=True) as bar:
-        for entry in found:
+        for entry in sources:
             stream = name or entry.name
             task = bar.add_task(stream, total=len(entry.ids))
             written, known = import_stream(
@@ -410,17 +410,17 @@ def features_export(
     from ..features import export_hdf5, export_hgr, export_npy, open_store
     from ..manifests import read_manifest
 
-    found = open_store(store, skip_damaged=skip_damaged)[stream]
-    warn_skipped(found)
+    contents = open_store(store, skip_damaged=skip_damaged)[stream]
+    warn_skipped(contents)
     with Progress(console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task(stream, total=len(found))
+        task = bar.add_task(stream, total=len(contents))
         tick = functools.partial(bar.advance, task)
         if form == "hgr":
             if manifest_path is None:
                 raise click.UsageError("--format hgr needs --manifest, for splits and captions")
             clips = read_manifest(manifest_path)
             splits = {clip.clip_id: clip.split for clip in clips}
-            export_hgr(found, out, splits, {clip.clip_id: clip.captions for clip in clips}, tick)
+            export_hgr(contents, out, splits, {clip.clip_id: clip.captions for clip in clips}, tick)
         else:
-            {"npy": export_npy, "hdf5": export_hdf5}[form](found, out, tick)
-    click.echo(f"{out}: {plural(len(found), 'clip')} of {stream} as {form}")
+            {"npy": export_npy, "hdf5": export_hdf5}[form](contents, out, tick)
+    click.echo(f"{out}: {plural(len(contents), 'clip')} of {stream} as {form}")

@@ -171,19 +171,19 @@ def manifest_check(path: Path, videos: Path, as_json: bool) -> None:
     from ..extract.run import check_videos
     from ..manifests import scan_manifest
 
-    found = check_videos(list(scan_manifest(path)), videos)
+    checked = check_videos(list(scan_manifest(path)), videos)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), indent=1))
+        click.echo(json.dumps(dataclasses.asdict(checked), indent=1))
     else:
         counts = []
-        for kind, entries in dataclasses.asdict(found).items():
+        for kind, entries in dataclasses.asdict(checked).items():
             if isinstance(entries, dict):
                 for name, reason in entries.items():
                     click.echo(printable(f"{kind.replace('_', ' ')}: {name}: {reason}"))
                 if entries and kind in WRONG:
                     counts.append(f"{kind.replace('_', ' ')}: {plural(len(entries), WRONG[kind])}")
-        click.echo(f"of {plural(found.videos, 'video')}, {', '.join(counts) or 'nothing is wrong'}")
-    sys.exit(3 if found.bad else 0)
+        click.echo(f"of {plural(checked.videos, 'video')}, {', '.join(counts) or 'nothing is wrong'}")
+    sys.exit(3 if checked.bad else 0)
 
 
 def summarise(clips: list) -> str:

@@ -41,8 +41,8 @@ def contact_sheet(
     Raises:
         AmexError: if the clip is in no stream of frames, or its video is not there or has changed.
     """
-    timed = {name: found for name, found in store.items() if "sampling" in found.spec}
-    rows = {name: found[clip_id] for name, found in timed.items() if clip_id in found and len(found[clip_id])}
+    timed = {name: opened for name, opened in store.items() if "sampling" in opened.spec}
+    rows = {name: opened[clip_id] for name, opened in timed.items() if clip_id in opened and len(opened[clip_id])}
     if stream is not None:
         rows = {stream: store[stream][clip_id], **rows}
         if "times" not in rows[stream].arrays:
@@ -50,10 +50,10 @@ def contact_sheet(
         if not len(rows[stream]):
             raise AmexError(f"clip {clip_id!r} is empty in {stream}: there is nothing to show")
     if not rows:
-        for found in timed.values():
-            found[clip_id]  # tells which failed, and why
+        for opened in timed.values():
+            opened[clip_id]  # tells which failed, and why
         raise ClipNotThere(f"clip {clip_id!r} has no frames in {store.path}")
-    chosen = stream or next((name for name, found in rows.items() if "boxes" in found.arrays), next(iter(rows)))
+    chosen = stream or next((name for name, opened in rows.items() if "boxes" in opened.arrays), next(iter(rows)))
     shown = rows[chosen]
     picked = np.unique(np.linspace(0, len(shown) - 1, min(frames, len(shown))).round().astype(int))
     images = read_frames(videos / timed[chosen].video(clip_id), [float(shown.times[row, 0]) for row in picked])
@@ -97,8 +97,8 @@ def thumbnail(store: Store, clip_id: str, videos: Path, height: int = 160) -> by
 
 def read_frames(path: Path, times: list[float]) -> list[np.ndarray]:
     """The frames of a video that are shown from exactly ``times`` on; AmexError if one of them cannot be had."""
-    one = Sampling(frames=1, stride=1)
-    requests = [SamplingRequest(time - SAME_TIME, time + SAME_TIME, one) for time in times]
+    single = Sampling(frames=1, stride=1)
+    requests = [SamplingRequest(time - SAME_TIME, time + SAME_TIME, single) for time in times]
     images: dict[int, np.ndarray] = {}
     begins: dict[int, float] = {}
     with contextlib.closing(Feeders()) as feeders:
@@ -130,12 +130,12 @@ def draw_boxes(axes: Axes, rows: Rows, row: int, stream: Stream, boxes: int) -> 
 
 def draw_windows(axes: Axes, rows: Mapping[str, Rows], marks: np.ndarray) -> None:
     """A lane a stream, a bar a row, beside one another where they overlap. ``marks`` are when the frames above are."""
-    times = np.concatenate([found.times for found in rows.values()])
+    times = np.concatenate([windows.times for windows in rows.values()])
     span = np.ptp(times)
-    for lane, found in enumerate(rows.values()):
-        starts, ends = found.times[:, 0], found.times[:, 1]
-        beside = max(1, int((np.arange(len(found)) - np.searchsorted(ends, starts + SAME_TIME) + 1).max()))
-        for index, (start, end) in enumerate(found.times):
+    for lane, windows in enumerate(rows.values()):
+        starts, ends = windows.times[:, 0], windows.times[:, 1]
+        beside = max(1, int((np.arange(len(windows)) - np.searchsorted(ends, starts + SAME_TIME) + 1).max()))
+        for index, (start, end) in enumerate(windows.times):
             at = (start, lane - 0.4 + 0.8 * (index % beside) / beside)
             colour = COLOURS[lane % len(COLOURS)]
             edge = "white" if end - start > span / 100 else colour  # what is narrow would be nothing but edge
@@ -144,6 +144,6 @@ def draw_windows(axes: Axes, rows: Mapping[str, Rows], marks: np.ndarray) -> Non
         axes.axvline(mark, color="black", linewidth=0.6, linestyle=":")
     axes.set_xlim(times.min() - 0.02 * span, times.max() + 0.02 * span)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks(range(len(rows)), [f"{name} ({len(found)})" for name, found in rows.items()], fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{name} ({len(windows)})" for name, windows in rows.items()], fontsize=8)
     axes.set_xlabel("seconds", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)

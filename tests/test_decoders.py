@@ -27,12 +27,12 @@ from amex.extract.video.container import open_video, read_index
 from amex.extract.video.decoders import Choice, DecodingRequest, choose
 from amex.extract.video.feeder import Feeder
 from amex.extract.video.feeders import Feeders
-from amex.extract.video.frames import DecoderFailed, Imager
+from amex.extract.video.frames import DecoderFailed, RgbConverter
 from amex.extract.video.nvdec import nvdec_frames, nvdec_missing
 from amex.extract.video.pyav_decoder import pyav_frames
 from amex.extract.video.requests import Done, Failed, Opened, SamplingRequest
 from amex.extract.video.sampling import Sampler, Sampling
-from amex.extract.video.sparse import Run, needed_packets, runs_of, trustworthy
+from amex.extract.video.sparse import PacketRun, needed_packets, runs_of, trustworthy
 
 LONGEST = Fraction(600)
 FRAMES = 240
@@ -176,7 +176,7 @@ def test_frames_before_an_open_groups_keyframe_need_the_group_before(files: Call
     before, keyframe, *_ = [k for k in np.flatnonzero(index.keyframe) if k and index.pts[k + 1] < index.pts[k]]
     needed = np.zeros(len(index), bool)
     needed[keyframe + 1] = True
-    assert runs_of(index, needed, "hevc") == (Run(before, before, keyframe + 2),)
+    assert runs_of(index, needed, "hevc") == (PacketRun(before, before, keyframe + 2),)
 
 
 def test_no_part_of_a_choice_looks_like_a_decoder_that_stands_still(
@@ -359,9 +359,9 @@ def test_interleaved_planes_become_the_rgb_of_separate_ones(
     path = encode(tmp_path / "v.mkv", frames=2, width=width, height=height, pix_fmt=pix_fmt)
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
-    imager = Imager()
-    image = imager.image_of(frame.reformat(format="nv12"))()
-    assert np.array_equal(image, imager.image_of(frame)())
+    converter = RgbConverter()
+    image = converter.image_of(frame.reformat(format="nv12"))()
+    assert np.array_equal(image, converter.image_of(frame)())
     assert np.array_equal(image, frame.to_ndarray(format="rgb24"))
 
 

@@ -19,7 +19,7 @@ from amex.extract.encoders.networks import load_network
 from amex.extract.encoders.objects import Detector, plan_objects
 from amex.extract.encoders.registry import plan_stream
 from amex.extract.encoders.text import TextEncoder, plan_text
-from amex.extract.encoders.windows import Encoder
+from amex.extract.encoders.windows import LoadedNetwork
 from amex.extract.run import job
 from amex.extract.run.batch import Jobs
 from amex.extract.run.cluster import local
@@ -120,7 +120,7 @@ def test_float32_is_float32_whichever_encoders_share_a_process(bert: str, precis
     )
     text = plan_text("t", model=bert, precision=precision)
     kinds = {
-        "windows": lambda: Encoder(load_network("r2plus1d_tiny", "random:0"), device="cpu", precision=precision),
+        "windows": lambda: LoadedNetwork(load_network("r2plus1d_tiny", "random:0"), device="cpu", precision=precision),
         "objects": lambda: Detector(detector, "cpu"),
         "text": lambda: TextEncoder(text, "cpu"),
     }

@@ -21,7 +21,7 @@ from amex.extract.encoders.resnext3d import ResNeXt101
 from amex.extract.encoders.s3dg import MilNceS3D
 from amex.extract.encoders.slowfast import SlowFast
 from amex.extract.encoders.weights import load
-from amex.extract.encoders.windows import Encoder, normalise
+from amex.extract.encoders.windows import LoadedNetwork, normalise
 from amex.extract.video.transform import Transform
 from amex.features import open_store
 
@@ -96,7 +96,7 @@ def plain_arrays(name: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_fast_form_of_a_network_gives_its_features(name: str, precision: str) -> None:
     x, truth = plain_arrays(name)
-    arrays = Encoder(load_network(name, "random:3"), device="cpu", precision=precision)(x)
+    arrays = LoadedNetwork(load_network(name, "random:3"), device="cpu", precision=precision)(x)
     labels = NETWORKS[name].classes()
     shapes = {"values": (1, NETWORKS[name].dim), **({"probabilities": (1, len(labels))} if labels else {})}
     assert {array: tuple(values.shape) for array, values in arrays.items()} == shapes
@@ -147,7 +147,7 @@ def test_one_pixel_of_crop_would_fail_the_comparison(tmp_path: Path, real_data: 
         fill_calibrated(torchvision.models.video.r2plus1d_18().state_dict(), str(parity / "r2plus1d_18_batchnorm.npz")),
         tmp_path / "weights.pt",
     )
-    encoder = Encoder(load_network("r2plus1d_18", str(tmp_path / "weights.pt")), device="cpu", precision="fp32")
+    encoder = LoadedNetwork(load_network("r2plus1d_18", str(tmp_path / "weights.pt")), device="cpu", precision="fp32")
     with av.open(str(real_data / "videos" / f"{name}.mp4")) as container:
         frames = [f.to_ndarray(format="rgb24") for f, _ in zip(container.decode(video=0), range(16), strict=False)]
     given = PRESETS["r2plus1d_18"].transform

@@ -39,7 +39,7 @@ from amex.storage.s3 import S3_OPTIONS, SENT_TOGETHER, ObjectStorage
 
 
 @pytest.fixture(scope="module")
-def crew(server: Server, cluster: str) -> Iterator[str]:
+def scheduler(server: Server, cluster: str) -> Iterator[str]:
     """The session's scheduler, while its worker has the same environment."""
     settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     with Client(cluster, set_as_default=False) as client:
@@ -48,9 +48,9 @@ def crew(server: Server, cluster: str) -> Iterator[str]:
         client.run(lambda: [os.environ.pop(name) for name in settings])
 
 
-def run(videos: Path | str, store: Path | str, crew: str, *more: Any) -> Any:
+def run(videos: Path | str, store: Path | str, scheduler: str, *more: Any) -> Any:
     source = () if "--manifest" in more else ("--dataset", "folder")
-    given = ("--videos", videos, "--store", store, "--cluster", crew, "--device", "cpu", "--part-clips", 1, *QUICK)
+    given = ("--videos", videos, "--store", store, "--cluster", scheduler, "--device", "cpu", "--part-clips", 1, *QUICK)
     return amex("extract", *source, *given, *more)
 
 
@@ -77,9 +77,11 @@ def test_few_files_of_a_part_are_in_memory_on_their_way_to_s3(
     assert len(open_store(store)["s"]["a"]) == 24
 
 
-def test_a_run_into_s3_makes_the_store_that_it_makes_on_a_disk(clips: Path, tmp_path: Path, crew: str, s3: str) -> None:
-    extract(clips, tmp_path / "s.zarr", crew, "--part-clips", 1)
-    made = run(clips, f"{s3}/a/s.zarr", crew)
+def test_a_run_into_s3_makes_the_store_that_it_makes_on_a_disk(
+    clips: Path, tmp_path: Path, scheduler: str, s3: str
+) -> None:
+    extract(clips, tmp_path / "s.zarr", scheduler, "--part-clips", 1)
+    made = run(clips, f"{s3}/a/s.zarr", scheduler)
     assert made.exit_code == 0, made.output
     here, there = open_store(tmp_path / "s.zarr")[R2], open_store(f"{s3}/a/s.zarr")[R2]
     assert here.fingerprint == there.fingerprint
@@ -89,16 +91,18 @@ def test_a_run_into_s3_makes_the_store_that_it_makes_on_a_disk(clips: Path, tmp_
         assert (here[clip_id].times == there[clip_id].times).all()
         assert (here[clip_id].values == there[clip_id].values).all()
     assert not [damage for damage in verify(there) if damage]
-    again = run(clips, f"{s3}/a/s.zarr", crew)
+    again = run(clips, f"{s3}/a/s.zarr", scheduler)
     assert again.output.startswith("computed 0 clips")
     assert amex("features", "verify", f"{s3}/a/s.zarr").output.endswith("is intact\n")
     assert "4 clips" in amex("features", "info", f"{s3}/a/s.zarr").output
 
 
-def test_what_other_processes_have_committed_is_seen_at_once(clips: Path, tmp_path: Path, crew: str, s3: str) -> None:
+def test_what_other_processes_have_committed_is_seen_at_once(
+    clips: Path, tmp_path: Path, scheduler: str, s3: str
+) -> None:
     store, manifest = f"{s3}/s.zarr", tmp_path / "m.jsonl"
     lines = [{"clip_id": name, "video": name} for name in ("a.mp4", "b.webm", "c.avi")]
-    where = ("--videos", clips, "--store", store, "--cluster", crew, "--device", "cpu", *TINY)
+    where = ("--videos", clips, "--store", store, "--cluster", scheduler, "--device", "cpu", *TINY)
     opened = None
     for count in (1, 2, 3):
         write_lines(manifest, *lines[:count])
@@ -111,11 +115,11 @@ def test_what_other_processes_have_committed_is_seen_at_once(clips: Path, tmp_pa
         assert len(open_store(opened)[NAME]) == count
 
 
-def test_a_model_is_trained_from_a_store_in_s3(tmp_path: Path, crew: str, s3: str) -> None:
+def test_a_model_is_trained_from_a_store_in_s3(tmp_path: Path, scheduler: str, s3: str) -> None:
     assert amex("manifest", "shapes", "--out", tmp_path, "--clips", 20).exit_code == 0
     manifest = tmp_path / "manifest.jsonl"
     stream = ("--manifest", manifest, "--stream", "r2plus1d_tiny")
-    where = ("--store", f"{s3}/s.zarr", "--cluster", crew)
+    where = ("--store", f"{s3}/s.zarr", "--cluster", scheduler)
     made = amex("extract", *stream, "--videos", tmp_path / "videos", *where, "--device", "cpu")
     assert made.exit_code == 0, made.output
     # Without memory for the features each sample is read from the store, by processes of their own.
@@ -128,11 +132,11 @@ def test_a_model_is_trained_from_a_store_in_s3(tmp_path: Path, crew: str, s3: st
     assert "rsum" in amex("eval", tmp_path / "w" / "best.pth").output
 
 
-def test_what_is_busy_is_asked_again(clips: Path, crew: str, s3: str, server: Server) -> None:
+def test_what_is_busy_is_asked_again(clips: Path, scheduler: str, s3: str, server: Server) -> None:
     """A quarter of all requests is answered with 503 or 500."""
     chance = random.Random(0)
     server.trouble = lambda environ: chance.choice([503, 500]) if chance.random() < 0.25 else None
-    made = run(clips, f"{s3}/s.zarr", crew)
+    made = run(clips, f"{s3}/s.zarr", scheduler)
     server.trouble = lambda environ: None
     assert made.exit_code == 0, made.output
     stream = open_store(f"{s3}/s.zarr")[R2]
@@ -152,7 +156,7 @@ def test_what_does_not_answer_in_time_is_asked_again(s3: str, server: Server, mo
 
 
 def test_a_commit_is_put_after_all_that_it_speaks_of_and_no_reader_sees_half_a_part(
-    clips: Path, crew: str, s3: str, server: Server
+    clips: Path, scheduler: str, s3: str, server: Server
 ) -> None:
     server.seen.clear()
     done = threading.Event()
@@ -169,7 +173,7 @@ def test_a_commit_is_put_after_all_that_it_speaks_of_and_no_reader_sees_half_a_p
 
     reader = threading.Thread(target=read)
     reader.start()
-    made = run(clips, f"{s3}/s.zarr", crew)
+    made = run(clips, f"{s3}/s.zarr", scheduler)
     done.set()
     reader.join()
     assert made.exit_code == 0, made.output
@@ -191,14 +195,14 @@ def test_of_two_writers_in_s3_the_first_to_commit_counts(s3: str) -> None:
     assert path.read_text() == "third"
 
 
-def test_a_damaged_part_in_s3_is_found_and_computed_again_alone(clips: Path, crew: str, s3: str) -> None:
-    assert run(clips, f"{s3}/s.zarr", crew).exit_code == 0
+def test_a_damaged_part_in_s3_is_found_and_computed_again_alone(clips: Path, scheduler: str, s3: str) -> None:
+    assert run(clips, f"{s3}/s.zarr", scheduler).exit_code == 0
     part = sorted(open_store(f"{s3}/s.zarr")[R2].commits)[1]
     (shard,) = open_path(f"{s3}/s.zarr").glob(f"{R2}/parts/{part}.*/values/c/0/0")
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     found = amex("features", "verify", f"{s3}/s.zarr")
     assert (found.exit_code, f"{R2}/{part}" in found.output) == (1, True)
-    mended = run(clips, f"{s3}/s.zarr", crew, "--repair")
+    mended = run(clips, f"{s3}/s.zarr", scheduler, "--repair")
     assert f"repaired: {R2}/{part}" in mended.output
     assert amex("features", "verify", f"{s3}/s.zarr").output.endswith("is intact\n")
 
@@ -250,11 +254,11 @@ def test_a_stream_in_s3_is_removed_and_a_killed_removal_is_seen_and_finished(
     [(403, "s.zarr", "Forbidden"), (None, "../nowhere-at-all/s.zarr", "nowhere-at-all")],
 )
 def test_what_s3_refuses_is_one_line(
-    status: int | None, place: str, words: str, clips: Path, crew: str, s3: str, server: Server
+    status: int | None, place: str, words: str, clips: Path, scheduler: str, s3: str, server: Server
 ) -> None:
     server.trouble = lambda environ: status
     store = f"{s3}/{place}" if status else "s3://nowhere-at-all/s.zarr"
-    for refused in (run(clips, store, crew), amex("features", "info", store)):
+    for refused in (run(clips, store, scheduler), amex("features", "info", store)):
         assert refused.exit_code == 1
         (line,) = refused.output.splitlines()
         assert line.startswith("Error: ")
@@ -262,8 +266,8 @@ def test_what_s3_refuses_is_one_line(
         assert words in line
 
 
-def test_a_stream_that_s3_refuses_is_one_line(clips: Path, crew: str, s3: str, server: Server) -> None:
-    assert run(clips, f"{s3}/s.zarr", crew).exit_code == 0
+def test_a_stream_that_s3_refuses_is_one_line(clips: Path, scheduler: str, s3: str, server: Server) -> None:
+    assert run(clips, f"{s3}/s.zarr", scheduler).exit_code == 0
     server.trouble = lambda environ: 403 if "/commits" in environ["PATH_INFO"] else None
     refused = amex("features", "ls", f"{s3}/s.zarr", R2)
     assert refused.exit_code == 1
@@ -272,21 +276,21 @@ def test_a_stream_that_s3_refuses_is_one_line(clips: Path, crew: str, s3: str, s
 
 
 def test_without_credentials_s3_is_refused_in_one_line(
-    clips: Path, crew: str, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clips: Path, scheduler: str, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
         monkeypatch.delenv(f"AWS_{name}")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     S3FileSystem.clear_instance_cache()
-    refused = run(clips, f"{s3}/s.zarr", crew)
+    refused = run(clips, f"{s3}/s.zarr", scheduler)
     assert refused.exit_code == 1
     (line,) = refused.output.splitlines()
     assert "redentials" in line
 
 
 def test_videos_in_s3_are_fetched_one_at_a_time_and_leave_nothing(
-    clips: Path, tmp_path: Path, crew: str, s3: str, server: Server
+    clips: Path, tmp_path: Path, scheduler: str, s3: str, server: Server
 ) -> None:
     root = open_path(f"{s3}/videos")
     for path in (path for path in clips.rglob("*") if path.is_file()):
@@ -302,7 +306,7 @@ def test_videos_in_s3_are_fetched_one_at_a_time_and_leave_nothing(
         {"clip_id": "gone", "video": "gone.mp4"},
         {"clip_id": "out", "video": "../a.mp4"},
     )
-    made = run(root, tmp_path / "s.zarr", crew, "--manifest", manifest)
+    made = run(root, tmp_path / "s.zarr", scheduler, "--manifest", manifest)
     assert made.exit_code == 3, made.output
     stream = open_store(tmp_path / "s.zarr")[R2]
     assert set(stream) == {"a", "cut", "d"}
@@ -310,22 +314,22 @@ def test_videos_in_s3_are_fetched_one_at_a_time_and_leave_nothing(
     assert stream.failures.keys() == {"gone", "out"}
     source = stream.source("a")
     assert (source.bytes, source.modified is None) == ((clips / "a.mp4").stat().st_size, False)
-    again = run(root, tmp_path / "s.zarr", crew, "--manifest", manifest)
+    again = run(root, tmp_path / "s.zarr", scheduler, "--manifest", manifest)
     assert "computed 0 clips" in again.output
     assert set(Path(tempfile.gettempdir()).glob("amex-*")) <= before
-    assert run(clips, tmp_path / "here.zarr", crew).exit_code == 0
+    assert run(clips, tmp_path / "here.zarr", scheduler).exit_code == 0
     assert (open_store(tmp_path / "here.zarr")[R2]["a.mp4"].times == stream["a"].times).all()
 
 
-def test_videos_behind_an_address_are_fetched_too(clips: Path, tmp_path: Path, crew: str) -> None:
+def test_videos_behind_an_address_are_fetched_too(clips: Path, tmp_path: Path, scheduler: str) -> None:
     handler = functools.partial(SimpleHTTPRequestHandler, directory=clips)
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{http.server_port}"
     lines = ({"clip_id": name, "video": name} for name in ("a.mp4", "deep/er/d.mkv", "none.mp4"))
     manifest = write_lines(tmp_path / "m.jsonl", *lines)
-    made = run(address, tmp_path / "s.zarr", crew, "--manifest", manifest)
-    unlisted = run(address, tmp_path / "t.zarr", crew)
+    made = run(address, tmp_path / "s.zarr", scheduler, "--manifest", manifest)
+    unlisted = run(address, tmp_path / "t.zarr", scheduler)
     assert made.exit_code == 3, made.output
     stream = open_store(tmp_path / "s.zarr")[R2]
     assert set(stream) == {"a.mp4", "deep/er/d.mkv"}
@@ -334,7 +338,7 @@ def test_videos_behind_an_address_are_fetched_too(clips: Path, tmp_path: Path, c
     assert (unlisted.exit_code, "cannot be listed" in unlisted.output) == (1, True)
     http.shutdown()
     http.server_close()
-    refused = run(address, tmp_path / "t.zarr", crew, "--manifest", manifest)
+    refused = run(address, tmp_path / "t.zarr", scheduler, "--manifest", manifest)
     assert (refused.exit_code, refused.output) == (
         1,
         f"Error: {address}/ cannot be reached: [Errno 111] Connection refused\n",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from amex.errors import AmexError
 from amex.extract.encoders.presets import DEFAULT_PRESET, PRESETS
-from amex.extract.video.sampling import Sampler, Sampling, Window, exact
+from amex.extract.video.sampling import SampledWindow, Sampler, Sampling, exact
 
 samplings = st.builds(
     Sampling,
@@ -42,9 +42,9 @@ def steady(count: int, fps: int = 25) -> list[Fraction]:
 
 def run(
     sampling: Sampling, edges: list[Fraction], start: float | None = None, end: float | None = None
-) -> list[Window]:
+) -> list[SampledWindow]:
     sampler = Sampler(sampling, start, end, edges[-1])
-    windows: list[Window] = []
+    windows: list[SampledWindow] = []
     for key, (begin, until) in enumerate(itertools.pairwise(edges)):
         windows += sampler.push(key, begin, until, last=key == len(edges) - 2)
     return windows + sampler.finish()
@@ -122,7 +122,7 @@ def test_the_frame_on_screen_is_sampled_also_if_it_began_before_the_clip() -> No
     shown = Sampling(fps=1, frames=1, stride=1, at="shown")
     assert [window.keys for window in run(shown, SLIDES, 12, 18)] == [(1,)] * 6
     assert [window.keys for window in run(shown, SLIDES, 5, 15)] == [(0,)] * 5 + [(1,)] * 5
-    assert run(shown, SLIDES, 12, 18)[0] == Window((1,), 10.0, 20.0)  # when the frame is shown, not the sample
+    assert run(shown, SLIDES, 12, 18)[0] == SampledWindow((1,), 10.0, 20.0)  # when the frame is shown, not the sample
     assert [window.keys for window in run(Sampling(count=2, frames=1, stride=1, at="shown"), SLIDES, 5, 15)] == [
         (0,),
         (1,),

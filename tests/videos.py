@@ -6,7 +6,7 @@ pixels and not about an index.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -123,10 +123,3 @@ def rotate(path: Path, degrees: int) -> Path:
     data[at : at + 36] = b"".join((value % (1 << 32)).to_bytes(4, "big") for value in turned)
     path.write_bytes(data)
     return path
-
-
-def pts_of(source: Path) -> Iterator[float]:
-    """Presentation times of the packets of a file, in seconds, in presentation order."""
-    with av.open(str(source)) as reader:
-        stream = reader.streams.video[0]
-        yield from sorted(float(p.pts * stream.time_base) for p in reader.demux(stream) if p.pts is not None)

@@ -229,11 +229,11 @@ def choose(
         "cls": special > 0,
         "mean": True,
     }
-    there = [name for name in POOLINGS if possible[name]]
+    available = [name for name in POOLINGS if possible[name]]
     if pooling is None:
         first = ("pooler",) if config.model_type in POOLER_FAMILIES else ()
-        pooling = next(name for name in ("projection", *first, "cls", "pooler", "mean") if name in there)
-    known(pooling, there, f"pooling of layer {layer} of {config.model_type}:")
+        pooling = next(name for name in ("projection", *first, "cls", "pooler", "mean") if name in available)
+    known(pooling, available, f"pooling of layer {layer} of {config.model_type}:")
     chosen = {"pooling": pooling, "layer": layer, "layers": layers, "special_tokens": special}
     plan = HubModel(kind=kind, family=config.model_type, weights="", weights_sha256="", dim=0, **chosen)
     values = pooled(output, plan)

@@ -380,21 +380,21 @@ class Detector:
     def rows(self, frames: Sequence[Resized]) -> dict[str, torch.Tensor]:
         """The arrays of a row each, of frames of one shape."""
         features, samples = self.features(frames)
-        found = [
+        detections = [
             self.choose(instances, frame)
             for instances, frame in zip(self.detect(features, samples), frames, strict=True)
         ]
-        pooled = self.pool(features, frames, [boxes for boxes, _, _ in found])
+        pooled = self.pool(features, frames, [boxes for boxes, _, _ in detections])
         rows = len(frames)
         arrays = {
             "values": np.zeros((rows, self.plan.boxes, self.plan.dim), np.float32),
             "boxes": np.zeros((rows, self.plan.boxes, 4), np.float32),
             "scores": np.zeros((rows, self.plan.boxes), np.float32),
             "labels": np.full((rows, self.plan.boxes), -1, np.int32),
-            "counts": np.array([len(boxes) for boxes, _, _ in found], np.int32),
+            "counts": np.array([len(boxes) for boxes, _, _ in detections], np.int32),
             "frame_size": np.array([frame.frame_size for frame in frames], np.int32),
         }
-        for row, ((boxes, scores, labels), values) in enumerate(zip(found, pooled, strict=True)):
+        for row, ((boxes, scores, labels), values) in enumerate(zip(detections, pooled, strict=True)):
             for name, array in (("values", values), ("boxes", boxes), ("scores", scores), ("labels", labels)):
                 arrays[name][row, : len(boxes)] = array.cpu().numpy()
         return {name: torch.from_numpy(array) for name, array in arrays.items()}

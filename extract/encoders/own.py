@@ -151,6 +151,6 @@ def attribute(module: nn.Module, what: str, name: str, kind: Any) -> Any:
     value = getattr(module, name, missing)
     if value is missing or not isinstance(value, kind) or isinstance(value, bool):
         wanted = str(getattr(kind, "__name__", kind))
-        found = "nothing" if value is missing else type(value).__name__
-        raise AmexError(f"{what}: the network's attribute {name} must be {wanted}, found {found}")
+        actual = "nothing" if value is missing else type(value).__name__
+        raise AmexError(f"{what}: the network's attribute {name} must be {wanted}, found {actual}")
     return value

@@ -251,10 +251,10 @@ def load_model(kind: Any, folder: str, dtype: torch.dtype, unused: Collection[st
     """
     quiet_transformers()
     try:
-        model, found = kind.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
+        model, loading = kind.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
     except Exception as error:  # of many kinds, for files of many kinds
         raise WeightsError(f"cannot load the model in {folder}: {first_line(error)}") from error
-    missing = sorted(name for name in found["missing_keys"] if not any(part in name for part in unused))
+    missing = sorted(name for name in loading["missing_keys"] if not any(part in name for part in unused))
     if missing:
         raise WeightsError(f"the model in {folder} lacks {missing[0]} ({len(missing)} in all)")
     return model.eval()

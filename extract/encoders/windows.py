@@ -109,10 +109,10 @@ class WindowPlan:
         """The stream's network on a device, loaded once a process."""
         key = (self.model, device, self.precision, self.compiled)
         given = {"device": device, "precision": self.precision, "compiled": self.compiled}
-        return WindowEncoder(shared(key, lambda: Encoder(self.model.load(), **given)), self.transform)
+        return WindowEncoder(shared(key, lambda: LoadedNetwork(self.model.load(), **given)), self.transform)
 
 
-class Encoder:
+class LoadedNetwork:
     """A network on a device, in the precision asked for.
 
     Args:
@@ -144,15 +144,15 @@ class Encoder:
 
 @dataclass(frozen=True)
 class WindowEncoder:
-    """An Encoder with the statistics of one stream: what a run asks of the encoder of a stream of windows."""
+    """The ``batches.Encoder`` of one stream of windows: a network, and the statistics that its windows get."""
 
-    encoder: Encoder
+    network: LoadedNetwork
     transform: Transform | None
 
     @property
     def device(self) -> torch.device:
         """Where it wants its windows."""
-        return self.encoder.device
+        return self.network.device
 
     def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
         """``values`` (windows, dim) float32, and whatever else the network makes.
@@ -160,7 +160,7 @@ class WindowEncoder:
         Args:
             windows: (windows, frames, height, width, 3) on the device, uint8 or float32 in [0, 255].
         """
-        return self.encoder(normalise(windows, self.transform))
+        return self.network(normalise(windows, self.transform))
 
 
 def normalise(windows: torch.Tensor, transform: Transform | None) -> torch.Tensor:

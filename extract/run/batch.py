@@ -121,9 +121,9 @@ def jobs_folder(store: Path) -> Path:
 def job_script(jobs: Jobs, folder: Path) -> str:
     """The script of one of the jobs, with HOST:PORT where the scheduler's address will be."""
     options = job_options(jobs, folder, security_of(*(folder / f"{name}.pem" for name in KEYS)))
-    there = folder.exists()
+    existed = folder.exists()
     script = job_class(jobs)("tls://HOST:PORT", name="amex-0", **options).job_script()
-    if not there:
+    if not existed:
         folder.rmdir()  # which dask-jobqueue makes for the logs
     return script
 

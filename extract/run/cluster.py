@@ -87,8 +87,8 @@ def gpus_of(device: str) -> list[str]:
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
-    return [there[int(index)]] if index else there
+    gpus = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    return [gpus[int(index)]] if index else gpus
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ class LineDisplay:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.there = -1
+        self.shown_workers = -1
 
     def note(self, text: str) -> None:
         self.console.print(text)
@@ -117,8 +117,8 @@ class LineDisplay:
         self.console.print(f"extracting {counted}{text} in {plural(parts, 'part')}")
 
     def workers(self, count: int, logs: Path | None) -> None:
-        if count != self.there:
-            self.there = count
+        if count != self.shown_workers:
+            self.shown_workers = count
             self.console.print(workers_text(count, logs))
 
     def update(self, part: int, report: Report) -> None:

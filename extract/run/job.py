@@ -123,7 +123,7 @@ def extract(
 
     Args:
         items: from ``manifests.scan_manifest``.
-        plans: from ``streams.plan_stream``.
+        plans: from ``encoders.plan_stream``.
         videos: the folder they are in; None if all streams are of text.
         device: from ``encoders.choose_device`` or ``choose_with_workers``.
         workers: processes on this machine; not used with jobs or a scheduler's address.
@@ -197,14 +197,14 @@ def extract(
         finally:
             display.end()
     after, absent, mine = {}, {}, partition or Partition()
-    own, said = mine.clips(clips, part_clips), mine.captions(captions_of(clips))
+    own, captions = mine.clips(clips, part_clips), mine.captions(captions_of(clips))
     for plan in plans:
         stream = existing(store, plan.name)
         if stream is None:
             raise AmexError(f"the store {store} is gone; the same command makes it again")
         sweep(stream)
         now = (
-            {caption: stream.state(caption) for caption in said}
+            {caption: stream.state(caption) for caption in captions}
             if isinstance(plan, TextPlan)
             else {clip.clip_id: files.state(clip, stream) for clip in own}
         )
@@ -363,19 +363,19 @@ def run_tasks(
             running.add(workers.client.submit(work, number, task, job, device, topic, **options))
 
     with on_sigterm(), scheduler_lasts():
-        seen = time.monotonic()
+        last_seen = time.monotonic()
         while waiting or by_key:
-            there = workers.client.scheduler_info(n_workers=-1)["workers"]
-            display.workers(len(there), workers.logs)
+            present = workers.client.scheduler_info(n_workers=-1)["workers"]
+            display.workers(len(present), workers.logs)
             now = time.monotonic()
-            if there:
-                seen = now
-                if device == "cuda" and any("GPU" in worker["resources"] for worker in there.values()):
+            if present:
+                last_seen = now
+                if device == "cuda" and any("GPU" in worker["resources"] for worker in present.values()):
                     resources = {"GPU": 1}
-            elif not workers.patient and now - seen > WITHOUT_WORKERS:
+            elif not workers.patient and now - last_seen > WITHOUT_WORKERS:
                 raise NoWorkers
             workers.replace()
-            hand_out(len(there))
+            hand_out(len(present))
             while (waiting or by_key) and time.monotonic() < now + LOOK_INTERVAL:
                 show_progress()
                 if not running.has_ready():
@@ -399,10 +399,10 @@ def run_tasks(
                     if isinstance(error, KilledWorker):  # Dask does so few tries: the next ones leave the culprits out
                         show_progress()
                         stalls = stalls_of(tasks[number], job)
-                        found = sum(stall.video is not None for stall in stalls)
+                        blamed = sum(stall.video is not None for stall in stalls)
                         # What only waited at a worker that was ended is blamed by Dask like what it worked on.
-                        again = found > at_fault[number] or (number not in begun and tries[number] < TRIES_UNBEGUN)
-                        at_fault[number] = found
+                        again = blamed > at_fault[number] or (number not in begun and tries[number] < TRIES_UNBEGUN)
+                        at_fault[number] = blamed
                     if again:
                         waiting.append((number, tasks[number]))
                     else:
@@ -412,7 +412,7 @@ def run_tasks(
                         if in_a_row == BROKEN_IN_A_ROW:
                             raise AmexError(f"{in_a_row} parts in a row broke, the last with {reason}")
                 future.release()
-                hand_out(len(there))
+                hand_out(len(present))
     return total, broken
 
 

@@ -149,17 +149,17 @@ def run_part(
         device: ``cpu`` or ``cuda:INDEX``.
         progress: called after each video with what is done so far.
     """
-    places = {stream: (job.streams[stream].name, part.name(stream)) for stream in part.streams}
-    if all(is_committed(job.store, *place) for place in places.values()):
+    parts = {stream: (job.streams[stream].name, part.name(stream)) for stream in part.streams}  # as the store has them
+    if all(is_committed(job.store, *names) for names in parts.values()):
         return Report()
-    stalls = {stream: begin_stalls(job.store, *place) for stream, place in places.items()}
+    stalls = {stream: begin_stalls(job.store, *names) for stream, names in parts.items()}
 
     def remember(stage: str, work: Collection[tuple[int, int]]) -> None:
-        for stream in {stream for _, stream in work} or places:
+        for stream in {stream for _, stream in work} or parts:
             videos = sorted({part.videos[number].path.as_posix() for number, other in work if other == stream})
             kept = {"stage": stage, "limit": job.stall, "batch": len(videos) > 1}
             more = [Stall(video=video, **kept) for video in videos or (None,)]
-            note_stalls(job.store, *places[stream], stalls[stream] + more)
+            note_stalls(job.store, *parts[stream], stalls[stream] + more)
 
     failures = {
         (stall.video, stream): (stall.stage, stall.reason)
@@ -170,9 +170,9 @@ def run_part(
     feeders = shared_feeders(job, device)
     with Watch(job.stall, remember, lambda: feeders.advanced) as watch:
         report = Run(part, job, device, progress, feeders, watch, failures).run()
-    for stream, place in places.items():
+    for stream, names in parts.items():
         if stalls[stream]:
-            forget_stalls(job.store, *place)
+            forget_stalls(job.store, *names)
     return report
 
 
@@ -362,8 +362,8 @@ class Run:
         begin = time.monotonic()
         for batch in encoded:
             self.report.rows += len(batch.owners)
-            for place, (_, rows, index) in enumerate(batch.owners):
-                rows.put(index, {name: array[place] for name, array in batch.arrays.items()})
+            for position, (_, rows, index) in enumerate(batch.owners):
+                rows.put(index, {name: array[position] for name, array in batch.arrays.items()})
         self.report.seconds["encode"] += time.monotonic() - begin
 
     def write(self, record: dict[str, Any]) -> set[str]:
@@ -461,5 +461,5 @@ def versions() -> dict[str, str]:
         "transformers",
         "zarr",
     )
-    found = {name: version(name) for name in ("amex", *libraries)}
-    return {"python": ".".join(map(str, sys.version_info[:3])), **found}
+    installed = {name: version(name) for name in ("amex", *libraries)}
+    return {"python": ".".join(map(str, sys.version_info[:3])), **installed}

@@ -179,9 +179,9 @@ def plan_tasks(
         captions = plan_captions(captions_of(clips), streams[plan.name], number, retry_failed=retry_failed)
         tasks += [task for task in captions if task.index in partition]
     if files is not None:
-        there = [streams[plan.name] for plan in seeing]
+        stored = [streams[plan.name] for plan in seeing]
         kept = {"part_clips": part_clips, "part_minutes": part_minutes, "retry_failed": retry_failed}
-        tasks += plan_parts(clips, files, seeing, there, **kept, partition=partition)
+        tasks += plan_parts(clips, files, seeing, stored, **kept, partition=partition)
     return tasks
 
 
@@ -252,8 +252,8 @@ def expected_work(clips: Sequence[Clip], file: VideoFile, rows: Sequence[tuple[S
     """
     if file.path is None:
         return 0.0, 0.0
-    whole = UNKNOWN_SECONDS if file.bytes is None else file.bytes / BYTES_A_SECOND
-    lengths = [max(0.0, (whole if clip.end is None else clip.end) - (clip.start or 0.0)) for clip in clips]
+    video_seconds = UNKNOWN_SECONDS if file.bytes is None else file.bytes / BYTES_A_SECOND
+    lengths = [max(0.0, (video_seconds if clip.end is None else clip.end) - (clip.start or 0.0)) for clip in clips]
     size = sum(
         each * sampling.windows(sampling.samples(seconds, EXPECTED_RATE))
         for sampling, each in rows
@@ -359,9 +359,9 @@ def estimate(
     plans, texts = by_kind(streams)
     captions = [task for task in tasks if isinstance(task, CaptionsTask)]
     video_tasks = [video for task in tasks if isinstance(task, PartTask) for video in task.videos]
-    there = [video for video in video_tasks if video.path is not None]
+    findable = [video for video in video_tasks if video.path is not None]
     fetched = videos is not None and storage_at(videos).must_fetch
-    sample = there[:: max(1, len(there) // (FETCHED_FILES if fetched else ESTIMATE_FILES))]
+    sample = findable[:: max(1, len(findable) // (FETCHED_FILES if fetched else ESTIMATE_FILES))]
     seconds = to_decode = 0.0
     paces: list[float] = []
     rows = Counter({plan.name: 0 for plan in plans})
@@ -392,7 +392,7 @@ def estimate(
                 for index in clip.streams:
                     sampling = plans[index].sampling
                     rows[plans[index].name] += sampling.windows(sampling.samples(length, header.rate))
-    scale = len(there) / len(sample) if sample else 0.0
+    scale = len(findable) / len(sample) if sample else 0.0
     rows = Counter({name: round(count * scale) for name, count in rows.items()})
     size = sum(rows[plan.name] * entry_bytes(row_arrays(plan.spec)) for plan in plans)
     by_one_feeder = to_decode * scale * (sum(paces) / len(paces) if paces else 0.0)
@@ -414,7 +414,7 @@ def estimate(
         captions=sum(len(task.captions) for task in captions),
         parts=len(tasks),
         videos=len(video_tasks),
-        missing_videos=len(video_tasks) - len(there),
+        missing_videos=len(video_tasks) - len(findable),
         video_hours=seconds * scale / 3600,
         rows=dict(rows),
         bytes=size,

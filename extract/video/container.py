@@ -168,8 +168,8 @@ class Index:
         pts = self.pts[self.order]
         last = int(self.duration[self.order[-1]]) * self.base or self.typical_gap
         longest_gap = max(int(np.diff(pts).max(initial=0)) * self.base, last)
-        whole = int(pts[-1] - pts[0]) * self.base + last
-        return longest_gap > longest or whole > justified(longest, int(self.size.sum()))
+        span = int(pts[-1] - pts[0]) * self.base + last
+        return longest_gap > longest or span > justified(longest, int(self.size.sum()))
 
 
 def read_index(

@@ -18,7 +18,7 @@ from .decord_decoder import decord_frames, decord_objection
 from .frames import Shown
 from .nvdec import nvdec_frames, nvdec_missing, nvdec_objection
 from .pyav_decoder import pyav_frames
-from .sparse import Plan, is_hopeless, plan_sparse, sparse_frames
+from .sparse import SparsePlan, is_hopeless, plan_sparse, sparse_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _OpenVideo:
     """An open video, and what is read of it when it is first asked for."""
 
     request: DecodingRequest
@@ -81,7 +81,7 @@ class _Look:
         return read_index(self.request.path, self.container, self.stream, self.complaints, self.alive)
 
     @cached_property
-    def plan(self) -> Plan | None:
+    def plan(self) -> SparsePlan | None:
         """Of a sparse pass; None where it does not pay or cannot be trusted."""
         header = header_of(self.request.path, self.container, self.stream)
         if "index" not in vars(self) and is_hopeless(header, self.request.requests):
@@ -136,14 +136,14 @@ def choose(
     container, stream = open_video(request.path)
     with container:
         complaints()  # those of opening
-        look = _Look(request, container, stream, complaints, alive)
+        video = _OpenVideo(request, container, stream, complaints, alive)
         reasons = []
         for decoder in DECODERS[request.decoder]:
-            objection = failure(decoder, without[decoder]) if decoder in without else look.objection(decoder)
+            objection = failure(decoder, without[decoder]) if decoder in without else video.objection(decoder)
             if objection is None:
                 counted = any(wanted.sampling.count is not None for wanted in request.requests)
-                until = look.index.end if counted else float("inf")
-                return Choice(decoder=decoder, why="; ".join(reasons), until=until, frames=look.frames(decoder))
+                until = video.index.end if counted else float("inf")
+                return Choice(decoder=decoder, why="; ".join(reasons), until=until, frames=video.frames(decoder))
             reasons += [objection] if objection else []
     raise AssertionError("the last decoder has no objections")
 

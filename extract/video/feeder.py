@@ -28,7 +28,7 @@ from .decoders import DecodingRequest, choose
 from .frames import BEAT_FRAMES, DecoderFailed, Shown, Unreadable, short_reason
 from .memory import Ring
 from .requests import SamplingRequest
-from .sampling import Sampler, Sampling, Window, exact
+from .sampling import SampledWindow, Sampler, Sampling, exact
 from .transform import Transform, TransformError
 
 # FFmpeg's complaints at this level and above are damage: 34 undamaged camera files cause none.
@@ -137,7 +137,7 @@ class Feeder:
             self.output.flush()
         wanted = DecodingRequest(
             path=path,
-            requests=[request_of(request) for request in message["requests"]],
+            requests=[parse_request(request) for request in message["requests"]],
             longest=exact(message["longest"]),
             decoder=message["decoder"],
             threads=message["threads"],
@@ -163,7 +163,7 @@ class Feeder:
         """
         transformed: dict[Transform | None, dict[int, np.ndarray]] = {}
         waiting = []
-        for index, request in enumerate(map(request_of, message["requests"])):
+        for index, request in enumerate(map(parse_request, message["requests"])):
             sampler = Sampler(request.sampling, request.start, request.end, until)
             waiting.append(Sampled(index, request, sampler, transformed.setdefault(request.transform, {})))
         waiting.sort(key=lambda sampled: sampled.sampler.start, reverse=True)
@@ -176,7 +176,7 @@ class Feeder:
                 count, self.reached = count + shown.decoded, shown.end
                 while waiting and (waiting[-1].sampler.start < shown.end or waiting[-1].sampler.start == shown.begin):
                     active.append(waiting.pop())
-                made: list[tuple[Sampled, Window]] = []
+                made: list[tuple[Sampled, SampledWindow]] = []
                 image: np.ndarray | None = None
                 for sampled in active.copy():
                     windows = sampled.sampler.push(key, shown.begin, shown.end, last=shown.last)
@@ -197,12 +197,12 @@ class Feeder:
                 if key % BEAT_FRAMES == 0 or time.monotonic() > beat + BEAT_SECONDS:
                     beat = time.monotonic()
                     self.alive(shown.end)
-                    if not final and (said := self.complaints()):
-                        raise DecoderFailed(said[-1])
+                    if not final and (lines := self.complaints()):
+                        raise DecoderFailed(lines[-1])
         except Unreadable as error:
             damage = error
-        if not final and (said := self.complaints()):
-            raise DecoderFailed(said[-1])
+        if not final and (lines := self.complaints()):
+            raise DecoderFailed(lines[-1])
         for sampled in active.copy():  # requests that the damage cuts off
             self.cut_off(sampled, active, damage, message)
         for sampled in waiting:  # requests that begin after the last frame
@@ -254,7 +254,7 @@ class Feeder:
             active.remove(sampled)
             self.send("done", request=sampled.index, frames=sampled.sampler.frames)
 
-    def send_windows(self, windows: list[tuple[Sampled, Window]], active: list[Sampled]) -> None:
+    def send_windows(self, windows: list[tuple[Sampled, SampledWindow]], active: list[Sampled]) -> None:
         """Copies windows into shared memory and tells of them."""
         for sampled, window in windows:
             if sampled not in active:
@@ -302,7 +302,7 @@ class Feeder:
                 del frames[key]
 
 
-def request_of(record: list[Any]) -> SamplingRequest:
+def parse_request(record: list[Any]) -> SamplingRequest:
     """A request as it comes from JSON, which has no tuples."""
     start, end, sampling, transform = record
     if transform is not None:

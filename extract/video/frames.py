@@ -54,7 +54,7 @@ class Shown:
     decoded: bool = True
 
 
-class Imager:
+class RgbConverter:
     """Makes RGB images of PyAV frames, on one thread. What one conversion prepares serves the next of the same size.
 
     A frame that converts itself prepares all anew: 0.5 ms for 340x256, where the conversion takes 0.12.

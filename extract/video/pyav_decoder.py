@@ -9,7 +9,7 @@ from typing import Any
 import av.error
 
 from .container import MOST_READ, WITHOUT_PTS, frame_period, gif_is_whole, justified, most_read, open_video
-from .frames import BEAT_FRAMES, Imager, Shown, Unreadable, short_reason
+from .frames import BEAT_FRAMES, RgbConverter, Shown, Unreadable, short_reason
 
 
 def pyav_frames(
@@ -58,14 +58,14 @@ def forward_pass(
     with container:
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = threads
-        imager = Imager()
+        converter = RgbConverter()
         held: tuple[Fraction, Fraction, Any] | None = None  # a frame's end is the next one's beginning
         try:
             for begin, duration, frame in _timed_frames(path, container, stream, longest, complaints):
                 if held is not None:
                     if begin < held[0]:
                         raise Unreadable("decode", f"damaged: presentation times run backwards at {float(begin):.3f} s")
-                    yield Shown(held[0], begin, imager.image_of(held[2]), False)
+                    yield Shown(held[0], begin, converter.image_of(held[2]), False)
                 held = (begin, duration, frame)
             if held is None:
                 raise Unreadable("decode", "the video stream has no frames")
@@ -73,9 +73,9 @@ def forward_pass(
         except Unreadable as error:
             certain = threads == 1 or not error.logged
             if certain and held is not None and held[1] <= longest:  # it came before the damage
-                yield Shown(held[0], held[0] + held[1], imager.image_of(held[2]), False)
+                yield Shown(held[0], held[0] + held[1], converter.image_of(held[2]), False)
             raise
-        yield Shown(held[0], held[0] + held[1], imager.image_of(held[2]), True)
+        yield Shown(held[0], held[0] + held[1], converter.image_of(held[2]), True)
 
 
 def _check_shown(begin: Fraction, duration: Fraction, longest: Fraction) -> None:
@@ -115,8 +115,8 @@ def _timed_frames(
             decoded = packet.decode()
             # Some readers and decoders skip, or conceal, what they cannot read, and go on; only the log tells. They say
             # it before they hand out the first frame that it concerns.
-            if said := complaints():
-                raise damaged("damaged or truncated", said[0], logged=True)
+            if lines := complaints():
+                raise damaged("damaged or truncated", lines[0], logged=True)
             for frame in decoded:
                 if frame.is_corrupt:
                     raise damaged("damaged", "a broken frame")
@@ -132,8 +132,8 @@ def _timed_frames(
                     raise damaged("damaged", f"{float(begin - first):,.0f} s are more than {size:,} bytes can fill")
                 yield begin, (frame.duration or 0) * base or fallback, frame
     except (av.error.FFmpegError, ValueError, IndexError) as error:
-        said = complaints()
-        raise damaged("damaged", (said or [short_reason(error)])[0], logged=bool(said)) from error
+        lines = complaints()
+        raise damaged("damaged", (lines or [short_reason(error)])[0], logged=bool(lines)) from error
     if packets < stream.frames:
         raise damaged("truncated", f"{packets} of {stream.frames} frames are there")
     if container.format.name == "gif" and not gif_is_whole(path):

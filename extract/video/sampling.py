@@ -104,7 +104,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Window:
+class SampledWindow:
     """A window of sampled frames.
 
     Attributes:
@@ -152,7 +152,7 @@ class Sampler:
         self._origin: Fraction | None = None  # the first instant, when resampling
         self._due: Fraction | None = None  # the next one, when resampling by rate
 
-    def push(self, key: int, begin: Fraction, end: Fraction, *, last: bool = False) -> list[Window]:
+    def push(self, key: int, begin: Fraction, end: Fraction, *, last: bool = False) -> list[SampledWindow]:
         """Takes the frame shown during [begin, end) and returns the windows it completes.
 
         Args:
@@ -173,7 +173,7 @@ class Sampler:
                 windows.append(self._cut())
         return windows
 
-    def finish(self) -> list[Window]:
+    def finish(self) -> list[SampledWindow]:
         """The windows that the tail makes. Call once, after the last frame of the clip."""
         windows = []
         while self.windows < self.sampling.windows(self._samples):
@@ -236,7 +236,7 @@ class Sampler:
             start += stride
         return False
 
-    def _cut(self) -> Window:
+    def _cut(self) -> SampledWindow:
         """The window at the next start, its missing samples filled with the last it has."""
         inside = [
             held
@@ -249,4 +249,4 @@ class Sampler:
         self.windows += 1
         while self._held and self._held[0][0] < self._next:
             self._held.popleft()
-        return Window(tuple(keys), float(inside[0][2]), float(inside[-1][3]))
+        return SampledWindow(tuple(keys), float(inside[0][2]), float(inside[-1][3]))

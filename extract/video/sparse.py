@@ -17,7 +17,7 @@ import av.error
 import numpy as np
 
 from .container import Header, Index, frame_period, open_video
-from .frames import BEAT_PACKETS, DecoderFailed, Imager, Shown, Unreadable, short_reason
+from .frames import BEAT_PACKETS, DecoderFailed, RgbConverter, Shown, Unreadable, short_reason
 from .sampling import Sampler, exact
 
 # The largest share that a sparse pass decodes of the packets of a forward pass, which ends where the last request does.
@@ -32,8 +32,8 @@ WARMED = frozenset({"h264"})
 
 
 @dataclass(frozen=True)
-class Run:
-    """A stretch of packets to decode, [first, after), in the order in which they are stored.
+class PacketRun:
+    """Packets to decode one after the other, [first, after), in the order in which they are stored.
 
     ``first`` and ``sound`` are keyframes. What is shown before the latter only warms the decoder up: it is decoded, but
     its frames may be broken.
@@ -45,7 +45,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SparsePlan:
     """What a sparse pass decodes.
 
     Attributes:
@@ -53,7 +53,7 @@ class Plan:
         first: of the frames in the order in which they are shown, the first that is on screen in a request's time.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[PacketRun, ...]
     fed: np.ndarray
     first: int
 
@@ -84,7 +84,7 @@ def plan_sparse(
     requests: Sequence[Any],
     longest: Fraction,
     alive: Callable[[Fraction], None],
-) -> Plan | None:
+) -> SparsePlan | None:
     """Which packets to decode for some requests; None if that is most of them, or if the index cannot be trusted.
 
     Args:
@@ -103,7 +103,7 @@ def plan_sparse(
     for run in runs:
         # Frames that are shown before a run's keyframe need the group before it, and none of this run needs them.
         fed[run.first : run.after] = index.pts[run.first : run.after] >= index.pts[run.sound]
-    return Plan(runs, fed, min([first, *np.flatnonzero(fed[index.order])[:1]]))
+    return SparsePlan(runs, fed, min([first, *np.flatnonzero(fed[index.order])[:1]]))
 
 
 def trustworthy(index: Index, announced: int, longest: Fraction) -> bool:
@@ -156,21 +156,21 @@ def needed_packets(
     return needed
 
 
-def runs_of(index: Index, needed: np.ndarray, codec: str) -> tuple[Run, ...]:
-    """The stretches of packets to decode, each up to the last packet that is needed of it."""
+def runs_of(index: Index, needed: np.ndarray, codec: str) -> tuple[PacketRun, ...]:
+    """The packets to decode, in runs, each up to the last packet that is needed of it."""
     keyframes = np.flatnonzero(index.keyframe)
     packets = np.flatnonzero(needed)
     group = np.searchsorted(keyframes, packets, side="right") - 1
     # A frame that is shown before the keyframe of its group (which is open) refers to the group before.
     group -= index.pts[packets] < index.pts[keyframes[group]]
     warmed = codec in WARMED and is_open(index, keyframes)
-    runs: list[Run] = []
+    runs: list[PacketRun] = []
     for number, packet in sorted(zip(group.tolist(), packets.tolist(), strict=True)):
         first = int(keyframes[max(0, number - 1) if warmed else number])
         if runs and first <= runs[-1].after:
             runs[-1] = replace(runs[-1], after=max(runs[-1].after, packet + 1))
         else:
-            runs.append(Run(first, int(keyframes[number]), packet + 1))
+            runs.append(PacketRun(first, int(keyframes[number]), packet + 1))
     return tuple(runs)
 
 
@@ -181,7 +181,7 @@ def is_open(index: Index, keyframes: np.ndarray) -> bool:
 
 
 def sparse_frames(
-    path: str, plan: Plan, index: Index, threads: int, complaints: Callable[[], list[str]]
+    path: str, plan: SparsePlan, index: Index, threads: int, complaints: Callable[[], list[str]]
 ) -> Iterator[Shown]:
     """The frames of the index in order, from the first that a request sees, decoded where the plan says so.
 
@@ -195,7 +195,7 @@ def sparse_frames(
     with container:
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = threads
-        imager = Imager()
+        converter = RgbConverter()
         period = frame_period(stream)
         decoded = decode_runs(container, stream, plan, index, complaints)
         last_position = len(index) - 1
@@ -211,11 +211,11 @@ def sparse_frames(
                 raise DecoderFailed(f"instead of the frame of {float(begin):.3f} s came {what}")
             if last and (frame.duration or 0) * index.base != end - begin and frame.duration:
                 raise DecoderFailed("the last frame is not shown for as long as its packet")
-            yield Shown(begin, end, imager.image_of(frame), last)
+            yield Shown(begin, end, converter.image_of(frame), last)
 
 
 def decode_runs(
-    container: Any, stream: Any, plan: Plan, index: Index, complaints: Callable[[], list[str]]
+    container: Any, stream: Any, plan: SparsePlan, index: Index, complaints: Callable[[], list[str]]
 ) -> Iterator[Any]:
     """The frames of all packets that are fed to the decoder, in the order in which they are shown."""
     context = stream.codec_context
@@ -227,18 +227,18 @@ def decode_runs(
             begin = int(index.pts[run.sound])
             for position, packet in packets_of(container, stream, index, run):
                 frames = context.decode(packet)
-                if (said := complaints()) and position >= run.sound:
-                    raise DecoderFailed(said[0])
+                if (lines := complaints()) and position >= run.sound:
+                    raise DecoderFailed(lines[0])
                 yield from sound_frames(frames, begin)
             frames = context.decode(None)
-            if said := complaints():
-                raise DecoderFailed(said[0])
+            if lines := complaints():
+                raise DecoderFailed(lines[0])
             yield from sound_frames(frames, begin)
     except (av.error.FFmpegError, ValueError, IndexError) as error:
         raise DecoderFailed((complaints() or [short_reason(error)])[0]) from error
 
 
-def packets_of(container: Any, stream: Any, index: Index, run: Run) -> Iterator[tuple[int, Any]]:
+def packets_of(container: Any, stream: Any, index: Index, run: PacketRun) -> Iterator[tuple[int, Any]]:
     """The packets of a run and their positions in the index, without those that are shown before the first."""
     first = int(index.pts[run.first])
     by_dts = container.format.name in BY_DECODING_TIME

@@ -1,6 +1,6 @@
 """Are the videos of a manifest there, readable, and long enough for their clips? From headers alone.
 
-The decoding process reads them: a file on which it hangs or dies is one bad file.
+A feeder reads them: a file on which it hangs or dies is one bad file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def check_videos(items: Sequence[Clip | Problem], root: Path, *, deadline: float
     """Looks at every video once.
 
     Args:
-        deadline: seconds after which the decoding process is taken for hung.
+        deadline: seconds after which the feeder is taken for hung.
     """
     finder = VideoFinder(root)
     check = Check(manifest={p.place: p.reason for p in items if isinstance(p, Problem)})

@@ -160,6 +160,19 @@ def fails() -> None:
     raise RuntimeError("no weights here\nsecond line")
 
 
+def short_of_memory() -> Brightness:
+    """A network for which there is memory for two windows at once."""
+
+    def forward(windows: torch.Tensor) -> torch.Tensor:
+        if len(windows) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return windows.mean((2, 3, 4))
+
+    network = Brightness()
+    network.forward = forward
+    return network
+
+
 def fails_on_windows() -> Brightness:
     network = Brightness()
     network.forward = lambda windows: windows.nonsense

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import amex
+from videos import encode
 
 from amex.errors import AmexError
 from amex.extract.encoders.registry import plan_stream
@@ -30,7 +32,7 @@ def test_a_network_of_ones_own_says_how_it_is_fed() -> None:
     window = torch.randint(0, 256, (5, 2, 24, 32, 3), dtype=torch.uint8)
     values = planned.encoder("cpu")(window)["values"]
     torch.testing.assert_close(values, window.float().mean((1, 2, 3)) / 255)
-    assert planned.encoder("cpu").encoder is planned.encoder("cpu").encoder
+    assert planned.encoder("cpu").network is planned.encoder("cpu").network
 
 
 def test_frames_of_their_own_size_are_given_in_0_to_1() -> None:
@@ -75,6 +77,16 @@ def test_what_is_no_network_is_refused_before_the_run(factory: str, message: str
         plan(factory)
     assert str(caught.value).startswith("stream x: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_says_that_its_batches_are_smaller_for_want_of_memory(tmp_path: Path, cluster: str) -> None:
+    (tmp_path / "v").mkdir()
+    encode(tmp_path / "v" / "a.mp4", frames=40)
+    options = ("--stream", "x=python:stand_in:short_of_memory", "--batch-size", 4)
+    where = ("--dataset", "folder", "--videos", tmp_path / "v", "--store", tmp_path / "s.zarr", "--device", "cpu")
+    run = amex("extract", *where, "--cluster", cluster, *options)
+    assert run.exit_code == 0, run.output
+    assert "  x: no memory for batches of 4; batches of 2 from now on\n" in run.output
 
 
 def test_the_documented_network_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

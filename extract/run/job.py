@@ -72,7 +72,7 @@ class Outcome:
         problems: manifest lines that are not usable clips.
         broken: part -> error, for parts that broke for another reason than their videos.
         repaired: ``stream/part`` of the parts that were found damaged and computed again.
-        notes: lines about how the manifest was understood.
+        notes: lines about how the manifest was understood, and how the work went.
         absent: stream -> the first clip or caption that is neither there nor failed, where there is one.
         changed: ``times`` or ``video`` -> for how many clips that was another when they were computed.
     """
@@ -218,7 +218,7 @@ def extract(
         problems=problems,
         broken=broken,
         repaired=repaired,
-        notes=files.finder.notes() if files is not None else [],
+        notes=[*(files.finder.notes() if files is not None else ()), *report.notes],
         absent=absent,
         changed=changed,
     )

@@ -415,7 +415,7 @@ def dry_run(items: list, plans: list, device: str, options: ExtractOptions) -> N
     )
     kept = {"part_clips": part_clips, "part_minutes": part_minutes, "retry_failed": options.retry_failed}
     kept["partition"] = Partition(*options.partition) if options.partition else None
-    bounds = {name: getattr(options, name) for name in ("feeders", "deadline", "longest_frame")}
+    bounds = {name: getattr(options, name) for name in ("feeders", "deadline", "longest_frame", "decoder")}
     costs = estimate(plan_tasks(clips, files, plans, streams, **kept), options.videos, plans, device, **bounds)
     changed = Counter(files.changed.values()) if files is not None else {}
     if options.as_json:

@@ -20,10 +20,11 @@ from videos import encode, read_number, remux
 
 from amex.errors import AmexError
 from amex.extract.encoders.settings import decoder_rules
+from amex.extract.run import plan
 from amex.extract.run.cluster import Workers
 from amex.extract.run.job import require_nvdec
 from amex.extract.video import nvdec
-from amex.extract.video.container import open_video, read_index
+from amex.extract.video.container import Header, open_video, read_index
 from amex.extract.video.decoders import Choice, DecodingRequest, choose
 from amex.extract.video.feeder import Feeder
 from amex.extract.video.feeders import Feeders
@@ -303,6 +304,24 @@ def test_a_choice_of_decoder_is_part_of_the_spec() -> None:
     specs = [str(decoder_rules(name)) for name in ("auto", "pyav", "decord", "nvdec")]
     assert len(set(specs)) == 4
     assert decoder_rules() == decoder_rules("auto")
+
+
+def test_a_dry_run_times_the_decoder_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Callable[[str], Path]
+) -> None:
+    asked: list[str] = []
+
+    class Asked(Feeders):
+        def header(self, path: Path) -> Header:
+            asked.append(self.decoder)
+            return super().header(path)
+
+    monkeypatch.setattr(plan, "Feeders", Asked)
+    videos = files("closed.mp4").parent
+    where = ("--dataset", "folder", "--videos", videos, "--store", tmp_path / "s.zarr", "--device", "cpu")
+    options = ("--stream", "r2plus1d_tiny", "--limit", 1, "--dry-run", "--decoder", "decord")
+    assert amex("extract", *where, *options).exit_code == 0
+    assert asked == ["decord"]
 
 
 @pytest.fixture

@@ -350,11 +350,12 @@ def estimate(
     feeders: int | None = None,
     deadline: float = DEADLINE,
     longest_frame: float = LONGEST_FRAME,
+    decoder: str = "auto",
 ) -> Estimate:
     """Costs from the headers of a sample of the files, timed decoding of some, and one timed batch of each encoder.
 
     Args:
-        feeders: as of ``job.extract``; so are ``deadline`` and ``longest_frame``.
+        feeders: as of ``job.extract``; so are ``deadline``, ``longest_frame`` and ``decoder``.
     """
     plans, texts = by_kind(streams)
     captions = [task for task in tasks if isinstance(task, CaptionsTask)]
@@ -366,7 +367,8 @@ def estimate(
     paces: list[float] = []
     rows = Counter({plan.name: 0 for plan in plans})
     count = feeders or default_feeders(device)
-    one_feeder = Feeders(threads=max(1, THREADS // count), deadline=deadline, longest=longest_frame)
+    kept = {"deadline": deadline, "longest": longest_frame, "decoder": decoder}
+    one_feeder = Feeders(threads=max(1, THREADS // count), **kept)
     with contextlib.closing(one_feeder) as feeder:
         for video in sample:
             try:

@@ -176,14 +176,14 @@ def main() -> None:
                 files = (videos * (given.files * count))[: given.files * count]
                 feed, sample = feed_only(plan, files, count, given.decoder)
                 encode = encode or encode_only(plan, device, sample)
-                whole, busy, seconds = end_to_end(plan, files, count, device, given.decoder)
-                ratio = whole / min(feed, encode)
+                delivered, busy, seconds = end_to_end(plan, files, count, device, given.decoder)
+                ratio = delivered / min(feed, encode)
                 row = {"stream": name, "size": given.size, "feeders": count, "encode": encode, "feed": feed}
-                row |= {"end_to_end": whole, "busy": busy, "ratio": ratio, "seconds": seconds, "device": name_of}
+                row |= {"end_to_end": delivered, "busy": busy, "ratio": ratio, "seconds": seconds, "device": name_of}
                 rows.append(row | {"precision": precision, "decoder": given.decoder, "batch_size": plan.batch_size})
                 print(
                     f"{name:>14} {given.size} x {count:<3} encode {encode:8.1f}   feed {feed:8.1f}   "
-                    f"end to end {whole:8.1f} windows/s   busy {busy:4.0%}   end to end / slower {ratio:.2f}",
+                    f"end to end {delivered:8.1f} windows/s   busy {busy:4.0%}   end to end / slower {ratio:.2f}",
                     flush=True,
                 )
     if given.json:

@@ -92,12 +92,12 @@ def main() -> None:
             measured["nothing to do"] = seconds(command(videos, store, given.more))
             measured["no such folder"] = seconds(command(videos / "none", store, given.more))
             rounds.append(measured)
-    found = {name: statistics.median(each[name] for each in rounds[1:]) for name in rounds[-1]}
+    medians = {name: statistics.median(each[name] for each in rounds[1:]) for name in rounds[-1]}
     if given.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(medians, indent=1))
         return
     print(f"seconds from the command on, the median of {given.runs} runs")
-    for name, value in found.items():
+    for name, value in medians.items():
         print(f"  {name:<26}{value:6.2f}")
 
 

@@ -111,7 +111,7 @@ def test_slides_of_minutes_are_no_damage(tmp_path: Path, feeders: Feeders) -> No
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Has another program run in place of the decoding process."""
+    """Has another program run in place of a feeder."""
     monkeypatch.setattr(near, "COMMAND", (sys.executable, "-c", code))
 
 

@@ -41,7 +41,7 @@ def start(videos: Path, store: Path, *more: str) -> subprocess.Popen[str]:
     # Dask gives up workers so long after their death, 15 s of its own accord: too early for one that starts slowly.
     env = os.environ | {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "50ms"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *options, *more], env=env, **pipes)
+    return subprocess.Popen([*command, *options, *more], env=env, start_new_session=True, **pipes)
 
 
 def finish(videos: Path, store: Path, cluster: str) -> dict[str, Any]:
@@ -171,6 +171,17 @@ def test_sigterm_stops_a_run_that_goes_on_later(
     assert len(open_store(store)[R2]) >= 2
     finish(many, store, cluster)
     assert tree(store) == undisturbed
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_is_told_in_one_line(many: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    run = start(many, store)
+    wait_for_parts(store, 1, run)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the workers and feeders have it too
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert errors == "stopped; what is written stays, and the same command goes on from there\n"
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
-"""Has a Dask worker import what its tasks need while it waits for the first of them: torch alone takes a second.
+"""Prepares a Dask worker: it leaves Ctrl-C to the run, and imports what its tasks need while it waits for the first.
 
-Workers preload this module. The import runs in a thread, so that it does not delay the registration, whose time is
-limited. A task that arrives meanwhile waits for the import that it would have begun.
+Workers preload this module. The import takes seconds; it runs in a thread, so that it does not delay the registration,
+whose time is limited. A task that arrives meanwhile waits for the import that it would have begun.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import signal
 import threading
 from typing import Any
 
 
 def dask_setup(worker: Any) -> None:
-    """Called by Dask in a worker that starts."""
+    """Called by Dask in a worker that starts, on its main thread."""
+    # Ctrl-C on a terminal reaches every process. The run ends its workers; they would only print tracebacks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     atexit.register(
         gc.freeze
     )  # else Python looks for garbage among all that torch made as it ends, for most of a second

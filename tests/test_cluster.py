@@ -17,6 +17,7 @@ import click
 import pytest
 import torch
 from conftest import QUICK, amex, extract, extract_options
+from distributed import Client
 from stand_in import note
 from test_extract import R2
 from test_resume import committed
@@ -229,3 +230,18 @@ def test_what_is_asked_of_workers_reaches_them_and_only_what_changes_features_th
     assert specs[0] == specs[1]
     refused = extract(clips, asked, cluster, "--limit", 2, code=1)
     assert "compute.deterministic" in refused["output"]
+
+
+def test_workers_are_counted_whatever_dask_asks_beside_the_run(
+    clips: Path, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh = Client._update_scheduler_info
+
+    async def overtaken(client: Client, n_workers: int = 0) -> None:
+        """The client's own look, which comes every two seconds and asks for no workers, arrives just after this one."""
+        await refresh(client, n_workers)
+        await refresh(client)
+
+    monkeypatch.setattr(Client, "_update_scheduler_info", overtaken)
+    monkeypatch.setattr(job, "WITHOUT_WORKERS", 2.0)
+    assert extract(clips, tmp_path / "s.zarr", cluster, "--limit", 1)["streams"][R2]["done"] == 1

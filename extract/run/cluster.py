@@ -58,6 +58,12 @@ class Workers:
     replace: Callable[[], None] = lambda: None
     logs: Path | None = None
 
+    def present(self) -> dict[str, dict[str, Any]]:
+        """The workers that the scheduler has now, as it describes them, by address."""
+        # Not client.scheduler_info(): every two seconds the client asks for the scheduler without its workers, and
+        # scheduler_info() may return that answer in place of its own.
+        return self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
+
 
 def placement(workers: int, gpus: Sequence[str] = (), cpus: int = CPU_COUNT) -> list[dict[str, Any]]:
     """How each worker of a machine is started, as options of Dask's Nanny.

@@ -365,7 +365,7 @@ def run_tasks(
     with on_sigterm(), scheduler_lasts():
         last_seen = time.monotonic()
         while waiting or by_key:
-            present = workers.client.scheduler_info(n_workers=-1)["workers"]
+            present = workers.present()
             display.workers(len(present), workers.logs)
             now = time.monotonic()
             if present:

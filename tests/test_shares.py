@@ -42,6 +42,7 @@ def test_two_workers_have_the_shares_of_one_that_did_the_same() -> None:
     [
         (DECODING, "decoding limits: more --feeders"),
         (ENCODING, "encoding limits"),
+        ({"encode": 60.0, "wait": 3.0, "decode": 5.0, "blocked": 0.1}, "encoding limits"),  # all decoded long before
         (DECODING | {"wait": 10.0, "blocked": 20.0}, ""),  # balanced
         ({name: each / 100 for name, each in DECODING.items()}, ""),  # too short to tell
         ({"encode": 100.0, "write": 1.0, "wait": 50.0}, ""),  # text has no feeders

@@ -11,8 +11,10 @@ WORKER = {"encode": "encode", "write": "write", "wait": "idle"}
 FEEDERS = {"decode": "decode", "transform": "transform", "blocked": "blocked"}
 # Above this share of a worker's time idle, decoding limits the run.
 IDLE = 0.2
-# Above this share of the feeders' time blocked, encoding does.
+# Above this share of the feeders' time blocked, or of a worker's time spent on encoding, encoding does. Feeders that
+# have decoded all their videos are no longer counted, so those of a short part may never be blocked.
 BLOCKED = 0.5
+ENCODE = 0.8
 # Seconds of workers below which nothing is said of limits: models are loaded, feeders start.
 TELLING = 10.0
 
@@ -53,7 +55,7 @@ def shares_of(seconds: Mapping[str, float]) -> Shares:
     if sum(seconds.get(key, 0.0) for key in WORKER) >= TELLING and any(feeders.values()):
         if worker["idle"] > IDLE:
             limit = "decoding"
-        elif feeders["blocked"] > BLOCKED:
+        elif feeders["blocked"] > BLOCKED or worker["encode"] > ENCODE:
             limit = "encoding"
     return Shares(worker=worker, feeders=feeders, limit=limit)
 

@@ -162,7 +162,7 @@ def declare_stream(
         lines = [f"  {field}: {old!r} in the store, {new!r} now" for field, old, new in diff_specs(there["spec"], spec)]
         raise SpecMismatch(
             f"stream {stream!r} of {store} was made with other settings:\n" + "\n".join(lines) + "\n"
-            f"Use the store's settings, or give these a stream of their own: --stream NAME={stream}"
+            "Use the store's settings, or store these under a name of their own: --stream NAME=NETWORK"
         )
     return mark
 
@@ -291,7 +291,7 @@ def check_declared(store: Path, stream: str, spec: dict[str, Any]) -> None:
     if read_spec(path)["fingerprint"] != fingerprint(spec):
         raise SpecMismatch(
             f"another run has declared stream {stream!r} of {store} with other settings while it was empty; "
-            f"use those, or give these a stream of their own: --stream NAME={stream}"
+            "use those, or store these under a name of their own: --stream NAME=NETWORK"
         )
 
 

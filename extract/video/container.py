@@ -49,7 +49,7 @@ def open_video(path: str, hwaccel: Any = None) -> tuple[Any, Any]:
             raise Unreadable("open", "the file is empty")
         container = av.open(path, options=ISOLATED, hwaccel=hwaccel)
     except (av.error.InvalidDataError, av.error.EOFError) as error:
-        raise Unreadable("open", f"not a video file ({short_reason(error)})") from error
+        raise Unreadable("open", f"not a video file, or an incomplete one ({short_reason(error)})") from error
     except av.error.ArgumentError as error:
         raise Unreadable(
             "open", "not a container of video: amex opens no playlists, no still images, no bare streams"

@@ -276,7 +276,10 @@ def with_default_stream(options: ExtractOptions) -> ExtractOptions:
         return options
     if in_store:
         reason = f"{options.store} has it"
-    elif options.dry_run:
+    elif options.dry_run:  # downloads nothing
+        if not NETWORKS[usual].published.path.exists():
+            later = f"the run downloads the weights of {usual}, or computes {substitute} where it cannot"
+            click.echo(f"{later}; --stream chooses one now", err=True)
         return options
     else:
         try:

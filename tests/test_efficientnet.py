@@ -170,6 +170,16 @@ def test_what_the_user_says_of_the_usual_stream_chooses_it(
     assert set(result["streams"]) == {"r2plus1d_18"}
 
 
+def test_a_dry_run_says_which_stream_may_take_the_usual_ones_place(
+    clocks: Path, tmp_path: Path, unreachable: None
+) -> None:
+    common = ("--dataset", "folder", "--videos", clocks, "--store", tmp_path / "s.zarr", "--device", "cpu")
+    result = amex("extract", *common, "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    assert "or computes efficientnet_lite2 where it cannot" in result.stderr
+    assert set(json.loads(result.stdout)["rows"]) == {"r2plus1d_18"}
+
+
 @pytest.mark.parametrize("option", [("--set", "r2plus1d_18.stride=8"), ("--preset", "r2plus1d_18=ig65m_8")])
 def test_an_option_of_the_usual_stream_is_not_lost_with_it(
     option: tuple[str, str], clocks: Path, tmp_path: Path, unreachable: None

@@ -100,7 +100,7 @@ class LiveDisplay:
 
 
 class LineDisplay:
-    """A line every few seconds, for logs."""
+    """A line every few seconds, for logs. It ends in what the time went into, and what limits the run."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -131,10 +131,10 @@ class LineDisplay:
         self.next = time.monotonic() + LINE_INTERVAL
         rate = self.totals.rate(total)
         left = f"{(self.totals.total - done) / rate:.0f} s left" if rate else "time left not known yet"
-        hint = shares_of(total.seconds).hint
+        shares = str(shares_of(total.seconds))
         self.console.print(
             f"{done}/{self.totals.total} {self.totals.what}, {rate:.2f}/s, {total.rows} rows, {total.failed} failed, "
-            f"{left}{f', {hint}' if hint else ''}"
+            f"{left}{f'; {shares}' if shares else ''}"
         )
 
     def end(self) -> None:

@@ -407,3 +407,14 @@ def test_a_long_video_stays_under_two_gigabytes_worker_and_decoder_together(tmp_
     assert len(open_store(tmp_path / "s.zarr")[R2]["long.mp4"]) == 75  # 600 s at 2 a second, 16 each
     assert 0 < peak < 2 << 30, f"{peak >> 20} MiB"
     assert 0 < decoding < 700 << 20, f"{decoding >> 20} MiB"
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_with_its_stream(clips: Path, tmp_path: Path, cluster: str) -> None:
+    import torch
+
+    torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
+    streams = ("--stream", "first=r2plus1d_tiny", "--stream", "second=r2plus1d_tiny")
+    options = ("--weights", f"second={tmp_path / 'other.pt'}", "--limit", 1)
+    result = extract(clips, tmp_path / "s.zarr", cluster, *streams, *options, code=1)
+    assert "stream second: " in result["output"]
+    assert "other.pt is not a checkpoint of this network" in result["output"]

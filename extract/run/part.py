@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ...errors import AmexError
 from ...features import ClipRows, ClipSource, Failure, is_committed, row_arrays, write_part
 from ...features.schema import canonical
 from ...storage import Fetched, Fetcher, StorageError
@@ -352,7 +353,10 @@ class Run:
                 self.report.notes.append(f"{plan.name}: {text}")
 
             begin = time.monotonic()
-            encoder = plan.encoder(self.device)
+            try:
+                encoder = plan.encoder(self.device)
+            except AmexError as error:  # of several streams, which
+                raise type(error)(f"stream {plan.name}: {error}") from error
             self.loading += time.monotonic() - begin
             self.batches[stream] = Batches(encoder, plan.batch_size, begins=begins, note=note)
         return self.batches[stream]

@@ -186,6 +186,24 @@ def test_the_digest_of_a_large_file_is_no_silence(tmp_path: Path, monkeypatch: p
     assert beats == [None] * 4
 
 
+def test_a_question_for_a_header_that_is_interrupted_leaves_no_answer_for_the_next(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feeders = Feeders()
+    expected = [feeders.header(path) for path in (files[0], files[4])]
+    assert expected[0] != expected[1]
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(near.select, "select", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            feeders.header(files[0])
+    assert feeders.header(files[4]) == expected[1]
+    feeders.close()
+
+
 def test_a_reader_that_stops_early_leaves_feeders_that_can_be_used(files: list[Path]) -> None:
     feeders = Feeders(2)
     videos = [Video(number, path, (SamplingRequest(None, None, EVERY),)) for number, path in enumerate(files)]

@@ -135,7 +135,7 @@ class Feeder:
         if message["digest"]:
             self.send("digest", sha256=file_digest(path, self.alive))
             self.output.flush()
-        wanted = DecodingRequest(
+        asked = DecodingRequest(
             path=path,
             requests=[parse_request(request) for request in message["requests"]],
             longest=exact(message["longest"]),
@@ -144,26 +144,29 @@ class Feeder:
         )
         without = dict(message["without"])
         while True:
-            choice = choose(wanted, without, self.complaints, self.alive)
+            choice = choose(asked, without, self.complaints, self.alive)
             self.send("open", decoder=choice.name, retry=None if choice.final else choice.decoder)
             self.output.flush()
             try:
-                self.run(choice.frames(), message, choice.until, final=choice.final)
+                self.run(choice.frames(), asked, choice.until, final=choice.final, keep=message["keep"])
                 return
             except DecoderFailed as error:
                 without[choice.decoder] = str(error)
                 self.send("restart")
 
-    def run(self, frames: Iterator[Shown], message: dict[str, Any], until: Fraction | float, *, final: bool) -> None:
+    def run(
+        self, frames: Iterator[Shown], asked: DecodingRequest, until: Fraction | float, *, final: bool, keep: bool
+    ) -> None:
         """Feeds the sampler of every request from one pass and sends windows and finished requests.
 
         Args:
             until: when the video ends, where a request asks for so many samples a clip.
             final: whether complaints are the video's damage, and no reason to try another decoder.
+            keep: whether a request that meets damage keeps what came before.
         """
         transformed: dict[Transform | None, dict[int, np.ndarray]] = {}
         waiting = []
-        for index, request in enumerate(map(parse_request, message["requests"])):
+        for index, request in enumerate(asked.requests):
             sampler = Sampler(request.sampling, request.start, request.end, until)
             waiting.append(Sampled(index, request, sampler, transformed.setdefault(request.transform, {})))
         waiting.sort(key=lambda sampled: sampled.sampler.start, reverse=True)
@@ -204,7 +207,7 @@ class Feeder:
         if not final and (lines := self.complaints()):
             raise DecoderFailed(lines[-1])
         for sampled in active.copy():  # requests that the damage cuts off
-            self.cut_off(sampled, active, damage, message)
+            self.cut_off(sampled, active, damage, asked.path, keep=keep)
         for sampled in waiting:  # requests that begin after the last frame
             if damage is not None:
                 self.send("fail", request=sampled.index, stage=damage.stage, reason=str(damage))
@@ -230,11 +233,11 @@ class Feeder:
         return True
 
     def cut_off(
-        self, sampled: Sampled, active: list[Sampled], damage: Unreadable | None, message: dict[str, Any]
+        self, sampled: Sampled, active: list[Sampled], damage: Unreadable | None, path: str, *, keep: bool
     ) -> None:
         """Ends a request at damage: with what it has, or as a failure."""
-        windows = sampled.sampler.finish() if message["keep"] else []
-        if not message["keep"] or not sampled.sampler.windows:
+        windows = sampled.sampler.finish() if keep else []
+        if not keep or not sampled.sampler.windows:
             active.remove(sampled)
             self.send("fail", request=sampled.index, stage=damage.stage, reason=str(damage))
             return
@@ -242,7 +245,7 @@ class Feeder:
         if sampled not in active:
             return
         active.remove(sampled)
-        header = read_header(message["path"])
+        header = read_header(path)
         end = min(float(sampled.sampler.end), header.end if header.stated else float("inf"))
         missing = None if end == float("inf") else round(max(0.0, end - float(self.reached)), 3)
         frames = sampled.sampler.frames

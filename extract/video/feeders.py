@@ -131,19 +131,23 @@ class Feeders:
         if not path.is_file():  # a pipe would be waited for
             raise Unreadable("open", "not a regular file")
         feeder = self._feeders[0]
+        answered = False
         try:
             feeder.ask({"path": str(path), "probe": True})
             while True:
                 self._ready([feeder], LOOK_INTERVAL)
                 for record in feeder.receive():
-                    if record["event"] == "header":
-                        del record["event"]
+                    event = record.pop("event")
+                    answered = event in ("header", "fail")
+                    if event == "header":
                         return Header(**record)
-                    if record["event"] == "fail":
-                        raise Unreadable(record["stage"], record["reason"])
+                    if event == "fail":
+                        raise Unreadable(**record)
         except FeederGone as error:
-            feeder.close()
             raise Unreadable("open", str(error)) from error
+        finally:
+            if not answered:  # also where the wait is interrupted: the answer would be taken for that of the next video
+                feeder.close()
 
     def _ready(self, busy: Sequence[_Feeder], interval: float) -> list[_Feeder]:
         """Those that have something to say, or nothing for too long.

@@ -1,0 +1,27 @@
+"""``amex features``: look at a store, take care of it, bring features in and take them out."""
+
+from __future__ import annotations
+
+import click
+
+from .care import features_rm, features_verify
+from .exchange import features_export, features_import
+from .look import features_failures, features_info, features_ls, features_show
+
+
+@click.group()
+def features() -> None:
+    """Look at a store: what is in it, whether it is intact, what failed. Bring features in, take them out."""
+
+
+for command in (
+    features_info,
+    features_ls,
+    features_show,
+    features_failures,
+    features_verify,
+    features_rm,
+    features_import,
+    features_export,
+):
+    features.add_command(command)

@@ -1,0 +1,211 @@
+"""What is in a store, and what failed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...console import console
+from ...errors import AmexError, plural, printable
+from ..options import json_option
+from .options import skip_damaged_option, store_argument, warn_skipped
+
+
+@click.command("info")
+@store_argument
+@json_option
+def features_info(store: Path, as_json: bool) -> None:
+    """Streams with their clips, rows, bytes and settings. Exits with 1 if a commit record is damaged."""
+    from ...features import open_store
+
+    opened = open_store(store, skip_damaged=True)
+    record = {}
+    for name, stream in opened.items():
+        sizes = [sum(file["bytes"] for file in commit["files"].values()) for commit in stream.commits.values()]
+        record[name] = {
+            "clips": len(stream),
+            "failed": len(stream.failures),
+            "cut_off_by_damage": len(stream.cut_off()),
+            "rows": stream.rows,
+            "parts": len(stream.commits),
+            "damaged_parts": len(stream.damaged),
+            "bytes": sum(sizes),
+            "decoders": dict(
+                Counter(c["decoder"] for commit in stream.commits.values() for c in commit["clips"] if "decoder" in c)
+            ),
+            "fingerprint": stream.fingerprint,
+            "provenance": stream.provenance,
+            "spec": stream.spec,
+        }
+    if as_json:
+        click.echo(json.dumps(record, indent=1))
+    else:
+        print_info(store, record)
+    if damaged := [reason for stream in opened.values() for reason in stream.damaged.values()]:
+        parts = f"{plural(len(damaged), 'part')} {'is' if len(damaged) == 1 else 'are'}"
+        raise AmexError(f"{parts} damaged and not counted, the first: {damaged[0]}")
+
+
+def print_info(store: Path, record: dict[str, Any]) -> None:
+    """The record of ``features info``, by stream, as text."""
+    click.echo(f"{store}: {plural(len(record), 'stream')}" + ("" if record else "; add one with amex extract"))
+    for name, entry in record.items():
+        output = entry["spec"]["output"]
+        failed = f", {entry['failed']:,} failed" if entry["failed"] else ""
+        failed += f", {entry['cut_off_by_damage']:,} cut off by damage" if entry["cut_off_by_damage"] else ""
+        damaged = f", {plural(entry['damaged_parts'], 'damaged part')}" if entry["damaged_parts"] else ""
+        of_text = output.get("of") == "captions"
+        arrays = "".join(f", {array}" for array in (*output.get("arrays", ()), *output.get("clip_arrays", ())))
+        click.echo(
+            f"\n{name}\n  {plural(entry['clips'], 'caption' if of_text else 'clip')}{failed}{damaged}, "
+            f"{plural(entry['rows'], 'row')} of {output['dtype']}{output['shape']}{arrays}, "
+            f"{entry['bytes'] / 1e6:,.2f} MB in {plural(entry['parts'], 'part')}\n"
+            f"  {described(entry)}"
+        )
+        if not of_text and "source" not in entry["spec"]:
+            served = ", ".join(f"{decoder}: {count:,}" for decoder, count in entry["decoders"].items())
+            click.echo(f"  decoded by {served or 'nothing yet'}")
+        click.echo(f"  fingerprint {entry['fingerprint'][:16]}")
+
+
+def described(entry: dict[str, Any]) -> str:
+    """How a stream was made, in words; a store that another program made may have a spec of its own."""
+    try:
+        return f"{entry['spec']['network']}, {fed(entry['spec'])}{computed(entry)}"
+    except (KeyError, TypeError):
+        return "for how it was made see --json"
+
+
+def ledger(stream: str, failure: Any) -> dict[str, Any]:
+    """A failure as an entry of ``features failures --json``; a clip that is kept in part has the same keys."""
+    return {"stream": stream, **vars(failure), "missing": None, "kept": False}
+
+
+def cut_off(name: str, stream: Any) -> list[dict[str, Any]]:
+    """The clips of a stream that are kept as far as their video is undamaged, as entries of the ledger."""
+    return [
+        {
+            "stream": name,
+            "clip_id": clip_id,
+            "video": clip.get("video", ""),
+            "stage": "kept",
+            "reason": clip["damage"],
+            "attempts": None,  # is not recorded of what succeeded
+            "source": stream.source(clip_id).entry,
+            "missing": clip["missing"],
+            "kept": True,
+        }
+        for clip_id, clip in stream.cut_off().items()
+    ]
+
+
+def fed(spec: dict[str, Any]) -> str:
+    """What a stream's encoder looked at, in words."""
+    if "source" in spec:
+        return f"array {spec['source']['array']} of sha256 {spec['source']['sha256'][:12]}"
+    if "sampling" not in spec:
+        return f"up to {spec['max_tokens']} tokens"
+    sampling = spec["sampling"]
+    rate = "native rate" if sampling["fps"] is None else f"{sampling['fps']:g} fps"
+    rate = f"{sampling['count']} samples a clip" if sampling.get("count") else rate
+    if sampling["frames"] == sampling["stride"] == 1:
+        return f"frames, {rate}"
+    return f"{sampling['frames']} frames every {sampling['stride']}, {rate}"
+
+
+def computed(entry: dict[str, Any]) -> str:
+    """How a stream was computed, in words; of imported ones that is not known."""
+    if "compute" not in entry["spec"]:
+        return f", from {entry['provenance']['imported_from']}"
+    return f", {entry['spec']['compute']['precision']}, weights {entry['provenance']['weights']}"
+
+
+@click.command("ls")
+@store_argument
+@click.argument("stream", required=False)
+@click.option("--limit", default=20, show_default=True, help="Clips a stream to list; 0 for all.")
+@skip_damaged_option
+def features_ls(store: Path, stream: str | None, limit: int, skip_damaged: bool) -> None:
+    """Clips of a stream, or of every stream, with their rows and times."""
+    from ...features import open_store
+
+    opened = open_store(store, skip_damaged=skip_damaged)
+    for name in [stream] if stream else list(opened):
+        contents = opened[name]
+        warn_skipped(contents)
+        click.echo(f"{name}: {plural(len(contents), 'clip')}")
+        for clip_id in itertools.islice(contents, limit or None):
+            click.echo(f"  {printable(clip_id)}  {contents[clip_id]!r}")
+        if limit and len(contents) > limit:
+            click.echo(f"  ... {len(contents) - limit:,} more; --limit 0 lists all")
+
+
+@click.command("show")
+@store_argument
+@click.argument("clip")
+@click.option(
+    "--videos", required=True, type=click.Path(path_type=Path), help="The folder the videos were extracted from."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The PNG to write.  [default: CLIP.png, here]")
+@click.option("--stream", help="Whose frames and boxes to show.  [default: one of objects, if there is one]")
+@click.option("--frames", default=12, show_default=True, type=click.IntRange(min=1), help="At most so many.")
+@click.option("--boxes", default=10, show_default=True, type=click.IntRange(min=0), help="At most so many a frame.")
+def features_show(
+    store: Path, clip: str, videos: Path, out: Path | None, stream: str | None, frames: int, boxes: int
+) -> None:
+    """Draw a contact sheet of CLIP: its frames with boxes, labels and scores, and all windows on a time axis."""
+    from ...extract.sheet import contact_sheet
+    from ...features import open_store
+
+    out = out or Path(clip.replace("/", "_")).with_suffix(".png")
+    shown = contact_sheet(open_store(store), clip, videos, out, stream=stream, frames=frames, boxes=boxes)
+    click.echo(f"{printable(str(out))}: {plural(shown, 'frame')}")
+
+
+@click.command("failures")
+@store_argument
+@json_option
+@skip_damaged_option
+def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
+    """The quarantine ledger: which clips have no rows, at which stage they failed, why, how often they were tried.
+
+    Clips that `--damaged keep` cut off at damage are listed too, at the stage `kept`, with the seconds that are
+    missing. With --json they have `kept` true and no `attempts`; `missing` is null where that is unknown, and of
+    clips that failed.
+    """
+    from rich.table import Table
+
+    from ...features import open_store
+
+    opened = open_store(store, skip_damaged=skip_damaged)
+    entries = [ledger("", failure) for failure in opened.problems]
+    for name, stream in opened.items():
+        warn_skipped(stream)
+        entries += [ledger(name, failure) for failure in stream.failures.values()]
+        entries += cut_off(name, stream)
+    if as_json:
+        click.echo(json.dumps(entries, indent=1))
+        return
+    if not entries:
+        click.echo("nothing failed")
+        return
+    table = Table("stream", "clip", "video", "stage", "reason", "tries", "missing", box=None)
+    for entry in entries:
+        columns = ("stream", "clip_id", "video", "stage", "reason", "attempts")
+        seconds = "unknown" if entry["missing"] is None else f"{entry['missing']:.3f} s"
+        cells = ["" if entry[column] is None else printable(str(entry[column])) for column in columns]
+        table.add_row(*cells, seconds if entry["kept"] else "all")
+    console().print(table)
+    kept = sum(entry["kept"] for entry in entries)
+    if kept:
+        click.echo(f"{plural(kept, 'clip')} {'lacks' if kept == 1 else 'lack'} what damage has cut off")
+    if failed := len(entries) - kept:
+        again = "it" if failed == 1 else "them"
+        click.echo(f"{plural(failed, 'failure')}; try {again} again with amex extract ... --retry-failed")
+        if any(entry["stage"] == "decode" for entry in entries):
+            click.echo("with --damaged keep beside it, what comes before damage is kept")

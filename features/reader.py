@@ -35,6 +35,7 @@ from .schema import (
     read_problems,
     read_spec,
     read_store,
+    replaced_by,
     row_arrays,
     stream_names,
     stream_path,
@@ -207,13 +208,19 @@ class Stream:
             for file, data in storage_at(self.path / "commits").read_matching("*.json"):
                 part = file.removesuffix(".json")
                 try:
-                    self._index(part, self._own(parse_commit(self.path / "commits" / file, data)))
+                    self.commits[part] = self._own(parse_commit(self.path / "commits" / file, data))
                 except DamagedPart as error:
                     if not skip_damaged:
                         raise
                     self.damaged[part] = str(error)
+            for part in {part for commit in self.commits.values() for part in replaced_by(commit)}:
+                self.commits.pop(part, None)
+                self.damaged.pop(part, None)
+            for part, commit in self.commits.items():
+                try:
+                    self._index(part, commit)
                 except (KeyError, TypeError) as error:
-                    path = self.path / "commits" / file
+                    path = self.path / "commits" / f"{part}.json"
                     raise StoreError(f"{path} has entries that this amex does not know: {first_line(error)}") from error
         for clip_id in self._where.keys() & self.failures.keys():
             if self.failures[clip_id].rank[0] > self._revisions.get(clip_id, 0):
@@ -236,7 +243,6 @@ class Stream:
         return commit
 
     def _index(self, part: str, commit: dict[str, Any]) -> None:
-        self.commits[part] = commit
         first = 0
         for place, clip in enumerate(commit["clips"]):
             clip_id, revision = clip["clip_id"], clip.get("revision", 0)

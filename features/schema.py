@@ -13,6 +13,9 @@ store.zarr/
 A part's folder is called after the part and a digest of what is in it; the commit says which it is. So two writers of
 one part, of which one was thought dead, never touch each other's files, and the first to commit is the one that counts.
 
+A commit may name parts that it ``replaces``, as when small parts become one large part, or clips are removed. Those do
+not count from then on, whether their commits and folders are still there or not.
+
 Streams of objects have further arrays with one entry a row: boxes, scores, labels, counts, frame_size; a classifier's
 stream has ``probabilities``. In a stream of text the ids are the captions themselves, a row is a token, tokens have no
 times, and ``sentence`` has one entry a caption. ``row_arrays`` and ``clip_arrays`` tell which arrays a stream has.
@@ -34,8 +37,9 @@ import numpy as np
 from ..errors import AmexError, first_line
 from ..storage import NOT_THERE
 
-# 2 names a part's folder after its content. 3 seals spec.json, problems.json and the store's zarr.json too.
-FORMAT = 3
+# 2 names a part's folder after its content. 3 seals spec.json, problems.json and the store's zarr.json too. 4 lets a
+# part replace others.
+FORMAT = 4
 # Between what a record says and its sha256.
 SEAL = ',\n "sha256": "'
 # Files of a store itself.
@@ -241,6 +245,11 @@ def folder_of(commit: dict[str, Any]) -> str:
     return commit.get("folder", commit["part"])
 
 
+def replaced_by(commit: dict[str, Any]) -> list[str]:
+    """The parts that do not count any more once the part of a commit is there."""
+    return commit.get("replaces", [])
+
+
 def read_commit(path: Path) -> dict[str, Any]:
     """A commit record whose seal holds; raises DamagedPart otherwise."""
     return parse_commit(path, path.read_bytes())
@@ -273,6 +282,8 @@ def _check_commit(record: dict[str, Any], part: str) -> None:
         if {"", ".", ".."} & set(name.split("/")):
             raise ValueError(f"its file {name!r} is outside of the part")
         _ = file["bytes"], file["sha256"]
+    if part in replaced_by(record):
+        raise ValueError("it replaces itself")
     if sum(clip["rows"] for clip in record["clips"]) != record["rows"]:
         raise ValueError("its clips do not have as many rows as the part")
 

@@ -215,6 +215,7 @@ def write_part(
     clips: Sequence[ClipRows],
     failures: Sequence[Failure],
     run: dict[str, Any],
+    replaces: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes one part and, once every byte of it is read back and on disk, its commit record. Returns the record.
 
@@ -223,6 +224,7 @@ def write_part(
     Args:
         spec: the stream's, as it was declared.
         run: host, seconds, versions: recorded, but no part of what two equal runs must agree on.
+        replaces: parts of the stream that do not count any more as soon as this one does.
 
     Raises:
         SpecMismatch: if the stream was declared anew with another spec.
@@ -252,6 +254,7 @@ def write_part(
             "clips": [_entry(clip) for clip in clips],
             "failures": [dataclasses.asdict(failure) for failure in failures],
             "files": files,
+            **({"replaces": list(replaces)} if replaces else {}),
             "run": run,
         }
         write_text(committed, sealed(commit), once=True, beside=parts)

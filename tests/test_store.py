@@ -369,6 +369,19 @@ def test_a_later_success_ends_a_failure_and_the_last_failure_counts(tmp_path: Pa
         stream["c"]
 
 
+def test_a_part_counts_instead_of_those_that_it_replaces_whether_they_are_there_or_not(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 2), rows_of("b", 3)], "q": [rows_of("c", 1)]})
+    with_a = [rows_of("a", 2), rows_of("c", 1)]
+    write_part(store, "s", "r", spec=SPEC, clips=with_a, failures=[], run={}, replaces=["p", "q"])
+    for _ in range(2):
+        stream = open_store(store)["s"]
+        assert (list(stream.commits), sorted(stream), stream.rows) == (["r"], ["a", "c"], 3)
+        assert stream.state("b") == "absent"
+        (store / "s/commits/p.json").unlink(missing_ok=True)
+        for folder in (store / "s/parts").glob("q.*"):
+            shutil.rmtree(folder)
+
+
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not an amex store"):
         open_store(tmp_path)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
-from zarr.storage import LocalStore, WrapperStore
 
 from ..errors import first_line
 from ..storage import NOT_THERE, open_path, reachable, storage_at
@@ -40,6 +37,7 @@ from .schema import (
     stream_names,
     stream_path,
 )
+from .shards import DamagedArray, Layout, ShardedArray, ShardReader, Span, as_bytes
 
 if TYPE_CHECKING:
     import dask.array
@@ -200,7 +198,8 @@ class Stream:
         self.commits: dict[str, dict[str, Any]] = {}
         self.damaged: dict[str, str] = {}
         self.failures: dict[str, Failure] = {}
-        self._checked: set[str] = set()  # parts whose ids, offsets and metadata are those of their commit records
+        self._reader = ShardReader(self.path / "parts")
+        self._opened: dict[str, dict[str, ShardedArray]] = {}  # by part and name
         self._where: dict[str, tuple[str, int, int, int]] = {}  # clip_id -> part, place in it, first row, rows
         self._revisions: dict[str, int] = {}  # of the entries in _where, where it is not 0
         self._mixed: set[str] = set()  # parts that hold rows which do not count
@@ -279,25 +278,119 @@ class Stream:
         return next(iter(self.read([clip_id])))
 
     def read(self, clip_ids: Sequence[str]) -> Batch:
-        """The rows of many clips, in the order given. Clips that lie side by side are read in one go."""
-        places = [self._locate(clip_id) for clip_id in clip_ids]
-        runs: list[list[Any]] = []  # part, place of the first clip, clips, first row, rows
-        for part, place, first, rows in places:
+        """The rows of many clips, in the order given: of all clips and arrays at once.
+
+        Raises:
+            ClipNotThere, DamagedPart: as ``stream[clip_id]``.
+        """
+        single = clip_arrays(self.spec)
+        offsets = np.cumsum([0, *map(self.rows_of, clip_ids)], dtype=np.int64)
+        arrays = {
+            name: np.empty((len(clip_ids) if name in single else int(offsets[-1]), *shape), dtype)
+            for name, (shape, dtype) in {**row_arrays(self.spec), **single}.items()
+        }
+        self.read_into(arrays, clip_ids, offsets[:-1])
+        return Batch(arrays, offsets, tuple(clip_ids), frozenset(single))
+
+    def read_into(self, arrays: Mapping[str, np.ndarray], clip_ids: Sequence[str], firsts: Sequence[int]) -> None:
+        """Reads the rows of many clips into arrays that are there, as for a batch whose clips are padded to one length.
+
+        Args:
+            arrays: those of the stream's arrays that are wanted, by name: contiguous, (entries, ...) of its dtype.
+            firsts: of each clip the entry that its first row becomes. An array of one entry a clip is filled in order.
+
+        Raises:
+            ClipNotThere, DamagedPart: as ``stream[clip_id]``.
+            ValueError: if an array does not have the form of the stream's.
+        """
+        forms, single = {**row_arrays(self.spec), **clip_arrays(self.spec)}, clip_arrays(self.spec)
+        for name, array in arrays.items():
+            shape, dtype = forms[name]
+            if array.shape[1:] != shape or array.dtype != dtype or not array.flags.c_contiguous:
+                raise ValueError(f"{name} of stream {self.name!r} is read into contiguous {dtype}, (entries, *{shape})")
+        # Clips that lie side by side, here and there: part, place of the first, clips, first row, rows, index, entry.
+        runs: list[list[Any]] = []
+        for index, (clip_id, entry) in enumerate(zip(clip_ids, map(int, firsts), strict=True)):
+            part, place, first, rows = self._locate(clip_id)
             last = runs[-1] if runs else None
-            if last and last[0] == part and last[1] + last[2] == place:
+            if last and (last[0], last[1] + last[2], last[6] + last[4]) == (part, place, entry):
                 last[2] += 1
                 last[4] += rows
             else:
-                runs.append([part, place, 1, first, rows])
+                runs.append([part, place, 1, first, rows, index, entry])
+        opened = self._open({run[0] for run in runs})
+        spans = []
+        for name, array in arrays.items():
+            output = as_bytes(array)
+            for part, place, clips, first, rows, index, entry in runs:
+                of, count, at = (place, clips, index) if name in single else (first, rows, entry)
+                if at + count > len(array):
+                    raise ValueError(f"{name} of stream {self.name!r} has more entries than the array to read into")
+                spans.append(Span(opened[part][name], of, count, output, at))
+        self._fill(spans)
+
+    def _fill(self, spans: Sequence[Span]) -> None:
+        """Reads spans. Raises DamagedPart where a checksum does not hold."""
+        try:
+            with reachable(self.path, but=(DamagedArray,)):
+                self._reader.read(spans)
+        except DamagedArray as error:
+            raise self._damage(error.array.part, error) from error
+
+    def _damage(self, part: str, error: Exception) -> StoreError:
+        """The error for what a part is not any more."""
+        if not self.path.exists():
+            return StoreError(f"stream {self.name!r} was removed from {self._store} while it was read")
+        return DamagedPart(f"part {part} of stream {self.name!r} in {self._store}: {first_line(error)}; {REPAIR}")
+
+    def _open(self, parts: Collection[str]) -> dict[str, dict[str, ShardedArray]]:
+        """The arrays of parts, by part and name, once it is sure that the parts are those of their commit records."""
+        opened = {part: self._opened[part] for part in parts if part in self._opened}
+        new = [part for part in parts if part not in opened]
+        if len(self._opened) + len(new) > OPENED:
+            self._opened.clear()
+        with reachable(self.path, but=DAMAGE):
+            groups = self._groups(new)
+            for part, group in zip(new, groups, strict=True):
+                try:
+                    opened[part] = self._opened[part] = self._arrays_of(part, group)
+                except DAMAGE as error:
+                    raise self._damage(part, error) from error
+        return opened
+
+    def _groups(self, parts: Sequence[str]) -> Sequence[bytes | Exception]:
+        """The zarr.json of parts, which says what part it is; an error of the storage in the place of one."""
+        files = [(f"{folder_of(self.commits[part])}/zarr.json", 0, GROUP_BYTES) for part in parts]
+        return storage_at(self.path / "parts").read_ranges(files)
+
+    def _arrays_of(self, part: str, group: bytes | Exception) -> dict[str, ShardedArray]:
+        """The arrays of a part whose group has this zarr.json. Raises what ``DAMAGE`` has if they are not its own."""
+        commit = self.commits[part]
+        folder, files = folder_of(commit), commit["files"]
+        if isinstance(group, Exception):
+            raise group
+        if hashlib.sha256(group).hexdigest() != files["zarr.json"]["sha256"]:
+            raise ValueError("zarr.json is not what was committed")
+        single = clip_arrays(self.spec)
+        forms = {**row_arrays(self.spec), **single}
+        if "arrays" in commit:
+            layouts = {name: Layout.of(commit["arrays"][name]) for name in forms}
+        else:
+            layouts = check_part(self.path / "parts" / folder, commit, forms.keys())
         arrays = {}
-        for name, (shape, dtype) in row_arrays(self.spec).items():
-            taken = (self._take(part, name, first, rows) for part, _, _, first, rows in runs)
-            arrays[name] = np.concatenate([np.empty((0, *shape), dtype), *taken])
-        for name, (shape, dtype) in clip_arrays(self.spec).items():
-            taken = (self._take(part, name, place, clips) for part, place, clips, _, _ in runs)
-            arrays[name] = np.concatenate([np.empty((0, *shape), dtype), *taken])
-        offsets = np.cumsum([0, *(rows for *_, rows in places)], dtype=np.int64)
-        return Batch(arrays, offsets, tuple(clip_ids), frozenset(clip_arrays(self.spec)))
+        for name, (shape, dtype) in forms.items():
+            layout, entries = layouts[name], len(commit["clips"]) if name in single else commit["rows"]
+            if (layout.shape, layout.dtype) != ((entries, *shape), np.dtype(dtype).name):
+                raise ValueError(f"{name} is {layout.dtype}{list(layout.shape)}, which the spec does not say")
+            names = [f"{name}/{layout.file(shard)}" for shard in range(-(-entries // layout.shard))]
+            arrays[name] = ShardedArray(
+                part=part,
+                files=[f"{folder}/{file}" for file in names],
+                sizes=[files[file]["bytes"] for file in names],
+                layout=layout,
+                in_order="arrays" in commit and not layout.zstd,
+            )
+        return arrays
 
     def to_dask(self, array: str = "values") -> dask.array.Array:
         """A whole array of the stream, in blocks of about a part, for statistics over all of it."""
@@ -306,7 +399,7 @@ class Stream:
         shape, dtype = {**row_arrays(self.spec), **clip_arrays(self.spec)}[array]
         blocks = [da.zeros((0, *shape), dtype=dtype)]
         for part in self.commits:
-            source = self._open(part, array, os.getpid())
+            source = PartArray(self, part, array)
             if source.shape[0]:
                 block = da.from_array(source, chunks=source.shape, name=f"{self.name}-{part}-{array}")
                 blocks.append(block[self._counting(part, array)] if part in self._mixed else block)
@@ -381,88 +474,58 @@ class Stream:
             raise ClipNotThere(f"clip {clip_id!r} failed in {self.name}: {failure.stage}: {failure.reason}")
         raise ClipNotThere(f"clip {clip_id!r} is not in stream {self.name!r} of {self._store}; extract it first")
 
-    # Enough for a pass over a million clips in any order without opening parts twice in a row.
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 - streams are few and live as long as their readers
-    def _open(self, part: str, array: str, process: int) -> PartArray:
-        """An array of a part. A process forked from this one, as loaders of data are, needs connections of its own."""
-        place = f"part {part} of stream {self.name!r} in {self._store}"
-        commit = self.commits[part]
-        with damage_in(place, self.path):
-            folder = self.path / "parts" / folder_of(commit)
-            if part not in self._checked:
-                check_part(folder, commit, {*row_arrays(self.spec), *clip_arrays(self.spec)})
-                self._checked.add(part)
-            inner = storage_at(folder / array).zarr_store()
-            whole = WholeArray(LocalStore(inner, read_only=True) if isinstance(inner, Path) else inner)
-            return PartArray(zarr.open_array(whole, mode="r"), place, self.path)
-
-    def _take(self, part: str, array: str, first: int, count: int) -> np.ndarray:
-        return self._open(part, array, os.getpid())[first : first + count]
-
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, clips={len(self)}, rows={self.rows}, failed={len(self.failures)})"
 
 
-# What Zarr and a disk raise where bytes are not those that were written.
+# What is raised where bytes on a disk are not those that were written.
 DAMAGE = (ValueError, RuntimeError, KeyError, *NOT_THERE)
-
-
-@contextlib.contextmanager
-def damage_in(place: str, stream: Path) -> Iterator[None]:
-    """Raises DamagedPart, which names the place, for what Zarr and a disk say of damage.
-
-    Raises:
-        StoreError: if the stream was removed after it had been opened.
-    """
-    try:
-        with reachable(stream, but=DAMAGE):
-            yield
-    except DAMAGE as error:
-        if not stream.exists():
-            raise StoreError(f"stream {stream.name!r} was removed from {stream.parent} while it was read") from error
-        raise DamagedPart(f"{place}: {first_line(error)}; {REPAIR}") from error
-
-
-class WholeArray(WrapperStore):
-    """The files of one array, whose chunks are all there: for one that is missing Zarr would fill in zeros."""
-
-    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        data = await super().get(key, prototype, byte_range)
-        if data is None and key.startswith("c/"):
-            raise FileNotFoundError(f"{key} is missing")
-        return data
+# Parts whose arrays a stream keeps in mind: enough for a pass over a million clips in any order.
+OPENED = 4096
+# Bytes of the zarr.json of a part's group, at most.
+GROUP_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class PartArray:
     """An array of a part, as NumPy and Dask slice it. Reading raises DamagedPart where a checksum does not hold."""
 
-    array: zarr.Array
-    place: str
-    stream: Path
+    stream: Stream
+    part: str
+    name: str
+
+    @property
+    def _array(self) -> ShardedArray:
+        return self.stream._open({self.part})[self.part][self.name]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.array.shape
+        return self._array.layout.shape
 
     @property
     def dtype(self) -> np.dtype:
-        return self.array.dtype
+        return np.dtype(self._array.layout.dtype)
 
     @property
     def ndim(self) -> int:
-        return self.array.ndim
+        return len(self.shape)
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        with damage_in(self.place, self.stream):
-            return self.array[key]
+        rows, *others = key if isinstance(key, tuple) else (key,)
+        first, end, step = rows.indices(self.shape[0])
+        entries = np.empty((max(0, end - first), *self.shape[1:]), self.dtype)
+        self.stream._fill([Span(self._array, first, len(entries), as_bytes(entries), 0)])
+        return entries[(slice(None, None, step), *others)]
 
 
-def check_part(folder: Path, commit: Mapping[str, Any], arrays: Set[str]) -> None:
-    """Raises ValueError unless a part's folder holds what the commit record says, as far as a quick look can tell.
+def check_part(folder: Path, commit: Mapping[str, Any], arrays: Set[str]) -> dict[str, Layout]:
+    """Checks a part of a format before 4, whose commit record does not say how its arrays lie; returns that.
 
     Ids, offsets and metadata are compared byte for byte, the data of ``arrays``, which has checksums of its own, by its
     size alone: that it is another part's of the same size, ``verify`` finds out.
+
+    Raises:
+        ValueError: unless the folder holds what the commit record says.
     """
     storage = storage_at(folder)
     there = storage.sizes()
@@ -472,6 +535,8 @@ def check_part(folder: Path, commit: Mapping[str, Any], arrays: Set[str]) -> Non
         if there[name] != file["bytes"]:
             raise ValueError(f"{name} has {there[name]} bytes, not {file['bytes']}")
     small = [name for name in commit["files"] if name.split("/")[0] not in arrays or name.endswith("zarr.json")]
-    for name, data in storage.read(small).items():
+    contents = storage.read(small)
+    for name, data in contents.items():
         if hashlib.sha256(data).hexdigest() != commit["files"][name]["sha256"]:
             raise ValueError(f"{name} is not what was committed")
+    return {name: Layout.of_zarr(json.loads(contents[f"{name}/zarr.json"])) for name in arrays}

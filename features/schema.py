@@ -38,7 +38,7 @@ from ..errors import AmexError, first_line
 from ..storage import NOT_THERE
 
 # 2 names a part's folder after its content. 3 seals spec.json, problems.json and the store's zarr.json too. 4 lets a
-# part replace others.
+# part replace others, and says in its commit record how its arrays lie in their files.
 FORMAT = 4
 # Between what a record says and its sha256.
 SEAL = ',\n "sha256": "'
@@ -324,6 +324,12 @@ def group_text(about: dict[str, Any] | None = None) -> str:
     """The zarr.json of a group; of the store itself with what amex says ``about`` it, sealed."""
     seal = {} if about is None else {"amex": {**about, "sha256": fingerprint(about)}}
     return json.dumps({"attributes": seal, "zarr_format": 3, "node_type": "group"}, indent=2) + "\n"
+
+
+def part_text(part: str, mark: str) -> str:
+    """The zarr.json of a part's group. A part that was put in the place of another one is known by it."""
+    attributes = {"amex": {"part": part, "fingerprint": mark}}
+    return json.dumps({"attributes": attributes, "zarr_format": 3, "node_type": "group"}, indent=2) + "\n"
 
 
 def read_store(path: Path) -> dict[str, Any]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import math
 import os
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ..errors import first_line
 from ..storage import NOT_THERE, open_path, reachable, storage_at, write_text
-from .reader import DAMAGE
 from .schema import (
     FORMAT,
     REMOVED,
@@ -39,6 +34,7 @@ from .schema import (
     group_text,
     has_stream,
     parse_commit,
+    part_text,
     read_commit,
     read_spec,
     read_store,
@@ -47,13 +43,7 @@ from .schema import (
     stream_names,
     stream_path,
 )
-
-# Inner chunks are the unit of reading. About 1 MiB is what Zarr advises; a clip's rows lie in one or two of them.
-CHUNK_BYTES = 1 << 20
-# Shards are files, and the unit of writing: Zarr holds a shard twice in memory while it compresses it.
-SHARD_BYTES = 16 << 20
-# Chunks of a shard that are read back at a time after it was written.
-READ_BACK = 4
+from .shards import Joined, write_array, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,12 +226,18 @@ def write_part(
     check_declared(store, stream, spec)
     try:
         with storage_at(parts).begin_folder(f"{part}.{uuid.uuid4().hex[:12]}.partial") as begun:
-            # To Zarr a store of its own: inside of one it writes all parents of a group anew, and a kill leaves halves.
-            # A part that was put in the place of another one is known by what its group says.
-            zarr.create_group(begun, attributes={"amex": {"part": part, "fingerprint": fingerprint(spec)}})
+            files = {"zarr.json": write_file(begun / "zarr.json", part_text(part, fingerprint(spec)).encode())}
+            arrays = {}
             for name, array in part_arrays(spec, clips):
-                _write_array(begun, name, array)
-            files = digests(begun)
+                layout, written = write_array(begun, name, array)
+                arrays[name] = dataclasses.asdict(layout)
+                files |= written
+            if storage_at(begun).sizes() != {name: file["bytes"] for name, file in files.items()}:
+                raise StoreError(
+                    f"{begun} has lost files while it was written: check the disk, and that no other "
+                    "program cleans up there"
+                )
+            files = dict(sorted(files.items()))
             folder = parts / f"{part}.{fingerprint(files)[:12]}"
             # What an interrupted run left there may have been damaged since.
             storage_at(folder).publish(begun, is_intact=lambda there: digests(there) == files)
@@ -253,6 +249,7 @@ def write_part(
             "rows": sum(map(len, clips)),
             "clips": [_entry(clip) for clip in clips],
             "failures": [dataclasses.asdict(failure) for failure in failures],
+            "arrays": arrays,
             "files": files,
             **({"replaces": list(replaces)} if replaces else {}),
             "run": run,
@@ -298,45 +295,6 @@ def check_declared(store: Path, stream: str, spec: dict[str, Any]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Joined:
-    """Arrays end to end, of one dtype, not copied until a piece of them is asked for.
-
-    Attributes:
-        shape: of an entry.
-        arrays: each (entries, *shape).
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    arrays: Sequence[np.ndarray]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.arrays))
-
-    def pieces(self, size: int) -> Iterator[np.ndarray]:
-        """All entries in order, ``size`` at a time: as a view where they lie in one array, else as a copy."""
-        held: list[np.ndarray] = []
-        wanted = size
-        for array in self.arrays:
-            first = 0
-            while first < len(array):
-                held.append(array[first : first + wanted])
-                first += len(held[-1])
-                wanted -= len(held[-1])
-                if not wanted:
-                    yield self._join(held)
-                    held, wanted = [], size
-        if held:
-            yield self._join(held)
-
-    def _join(self, arrays: list[np.ndarray]) -> np.ndarray:
-        fits = arrays[0].dtype == self.dtype and arrays[0].shape[1:] == self.shape and arrays[0].flags.c_contiguous
-        if len(arrays) == 1 and fits:
-            return arrays[0]
-        return np.concatenate([np.empty((0, *self.shape), self.dtype), *arrays], dtype=self.dtype)
-
-
 def part_arrays(spec: dict[str, Any], clips: Sequence[ClipRows]) -> Iterator[tuple[str, Joined]]:
     """The arrays of a part by name, the rows of its clips end to end."""
     for name, (shape, dtype) in row_arrays(spec).items():
@@ -365,46 +323,3 @@ def _entry(clip: ClipRows) -> dict[str, Any]:
     decoder = {"decoder": clip.decoder} if clip.decoder else {}
     damage = {"missing": clip.missing, "damage": clip.damage} if clip.damage else {}
     return {"clip_id": clip.clip_id, "rows": len(clip), **decoder, **clip.source.entry, **damage}
-
-
-def _write_array(folder: Path, name: str, array: Joined) -> None:
-    """Writes an array shard by shard, with checksummed inner chunks, also empty ones; reads back and compares each."""
-    entry_bytes = max(1, array.dtype.itemsize * math.prod(array.shape))
-    chunk = max(1, min(len(array), CHUNK_BYTES // entry_bytes))
-    shard = chunk * max(1, min(-(-len(array) // chunk), SHARD_BYTES // (chunk * entry_bytes)))
-    with warnings.catch_warnings():
-        # Strings have no final Zarr v3 specification yet. clip_ids are repeated in the commit record, which is read.
-        warnings.simplefilter("ignore")
-        written = zarr.create_array(
-            folder,
-            name=name,
-            shape=(len(array), *array.shape),
-            dtype=str if array.dtype.kind == "T" else array.dtype,
-            chunks=(chunk, *array.shape),
-            shards=(shard, *array.shape),
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],
-            config={"write_empty_chunks": True},
-        )
-        back = zarr.open_array(folder / name, mode="r")
-        first = 0
-        for piece in array.pieces(shard):
-            written[first : first + len(piece)] = piece
-            for begin in range(0, len(piece), READ_BACK * chunk):
-                sent = piece[begin : begin + READ_BACK * chunk]
-                if not _reads_back(back, first + begin, sent):
-                    raise StoreError(
-                        f"{folder / name} does not read back as it was written: check the disk and its space"
-                    )
-            first += len(piece)
-            del piece, sent  # before the next is made
-
-
-def _reads_back(array: zarr.Array, first: int, sent: np.ndarray) -> bool:
-    """Whether an array holds ``sent`` from entry ``first`` on, bit for bit: NaN is NaN, and 0 is not -0."""
-    try:
-        read = np.ascontiguousarray(array[first : first + len(sent)], sent.dtype)
-    except DAMAGE:
-        return False
-    if sent.dtype.kind == "T":
-        return np.array_equal(read, sent)
-    return np.array_equal(read.reshape(-1).view(np.uint8), sent.reshape(-1).view(np.uint8))

@@ -75,6 +75,14 @@ class Storage(ABC):
         """The content of files below the path, by name."""
 
     @abstractmethod
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> Sequence[bytes | Exception]:
+        """Bytes ``begin : end`` of files below the path, all asked for at once; of each the bytes, or an error.
+
+        Args:
+            ranges: of each the file's name, begin and end. There are fewer bytes where a file is shorter.
+        """
+
+    @abstractmethod
     def read_matching(self, pattern: str) -> Iterator[tuple[str, bytes]]:
         """Name and content of the files directly in the folder that match, sorted by name."""
 

@@ -76,6 +76,20 @@ class LocalStorage(Storage):
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
         return {name: (self.path / name).read_bytes() for name in names}
 
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
+        files: dict[str, int | OSError] = {}
+        try:
+            for name, begin, end in ranges:
+                if name not in files:
+                    files[name] = _opened(os.path.join(self.path, name))
+                if len(ranges) > 1 and isinstance(file := files[name], int):  # so the disk has many to choose from
+                    os.posix_fadvise(file, begin, end - begin, os.POSIX_FADV_WILLNEED)
+            return [_range(files[name], begin, end) for name, begin, end in ranges]
+        finally:
+            for file in files.values():
+                if isinstance(file, int):
+                    os.close(file)
+
     def read_matching(self, pattern: str) -> Iterator[tuple[str, bytes]]:
         for path in sorted(self.path.glob(pattern), key=str):
             yield path.name, path.read_bytes()
@@ -151,6 +165,22 @@ class LocalStorage(Storage):
 
     def nearest_folder(self) -> Path:
         return self.path.absolute().parent
+
+
+def _opened(path: str) -> int | OSError:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return error
+
+
+def _range(file: int | OSError, begin: int, end: int) -> bytes | Exception:
+    if isinstance(file, OSError):
+        return file
+    try:
+        return os.pread(file, end - begin, begin)
+    except OSError as error:
+        return error
 
 
 def _sync_files(folder: Path) -> None:

@@ -5,6 +5,7 @@ A file of an object store is written whole or not at all, there is no renaming, 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import io
@@ -28,6 +29,9 @@ S3_OPTIONS = {
 ATTEMPTS = 3
 # Files that are asked for together.
 READ_TOGETHER = 500
+# Ranges of a file with at most so many bytes between them are one request: to ask again takes longer. A request is for
+# at most LARGEST_READ, unless a range is larger.
+READ_OVER, LARGEST_READ = 256 << 10, 8 << 20
 # Files of a part that are sent together: each is in memory meanwhile.
 SENT_TOGETHER = 8
 
@@ -86,6 +90,27 @@ class ObjectStorage(Storage):
         paths = {name: f"{self.address}/{name}" for name in names}
         contents = self.system.cat(list(paths.values()))
         return {name: contents[path] for name, path in paths.items()}
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
+        from fsspec.utils import merge_offset_ranges
+
+        if not ranges:
+            return []
+        names, begins, ends = map(list, zip(*ranges, strict=True))
+        blocks = merge_offset_ranges(names, begins, ends, max_gap=READ_OVER, max_block=LARGEST_READ)
+        paths = [f"{self.address}/{name}" for name in blocks[0]]
+        contents = [_within(data) for data in self.system.cat_ranges(paths, *blocks[1:], on_error="return")]
+        firsts = list(zip(*blocks[:2], strict=True))  # name and begin of each block, sorted
+        parts: list[bytes | Exception] = []
+        for name, begin, end in ranges:
+            block = next(
+                place
+                for place in range(bisect.bisect_right(firsts, (name, begin)) - 1, -1, -1)
+                if firsts[place][0] == name and blocks[2][place] >= end
+            )
+            data, first = contents[block], firsts[block][1]
+            parts.append(data if isinstance(data, Exception) else data[begin - first : end - first])
+        return parts
 
     def read_matching(self, pattern: str) -> Iterator[tuple[str, bytes]]:
         paths = sorted(self.system.glob(f"{self.address}/{pattern}"))
@@ -162,6 +187,11 @@ class ObjectStorage(Storage):
 
     def nearest_folder(self) -> Path:
         return Path.cwd()
+
+
+def _within(data: bytes | Exception) -> bytes | Exception:
+    """What was read of a range; nothing where the file ends before it begins."""
+    return b"" if isinstance(data, OSError) and "not satisfiable" in str(data) else data
 
 
 def _is_temporary(error: BaseException) -> bool:

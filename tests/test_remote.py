@@ -30,9 +30,9 @@ from amex.features import (
     declare_stream,
     open_store,
     remove_stream,
+    shards,
     verify,
     write_part,
-    writer,
 )
 from amex.storage import open_path, write_text
 from amex.storage.s3 import S3_OPTIONS, SENT_TOGETHER, ObjectStorage
@@ -59,8 +59,8 @@ def test_few_files_of_a_part_are_in_memory_on_their_way_to_s3(
 ) -> None:
     store, lock, sent = create_store(f"{s3}/s.zarr"), threading.Lock(), Counter()
     declare_stream(store, "s", SPEC, {})
-    monkeypatch.setattr(writer, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(writer, "SHARD_BYTES", 1)  # a row a file
+    monkeypatch.setattr(shards, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1)  # a row a file
 
     def slow(request: dict[str, Any]) -> None:
         if "/values/c/" in request["PATH_INFO"] and request["REQUEST_METHOD"] == "PUT":

@@ -17,6 +17,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from old_store import as_format_3
 
 from amex.features import (
     ClipNotThere,
@@ -263,6 +264,37 @@ def test_parts_of_format_1_lie_in_folders_called_after_the_part_alone(tmp_path: 
     assert verified(stream)
     sweep(stream)
     assert len(open_store(store)["s"]["a"]) == 3
+
+
+def test_a_store_of_format_3_reads_as_it_did(tmp_path: Path) -> None:
+    """Its parts do not say how their arrays lie, and a chunk has the rows of many clips, compressed."""
+    many = [rows_of(str(index), 3000 + index) for index in range(60)]  # two chunks, three of times
+    store = make(tmp_path / "s.zarr", {"p": many, "q": [rows_of("a", 3), rows_of("b", 0)], "r": []})
+    as_format_3(store, "s")
+    stream = open_store(store)["s"]
+    assert {commit["format"] for commit in stream.commits.values()} == {3}
+    for clip in (many[59], many[0], many[31], rows_of("a", 3), rows_of("b", 0)):
+        for name, array in clip.arrays.items():
+            assert stream[clip.clip_id][name].tobytes() == array.tobytes()
+    batch = stream.read([clip.clip_id for clip in many])
+    assert batch.values.tobytes() == b"".join(clip.arrays["values"].tobytes() for clip in many)
+    assert verified(stream)
+    make(store, {"t": [rows_of("new", 2)]})
+    assert len(open_store(store)["s"].read(["b", "new", "7"])) == 3009
+
+
+@pytest.mark.parametrize("file", ["values/c/0/0", "times/c/0/0", "offsets/c/0", "clip_ids/zarr.json", "zarr.json"])
+def test_damage_of_a_store_of_format_3_is_found_by_the_first_read(file: str, tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 3), rows_of("b", 2)]})
+    as_format_3(store, "s")
+    path = folder_of(store, "p") / file
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(DamagedPart, match="part p of stream 's'"):
+            open_store(store)["s"].read(["b", "a"])
+    path.write_bytes(whole)
+    assert len(open_store(store)["s"].read(["b", "a"])) == 5
 
 
 def test_of_two_writers_of_a_part_the_first_to_commit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,122 @@
+"""The rows of a batch come from a few ranges of bytes, whatever lies where, and chunks are compressed where it pays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amex.features import ClipRows, StoreError, create_store, declare_stream, open_store, shards, write_part
+from amex.features.shards import Joined, Layout, write_array
+from amex.storage import storage_at
+
+# Values, an array of one entry a clip, and one whose entries are single numbers.
+SPEC = {
+    "output": {
+        "shape": [5, 3],
+        "dtype": "float32",
+        "arrays": {"counts": {"shape": [], "dtype": "int32"}},
+        "clip_arrays": {"sentence": {"shape": [4], "dtype": "float16"}},
+    }
+}
+
+
+def clip_of(name: str, rows: int, generator: np.random.Generator, zeros: bool) -> ClipRows:
+    arrays = {
+        "values": generator.normal(size=(rows, 5, 3)).astype("float32") * (not zeros),
+        "counts": generator.integers(0, 9, rows, dtype="int32"),
+        "sentence": generator.normal(size=4).astype("float16"),
+        "times": np.sort(generator.uniform(0, 9, (rows, 2))),
+    }
+    return ClipRows(clip_id=name, arrays=arrays)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    counts=st.lists(st.lists(st.integers(0, 30), max_size=6), min_size=1, max_size=3),
+    sizes=st.tuples(*[st.integers(1, 2000)] * 4, st.integers(1, 9)),
+    large=st.sampled_from((1, 10**6)),
+    zeros=st.booleans(),
+    data=st.data(),
+)
+def test_any_clips_in_any_order_read_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory,
+    counts: list[list[int]],
+    sizes: tuple[int, ...],
+    large: int,
+    zeros: bool,
+    data: st.DataObject,
+) -> None:
+    generator, written = np.random.default_rng(0), {}
+    store = create_store(tmp_path_factory.mktemp("store") / "s.zarr")
+    declare_stream(store, "s", SPEC, {})
+    with pytest.MonkeyPatch.context() as patched:
+        names = ("CHUNK_BYTES", "SHARD_BYTES", "PIECE_BYTES", "ASKED_BYTES", "ASKED")
+        for name, size in zip(names, sizes, strict=True):
+            patched.setattr(shards, name, size)
+        patched.setattr(shards, "LARGE_ENTRY", large)  # what is smaller is not compressed
+        for part, rows in enumerate(counts):
+            clips = [clip_of(f"{part}-{index}", count, generator, zeros) for index, count in enumerate(rows)]
+            write_part(store, "s", str(part), spec=SPEC, clips=clips, failures=[], run={})
+            written |= {clip.clip_id: clip for clip in clips}
+        stream = open_store(store)["s"]
+        wanted = data.draw(st.lists(st.sampled_from(sorted(written)), max_size=12) if written else st.just([]))
+        batch = stream.read(wanted)
+        for clip_id, rows in zip(wanted, batch, strict=True):
+            assert {name: array.tobytes() for name, array in rows.arrays.items()} == {
+                name: array.tobytes() for name, array in written[clip_id].arrays.items()
+            }
+        # Padded, with a gap of one entry between clips, and one array alone.
+        longest = 1 + max([len(written[clip_id]) for clip_id in wanted], default=0)
+        padded = np.full((len(wanted), longest, 5, 3), 7, "float32")
+        stream.read_into({"values": padded.reshape(-1, 5, 3)}, wanted, [i * longest for i in range(len(wanted))])
+        for clip_id, rows in zip(wanted, padded, strict=True):
+            count = len(written[clip_id])
+            assert rows[:count].tobytes() == written[clip_id].arrays["values"].tobytes()
+            assert (rows[count:] == 7).all()
+
+
+@pytest.mark.parametrize("form", [((3, 5, 2), "float32"), ((3, 5, 3), "float64"), ((1, 5, 3), "float32")])
+def test_rows_are_read_into_an_array_of_their_form_with_room_for_them_alone(tmp_path: Path, form: Any) -> None:
+    entries = np.zeros(*form)
+    store = create_store(tmp_path / "s.zarr")
+    declare_stream(store, "s", SPEC, {})
+    clip = clip_of("a", 3, np.random.default_rng(0), False)
+    write_part(store, "s", "p", spec=SPEC, clips=[clip], failures=[], run={})
+    with pytest.raises(ValueError, match="values of stream 's'"):
+        open_store(store)["s"].read_into({"values": entries}, ["a"], [0])
+    assert not entries.any()
+
+
+def test_chunks_are_compressed_where_that_saves_a_quarter_and_entries_are_large(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    dense = np.abs(generator.normal(size=(300, 512))).astype("float16")
+    sparse = dense * (generator.random((300, 512)) < 0.4).astype("float16")
+    for name, array, zstd in (("dense", dense, False), ("sparse", sparse, True), ("times", np.zeros((300, 2)), False)):
+        layout, files = write_array(tmp_path, name, Joined(array.shape[1:], array.dtype, [array]))
+        assert layout.zstd == zstd
+        assert (files[f"{name}/c/0/0"]["bytes"] < 0.75 * array.nbytes) == zstd
+        read = zarr.open_array(tmp_path / name, mode="r")
+        assert read[:].tobytes() == array.tobytes()
+        assert read.chunks == (layout.chunk, *array.shape[1:])
+
+
+def test_a_chunk_is_about_as_large_as_a_clip_and_a_shard_is_a_file_of_16_mb(tmp_path: Path) -> None:
+    array = np.zeros((40_000, 512), "float16")
+    array += np.random.default_rng(0).integers(0, 2**11, array.shape).astype("float16")
+    layout, files = write_array(tmp_path, "values", Joined((512,), array.dtype, [array[:7], array[7:]]))
+    assert layout == Layout(shape=(40_000, 512), dtype="float16", chunk=16, shard=16_384, zstd=False)
+    assert sorted(files) == ["values/c/0/0", "values/c/1/0", "values/c/2/0", "values/zarr.json"]
+    assert storage_at(tmp_path).sizes() == {name: file["bytes"] for name, file in files.items()}
+
+
+def test_a_file_that_is_not_what_was_sent_ends_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, data: kept(path, data + b"0"))
+    with pytest.raises(StoreError, match="x does not read back as it was written"):
+        shards.write_file(tmp_path / "x", b"1" * shards.PIECE_BYTES)

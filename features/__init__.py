@@ -7,9 +7,12 @@ Knows no model and no video. Reading starts at ``open_store``:
     rows.times    # (rows, 2) seconds, half-open
 """
 
-from .exporting import export_hdf5, export_hgr, export_npy
+from .excerpt import Excerpt
+from .exporting import SHARD_BYTES, export_hdf5, export_hgr, export_npy
 from .importing import FORMATS, Source, find_sources, import_stream
+from .parquet_files import export_parquet
 from .reader import Batch, Rows, Store, Stream, open_store
+from .safetensors_files import export_safetensors
 from .schema import (
     ClipNotThere,
     ClipSource,
@@ -23,16 +26,19 @@ from .schema import (
     row_arrays,
 )
 from .verify import Damage, mend, sweep, verify, verify_store
+from .webdataset_files import export_webdataset
 from .writer import ClipRows, create_store, declare_stream, is_committed, remove_stream, write_part, write_problems
 
 __all__ = [
     "FORMATS",
+    "SHARD_BYTES",
     "Batch",
     "ClipNotThere",
     "ClipRows",
     "ClipSource",
     "Damage",
     "DamagedPart",
+    "Excerpt",
     "Failure",
     "Rows",
     "Source",
@@ -47,6 +53,9 @@ __all__ = [
     "export_hdf5",
     "export_hgr",
     "export_npy",
+    "export_parquet",
+    "export_safetensors",
+    "export_webdataset",
     "find_sources",
     "fingerprint",
     "import_stream",

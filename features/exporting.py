@@ -1,82 +1,169 @@
-"""Features out of a store, for other programs: NumPy files, HDF5, the layout of HGR. A clip or a part at a time."""
+"""Features out of a store, for other programs: NumPy files, HDF5, the layout of HGR; see also ``*_files.py``."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
+import math
+import os
+import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..errors import first_line
 from ..storage import write_json
+from .excerpt import Excerpt
 from .hdf5_files import BESIDE, HGR_SPLITS
-from .reader import Rows, Stream
-from .schema import StoreError, clip_arrays, row_arrays
+from .schema import StoreError
 
-# Clips read at a time.
-SOME = 64
+# Bytes of a file of those formats that write several.
+SHARD_BYTES = 256 << 20
 
 
-def export_npy(stream: Stream, folder: Path, progress: Callable[[int], None] = lambda done: None) -> None:
+@contextlib.contextmanager
+def begun(out: Path) -> Iterator[Path]:
+    """A path beside ``out`` for a file or folder, which is at ``out`` once the context ends without an error.
+
+    So what breaks never reads as a smaller stream.
+
+    Raises:
+        StoreError: if something is at ``out``, or it cannot be written.
+    """
+    out = Path(os.path.abspath(out))
+    partial = out.with_name(f".{out.name[:40]}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        if out.is_dir() and any(out.iterdir()):
+            raise StoreError(f"{out} exists and is not empty; choose another --out")
+        if os.path.lexists(out) and not out.is_dir():
+            raise StoreError(f"{out} exists; choose another --out")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if partial.is_file() and out.is_dir():  # an empty folder
+            raise StoreError(f"{out} is a folder; choose another --out")
+        partial.rename(out)
+    except OSError as error:
+        raise StoreError(f"cannot write {out}: {error.strerror or first_line(error)}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def library(name: str, form: str) -> Any:
+    """A module that comes with the extra ``export``; raises StoreError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise StoreError(f"--format {form} needs {package} ({error}): pip install 'amex[export]'") from error
+
+
+def about(excerpt: Excerpt) -> dict[str, Any]:
+    """What every format says of how the features were made."""
+    return {"stream": excerpt.name, "fingerprint": excerpt.fingerprint, "spec": excerpt.spec}
+
+
+def metadata(excerpt: Excerpt) -> dict[str, str]:
+    """``about`` as texts, for formats whose metadata are texts: the spec is JSON."""
+    facts = {**about(excerpt), "spec": json.dumps(excerpt.spec, ensure_ascii=False)}
+    return {f"amex_{name}": fact for name, fact in facts.items()}
+
+
+def export_npy(excerpt: Excerpt, folder: Path) -> None:
     """One .npy a row array, rows end to end, offsets.npy, clip_ids.json, spec.json; ``import`` reads them back."""
-    _fresh(folder)
-    ids = list(stream)
-    single = clip_arrays(stream.spec)
-    shapes = {**row_arrays(stream.spec), **single}
-    offsets = np.cumsum([0, *(stream.rows_of(clip_id) for clip_id in ids)], dtype=np.int64)
-    files = {}
-    for name, (shape, dtype) in shapes.items():
-        entries = len(ids) if name in single else int(offsets[-1])
-        if entries:
-            whole = {"dtype": dtype, "shape": (entries, *shape)}
-            files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", **whole)
-        else:
-            np.save(folder / f"{name}.npy", np.empty((0, *shape), dtype))  # nothing cannot be mapped
-    for begin in range(0, len(ids), SOME):
-        batch = stream.read(ids[begin : begin + SOME])
+    ids: list[str] = []
+    offsets = [np.zeros(1, np.int64)]
+    counts = dict.fromkeys(excerpt.arrays, 0)
+    with begun(folder) as partial, contextlib.ExitStack() as stack:
+        partial.mkdir()
+        files = {name: stack.enter_context((partial / f"{name}.npy").open("wb")) for name in excerpt.arrays}
         for name, file in files.items():
-            at = begin if name in single else int(offsets[begin])
-            file[at : at + len(batch.arrays[name])] = batch.arrays[name]
-        progress(len(batch.clip_ids))
-    for file in files.values():
-        file.flush()
-    np.save(folder / "offsets.npy", offsets)
-    (folder / "clip_ids.json").write_text(json.dumps(ids, ensure_ascii=False))
-    write_json(folder / "spec.json", {"stream": stream.name, "fingerprint": stream.fingerprint, "spec": stream.spec})
+            _write_header(file, 0, *excerpt.arrays[name])
+        for batch in excerpt.batches():
+            for name, file in files.items():
+                file.write(np.ascontiguousarray(batch.arrays[name]).data)
+                counts[name] += len(batch.arrays[name])
+            ids += batch.clip_ids
+            offsets.append(offsets[-1][-1] + batch.offsets[1:])
+        for name, file in files.items():
+            file.seek(0)
+            _write_header(file, counts[name], *excerpt.arrays[name])
+        np.save(partial / "offsets.npy", np.concatenate(offsets))
+        (partial / "clip_ids.json").write_text(json.dumps(ids, ensure_ascii=False))
+        write_json(partial / "spec.json", about(excerpt))
 
 
-def export_hdf5(stream: Stream, path: Path, progress: Callable[[int], None] = lambda done: None) -> None:
-    """One dataset (rows, D) a clip, named by its id; times, boxes and the like in a group beside them."""
+def _write_header(file: BinaryIO, entries: int, shape: tuple[int, ...], dtype: str) -> None:
+    """The header of a .npy file. NumPy pads it so that it is as long whatever the number of entries is."""
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    header = {"descr": descr, "fortran_order": False, "shape": (entries, *shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+class HDF5File(io.FileIO):
+    """A file for h5py that remembers the first error of writing; HDF5 itself crashes over a full disk, also later."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        with self._remembered():
+            while rest:
+                rest = rest[super().write(rest) :]
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        with self._remembered():
+            super().truncate(size)
+        return size or 0
+
+    @contextlib.contextmanager
+    def _remembered(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+
+    def check(self) -> None:
+        """Raises the error of a write that failed."""
+        if self.error is not None:
+            raise self.error
+
+
+@contextlib.contextmanager
+def hdf5_file(path: Path) -> Iterator[tuple[Any, HDF5File]]:
+    """A new HDF5 file, and the file that it is in, to be checked now and then. Raises OSError if it is not written."""
     import h5py
 
-    _no_text(stream, "hdf5")
-    if path.exists():
-        raise StoreError(f"{path} exists; choose another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    begun = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")  # which would read as a smaller stream
-    try:
-        with h5py.File(begun, "w") as file:
-            file.attrs["amex_spec"] = json.dumps(stream.spec)
-            file.attrs["amex_stream"] = stream.name
-            for clip_id, rows in _clips(stream, list(stream)):
-                if clip_id.split("/")[0] == BESIDE:
-                    raise _no_dataset(path, clip_id, f"{BESIDE} is the group of what is beside the features")
-                for name, array in rows.arrays.items():
-                    _dataset(file, clip_id if name == "values" else f"{BESIDE}/{name}/{clip_id}", array, path)
-                progress(1)
-        begun.rename(path)
-    finally:
-        begun.unlink(missing_ok=True)
+    with HDF5File(path, "w+") as raw:
+        with h5py.File(raw, "w") as file:
+            yield file, raw
+        raw.check()
+
+
+def export_hdf5(excerpt: Excerpt, path: Path) -> None:
+    """One dataset (rows, D) a clip, named by its id, or (D,) if pooled; times, boxes and the like in a group beside."""
+    _no_text(excerpt, "hdf5")
+    with begun(path) as partial, hdf5_file(partial) as (file, raw):
+        file.attrs["amex_spec"] = json.dumps(excerpt.spec)
+        file.attrs["amex_stream"] = excerpt.name
+        for clip_id, rows in excerpt.each():
+            if clip_id.split("/")[0] == BESIDE:
+                raise _no_dataset(path, clip_id, f"{BESIDE} is the group of what is beside the features")
+            for name, array in rows.arrays.items():
+                entry = array[0] if excerpt.pooled else array
+                _dataset(file, clip_id if name == "values" else f"{BESIDE}/{name}/{clip_id}", entry, path)
+            raw.check()
 
 
 def export_hgr(
-    stream: Stream,
-    folder: Path,
-    splits: Mapping[str, str],
-    captions: Mapping[str, Sequence[str]],
-    progress: Callable[[int], None] = lambda done: None,
+    excerpt: Excerpt, folder: Path, splits: Mapping[str, str], captions: Mapping[str, Sequence[str]]
 ) -> None:
     """HGR's folders: per split the features in order (SA) and their means (MP), names and captions. No times, no boxes.
 
@@ -84,34 +171,31 @@ def export_hgr(
         splits: ``train``, ``val`` or ``test`` by clip id; other clips are left out.
         captions: by clip id.
     """
-    import h5py
-
-    _no_text(stream, "hgr")
-    _fresh(folder)
-    ordered, means = (folder / "ordered_feature" / kind / stream.name for kind in ("SA", "MP"))
-    for part in (ordered, means, folder / "public_split", folder / "annotation" / "RET"):
-        part.mkdir(parents=True, exist_ok=True)
-    for short, split in HGR_SPLITS.items():
-        ids = [clip_id for clip_id in stream if splits.get(clip_id) == split]
-        pooled = []
-        with h5py.File(ordered / f"{short}_ft.hdf5", "w") as file:
-            for clip_id, rows in _clips(stream, ids):
-                _dataset(file, clip_id.replace("/", "_"), rows.values, ordered)
-                values = rows.values.reshape(len(rows), -1)
-                pooled.append(
-                    values.astype(np.float32).mean(axis=0) if len(rows) else np.zeros(values.shape[1], np.float32)
-                )
-                progress(1)
-        np.save(means / f"{short}_ft.npy", np.array(pooled, np.float32))
-        np.save(folder / "public_split" / f"{short}_names.npy", np.array(ids, dtype=str))
-    chosen = {clip_id: list(captions.get(clip_id, ())) for clip_id in stream if clip_id in splits}
-    (folder / "annotation" / "RET" / "ref_captions.json").write_text(json.dumps(chosen, ensure_ascii=False))
-
-
-def _clips(stream: Stream, ids: Sequence[str]) -> Iterator[tuple[str, Rows]]:
-    for begin in range(0, len(ids), SOME):
-        some = ids[begin : begin + SOME]
-        yield from zip(some, stream.read(some), strict=True)
+    _no_text(excerpt, "hgr")
+    shorts = {split: short for short, split in HGR_SPLITS.items()}
+    names: dict[str, list[str]] = {short: [] for short in HGR_SPLITS}
+    pooled: dict[str, list[np.ndarray]] = {short: [] for short in HGR_SPLITS}
+    with begun(folder) as partial:
+        ordered, means = (partial / "ordered_feature" / kind / excerpt.name for kind in ("SA", "MP"))
+        for part in (ordered, means, partial / "public_split", partial / "annotation" / "RET"):
+            part.mkdir(parents=True)
+        with contextlib.ExitStack() as stack:
+            files = {short: stack.enter_context(hdf5_file(ordered / f"{short}_ft.hdf5")) for short in HGR_SPLITS}
+            for clip_id, rows in excerpt.each():
+                short = shorts.get(splits.get(clip_id, ""))
+                if short is None:
+                    continue
+                file, raw = files[short]
+                _dataset(file, clip_id.replace("/", "_"), rows.values, folder)
+                raw.check()
+                values = rows.values.reshape(len(rows), math.prod(rows.values.shape[1:])).astype(np.float32)
+                pooled[short].append(values.mean(axis=0) if len(rows) else np.zeros(values.shape[1], np.float32))
+                names[short].append(clip_id)
+        for short in HGR_SPLITS:
+            np.save(means / f"{short}_ft.npy", np.array(pooled[short], np.float32))
+            np.save(partial / "public_split" / f"{short}_names.npy", np.array(names[short], dtype=str))
+        chosen = {clip_id: list(captions.get(clip_id, ())) for clip_id in excerpt.ids if clip_id in splits}
+        (partial / "annotation" / "RET" / "ref_captions.json").write_text(json.dumps(chosen, ensure_ascii=False))
 
 
 def _dataset(file: Any, name: str, array: np.ndarray, path: Path) -> None:
@@ -127,12 +211,9 @@ def _no_dataset(path: Path, name: str, reason: str) -> StoreError:
     return StoreError(f"{path}: {name!r} cannot be the name of a dataset: {reason}; export as npy instead")
 
 
-def _no_text(stream: Stream, form: str) -> None:
-    if stream.spec["output"].get("of") == "captions":
-        raise StoreError(f"stream {stream.name!r} is of text, whose keys are captions; export it as npy, not as {form}")
-
-
-def _fresh(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StoreError(f"{folder} exists and is not empty; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
+def _no_text(excerpt: Excerpt, form: str) -> None:
+    if excerpt.of_text:
+        raise StoreError(
+            f"stream {excerpt.name!r} is of text, whose keys are captions; export it as npy, parquet, webdataset or "
+            f"safetensors, not as {form}"
+        )

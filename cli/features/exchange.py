@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ...console import console
 from ...errors import AmexError, plural
-from ..options import STORAGE_PATH
+from ..options import FILE, POSITIVE, STORAGE_PATH, json_option
 from .options import skip_damaged_option, store_argument, warn_skipped
+
+# Each has a function ``features.export_*``.
+EXPORTED = ("npy", "hdf5", "parquet", "webdataset", "safetensors", "hgr")
 
 
 @click.command("import")
@@ -101,37 +108,99 @@ def features_import(
 @click.command("export")
 @store_argument
 @click.argument("stream")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write; for hdf5 the file.")
+@click.option("--out", required=True, type=FILE, help="The folder to write, or the file: .h5, .parquet, .safetensors.")
 @click.option(
     "--format",
     "form",
     default="npy",
     show_default=True,
-    type=click.Choice(["npy", "hdf5", "hgr"]),
-    help="npy and hdf5 hold all there is, and can be imported again; hgr is what HGR's programs read.",
+    type=click.Choice(EXPORTED),
+    help="npy and hdf5 can be imported again; parquet is for vector databases and SQL, webdataset and safetensors for "
+    "training elsewhere (these three: pip install 'amex[export]'); hgr is what HGR's programs read.",
 )
-@click.option("--manifest", "manifest_path", type=click.Path(path_type=Path), help="For hgr: splits and captions.")
+@click.option(
+    "--pool",
+    type=click.Choice(["mean"]),
+    help="One float32 vector a clip, the mean of its rows; of objects, of the boxes that are there. Of a caption its "
+    "own vector, if the stream has one.",
+)
+@click.option(
+    "--manifest",
+    "manifest_path",
+    type=FILE,
+    help="Export the clips of this manifest alone, or their captions, in its order. hgr needs it, for splits and "
+    "captions.",
+)
+@click.option(
+    "--shard-mb",
+    type=POSITIVE,
+    default=256,
+    show_default=True,
+    help="About how large a file is, of parquet, webdataset and safetensors.",
+)
+@json_option
 @skip_damaged_option
 def features_export(
-    store: Path, stream: str, out: Path, form: str, manifest_path: Path | None, skip_damaged: bool
+    store: Path,
+    stream: str,
+    out: Path,
+    form: str,
+    pool: str | None,
+    manifest_path: Path | None,
+    shard_mb: float,
+    as_json: bool,
+    skip_damaged: bool,
 ) -> None:
-    """Write a stream as files that other programs read."""
+    """Write a stream as files that other programs read.
+
+    \b
+    amex features export s.zarr r2plus1d_18 --out vectors.parquet --format parquet --pool mean
+    amex features export s.zarr r2plus1d_18 --out shards --format webdataset --manifest train.jsonl
+    """
     from rich.progress import Progress
 
-    from ...features import export_hdf5, export_hgr, export_npy, open_store
+    from ... import features
     from ...manifests import read_manifest
 
-    contents = open_store(store, skip_damaged=skip_damaged)[stream]
+    if form == "hgr" and manifest_path is None:
+        raise click.UsageError("--format hgr needs --manifest, for splits and captions")
+    if form == "hgr" and pool:
+        raise click.UsageError("--format hgr has means beside the rows: leave out --pool")
+    contents = features.open_store(store, skip_damaged=skip_damaged)[stream]
     warn_skipped(contents)
+    clips = read_manifest(manifest_path) if manifest_path else []
+    ids = chosen(contents, clips, manifest_path) if manifest_path else None
     with Progress(console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task(stream, total=len(contents))
+        task = bar.add_task(stream, total=len(contents) if ids is None else len(ids))
         tick = functools.partial(bar.advance, task)
+        excerpt = features.Excerpt(contents, ids, pooled=bool(pool), progress=tick)
+        write = getattr(features, f"export_{form}")
         if form == "hgr":
-            if manifest_path is None:
-                raise click.UsageError("--format hgr needs --manifest, for splits and captions")
-            clips = read_manifest(manifest_path)
             splits = {clip.clip_id: clip.split for clip in clips}
-            export_hgr(contents, out, splits, {clip.clip_id: clip.captions for clip in clips}, tick)
+            write(excerpt, out, splits, {clip.clip_id: clip.captions for clip in clips})
+        elif form in ("npy", "hdf5"):
+            write(excerpt, out)
         else:
-            {"npy": export_npy, "hdf5": export_hdf5}[form](contents, out, tick)
-    click.echo(f"{out}: {plural(len(contents), 'clip')} of {stream} as {form}")
+            write(excerpt, out, shard_bytes=round(shard_mb * 1e6))
+    noun = "caption" if excerpt.of_text else "clip"
+    if as_json:
+        counts = {"clips": excerpt.clips, "rows": excerpt.rows, "left_out": excerpt.left_out}
+        click.echo(json.dumps({"out": str(out), "stream": stream, "format": form, "pool": pool, **counts}, indent=1))
+        return
+    left = f"; {plural(excerpt.left_out, f'empty {noun}')} left out" if excerpt.left_out else ""
+    click.echo(f"{out}: {plural(excerpt.clips, noun)} of {stream} as {form}{left}")
+
+
+def chosen(contents: Any, clips: Sequence[Any], path: Path) -> list[str]:
+    """The clips of a manifest, or their captions, that a stream has; says on standard error how many it lacks."""
+    if contents.spec["output"].get("of") == "captions":
+        wanted = dict.fromkeys(caption for clip in clips for caption in clip.captions)
+    else:
+        wanted = dict.fromkeys(clip.clip_id for clip in clips)
+    ids = [clip_id for clip_id in wanted if clip_id in contents]
+    if not ids:
+        raise AmexError(f"stream {contents.name} has none of {path}")
+    if lacking := Counter(contents.state(clip_id) for clip_id in wanted if clip_id not in contents):
+        counts = ", ".join(f"{count:,} {state}" for state, count in sorted(lacking.items()))
+        click.echo(f"{path}: {contents.name} has no features of {lacking.total():,} ({counts})", err=True)
+    return ids

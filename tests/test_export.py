@@ -1,0 +1,458 @@
+"""What is exported is read back by the library of its format, bit for bit; what breaks leaves nothing that reads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from conftest import amex, write_lines
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from amex.features import (
+    ClipRows,
+    ClipSource,
+    Failure,
+    Stream,
+    create_store,
+    declare_stream,
+    open_store,
+    write_part,
+)
+
+HOSTILE = ("a", "deep/er/b.mp4", "..", "__c__", "ünï/Ω.x", "e//f", '"q"\n', "x" * 4000, "A", "%06d")
+NEW = ("parquet", "webdataset", "safetensors")
+
+
+def run(*arguments: object) -> str:
+    result = amex("features", *arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments: object) -> str:
+    """The line of a command that fails."""
+    result = amex("features", *arguments)
+    assert result.exit_code == 1, result.output
+    assert len(result.output.strip().splitlines()) == 1, result.output
+    return result.output
+
+
+def make(store: Path, name: str, output: dict[str, Any], clips: list[ClipRows], parts: int = 2) -> Stream:
+    """A stream with clips in some parts, and one clip that failed."""
+    spec = {"network": "imported", "source": {"sha256": "0" * 64, "array": name}, "output": output}
+    create_store(store)
+    declare_stream(store, name, spec, {"weights": "imported", "imported_from": "nowhere"})
+    failures = [Failure(clip_id="failed", video="f.mp4", stage="open", reason="no video")]
+    for part in range(parts):
+        rows = clips[part::parts]
+        write_part(store, name, f"p{part}", spec=spec, clips=rows, failures=failures if not part else [], run={})
+    return open_store(store)[name]
+
+
+def clip(clip_id: str, index: int, **arrays: np.ndarray) -> ClipRows:
+    source = ClipSource(video=f"v{index}.mp4", start=index / 3, end=index + 1.0) if index else ClipSource()
+    return ClipRows(clip_id=clip_id, arrays=arrays, source=source)
+
+
+def windows(store: Path, dtype: str = "float16", ids: tuple[str, ...] = HOSTILE, dim: int = 8) -> Stream:
+    """A stream of 0 to 3 rows a clip."""
+    rng = np.random.default_rng(0)
+    clips = []
+    for index, clip_id in enumerate(ids):
+        values = rng.standard_normal((index % 4, dim)).astype(dtype)
+        values[:1, 0] = (np.nan, np.inf, -0.0)[index % 3]
+        clips.append(clip(clip_id, index, values=values, times=np.sort(rng.random((index % 4, 2)))))
+    return make(store, "windows", {"shape": [dim], "dtype": dtype}, clips)
+
+
+def objects(store: Path) -> Stream:
+    """A stream of objects: two boxes at most, in the last clip none at all."""
+    rng = np.random.default_rng(1)
+    clips = []
+    for index, counts in enumerate(([1, 2], [0, 2, 0], [0])):
+        rows = len(counts)
+        boxes = rng.random((rows, 2, 4)).astype(np.float32)
+        values = rng.standard_normal((rows, 2, 8)).astype(np.float16)
+        values[np.arange(2) >= np.array(counts)[:, None]] = np.nan  # no mean may touch it
+        clips.append(
+            clip(
+                f"o{index}", index, values=values, boxes=boxes, counts=np.array(counts, np.int32),
+                times=np.sort(rng.random((rows, 2))),
+            )
+        )  # fmt: skip
+    arrays = {"boxes": {"shape": [2, 4], "dtype": "float32"}, "counts": {"shape": [], "dtype": "int32"}}
+    return make(store, "objects", {"shape": [2, 8], "dtype": "float16", "arrays": arrays}, clips)
+
+
+def text(store: Path, sentence: bool = True) -> Stream:
+    """A stream of captions."""
+    rng = np.random.default_rng(2)
+    clips = []
+    for words in ("a dog", "a cat sleeps", "ein Bär"):
+        rows = len(words.split())
+        single = {"sentence": rng.standard_normal(8).astype(np.float16)} if sentence else {}
+        values, tokens = rng.standard_normal((rows, 8)).astype(np.float16), rng.integers(0, 9, rows).astype(np.int32)
+        clips.append(ClipRows(clip_id=words, arrays={"values": values, "tokens": tokens, **single}))
+    output = {"shape": [8], "dtype": "float16", "of": "captions", "arrays": {"tokens": {"shape": [], "dtype": "int32"}}}
+    if sentence:
+        output["clip_arrays"] = {"sentence": {"shape": [8], "dtype": "float16"}}
+    return make(store, "text", output, clips)
+
+
+def bits(array: np.ndarray) -> tuple[Any, ...]:
+    """An array as what two arrays must share to be the same."""
+    return array.dtype, array.shape, np.ascontiguousarray(array).tobytes()
+
+
+def column(table: pa.Table, name: str, shape: tuple[int, ...] = ()) -> np.ndarray:
+    """A column as an array (rows, ...)."""
+    flat = table[name].combine_chunks()
+    while pa.types.is_fixed_size_list(flat.type):
+        flat = flat.flatten()
+    return flat.to_numpy(zero_copy_only=False).reshape(len(table), *shape)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_parquet_has_a_row_a_window(dtype: str, tmp_path: Path) -> None:
+    stream = windows(tmp_path / "s.zarr", dtype)
+    said = run("export", stream.path.parent, "windows", "--out", tmp_path / "t.parquet", "--format", "parquet")
+    assert "7 clips of windows as parquet; 3 empty clips left out" in said
+    table = pq.read_table(tmp_path / "t.parquet")
+    assert table.schema.names == ["clip_id", "video", "start", "end", "row", "row_start", "row_end", "vector"]
+    wide = np.promote_types(dtype, np.float32)
+    assert table.schema.field("vector").type == pa.list_(pa.from_numpy_dtype(wide), 8)
+    assert json.loads(table.schema.metadata[b"amex_spec"]) == stream.spec
+    assert table.schema.metadata[b"amex_fingerprint"].decode() == stream.fingerprint
+    ids = [clip_id for clip_id in stream for _ in range(stream.rows_of(clip_id))]
+    assert table["clip_id"].to_pylist() == ids
+    assert table["row"].to_pylist() == [row for clip_id in stream for row in range(stream.rows_of(clip_id))]
+    assert table["video"].to_pylist() == [stream.source(clip_id).video for clip_id in ids]
+    assert table["start"].to_pylist() == [stream.source(clip_id).start for clip_id in ids]
+    assert table["end"].to_pylist() == [stream.source(clip_id).end for clip_id in ids]
+    whole = stream.read(list(stream))
+    assert bits(column(table, "vector", (8,)).astype(dtype)) == bits(whole.values)
+    for side, name in enumerate(("row_start", "row_end")):
+        assert bits(column(table, name)) == bits(whole.times[:, side])
+
+
+def test_parquet_of_objects_has_boxes_beside_vectors(tmp_path: Path) -> None:
+    stream = objects(tmp_path / "s.zarr")
+    run("export", stream.path.parent, "objects", "--out", tmp_path / "t.parquet", "--format", "parquet")
+    table, whole = pq.read_table(tmp_path / "t.parquet"), stream.read(list(stream))
+    assert bits(column(table, "vector", (2, 8)).astype(np.float16)) == bits(whole.values)
+    assert bits(column(table, "boxes", (2, 4))) == bits(whole["boxes"])
+    assert bits(column(table, "counts")) == bits(whole["counts"])
+
+
+def test_parquet_of_text_has_a_row_a_token_and_pooled_the_vector_of_the_caption(tmp_path: Path) -> None:
+    stream = text(tmp_path / "s.zarr")
+    whole = stream.read(list(stream))
+    for name, options in (("tokens", ()), ("captions", ("--pool", "mean"))):
+        run(
+            "export", stream.path.parent, "text", "--out", tmp_path / f"{name}.parquet", "--format", "parquet", *options
+        )
+    tokens, captions = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("tokens", "captions"))
+    assert tokens.schema.names == ["caption", "row", "tokens", "vector"]
+    assert bits(column(tokens, "vector", (8,)).astype(np.float16)) == bits(whole.values)
+    assert captions["caption"].to_pylist() == list(stream)
+    assert bits(column(captions, "vector", (8,))) == bits(whole["sentence"].astype(np.float32))
+    without = text(tmp_path / "w.zarr", sentence=False)
+    run("export", tmp_path / "w.zarr", "text", "--out", tmp_path / "w", "--pool", "mean")
+    means = [without[caption].values.astype(np.float32).mean(axis=0) for caption in without]
+    assert bits(np.load(tmp_path / "w" / "values.npy")) == bits(np.array(means))
+
+
+def test_parquet_is_cut_into_files_and_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amex.features.excerpt.BATCH_BYTES", 10_000)
+    monkeypatch.setattr("amex.features.parquet_files.GROUP_ROWS", 20)
+    stream = windows(tmp_path / "s.zarr", "float32", tuple(f"c{i}" for i in range(200)), dim=64)
+    run("export", tmp_path / "s.zarr", "windows", "--out", tmp_path / "t", "--format", "parquet", "--shard-mb", 0.02)
+    files = sorted((tmp_path / "t").iterdir())
+    assert files[0].name == "part-00000.parquet"
+    assert len(files) > 2
+    assert pq.ParquetFile(files[0]).num_row_groups > 1
+    table = pq.read_table(tmp_path / "t")
+    assert bits(column(table, "vector", (64,))) == bits(stream.read(list(stream)).values)
+
+
+def test_duckdb_searches_the_vectors(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    stream = windows(tmp_path / "s.zarr", "float16", tuple(f"c{i}" for i in range(9)))
+    out = tmp_path / "t"
+    run("export", tmp_path / "s.zarr", "windows", "--out", out, "--format", "parquet", "--pool", "mean")
+    query = np.nan_to_num(stream["c2"].values.astype(np.float32).mean(axis=0)).tolist()
+    rows = duckdb.sql(
+        f"select clip_id, array_distance(vector::FLOAT[8], {query}::FLOAT[8]) from '{out}/*.parquet' order by 2"
+    ).fetchall()
+    assert rows[0] == ("c2", 0.0)
+
+
+@pytest.mark.parametrize("kind", ["windows", "objects", "text"])
+def test_webdataset_has_a_sample_a_clip(kind: str, tmp_path: Path) -> None:
+    stream = {"windows": windows, "objects": objects, "text": text}[kind](tmp_path / "s.zarr")
+    out = tmp_path / "100%d"
+    run("export", tmp_path / "s.zarr", kind, "--out", out, "--format", "webdataset", "--shard-mb", 0.0001)
+    shards = sorted(map(str, out.glob("*.tar")))
+    assert len(shards) > 1
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
+    assert len({sample["__key__"] for sample in samples}) == len(samples)
+    named = "caption" if kind == "text" else "clip_id"
+    assert [sample["json"][named] for sample in samples] == list(stream)
+    for sample in samples:
+        rows = stream[sample["json"][named]]
+        for name, array in rows.arrays.items():
+            assert bits(sample[f"{name}.npy"]) == bits(np.asarray(array))
+        if kind != "text":
+            source = stream.source(sample["json"]["clip_id"])
+            assert (sample["json"]["video"], sample["json"]["start"]) == (source.video, source.start)
+            assert sample["json"]["end"] == source.end
+    assert json.loads((out / "spec.json").read_text())["spec"] == stream.spec
+    again = tmp_path / "again"
+    run("export", tmp_path / "s.zarr", kind, "--out", again, "--format", "webdataset", "--shard-mb", 0.0001)
+    assert all((again / Path(shard).name).read_bytes() == Path(shard).read_bytes() for shard in shards)
+
+
+@pytest.mark.parametrize("kind", ["windows", "objects", "text"])
+def test_safetensors_has_few_tensors_and_the_ids_in_its_metadata(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amex.features.excerpt.BATCH_BYTES", 30)
+    stream = {"windows": windows, "objects": objects, "text": text}[kind](tmp_path / "s.zarr")
+    out, one = tmp_path / "t", tmp_path / "one.safetensors"
+    run("export", tmp_path / "s.zarr", kind, "--out", out, "--format", "safetensors", "--shard-mb", 0.0001)
+    run("export", tmp_path / "s.zarr", kind, "--out", one, "--format", "safetensors")
+    index = json.loads((out / "features.safetensors.index.json").read_text())
+    assert list(index["clip_map"]) == list(stream)
+    assert index["metadata"]["fingerprint"] == stream.fingerprint
+    files = sorted(out.glob("*.safetensors"))
+    assert len(files) > 1
+    for file in (*files, one):
+        tensors = load_file(file)
+        with safe_open(file, "np") as opened:
+            ids = json.loads(opened.metadata()["clip_ids"])
+            assert json.loads(opened.metadata()["amex_spec"]) == stream.spec
+        assert file == one or [clip_id for clip_id in stream if index["clip_map"][clip_id] == file.name] == ids
+        whole = stream.read(ids)
+        assert bits(tensors.pop("offsets")) == bits(whole.offsets)
+        assert tensors.keys() == whole.arrays.keys()
+        assert all(bits(tensors[name]) == bits(array) for name, array in whole.arrays.items())
+
+
+def test_safetensors_are_torch_tensors(tmp_path: Path) -> None:
+    torch = pytest.importorskip("safetensors.torch")
+    stream = windows(tmp_path / "s.zarr")
+    run("export", tmp_path / "s.zarr", "windows", "--out", tmp_path / "t.safetensors", "--format", "safetensors")
+    tensors = torch.load_file(tmp_path / "t.safetensors")
+    assert bits(tensors["values"].numpy()) == bits(stream.read(list(stream)).values)
+
+
+def test_a_stream_too_large_for_one_file_of_tensors_wants_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows(tmp_path / "s.zarr")
+    monkeypatch.setattr("amex.features.safetensors_files.LARGEST", 100)
+    out = tmp_path / "t.safetensors"
+    assert "let --out be a folder" in refused(
+        "export", tmp_path / "s.zarr", "windows", "--out", out, "--format", "safetensors"
+    )
+    assert not out.exists()
+
+
+def pooled(out: Path, form: str) -> dict[str, np.ndarray]:
+    """The vectors of an export by clip."""
+    if form == "npy":
+        return dict(zip(json.loads((out / "clip_ids.json").read_text()), np.load(out / "values.npy"), strict=True))
+    if form == "hdf5":
+        vectors: dict[str, np.ndarray] = {}
+        with h5py.File(out) as file:
+            file.visititems(
+                lambda name, item: vectors.update({name: item[()]} if isinstance(item, h5py.Dataset) else {})
+            )
+        return vectors
+    if form == "parquet":
+        table = pq.read_table(out)
+        assert table.schema.names == ["clip_id", "video", "start", "end", "vector"]
+        return dict(zip(table["clip_id"].to_pylist(), column(table, "vector", (8,)), strict=True))
+    if form == "safetensors":
+        file = next(out.glob("*.safetensors"))
+        with safe_open(file, "np") as opened:
+            ids = json.loads(opened.metadata()["clip_ids"])
+        return dict(zip(ids, load_file(file)["values"], strict=True))
+    samples = webdataset.WebDataset(sorted(map(str, out.glob("*.tar"))), shardshuffle=False).decode()
+    return {sample["json"]["clip_id"]: sample["values.npy"][0] for sample in samples}
+
+
+@pytest.mark.parametrize("form", ["npy", "hdf5", *NEW])
+def test_pooled_a_clip_has_one_vector(form: str, tmp_path: Path) -> None:
+    """The mean over rows in float32; of objects over boxes that are there, then over rows that have any."""
+    store, ids = tmp_path / "s.zarr", ("a", "b", "deep/er/c", "d", "e")
+    stream, boxes = windows(store, ids=ids), objects(store)
+    said = run("export", store, "windows", "--out", tmp_path / "w", "--format", form, "--pool", "mean", "--json")
+    facts = json.loads(said)
+    assert (facts["clips"], facts["rows"], facts["left_out"]) == (3, 3, 2)
+    vectors = pooled(tmp_path / "w", form)
+    assert sorted(vectors) == ["b", "d", "deep/er/c"]
+    for clip_id, vector in vectors.items():
+        assert bits(vector) == bits(stream[clip_id].values.astype(np.float32).mean(axis=0)), clip_id
+    run("export", store, "objects", "--out", tmp_path / "o", "--format", form, "--pool", "mean")
+    vectors = pooled(tmp_path / "o", form)
+    values = {clip_id: boxes[clip_id].values.astype(np.float32) for clip_id in boxes}
+    assert sorted(vectors) == ["o0", "o1"]
+    assert np.allclose(vectors["o0"], (values["o0"][0, 0] + values["o0"][1].mean(axis=0)) / 2)
+    assert np.allclose(vectors["o1"], values["o1"][1].mean(axis=0))
+    assert vectors["o0"].dtype == np.float32
+
+
+@pytest.mark.parametrize("form", ["npy", "hdf5"])
+def test_means_come_back_as_a_stream_of_their_own(form: str, tmp_path: Path) -> None:
+    stream = windows(tmp_path / "s.zarr", ids=tuple("abcde"))
+    out = tmp_path / ("m.h5" if form == "hdf5" else "m")
+    run("export", tmp_path / "s.zarr", "windows", "--out", out, "--format", form, "--pool", "mean")
+    run("import", out, "--store", tmp_path / "s.zarr", "--stream", "means", "--allow-nan")
+    means = open_store(tmp_path / "s.zarr")["means"]
+    assert means.spec["pool"] == "mean"
+    assert means.fingerprint != stream.fingerprint
+    assert bits(means["b"].values[0]) == bits(stream["b"].values.astype(np.float32).mean(axis=0))
+
+
+@pytest.mark.parametrize("form", ["npy", "hdf5", *NEW])
+def test_a_manifest_chooses_clips_and_their_order(form: str, tmp_path: Path) -> None:
+    windows(tmp_path / "s.zarr", ids=("a", "b", "deep/er/c", "d", "f"))
+    lines = [{"clip_id": name, "video": name} for name in ("f", "d", "absent", "failed", "b")]
+    manifest = write_lines(tmp_path / "m.jsonl", *lines)
+    command = ("export", tmp_path / "s.zarr", "windows", "--format", form, "--pool", "mean", "--manifest")
+    said = run(*command, manifest, "--out", tmp_path / "t")
+    assert "windows has no features of 2 (1 absent, 1 failed)" in said
+    vectors = list(pooled(tmp_path / "t", form))
+    assert (sorted(vectors) if form == "hdf5" else vectors[::-1]) == ["b", "d"]  # f is empty; HDF5 sorts
+    none = write_lines(tmp_path / "none.jsonl", {"clip_id": "x", "video": "x"})
+    assert "stream windows has none of" in refused(*command, none, "--out", tmp_path / "n")
+
+
+def test_a_manifest_chooses_captions(tmp_path: Path) -> None:
+    text(tmp_path / "s.zarr")
+    lines = [{"clip_id": n, "video": n, "captions": ["ein Bär", words]} for n, words in (("a", "a dog"), ("b", "new"))]
+    manifest = write_lines(tmp_path / "m.jsonl", *lines)
+    out = tmp_path / "t.parquet"
+    said = run("export", tmp_path / "s.zarr", "text", "--out", out, "--format", "parquet", "--manifest", manifest)
+    assert "2 captions of text as parquet" in said
+    assert pq.read_table(out)["caption"].to_pylist() == ["ein Bär"] * 2 + ["a dog"] * 2
+
+
+@pytest.mark.parametrize("form", ["npy", "hdf5", *NEW])
+@pytest.mark.parametrize("options", [(), ("--pool", "mean")])
+def test_a_stream_without_clips_is_an_export_without_rows(form: str, options: tuple[str, ...], tmp_path: Path) -> None:
+    make(tmp_path / "s.zarr", "windows", {"shape": [8], "dtype": "float16"}, [])
+    out = tmp_path / "t"
+    assert "0 clips" in run("export", tmp_path / "s.zarr", "windows", "--out", out, "--format", form, *options)
+    if form == "parquet":
+        assert pq.read_table(out).num_rows == 0
+        assert pq.read_schema(out / "part-00000.parquet").field("vector").type.list_size == 8
+    elif form == "safetensors":
+        tensors = load_file(out / "features-00000.safetensors")
+        assert (tensors["values"].shape, tensors["offsets"].tolist()) == ((0, 8), [0])
+    elif form == "webdataset":
+        assert not list(webdataset.WebDataset([str(out / "000000.tar")], shardshuffle=False, empty_check=False))
+    elif form == "npy":
+        assert np.load(out / "values.npy").shape == (0, 8)
+
+
+def test_rows_of_several_axes_are_nested(tmp_path: Path) -> None:
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    make(tmp_path / "s.zarr", "x", {"shape": [3, 4], "dtype": "float32", "times": False}, [clip("a", 1, values=values)])
+    run("export", tmp_path / "s.zarr", "x", "--out", tmp_path / "t.parquet", "--format", "parquet")
+    table = pq.read_table(tmp_path / "t.parquet")
+    assert table.schema.names == ["clip_id", "video", "start", "end", "row", "vector"]
+    assert bits(column(table, "vector", (3, 4))) == bits(values)
+    assert table["vector"][0].as_py() == values[0].tolist()
+    run("export", tmp_path / "s.zarr", "x", "--out", tmp_path / "n", "--pool", "mean")
+    assert bits(np.load(tmp_path / "n" / "values.npy")) == bits(values.mean(axis=0)[None])
+
+
+@pytest.mark.parametrize("form", ["npy", "hdf5", "hgr", *NEW])
+def test_damage_leaves_no_export(form: str, tmp_path: Path) -> None:
+    """Of the data of a part an error in any case; of a commit record with --skip-damaged what is intact."""
+    ids = tuple(f"c{i}" for i in range(8))
+    stream = windows(tmp_path / "s.zarr", ids=ids)
+    manifest = write_lines(tmp_path / "m.jsonl", *({"clip_id": n, "video": n, "split": "train"} for n in ids))
+    files = [file for file in (stream.path / "parts").glob("p1.*/values/c/**/*") if file.is_file()]
+    whole = {file: file.read_bytes() for file in files}
+    for file, data in whole.items():
+        file.write_bytes(bytes(byte ^ 1 for byte in data))
+    command = ("export", tmp_path / "s.zarr", "windows", "--out", tmp_path / "out" / "t", "--format", form)
+    command = (*command, "--manifest", manifest) if form == "hgr" else command
+    for options in ((), ("--skip-damaged",)):
+        assert "amex extract command with --repair" in refused(*command, *options)
+        assert not list((tmp_path / "out").iterdir())
+    for file, data in whole.items():
+        file.write_bytes(data)
+    record = stream.path / "commits" / "p1.json"
+    record.write_bytes(record.read_bytes()[:-20])
+    assert "commit record" in refused(*command)
+    assert not (tmp_path / "out" / "t").exists()
+    said = run(*command, "--skip-damaged")
+    assert "damaged part p1 is left out" in said
+    left = 2 if form == "parquet" else 4  # two of the four are empty
+    assert f"{left} clips of windows" in said
+
+
+@pytest.mark.parametrize("form", ["npy", "hdf5", "hgr", *NEW])
+def test_what_is_at_out_stays(form: str, tmp_path: Path) -> None:
+    windows(tmp_path / "s.zarr", ids=("a", "b"))
+    manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "b", "video": "b", "split": "train"})
+    command = ("export", tmp_path / "s.zarr", "windows", "--format", form, "--manifest", manifest, "--out")
+    (tmp_path / "file.parquet").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file.parquet", "folder", "link"):
+        assert "choose another --out" in refused(*command, tmp_path / name)
+    assert "cannot write" in refused(*command, tmp_path / "file.parquet" / "t")
+    assert (tmp_path / "file.parquet").read_text() == (tmp_path / "folder" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("form", ["npy", "hdf5", *NEW])
+def test_a_full_disk_leaves_no_export(form: str, tmp_path: Path) -> None:
+    """A limit on the size of a file stands in for the disk."""
+    windows(tmp_path / "s.zarr", "float32", tuple(f"c{i}" for i in range(80)), dim=512)
+    command = ("features", "export", "s.zarr", "windows", "--out", "out/t", "--format", form)
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "from amex.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "out/t: " in done.stderr
+    assert "File too large" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(("form", "package"), [(form, form) for form in NEW[1:]] + [("parquet", "pyarrow")])
+def test_a_package_that_is_missing_is_named_with_the_extra(
+    form: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows(tmp_path / "s.zarr")
+    for module in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    said = refused("export", tmp_path / "s.zarr", "windows", "--out", tmp_path / "t", "--format", form)
+    assert f"--format {form} needs {package}" in said
+    assert "pip install 'amex[export]'" in said
+    assert not (tmp_path / "t").exists()
+
+
+def test_hgr_has_means_already(tmp_path: Path) -> None:
+    command = ("features", "export", "s.zarr", "windows", "--out", "t", "--format", "hgr")
+    assert "needs --manifest" in amex(*command).output
+    assert "leave out --pool" in amex(*command, "--manifest", "m.jsonl", "--pool", "mean").output

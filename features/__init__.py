@@ -7,6 +7,7 @@ Knows no model and no video. Reading starts at ``open_store``:
     rows.times    # (rows, 2) seconds, half-open
 """
 
+from .card import describe_store, render_card, write_card
 from .excerpt import Excerpt
 from .exporting import SHARD_BYTES, export_hdf5, export_hgr, export_npy
 from .importing import FORMATS, Source, find_sources, import_stream
@@ -49,6 +50,7 @@ __all__ = [
     "clip_arrays",
     "create_store",
     "declare_stream",
+    "describe_store",
     "diff_specs",
     "export_hdf5",
     "export_hgr",
@@ -63,10 +65,12 @@ __all__ = [
     "mend",
     "open_store",
     "remove_stream",
+    "render_card",
     "row_arrays",
     "sweep",
     "verify",
     "verify_store",
+    "write_card",
     "write_part",
     "write_problems",
 ]

@@ -1,4 +1,4 @@
-"""``amex features``: look at a store, take care of it, bring features in and take them out."""
+"""``amex features``: look at a store, take care of it, bring features in, take them out, share them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import click
 from .care import features_rm, features_verify
 from .exchange import features_export, features_import
 from .look import features_failures, features_info, features_ls, features_show
+from .publish import features_card
 
 
 @click.group()
@@ -23,5 +24,6 @@ for command in (
     features_rm,
     features_import,
     features_export,
+    features_card,
 ):
     features.add_command(command)

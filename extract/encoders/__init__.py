@@ -30,6 +30,7 @@ __getattr__, __all__ = offer(
         "ObjectsPlan": "objects",
         "DEFAULT_PRESET": "presets",
         "PRESETS": "presets",
+        "known_weights": "published",
         "RECIPES": "recipes",
         "find_recipe": "recipes",
         "KINDS": "registry",

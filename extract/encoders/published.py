@@ -1,0 +1,56 @@
+"""What is known of weights by their digest or name: who published them, where, under which licence."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ...errors import AmexError
+from .networks import NETWORKS
+from .objects import SHAPES_DETECTOR, find_config, published
+from .weights import FromHub, UserSupplied
+
+
+def known_weights(spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, str]:
+    """``source`` and, as far as they are known, ``url`` and ``licence`` of the weights of a stream.
+
+    They are known by their digest, or where none is published by their name; ``by`` is ``name`` then. Empty where
+    nothing is known.
+
+    Args:
+        spec, provenance: the stream's.
+    """
+    digest, weights = spec.get("weights_sha256"), str(provenance.get("weights", ""))
+    if weights.startswith("random:"):
+        return {"source": f"drawn at random from seed {weights.removeprefix('random:')}", "licence": "none needed"}
+    ours = (network.published for network in NETWORKS.values())
+    for file in itertools.chain([SHAPES_DETECTOR], ours, _of_detector(spec)):
+        if isinstance(file, FromHub):
+            if weights.startswith(f"models--{file.name.replace('/', '--')}/"):
+                return {**_facts(file), "url": f"https://huggingface.co/{file.name}", "by": "name"}
+        elif isinstance(file, UserSupplied):
+            if weights == file.url.rsplit("/", 1)[-1] and spec.get("network") in NETWORKS:
+                return {**_facts(file), "by": "name"}
+        elif digest and str(digest).startswith(file.sha256):
+            return _facts(file)
+    hub, _, rest = weights.partition("/snapshots/")
+    if hub.startswith("models--") and rest:
+        model = hub.removeprefix("models--").replace("--", "/", 1)
+        return {"source": f"{model}, revision {rest}", "url": f"https://huggingface.co/{model}", "by": "name"}
+    return {}
+
+
+def _of_detector(spec: Mapping[str, Any]) -> Iterator[Any]:
+    """What MMDetection publishes for a packaged configuration; it is imported only if this is asked for."""
+    kind, _, config = str(spec.get("network", "")).partition("mmdet:")
+    if config and not kind:
+        with contextlib.suppress(AmexError, ImportError):
+            if file := published(find_config(config)):
+                yield file
+
+
+def _facts(file: Any) -> dict[str, str]:
+    url = {"url": file.url} if hasattr(file, "url") else {}
+    return {"source": file.source, **url, "licence": file.licence}

@@ -1,4 +1,4 @@
-"""Features from elsewhere into a store: NumPy files, HDF5, the layout of HGR, bottom-up-attention TSV.
+"""Features from elsewhere into a store: NumPy files, HDF5, HGR's layout, bottom-up-attention TSV, safetensors.
 
 Files are read piece by piece, and nothing in them is executed. Values keep their dtype, so that nothing is lost.
 Headers and ids are checked before anything is written; then each clip is, before the part that it belongs to.
@@ -20,6 +20,7 @@ from .butd_files import from_butd
 from .hdf5_files import from_hdf5, from_hgr
 from .numpy_files import from_numpy
 from .reader import Rows, Stream
+from .safetensors_files import INDEX, from_safetensors
 from .schema import stream_path
 from .source import ImportProblem, Names, Source, Wanted
 from .writer import ClipRows, create_store, declare_stream, has_commits, write_part
@@ -33,6 +34,7 @@ FORMATS: dict[str, Callable[[Path, Wanted], list[Source]]] = {
     "hdf5": from_hdf5,
     "hgr": from_hgr,
     "butd": from_butd,
+    "safetensors": from_safetensors,
 }
 
 
@@ -175,8 +177,10 @@ def find_sources(
 def guess(path: Path) -> str:
     """The format of a file or folder, by its name and layout."""
     if path.is_dir():
-        return "hgr" if (path / "ordered_feature").is_dir() else "npy"
+        marks = {"hgr": path / "ordered_feature", "safetensors": path / INDEX}
+        return next((form for form, mark in marks.items() if mark.exists()), "npy")
     forms = {".npy": "npy", ".npz": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5", ".tsv": "butd"}
+    forms[".safetensors"] = "safetensors"
     if path.suffix.lower() not in forms:
         raise ImportProblem(f"{path}: its name does not tell the format; say --format {'|'.join(FORMATS)}")
     return forms[path.suffix.lower()]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -88,6 +88,16 @@ def _opened(path: Path, member: str | None) -> Iterator[tuple[BinaryIO, tuple[in
         yield handle, shape, dtype
 
 
+class Entries(Protocol):
+    """An array in files: its shape and dtype, and any entries of it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, spans: Iterable[tuple[int, int]]) -> Iterator[np.ndarray]:
+        """Its entries [begin, end) for each span, whose begins ascend."""
+
+
 def stored_array(path: Path, member: str | None, length: int) -> StoredArray:
     """The array in a file or member of ``length`` bytes; raises ImportProblem if it cannot be there."""
     with _opened(path, member) as (handle, shape, dtype):
@@ -140,7 +150,7 @@ def from_numpy(path: Path, wanted: Wanted) -> list[Source]:
     ids = None if clip_ids is None else clip_ids.texts()
     if {"values", "offsets"} <= arrays.keys():
         offsets = arrays.pop("offsets").whole("iu")
-        return [_ragged(path, path.stem, arrays, offsets, wanted, ids, file_spec([path], "values"))]
+        return [ragged(path, path.stem, arrays, offsets, wanted, ids, file_spec([path], "values"))]
     if unknown := sorted(set(wanted.arrays) - arrays.keys()):
         raise ImportProblem(f"{path} has no array {unknown[0]!r}; there is {', '.join(arrays)}")
     chosen = {name: array for name, array in arrays.items() if not wanted.arrays or name in wanted.arrays}
@@ -189,13 +199,13 @@ def _exported(folder: Path, wanted: Wanted) -> Source:
         if not isinstance(name, str):
             raise ImportProblem(f"{folder / 'spec.json'}: {name!r} cannot be the name of a stream")
         check_spec(folder / "spec.json", spec)
-    return _ragged(folder, name, arrays, offsets, wanted, ids, spec)
+    return ragged(folder, name, arrays, offsets, wanted, ids, spec)
 
 
-def _ragged(
+def ragged(
     path: Path,
     name: str,
-    arrays: Mapping[str, StoredArray],
+    arrays: Mapping[str, Entries],
     offsets: np.ndarray,
     wanted: Wanted,
     ids: Sequence[str] | None,

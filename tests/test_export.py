@@ -16,7 +16,7 @@ import pytest
 import webdataset
 from conftest import amex, write_lines
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from amex.features import (
     ClipRows,
@@ -311,6 +311,87 @@ def test_pooled_a_clip_has_one_vector(form: str, tmp_path: Path) -> None:
     assert np.allclose(vectors["o0"], (values["o0"][0, 0] + values["o0"][1].mean(axis=0)) / 2)
     assert np.allclose(vectors["o1"], values["o1"][1].mean(axis=0))
     assert vectors["o0"].dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", ["windows", "objects", "text"])
+@pytest.mark.parametrize("out", ["t", "t.safetensors"])
+def test_tensors_come_back_with_fingerprint(
+    kind: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amex.features.excerpt.BATCH_BYTES", 30)
+    stream = {"windows": windows, "objects": objects, "text": text}[kind](tmp_path / "s.zarr")
+    shards = ("--shard-mb", 0.0001)
+    run("export", tmp_path / "s.zarr", kind, "--out", tmp_path / out, "--format", "safetensors", *shards)
+    run("import", tmp_path / out, "--store", tmp_path / "b.zarr", "--allow-nan")
+    back = open_store(tmp_path / "b.zarr")[kind]
+    assert back.fingerprint == stream.fingerprint
+    assert list(back) == list(stream)
+    for clip_id in stream:
+        for name, array in stream[clip_id].arrays.items():
+            assert bits(back[clip_id].arrays[name]) == bits(array)
+
+
+def test_captions_choose_among_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amex.features.excerpt.BATCH_BYTES", 30)
+    stream = windows(tmp_path / "s.zarr", ids=tuple("abcdefgh"))
+    shards = ("--shard-mb", 0.0001)
+    run("export", tmp_path / "s.zarr", "windows", "--out", tmp_path / "t", "--format", "safetensors", *shards)
+    two = write_lines(tmp_path / "two.jsonl", {"video": "h"}, {"video": "d"})
+    run("import", tmp_path / "t", "--store", tmp_path / "b.zarr", "--allow-nan", "--captions", two)
+    back = open_store(tmp_path / "b.zarr")["windows"]
+    assert sorted(back) == ["d", "h"]
+    assert bits(back["h"].values) == bits(stream["h"].values)
+
+
+def changed(file: Path, tensors: dict[str, Any], **facts: str | None) -> None:
+    """Writes a file of tensors again, with some of it changed; None takes a tensor or a fact away."""
+    with safe_open(file, "np") as opened:
+        metadata = {**opened.metadata(), **facts}
+    both = {**load_file(file), **tensors}
+    kept = {name: tensor for name, tensor in both.items() if tensor is not None}
+    save_file(kept, file, {name: fact for name, fact in metadata.items() if fact is not None})
+
+
+@pytest.mark.parametrize(
+    ("hurt", "words"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-3]), "cannot be read as safetensors"),
+        (lambda file: file.write_bytes(b"nothing"), "cannot be read as safetensors"),
+        (lambda file: file.unlink(), "cannot be read as safetensors"),
+        (lambda file: changed(file, {}, clip_ids=None), "is not an export of amex"),
+        (lambda file: changed(file, {}, clip_ids='["a"]'), "offsets are int64[3] for 1 clip"),
+        (lambda file: changed(file, {}, clip_ids="7"), "are no list"),
+        (lambda file: changed(file, {}, amex_spec="{"), "cannot be read as safetensors"),
+        (lambda file: changed(file, {}, amex_spec="{}"), "its spec does not describe a stream"),
+        (lambda file: changed(file, {"offsets": np.array([0, 1, 99])}), "do not begin with 0 and end with"),
+        (lambda file: changed(file, {"offsets": np.array([0.0])}), "entries of offsets have another shape or dtype"),
+        (lambda file: changed(file, {"offsets": None}), "is not an export of amex"),
+        (lambda file: changed(file, {"times": np.zeros((1, 3))}), "have another shape or dtype"),
+        (lambda file: changed(file, {"times": None}), "other tensors"),
+        (lambda file: changed(file, {"values": np.zeros(3, np.float16)}), "have another shape or dtype"),
+        (lambda file: (file.parent / "features.safetensors.index.json").write_text("[]"), "is not an index of amex"),
+        (
+            lambda file: (file.parent / "features.safetensors.index.json").write_text('{"clip_map": {"a": "../x"}}'),
+            "is not an index of amex",
+        ),
+        (
+            lambda file: (file.parent / "features.safetensors.index.json").write_text(
+                '{"clip_map": {"zzz": "features-00001.safetensors"}}'
+            ),
+            "names other clips",
+        ),
+    ],
+)
+def test_tensors_that_are_damaged_or_hostile_are_refused(
+    hurt: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amex.features.excerpt.BATCH_BYTES", 30)
+    windows(tmp_path / "s.zarr", ids=tuple("abcdefgh"))
+    shards = ("--shard-mb", 0.00001)
+    run("export", tmp_path / "s.zarr", "windows", "--out", tmp_path / "t", "--format", "safetensors", *shards)
+    hurt(tmp_path / "t" / "features-00001.safetensors")
+    assert words in refused("import", tmp_path / "t", "--store", tmp_path / "b.zarr", "--allow-nan")
+    assert not (tmp_path / "b.zarr").exists()
 
 
 @pytest.mark.parametrize("form", ["npy", "hdf5"])

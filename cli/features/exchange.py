@@ -28,9 +28,9 @@ EXPORTED = ("npy", "hdf5", "parquet", "webdataset", "safetensors", "hgr")
     "form",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", "npy", "hdf5", "hgr", "butd"]),
+    type=click.Choice(["auto", "npy", "hdf5", "hgr", "butd", "safetensors"]),
     help="npy: .npy, .npz or an exported folder. hdf5: one dataset a clip. hgr: HGR's folders. butd: bottom-up "
-    "attention's TSV.",
+    "attention's TSV. safetensors: what export wrote.",
 )
 @click.option("--stream", "name", help="What to call it.  [default: the array's, file's or folder's name]")
 @click.option("--array", "arrays", multiple=True, help="Of several arrays in SOURCE, one to take; repeat for more.")
@@ -115,8 +115,8 @@ def features_import(
     default="npy",
     show_default=True,
     type=click.Choice(EXPORTED),
-    help="npy and hdf5 can be imported again; parquet is for vector databases and SQL, webdataset and safetensors for "
-    "training elsewhere (these three: pip install 'amex[export]'); hgr is what HGR's programs read.",
+    help="npy, hdf5 and safetensors can be imported again. parquet is for vector databases and SQL, safetensors and "
+    "webdataset for training elsewhere: pip install 'amex[export]'. hgr is what HGR's programs read.",
 )
 @click.option(
     "--pool",

@@ -12,7 +12,7 @@ from .reader import Batch, Rows, Stream
 from .schema import clip_arrays, fingerprint, row_arrays
 
 # What is in memory at a time, as the stream holds it; a clip that is larger is read whole.
-BATCH_BYTES = 32 << 20
+BATCH_BYTES = 16 << 20
 BATCH_CLIPS = 4096
 
 

@@ -27,26 +27,28 @@ SHARD_BYTES = 256 << 20
 
 
 @contextlib.contextmanager
-def begun(out: Path) -> Iterator[Path]:
-    """A path beside ``out`` for a file or folder, which is at ``out`` once the context ends without an error.
+def begun(out: Path, *, folder: bool) -> Iterator[Path]:
+    """A new folder, or a path for a file, which is at ``out`` once the context ends without an error.
 
-    So what breaks never reads as a smaller stream.
+    Until then it is beside ``out``, so that what breaks never reads as a smaller stream.
 
     Raises:
-        StoreError: if something is at ``out``, or it cannot be written.
+        StoreError: if something is at ``out`` other than an empty folder for a folder, or it cannot be written.
     """
-    out = Path(os.path.abspath(out))
-    partial = out.with_name(f".{out.name[:40]}.{uuid.uuid4().hex[:12]}.partial")
+    if not isinstance(out, Path):
+        raise StoreError(f"{out} is not on this machine: export to a folder here, and copy it there")
+    path = Path(os.path.abspath(out))
+    partial = path.parent / f".{path.name[:40]}.{uuid.uuid4().hex[:12]}.partial"
     try:
-        if out.is_dir() and any(out.iterdir()):
+        if path.is_dir() and any(path.iterdir()):
             raise StoreError(f"{out} exists and is not empty; choose another --out")
-        if os.path.lexists(out) and not out.is_dir():
+        if os.path.lexists(path) and not (folder and path.is_dir()):
             raise StoreError(f"{out} exists; choose another --out")
-        out.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if folder:
+            partial.mkdir()
         yield partial
-        if partial.is_file() and out.is_dir():  # an empty folder
-            raise StoreError(f"{out} is a folder; choose another --out")
-        partial.rename(out)
+        partial.rename(path)
     except OSError as error:
         raise StoreError(f"cannot write {out}: {error.strerror or first_line(error)}") from error
     finally:
@@ -80,8 +82,7 @@ def export_npy(excerpt: Excerpt, folder: Path) -> None:
     ids: list[str] = []
     offsets = [np.zeros(1, np.int64)]
     counts = dict.fromkeys(excerpt.arrays, 0)
-    with begun(folder) as partial, contextlib.ExitStack() as stack:
-        partial.mkdir()
+    with begun(folder, folder=True) as partial, contextlib.ExitStack() as stack:
         files = {name: stack.enter_context((partial / f"{name}.npy").open("wb")) for name in excerpt.arrays}
         for name, file in files.items():
             _write_header(file, 0, *excerpt.arrays[name])
@@ -150,7 +151,7 @@ def hdf5_file(path: Path) -> Iterator[tuple[Any, HDF5File]]:
 def export_hdf5(excerpt: Excerpt, path: Path) -> None:
     """One dataset (rows, D) a clip, named by its id, or (D,) if pooled; times, boxes and the like in a group beside."""
     _no_text(excerpt, "hdf5")
-    with begun(path) as partial, hdf5_file(partial) as (file, raw):
+    with begun(path, folder=False) as partial, hdf5_file(partial) as (file, raw):
         file.attrs["amex_spec"] = json.dumps(excerpt.spec)
         file.attrs["amex_stream"] = excerpt.name
         for clip_id, rows in excerpt.each():
@@ -175,7 +176,7 @@ def export_hgr(
     shorts = {split: short for short, split in HGR_SPLITS.items()}
     names: dict[str, list[str]] = {short: [] for short in HGR_SPLITS}
     pooled: dict[str, list[np.ndarray]] = {short: [] for short in HGR_SPLITS}
-    with begun(folder) as partial:
+    with begun(folder, folder=True) as partial:
         ordered, means = (partial / "ordered_feature" / kind / excerpt.name for kind in ("SA", "MP"))
         for part in (ordered, means, partial / "public_split", partial / "annotation" / "RET"):
             part.mkdir(parents=True)

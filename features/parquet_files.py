@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,28 +28,19 @@ def export_parquet(excerpt: Excerpt, out: Path, *, shard_bytes: int = SHARD_BYTE
     """
     pq = library("pyarrow.parquet", "parquet")
     one = out.suffix == ".parquet"
-    with begun(out) as partial:
-        if not one:
-            partial.mkdir()
-        with contextlib.ExitStack() as stack:
-            file = writer = None
-            number = 0
-
-            def start() -> tuple[Any, Any]:
-                nonlocal number
-                path = partial if one else partial / f"part-{number:05d}.parquet"
+    schema = _schema(excerpt)
+    options = {"compression": "zstd", "compression_level": 1, "use_dictionary": _names(excerpt)}
+    tables = _tables(excerpt, schema)
+    file = writer = None
+    number = 0
+    with begun(out, folder=not one) as partial, contextlib.ExitStack() as stack:
+        for table in itertools.chain([next(tables, schema.empty_table())], tables):
+            if file is None or (not one and file.tell() >= shard_bytes):
+                stack.close()
+                file = stack.enter_context((partial if one else partial / f"part-{number:05d}.parquet").open("wb"))
+                writer = stack.enter_context(pq.ParquetWriter(file, schema, **options))
                 number += 1
-                handle = stack.enter_context(path.open("wb"))
-                options = {"compression": "zstd", "compression_level": 1, "use_dictionary": _names(excerpt)}
-                return handle, stack.enter_context(pq.ParquetWriter(handle, _schema(excerpt), **options))
-
-            for table in _tables(excerpt):
-                if file is None or (not one and file.tell() >= shard_bytes):
-                    stack.close()
-                    file, writer = start()
-                writer.write_table(table)
-            if file is None:
-                start()
+            writer.write_table(table)
 
 
 def _names(excerpt: Excerpt) -> list[str]:
@@ -56,20 +48,19 @@ def _names(excerpt: Excerpt) -> list[str]:
     return ["caption"] if excerpt.of_text else ["clip_id", "video"]
 
 
-def _tables(excerpt: Excerpt) -> Iterator[Any]:
+def _tables(excerpt: Excerpt, schema: Any) -> Iterator[Any]:
     """Row groups."""
     for batch in excerpt.batches(empty=False):
         counts = np.diff(batch.offsets)
         clips = np.repeat(np.arange(len(counts)), counts)
         for first in range(0, len(clips), GROUP_ROWS):
-            yield _table(excerpt, batch, clips[first : first + GROUP_ROWS], first)
+            yield _table(excerpt, schema, batch, clips[first : first + GROUP_ROWS], first)
 
 
-def _table(excerpt: Excerpt, batch: Batch, clips: np.ndarray, first: int) -> Any:
+def _table(excerpt: Excerpt, schema: Any, batch: Batch, clips: np.ndarray, first: int) -> Any:
     """Rows of a batch from ``first`` on, ``clips`` their clips, as a table."""
     import pyarrow as pa
 
-    schema = _schema(excerpt)
     begin, end = int(clips[0]), int(clips[-1]) + 1
     ids = batch.clip_ids[begin:end]
     columns: dict[str, Any] = {_names(excerpt)[0]: ids}

@@ -52,11 +52,10 @@ def export_safetensors(excerpt: Excerpt, out: Path, *, shard_bytes: int = SHARD_
             f"{out} would hold {excerpt.size / 1e9:,.1f} GB of {plural(len(excerpt.ids), 'clip')}, too much for one "
             "file: let --out be a folder"
         )
-    with begun(out) as partial:
+    with begun(out, folder=not one) as partial:
         if one:
             _write(numpy, partial, excerpt, list(excerpt.batches()))
             return
-        partial.mkdir()
         held: list[Batch] = []
         size = number = 0
         files: dict[str, str] = {}

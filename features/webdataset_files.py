@@ -23,8 +23,7 @@ def export_webdataset(excerpt: Excerpt, folder: Path, *, shard_bytes: int = SHAR
     The JSON of a sample has clip_id, video, start and end, or of text the caption.
     """
     webdataset = library("webdataset", "webdataset")
-    with begun(folder) as partial:
-        partial.mkdir()
+    with begun(folder, folder=True) as partial:
         pattern = str(partial).replace("%", "%%") + "/%06d.tar"
         # mtime: equal exports are equal bytes.
         with webdataset.ShardWriter(pattern, maxcount=1 << 62, maxsize=shard_bytes, verbose=0, mtime=0) as shards:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,7 +109,9 @@ def features_import(
 @click.command("export")
 @store_argument
 @click.argument("stream")
-@click.option("--out", required=True, type=FILE, help="The folder to write, or the file: .h5, .parquet, .safetensors.")
+@click.option(
+    "--out", required=True, type=STORAGE_PATH, help="The folder to write, or the file: .h5, .parquet, .safetensors."
+)
 @click.option(
     "--format",
     "form",
@@ -116,7 +119,7 @@ def features_import(
     show_default=True,
     type=click.Choice(EXPORTED),
     help="npy, hdf5 and safetensors can be imported again. parquet is for vector databases and SQL, safetensors and "
-    "webdataset for training elsewhere: pip install 'amex[export]'. hgr is what HGR's programs read.",
+    "webdataset for training elsewhere; these need pip install 'amex[export]'. hgr is what HGR's programs read.",
 )
 @click.option(
     "--pool",
@@ -181,7 +184,7 @@ def features_export(
         elif form in ("npy", "hdf5"):
             write(excerpt, out)
         else:
-            write(excerpt, out, shard_bytes=round(shard_mb * 1e6))
+            write(excerpt, out, shard_bytes=math.ceil(shard_mb * 1e6))
     noun = "caption" if excerpt.of_text else "clip"
     if as_json:
         counts = {"clips": excerpt.clips, "rows": excerpt.rows, "left_out": excerpt.left_out}

@@ -32,10 +32,9 @@ def describe_store(store: Store) -> dict[str, Any]:
     Raises:
         StoreError: if a spec or a commit record is damaged.
     """
-    path = Path(store.path) if isinstance(store.path, Path) else store.path
-    with reachable(path):
+    with reachable(store.path):
         return {
-            "name": path.absolute().name,
+            "name": store.path.absolute().name,
             "checksum": checksum(store),
             "streams": {name: describe_stream(stream) for name, stream in store.items()},
         }
@@ -75,11 +74,12 @@ def describe_stream(stream: Stream) -> dict[str, Any]:
 
 
 def _first(stream: Stream) -> dict[str, Any] | None:
-    """A clip that has rows, to be read as an example, with its part and place there."""
+    """A clip that has rows, to be read as an example, with its part."""
     for part in sorted(stream.commits):
-        for place, clip in enumerate(stream.commits[part]["clips"]):
-            if clip["rows"] and stream.state(clip["clip_id"]) == "done":
-                return {"part": part, "place": place, "clip_id": clip["clip_id"]}
+        for clip in stream.commits[part]["clips"]:
+            clip_id, revision = clip["clip_id"], clip.get("revision", 0)
+            if clip["rows"] and stream.state(clip_id) == "done" and stream.source(clip_id).revision == revision:
+                return {"part": part, "clip_id": clip_id}
     return None
 
 

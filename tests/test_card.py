@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import amex, extract
@@ -15,7 +16,7 @@ from test_export import objects, text, windows
 
 from amex.extract.encoders import NETWORKS, known_weights
 from amex.extract.encoders.objects import SHAPES_DETECTOR
-from amex.features import create_store, describe_store, open_store, render_card, write_part
+from amex.features import ClipRows, ClipSource, create_store, describe_store, open_store, render_card, write_part
 from amex.features.card import checksum, is_card
 
 
@@ -56,6 +57,17 @@ def test_the_examples_run_and_agree(store: Path, monkeypatch: pytest.MonkeyPatch
     ours, plain = results
     assert ours["rows"].values.tobytes() == plain["values"].tobytes()
     assert len(plain["values"])
+
+
+def test_an_example_is_of_rows_that_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = windows(tmp_path / "shared.zarr", "float32")
+    first = json.loads(amex("features", "card", tmp_path / "shared.zarr", "--json").stdout)["streams"]["windows"][
+        "first"
+    ]
+    arrays = {"values": np.full((1, 8), 7, np.float32), "times": np.zeros((1, 2))}
+    again = ClipRows(clip_id=first["clip_id"], arrays=arrays, source=ClipSource(video="v", revision=1))
+    write_part(tmp_path / "shared.zarr", "windows", "p9", spec=stream.spec, clips=[again], failures=[], run={})
+    test_the_examples_run_and_agree(tmp_path / "shared.zarr", monkeypatch)
 
 
 def test_the_checksum_can_be_computed_without_amex(store: Path) -> None:

@@ -15,8 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 from conftest import amex, write_lines
+from hypothesis import example, given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from webdataset.tariterators import base_plus_ext
 
 from amex.features import (
     ClipRows,
@@ -28,6 +31,7 @@ from amex.features import (
     open_store,
     write_part,
 )
+from amex.features.webdataset_files import key
 
 HOSTILE = ("a", "deep/er/b.mp4", "..", "__c__", "ünï/Ω.x", "e//f", '"q"\n', "x" * 4000, "A", "%06d")
 NEW = ("parquet", "webdataset", "safetensors")
@@ -517,6 +521,68 @@ def test_a_full_disk_leaves_no_export(form: str, tmp_path: Path) -> None:
     assert "out/t: " in done.stderr
     assert "File too large" in done.stderr
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_kill_leaves_no_export(tmp_path: Path) -> None:
+    windows(tmp_path / "s.zarr", ids=tuple("abcdefgh"))
+    program = """
+import os, signal, sys
+from pathlib import Path
+from amex import features
+from amex.features import excerpt
+
+excerpt.BATCH_BYTES = 30
+read, reads = features.Stream.read, []
+
+def dies(stream, ids):
+    if len(reads) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    reads.append(ids)
+    return read(stream, ids)
+
+stream = features.open_store("s.zarr")["windows"]
+features.Stream.read = dies
+for form in sys.argv[1:]:
+    if not os.fork():
+        getattr(features, f"export_{form}")(features.Excerpt(stream), Path(form))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL
+"""
+    forms = ("npy", "hdf5", *NEW)
+    subprocess.run([sys.executable, "-c", program, *forms], cwd=tmp_path, check=True)
+    assert not [form for form in forms if (tmp_path / form).exists()]
+    for form in forms:
+        run("export", tmp_path / "s.zarr", "windows", "--out", tmp_path / form, "--format", form)
+
+
+@given(st.lists(st.text(min_size=1), min_size=2, unique=True))
+@example(["a.b", "a_b", "A.b", "a/b"])
+def test_a_key_is_one_to_webdataset_and_one_clips(ids: list[str]) -> None:
+    keys = [key(clip_id) for clip_id in ids]
+    assert len(set(keys)) == len(ids)
+    for name in keys:
+        assert base_plus_ext(f"{name}.values.npy") == (name, "values.npy")
+        assert len(f"{name}.attribute_scores.npy") < 100
+
+
+def test_real_features_go_out_whole(real_data: Path, tmp_path: Path) -> None:
+    folder, store = real_data / "features" / "vidvrd", tmp_path / "s.zarr"
+    run("import", folder / "features.npz", "--captions", folder / "captions.jsonl", "--store", store)
+    stream = open_store(store)["resnet152"]
+    whole = stream.read(list(stream)).values
+    run("export", store, "resnet152", "--out", tmp_path / "m", "--format", "parquet", "--pool", "mean")
+    table = pq.read_table(tmp_path / "m")
+    assert table["clip_id"].to_pylist() == list(stream)
+    means = whole.reshape(len(stream), 20, 2048).astype(np.float32).mean(axis=1)
+    assert np.allclose(column(table, "vector", (2048,)), means, atol=1e-5)
+    run("export", store, "resnet152", "--out", tmp_path / "t", "--format", "safetensors", "--shard-mb", 10)
+    tensors = [load_file(file)["values"] for file in sorted((tmp_path / "t").glob("*.safetensors"))]
+    assert len(tensors) > 1
+    assert bits(np.concatenate(tensors)) == bits(whole)
+    run("export", store, "resnet152", "--out", tmp_path / "w", "--format", "webdataset", "--shard-mb", 10)
+    shards = sorted(map(str, (tmp_path / "w").glob("*.tar")))
+    samples = webdataset.WebDataset(shards, shardshuffle=False).decode()
+    assert bits(np.concatenate([sample["values.npy"] for sample in samples])) == bits(whole)
 
 
 @pytest.mark.parametrize(("form", "package"), [(form, form) for form in NEW[1:]] + [("parquet", "pyarrow")])

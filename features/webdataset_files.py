@@ -28,7 +28,8 @@ def export_webdataset(excerpt: Excerpt, folder: Path, *, shard_bytes: int = SHAR
         # mtime: equal exports are equal bytes.
         with webdataset.ShardWriter(pattern, maxcount=1 << 62, maxsize=shard_bytes, verbose=0, mtime=0) as shards:
             for clip_id, rows in excerpt.each():
-                arrays = {f"{name}.npy": np.asarray(array) for name, array in rows.arrays.items()}
+                entries = {name: array[0] if excerpt.pooled else array for name, array in rows.arrays.items()}
+                arrays = {f"{name}.npy": np.asarray(entry) for name, entry in entries.items()}
                 shards.write({"__key__": key(clip_id), **arrays, "json": _described(excerpt, clip_id)})
         write_json(partial / "spec.json", about(excerpt))
 

@@ -198,7 +198,7 @@ def test_weights_are_known_by_their_digest_or_name() -> None:
     clip = known_weights(other, {"weights": "models--openai--clip-vit-base-patch32/snapshots/3d74"})
     assert (clip["licence"], clip["by"]) == ("MIT", "name")
     bert = known_weights(other, {"weights": "models--google-bert--bert-base-uncased/snapshots/86b5"})
-    assert bert["source"] == "google-bert/bert-base-uncased, revision 86b5"
+    assert bert["source"] == "google-bert/bert-base-uncased, revision 86b5, by the model hub"
     assert "licence" not in bert
     theirs = known_weights({**other, "network": "s3d_milnce"}, {"weights": "s3d_howto100m.pth"})
     assert (theirs["licence"], theirs["by"]) == ("of the code Apache-2.0, of the weights none stated", "name")

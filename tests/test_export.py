@@ -293,7 +293,7 @@ def pooled(out: Path, form: str) -> dict[str, np.ndarray]:
             ids = json.loads(opened.metadata()["clip_ids"])
         return dict(zip(ids, load_file(file)["values"], strict=True))
     samples = webdataset.WebDataset(sorted(map(str, out.glob("*.tar"))), shardshuffle=False).decode()
-    return {sample["json"]["clip_id"]: sample["values.npy"][0] for sample in samples}
+    return {sample["json"]["clip_id"]: sample["values.npy"] for sample in samples}
 
 
 @pytest.mark.parametrize("form", ["npy", "hdf5", *NEW])

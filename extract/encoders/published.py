@@ -25,20 +25,19 @@ def known_weights(spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> dic
     digest, weights = spec.get("weights_sha256"), str(provenance.get("weights", ""))
     if weights.startswith("random:"):
         return {"source": f"drawn at random from seed {weights.removeprefix('random:')}", "licence": "none needed"}
-    ours = (network.published for network in NETWORKS.values())
+    hub, _, revision = weights.partition("/snapshots/")
+    if hub.startswith("models--") and revision:  # as the hub's cache names folders
+        name = hub.removeprefix("models--").replace("--", "/", 1)
+        hubs = (network.published for network in NETWORKS.values() if isinstance(network.published, FromHub))
+        licence = {"licence": file.licence for file in hubs if file.name == name}
+        return {"source": f"{name}, revision {revision}, by the model hub", **licence, "by": "name"}
+    ours = (network.published for network in NETWORKS.values() if not isinstance(network.published, FromHub))
     for file in itertools.chain([SHAPES_DETECTOR], ours, _of_detector(spec)):
-        if isinstance(file, FromHub):
-            if weights.startswith(f"models--{file.name.replace('/', '--')}/"):
-                return {**_facts(file), "url": f"https://huggingface.co/{file.name}", "by": "name"}
-        elif isinstance(file, UserSupplied):
+        if isinstance(file, UserSupplied):
             if weights == file.url.rsplit("/", 1)[-1] and spec.get("network") in NETWORKS:
                 return {**_facts(file), "by": "name"}
         elif digest and str(digest).startswith(file.sha256):
             return _facts(file)
-    hub, _, rest = weights.partition("/snapshots/")
-    if hub.startswith("models--") and rest:
-        model = hub.removeprefix("models--").replace("--", "/", 1)
-        return {"source": f"{model}, revision {rest}", "url": f"https://huggingface.co/{model}", "by": "name"}
     return {}
 
 

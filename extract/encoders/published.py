@@ -29,8 +29,8 @@ def known_weights(spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> dic
     if hub.startswith("models--") and revision:  # as the hub's cache names folders
         name = hub.removeprefix("models--").replace("--", "/", 1)
         hubs = (network.published for network in NETWORKS.values() if isinstance(network.published, FromHub))
-        licence = {"licence": file.licence for file in hubs if file.name == name}
-        return {"source": f"{name}, revision {revision}, by the model hub", **licence, "by": "name"}
+        licences = {file.name: {"licence": file.licence} for file in hubs}
+        return {"source": f"{name}, revision {revision}, by the model hub", **licences.get(name, {}), "by": "name"}
     ours = (network.published for network in NETWORKS.values() if not isinstance(network.published, FromHub))
     for file in itertools.chain([SHAPES_DETECTOR], ours, _of_detector(spec)):
         if isinstance(file, UserSupplied):

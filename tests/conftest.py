@@ -108,7 +108,7 @@ def s3(server: Any) -> str:
     import boto3
     from s3fs import S3FileSystem
 
-    server.trouble = lambda environ: None
+    server.trouble = server.harm = lambda environ: None
     S3FileSystem.clear_instance_cache()
     bucket = f"bucket{random.randrange(10**9)}"
     boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket=bucket)

@@ -113,8 +113,8 @@ class Layout:
         """The name of a shard's file, below the folder of its array."""
         return "/".join(["c", str(shard), *("0" for _ in self.shape[1:])])
 
-    def zarr_json(self) -> str:
-        """The text of the array's zarr.json, for readers of Zarr."""
+    def zarr_json(self, dimensions: Sequence[str]) -> str:
+        """The text of the array's zarr.json, for readers of Zarr; xarray needs the names of its dimensions."""
         texts = self.dtype == "string"
         to_bytes = {"name": "vlen-utf8"} if texts else {"name": "bytes", "configuration": {"endian": "little"}}
         zstd = [{"name": "zstd", "configuration": {"level": 1, "checksum": False}}] if self.zstd else []
@@ -138,6 +138,7 @@ class Layout:
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": nothing,
             "codecs": [{"name": "sharding_indexed", "configuration": inside}],
+            "dimension_names": list(dimensions),
             "attributes": {},
         }
         return json.dumps(record, indent=2) + "\n"
@@ -153,11 +154,13 @@ class Joined:
     Attributes:
         shape: of an entry.
         arrays: each (entries, *shape).
+        of: what an entry belongs to, which names the first dimension.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     arrays: Sequence[np.ndarray]
+    of: str = "row"
 
     def __len__(self) -> int:
         return sum(map(len, self.arrays))
@@ -210,7 +213,8 @@ def write_array(folder: Path, name: str, array: Joined) -> tuple[Layout, dict[st
         if not shard and not texts and _pays(layout, piece):
             layout = dataclasses.replace(layout, zstd=True)
         files[f"{name}/{layout.file(shard)}"] = write_file(folder / name / layout.file(shard), _encoded(layout, piece))
-    files[f"{name}/zarr.json"] = write_file(folder / name / "zarr.json", layout.zarr_json().encode())
+    dimensions = [array.of, *(f"{name}_{axis + 1}" for axis in range(len(array.shape)))]
+    files[f"{name}/zarr.json"] = write_file(folder / name / "zarr.json", layout.zarr_json(dimensions).encode())
     return layout, files
 
 

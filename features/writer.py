@@ -301,11 +301,11 @@ def part_arrays(spec: dict[str, Any], clips: Sequence[ClipRows]) -> Iterator[tup
         yield name, Joined(shape, np.dtype(dtype), [clip.arrays[name] for clip in clips])
     for name, (shape, dtype) in clip_arrays(spec).items():
         entries = np.array([clip.arrays[name] for clip in clips], dtype).reshape(len(clips), *shape)
-        yield name, Joined(shape, entries.dtype, [entries])
+        yield name, Joined(shape, entries.dtype, [entries], "clip")
     offsets = np.cumsum([0, *(len(clip) for clip in clips)], dtype=np.int64)
-    yield "offsets", Joined((), offsets.dtype, [offsets])
+    yield "offsets", Joined((), offsets.dtype, [offsets], "boundary")
     clip_ids = np.array([clip.clip_id for clip in clips], dtype=np.dtypes.StringDType())
-    yield "clip_ids", Joined((), clip_ids.dtype, [clip_ids])
+    yield "clip_ids", Joined((), clip_ids.dtype, [clip_ids], "clip")
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:

@@ -20,10 +20,15 @@ from .base import NoRoom, Storage, StorageError
 from .scratch import temporary_folder
 
 # Of S3: what does not answer is asked again, later and later. AWS_ENDPOINT_URL names another server than Amazon's.
-# A download holds ten blocks of a file in memory.
+# A download holds ten blocks of a file in memory. Clips of a batch are asked for over so many connections at once.
 S3_OPTIONS = {
     "default_block_size": 8 << 20,
-    "config_kwargs": {"retries": {"max_attempts": 8, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60},
+    "config_kwargs": {
+        "retries": {"max_attempts": 8, "mode": "standard"},
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "max_pool_connections": 64,
+    },
 }
 # Attempts at a download, further and further apart, besides those of S3's own client.
 ATTEMPTS = 3

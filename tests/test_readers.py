@@ -175,12 +175,8 @@ def test_four_readers_agree_on_a_store_in_s3(s3: str) -> None:
     store, clips = make(f"{s3}/a/s.zarr", OUTPUTS["objects"], [[3, 0, 8], [40]])
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
 
-        def elsewhere(read: Read, folder: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-            return pool.submit(read, folder, names).result(60)
+        def elsewhere(folder: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+            return pool.submit(by_tensorstore, folder, names).result(60)
 
-        readers = {
-            "zarr-python": by_zarr,
-            "xarray": by_xarray,
-            "TensorStore": functools.partial(elsewhere, by_tensorstore),
-        }
+        readers = {"zarr-python": by_zarr, "xarray": by_xarray, "TensorStore": elsewhere}
         assert_all_agree(store, clips, readers)

@@ -1,10 +1,11 @@
 """A store against the other ways to keep features: reading, writing, files and bytes, in one run.
 
-    python benchmarks/storage.py [--clips 10000] [--rounds 5] [--features FILE] [--json FILE] [--markdown]
+    python benchmarks/storage.py [--clips 10000] [--rounds 3] [--features FILE] [--json FILE] [--markdown]
 
 The clips have 8 to 40 rows of 512 half-precision numbers, drawn from the distribution that features of a ResNet have
 (non-negative, dense, mean 0.5), and a time a row; or rows of FILE (.npy, rows x D). They are kept in a store in parts
-of 64 clips and in one in parts of 1,024, as two .npy files a clip, and as two datasets a clip in one HDF5 file.
+of 64 clips and in one in parts of 1,024 (``amex 64``, ``amex 1,024``), as two .npy files a clip (``.npy``), as one .npy
+file an array (``large .npy``), and as two datasets a clip in one HDF5 file.
 
 - random: batches of 64 clips, values and times. TensorStore and zarr-python read the files of the store of large parts,
   all of whose arrays are open.
@@ -52,6 +53,14 @@ WRITTEN, IN_S3 = 1024, 1024
 DELAY = 0.02
 
 Reader = Callable[[Sequence[int]], object]
+
+
+def ours(part: int) -> str:
+    return f"amex {part:,}"
+
+
+# The columns of the documentation's table.
+KINDS = (*map(ours, reversed(PARTS)), ".npy", "large .npy", "HDF5", "TensorStore", "zarr-python")
 
 
 # --- What is kept ----------------------------------------------------------------------------------------------------
@@ -288,20 +297,20 @@ def in_order(rounds: int, root: Path, count: int, megabytes: float) -> dict[str,
     everything = range(count)
     large = root / "large"
     measures: dict[str, Callable[[int], float]] = {
-        "one large .npy an array": seconds(lambda: [np.load(path) for path in sorted(large.iterdir())])
+        "large .npy": seconds(lambda: [np.load(path) for path in sorted(large.iterdir())])
     }
     for part in PARTS:
         read = amex_reader(root / f"{part}.zarr")
-        measures[f"amex, {part:,} clips a part"] = seconds(lambda read=read: read(everything))
+        measures[ours(part)] = seconds(lambda read=read: read(everything))
     loose = npy_reader(root / "npy")
-    measures["two .npy a clip"] = seconds(lambda: loose(everything))
+    measures[".npy"] = seconds(lambda: loose(everything))
     if importable("tensorstore"):
         _, arrays = tensorstore_arrays(root / f"{PARTS[-1]}.zarr")
-        measures["TensorStore, the same store"] = by_part(
+        measures["TensorStore"] = by_part(
             arrays, len(arrays), lambda pair: [future.result() for future in [array.read() for array in pair]]
         )
     _, arrays = zarr_arrays(root / f"{PARTS[-1]}.zarr")
-    measures["zarr-python, the same store"] = by_part(arrays, 1, lambda pair: [array[:] for array in pair])
+    measures["zarr-python"] = by_part(arrays, 1, lambda pair: [array[:] for array in pair])
     return take_turns(rounds, measures)
 
 
@@ -316,11 +325,11 @@ print(time.perf_counter() - begin)
 """
 OURS = ("from amex.features import open_store", "open_store(path)['s'].read(clips)")
 FIRST_READS = {
-    "two .npy a clip": (
+    ".npy": (
         "import numpy",
         "[numpy.load(f'{path}/{clip}_{name}.npy') for clip in clips for name in ('values', 'times')]",
     ),
-    **{f"amex, {part:,} clips a part": OURS for part in PARTS},
+    **{ours(part): OURS for part in PARTS},
     "HDF5": (
         "import h5py",
         "file = h5py.File(path); [file[f'{clip}/{name}'][...] for clip in clips for name in ('values', 'times')]",
@@ -367,10 +376,10 @@ def writes(rounds: int, root: Path, clips: Sequence[ClipRows]) -> dict[str, list
 
         return run
 
-    measures = {"two .npy a clip": measure(lambda path: write_npy(path, clips))}
+    measures = {".npy": measure(lambda path: write_npy(path, clips))}
     for part in PARTS:
-        measures[f"amex, {part:,} clips a part"] = measure(lambda path, part=part: write_store(path, clips, part))
-    measures["two .npy a clip, with fsync"] = measure(lambda path: write_npy(path, clips, sync=True))
+        measures[ours(part)] = measure(lambda path, part=part: write_store(path, clips, part))
+    measures[".npy, fsync"] = measure(lambda path: write_npy(path, clips, sync=True))
     return take_turns(rounds, measures)
 
 
@@ -495,10 +504,11 @@ def compare(results: dict[str, list[float]], against: str, digits: int = 0) -> l
     return lines
 
 
-def print_table(head: list[str], lines: list[list[str]], markdown: bool) -> None:
-    if markdown:
-        print(*(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines)), "", sep="\n", flush=True)
-        return
+def print_markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    print(*(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines)), "", sep="\n")
+
+
+def print_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     widths = [max(len(cells[column]) for cells in (head, *lines)) for column in range(len(head))]
     for cells in (head, *lines):
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
@@ -508,16 +518,18 @@ def print_table(head: list[str], lines: list[list[str]], markdown: bool) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--features", type=Path, help="take rows from a .npy file (rows, D) instead of drawing them")
     parser.add_argument("--json", type=Path, help="write the figures of all rounds")
-    parser.add_argument("--markdown", action="store_true", help="print tables as the documentation has them")
+    parser.add_argument("--markdown", action="store_true", help="also print the tables of the documentation")
     given = parser.parse_args()
     results: dict[str, Any] = {"clips": given.clips, "cores": len(os.sched_getaffinity(0))}
+    summary: list[list[str]] = []
 
     def show(title: str, results: dict[str, list[float]], unit: str, against: str, digits: int = 0) -> None:
-        head = [title, unit, f"/ {against}"]
-        print_table(head, compare(results, against, digits), given.markdown)
+        print_table([title, unit, f"/ {against}"], compare(results, against, digits))
+        medians = {name: f"{statistics.median(values):,.{digits}f}" for name, values in results.items()}
+        summary.append([f"{title}, {unit}", *(medians.get(kind, "") for kind in KINDS)])
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -528,15 +540,15 @@ def main() -> None:
         write_hdf5(root / "all.h5", clips)
         for part in PARTS:
             write_store(root / f"{part}.zarr", clips, part)
-        kept = {f"amex, {part:,} clips a part": size(root / f"{part}.zarr") for part in PARTS}
-        kept |= {"two .npy a clip": size(root / "npy"), "HDF5": size(root / "all.h5")}
+        kept = {ours(part): size(root / f"{part}.zarr") for part in PARTS}
+        kept |= {".npy": size(root / "npy"), "large .npy": size(root / "large"), "HDF5": size(root / "all.h5")}
         results["size"] = {"megabytes": megabytes, **kept}
         lines = [[name, f"{one['files']:,}", f"{one['megabytes']:,.1f}"] for name, one in kept.items()]
-        print_table([f"{len(clips):,} clips, {megabytes:,.1f} MB", "files", "MB"], lines, given.markdown)
+        print_table([f"{len(clips):,} clips, {megabytes:,.1f} MB", "files", "MB"], lines)
 
-        npy, large = "two .npy a clip", f"{PARTS[-1]}.zarr"
+        npy, large = ".npy", f"{PARTS[-1]}.zarr"
         readers = {npy: npy_reader(root / "npy")}
-        readers |= {f"amex, {part:,} clips a part": amex_reader(root / f"{part}.zarr") for part in PARTS}
+        readers |= {ours(part): amex_reader(root / f"{part}.zarr") for part in PARTS}
         # Before others start threads, which a fork would lack.
         results["forked"] = take_turns(
             given.rounds,
@@ -544,15 +556,15 @@ def main() -> None:
         )
         readers["HDF5"] = hdf5_reader(root / "all.h5")
         if importable("tensorstore"):
-            readers["TensorStore, the same store"] = tensorstore_reader(root / large)
+            readers["TensorStore"] = tensorstore_reader(root / large)
         else:
             print("no TensorStore here: its rows are left out (pip install tensorstore)", file=sys.stderr)
-        readers["zarr-python, the same store"] = zarr_reader(root / large)
+        readers["zarr-python"] = zarr_reader(root / large)
         results["random"] = random_rates(readers, len(clips), given.rounds)
         show("64 clips at random", results["random"], "clips/s", npy)
         show("two forked processes", results["forked"], "clips/s", npy)
         results["in_order"] = in_order(given.rounds, root, len(clips), megabytes)
-        show("all in order", results["in_order"], "GB/s", "one large .npy an array", 2)
+        show("all in order", results["in_order"], "GB/s", "large .npy", 2)
         results["process"], results["first_read"] = starts(given.rounds, root, len(clips))
         show("a new process that reads 64 clips", results["process"], "s", npy, 2)
         show("of which to open and read", results["first_read"], "s", npy, 3)
@@ -569,9 +581,17 @@ def main() -> None:
             for name, one in results["s3"].items():
                 seconds, requests = statistics.median(one["seconds"]), statistics.median(one["requests"])
                 lines.append([name, f"{seconds:.3f}", f"{requests:g}", f"{seconds / alone:.1f}"])
-            print_table(["S3, 64 clips", "s", "requests", "/ one request"], lines, given.markdown)
+            remote = (["S3, 64 clips", "s", "requests", "/ one request"], lines)
+            print_table(*remote)
         else:
             print("no moto or s3fs here: S3 is left out (pip install 'amex[test]')", file=sys.stderr)
+    if given.markdown:
+        for column, digits in (("files", 0), ("megabytes", 1)):
+            counts = {name: f"{one[column]:,.{digits}f}" for name, one in kept.items()}
+            summary.append([column, *(counts.get(kind, "") for kind in KINDS)])
+        print_markdown(["", *KINDS], summary)
+        if "s3" in results:
+            print_markdown(*remote)
     if given.json:
         given.json.write_text(json.dumps(results, indent=1) + "\n")
 

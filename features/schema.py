@@ -284,8 +284,10 @@ def _check_commit(record: dict[str, Any], part: str) -> None:
         _ = file["bytes"], file["sha256"]
     if part in replaced_by(record):
         raise ValueError("it replaces itself")
-    if sum(clip["rows"] for clip in record["clips"]) != record["rows"]:
+    rows = [clip["rows"] for clip in record["clips"]]
+    if sum(rows) != record["rows"] or min(rows, default=0) < 0:
         raise ValueError("its clips do not have as many rows as the part")
+    _ = record.get("arrays", {}).keys()
 
 
 def read_spec(path: Path) -> dict[str, Any]:

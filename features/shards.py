@@ -27,6 +27,7 @@ import numpy as np
 from numcodecs.vlen import VLenUTF8
 from numcodecs.zstd import Zstd
 
+from ..errors import first_line
 from ..storage import NOT_THERE, storage_at
 from .schema import StoreError
 
@@ -69,10 +70,18 @@ class Layout:
     shard: int
     zstd: bool
 
+    def __post_init__(self) -> None:
+        entries = max(1, self.shape[0])
+        if not 1 <= self.chunk <= entries or not self.chunk <= self.shard < 2 * entries or self.shard % self.chunk:
+            raise ValueError(f"chunks of {self.chunk} entries in shards of {self.shard} do not hold {entries} entries")
+
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Layout:
-        """That of an array as a commit record has it."""
-        return cls(**{**record, "shape": tuple(record["shape"])})
+        """That of an array as a commit record has it. Raises ValueError if it cannot be one."""
+        try:
+            return cls(**{**record, "shape": tuple(record["shape"])})
+        except (TypeError, IndexError) as error:
+            raise ValueError(f"an array cannot lie as the commit record says: {first_line(error)}") from error
 
     @classmethod
     def of_zarr(cls, record: Mapping[str, Any]) -> Layout:
@@ -483,7 +492,12 @@ def _put(piece: _Piece, lengths: Iterable[int], data: bytes) -> None:
         if google_crc32c.value(body) != int.from_bytes(data[end : end + 4], "little"):
             raise DamagedArray(array, f"a checksum in {array.files[piece.shard]} differs")
         if layout.zstd:
-            body = np.frombuffer(Zstd().decode(body), np.uint8)
+            try:
+                body = np.frombuffer(Zstd().decode(body), np.uint8)
+            except RuntimeError as error:
+                raise DamagedArray(array, f"{array.files[piece.shard]}: {first_line(error)}") from error
+        if len(body) != layout.chunk_bytes:
+            raise DamagedArray(array, f"{array.files[piece.shard]} has chunks of another size")
         size = min(left, len(body) - skip)
         output[to : to + size] = body[skip : skip + size]
         begin, skip, left, to = end + 4, 0, left - size, to + size

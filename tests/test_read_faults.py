@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import multiprocessing
 import operator
 import os
@@ -31,6 +32,7 @@ from amex.features import (
     create_store,
     declare_stream,
     open_store,
+    schema,
     shards,
     verify,
     write_part,
@@ -229,6 +231,56 @@ def test_damage_that_comes_while_a_stream_is_open_is_an_error(made: tuple[Path, 
             with changed(file, data), pytest.raises(DamagedPart, match="000001-x"):
                 stream.read(list(truth))
     assert all(is_right(stream, clip) for clip in truth.values())
+
+
+LAYOUTS = [
+    {"chunk": 0},
+    {"chunk": -1},
+    {"shard": 0},
+    {"shard": 3},
+    {"chunk": 10**15, "shard": 10**15},
+    {"chunk": 1, "shard": 1},
+    {"shape": [2, 64]},
+    {"shape": []},
+    {"dtype": "float64"},
+    {"dtype": "object"},
+    {"zstd": "other"},
+    {"more": 1},
+    {"chunk": "1"},
+    [],
+    None,
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_commit_record_whose_checksum_holds_is_no_reason_to_believe_it(
+    made: tuple[Path, dict[str, ClipRows]], layout: dict[str, Any] | list[None] | None
+) -> None:
+    """It may be another program's, or a later version's. What it says of an array never leads to wrong rows."""
+    store, truth = made
+    file = store / "s" / "commits" / "000001-x.json"
+    record = json.loads(file.read_bytes())
+    del record["sha256"]
+    for array in ("values", "times"):
+        lies = record["arrays"][array]
+        changes = {"zstd": not lies["zstd"]} if layout == {"zstd": "other"} else layout
+        changed_arrays = {**record["arrays"], array: {**lies, **changes}} if changes else layout
+        text = schema.sealed({**record, "arrays": changed_arrays})
+        with changed(file, text.encode()):
+            for clip in truth.values():
+                error = right_or_error(lambda clip=clip: is_right(open_store(store)["s"], clip))
+                assert not error or "000001-x" in error
+
+
+def test_a_commit_record_with_fewer_than_no_rows_is_damaged(made: tuple[Path, dict[str, ClipRows]]) -> None:
+    store, _ = made
+    file = store / "s" / "commits" / "000001-x.json"
+    record = json.loads(file.read_bytes())
+    del record["sha256"]
+    record["clips"][0]["rows"] -= 7
+    record["clips"][1]["rows"] += 7
+    with changed(file, schema.sealed(record).encode()), pytest.raises(DamagedPart, match="000001-x"):
+        _ = open_store(store)["s"]
 
 
 # --- Threads and processes -------------------------------------------------------------------------------------------

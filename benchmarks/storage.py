@@ -12,8 +12,8 @@ file an array (``large .npy``), and as two datasets a clip in one HDF5 file.
 - in order: all rows at once. zarr-python and TensorStore read the store's arrays part by part.
 - forked: the batches at random in two processes that are forked from one that has read already, as loaders of data are.
 - start: a new process reads 64 clips; files are in the page cache.
-- writing: with and without an fsync of each .npy file; a store syncs its files, and reads back what it wrote. It depends
-  on the disk and on who else writes to it; TMPDIR=/dev/shm leaves the disk out.
+- writing: with and without an fsync of each .npy file; a store syncs its files, and reads back what it wrote. Others
+  who write to the disk matter much; TMPDIR=/dev/shm leaves the disk out.
 - S3: a server on this machine that answers DELAY seconds late, as an object store does.
 
 What is compared takes turns, ``--rounds`` times. Printed are medians, the lowest and the highest in brackets; ratios

@@ -155,7 +155,7 @@ def test_rows_and_their_writing_take_little_more_memory_than_the_rows(tmp_path: 
     size, held, peak = map(float, subprocess.run(run, check=True, capture_output=True, timeout=300).stdout.split())
     assert size > 190
     assert held < 1.15 * size + 20
-    assert peak < 1.7 * size
+    assert peak < 1.5 * size
 
 
 class Objects:

@@ -228,9 +228,20 @@ def check_arrays(spec: dict[str, Any]) -> None:
 
 
 def sealed(record: dict[str, Any]) -> str:
-    """The text of a record: JSON whose last entry is the sha256 of all before it."""
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
+    """The text of a record: JSON whose last entry is the sha256 of all before it. An entry of a list has a line."""
+    entries = (f" {json.dumps(name)}: {_lines(value)}" for name, value in record.items())
+    text = "{\n" + ",\n".join(entries)
     return f'{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "[\n  " + ",\n  ".join(map(_ENCODER.encode, value)) + "\n ]"
+    return _ENCODER.encode(value)
+
+
+# Without indentation JSON is written in C.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 def check_seal(data: bytes) -> None:

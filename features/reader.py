@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,15 @@ import numpy as np
 
 from ..errors import first_line
 from ..storage import NOT_THERE, open_path, reachable, storage_at
+from .index import LISTINGS, Index, Parts, open_index
+from .parts import BadPart, PartReader
 from .schema import (
     REPAIR,
     ClipNotThere,
     ClipSource,
     DamagedPart,
     Failure,
+    ReplacedPart,
     StoreError,
     clip_arrays,
     fingerprint,
@@ -32,12 +35,11 @@ from .schema import (
     read_problems,
     read_spec,
     read_store,
-    replaced_by,
     row_arrays,
     stream_names,
     stream_path,
 )
-from .shards import DamagedArray, Layout, ShardedArray, ShardReader, Span, as_bytes
+from .shards import Span, as_bytes
 
 if TYPE_CHECKING:
     import dask.array
@@ -179,15 +181,19 @@ class Stream:
         spec: how the features were made.
         fingerprint: sha256 of the spec.
         provenance: where the weights came from and which amex declared the stream.
-        commits: part name -> commit record, for every part whose record is intact.
+        index: where the rows of each clip are, as arrays.
+        commits: part name -> commit record, read when it is asked for.
         damaged: part name -> what is wrong with its commit record; empty unless those are skipped.
         failures: clip_id -> ledger entry, for clips that have no rows because they failed.
 
     A clip may have several entries in the commit records. The highest revision counts, since the others are of other
     seconds or of another file; among equals rows before failures, then the last attempt.
+
+    Args:
+        afresh: as of ``refresh``.
     """
 
-    def __init__(self, store: Path, name: str, *, skip_damaged: bool = False) -> None:
+    def __init__(self, store: Path, name: str, *, skip_damaged: bool = False, afresh: bool = False) -> None:
         self.name = name
         self.path = stream_path(store, name)
         self._store = store
@@ -195,78 +201,57 @@ class Stream:
         self.spec: dict[str, Any] = record["spec"]
         self.fingerprint: str = record["fingerprint"]
         self.provenance: dict[str, Any] = record["provenance"]
-        self.commits: dict[str, dict[str, Any]] = {}
-        self.damaged: dict[str, str] = {}
-        self.failures: dict[str, Failure] = {}
-        self._reader = ShardReader(self.path / "parts")
-        self._opened: dict[str, dict[str, ShardedArray]] = {}  # by part and name
-        self._where: dict[str, tuple[str, int, int, int]] = {}  # clip_id -> part, place in it, first row, rows
-        self._revisions: dict[str, int] = {}  # of the entries in _where, where it is not 0
-        self._mixed: set[str] = set()  # parts that hold rows which do not count
+        self._skip_damaged = skip_damaged
+        self._parts = PartReader(self.path / "parts", self.spec)
+        self.refresh(afresh=afresh)
+
+    def refresh(self, *, afresh: bool = False) -> None:
+        """Looks at the disk again, for what was committed and removed since the stream was opened.
+
+        Args:
+            afresh: read every commit record, also those that the index has, and make the index anew.
+
+        Raises:
+            DamagedPart, StoreError: as ``Store[name]``.
+        """
         with uncollected():
-            for file, data in storage_at(self.path / "commits").read_matching("*.json"):
-                part = file.removesuffix(".json")
-                try:
-                    self.commits[part] = self._own(parse_commit(self.path / "commits" / file, data))
-                except DamagedPart as error:
-                    if not skip_damaged:
-                        raise
-                    self.damaged[part] = str(error)
-            for part in {part for commit in self.commits.values() for part in replaced_by(commit)}:
-                self.commits.pop(part, None)
-                self.damaged.pop(part, None)
-            for part, commit in self.commits.items():
-                try:
-                    self._index(part, commit)
-                except (KeyError, TypeError) as error:
-                    path = self.path / "commits" / f"{part}.json"
-                    raise StoreError(f"{path} has entries that this amex does not know: {first_line(error)}") from error
-        for clip_id in self._where.keys() & self.failures.keys():
-            if self.failures[clip_id].rank[0] > self._revisions.get(clip_id, 0):
-                self._mixed.add(self._where.pop(clip_id)[0])
-            else:
-                del self.failures[clip_id]
+            index, damaged = open_index(self.path, self.fingerprint, self._parse, afresh=afresh)
+        if damaged and not self._skip_damaged:
+            raise next(iter(damaged.values()))
+        self.index = index
+        self.damaged: dict[str, str] = {part: str(error) for part, error in damaged.items()}
+        self.commits = Commits(index.parts, self._read)
+        self.failures = Failures(self)
+
+    def _read(self, part: str) -> dict[str, Any]:
+        file = f"{part}.json"
+        # Through storage, which has connections of its own in a fork.
+        return self._parse(part, storage_at(self.path / "commits").read([file])[file])
+
+    def _parse(self, part: str, data: bytes) -> dict[str, Any]:
+        """A commit record of a part of this stream; raises DamagedPart if it is damaged, or another stream's."""
+        commit = parse_commit(self.path / "commits" / f"{part}.json", data)
+        if commit["fingerprint"] != self.fingerprint:
+            raise DamagedPart(
+                f"part {part} of stream {self.name!r} in {self._store} was made with another spec than the stream's; "
+                f"{REPAIR}"
+            )
+        return commit
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, in a stream of objects or one with ``probabilities``; empty in others."""
         return tuple(self.spec.get("output", {}).get("labels", ()))
 
-    def _own(self, commit: dict[str, Any]) -> dict[str, Any]:
-        """Returns the commit record of a part of this stream; raises DamagedPart for one of another stream's."""
-        if commit["fingerprint"] != self.fingerprint:
-            raise DamagedPart(
-                f"part {commit['part']} of stream {self.name!r} in {self._store} was made with another spec than the "
-                f"stream's; {REPAIR}"
-            )
-        return commit
-
-    def _index(self, part: str, commit: dict[str, Any]) -> None:
-        first = 0
-        for place, clip in enumerate(commit["clips"]):
-            clip_id, revision = clip["clip_id"], clip.get("revision", 0)
-            known = self._where.get(clip_id)
-            if known is None or revision > self._revisions.get(clip_id, 0):
-                self._where[clip_id] = (part, place, first, clip["rows"])
-                if revision:
-                    self._revisions[clip_id] = revision
-            if known is not None:
-                self._mixed.update((part, known[0]))
-            first += clip["rows"]
-        for entry in commit["failures"]:
-            failure = Failure(**entry)
-            known = self.failures.get(failure.clip_id)
-            if known is None or known.rank < failure.rank:
-                self.failures[failure.clip_id] = failure
-
     def __contains__(self, clip_id: object) -> bool:
-        return clip_id in self._where
+        return isinstance(clip_id, str) and self._rows(self.index.locate(clip_id)) >= 0
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        """The clips that have rows, be they 0, in the order in which those are stored."""
+        return self.index.names(self.index.clips)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self.index.clips)
 
     def __getitem__(self, clip_id: str) -> Rows:
         """The rows of one clip.
@@ -284,13 +269,17 @@ class Stream:
             ClipNotThere, DamagedPart: as ``stream[clip_id]``.
         """
         single = clip_arrays(self.spec)
-        offsets = np.cumsum([0, *map(self.rows_of, clip_ids)], dtype=np.int64)
-        arrays = {
-            name: np.empty((len(clip_ids) if name in single else int(offsets[-1]), *shape), dtype)
-            for name, (shape, dtype) in {**row_arrays(self.spec), **single}.items()
-        }
-        self.read_into(arrays, clip_ids, offsets[:-1])
-        return Batch(arrays, offsets, tuple(clip_ids), frozenset(single))
+
+        def read(index: Index, entries: np.ndarray) -> Batch:
+            offsets = np.append(0, np.cumsum(index.rows[entries]))
+            arrays = {
+                name: np.empty((len(entries) if name in single else int(offsets[-1]), *shape), dtype)
+                for name, (shape, dtype) in {**row_arrays(self.spec), **single}.items()
+            }
+            self._fill(arrays, index, entries, offsets[:-1])
+            return Batch(arrays, offsets, tuple(clip_ids), frozenset(single))
+
+        return self._read_latest(clip_ids, read)
 
     def read_into(self, arrays: Mapping[str, np.ndarray], clip_ids: Sequence[str], firsts: Sequence[int]) -> None:
         """Reads the rows of many clips into arrays that are there, as for a batch whose clips are padded to one length.
@@ -301,96 +290,85 @@ class Stream:
 
         Raises:
             ClipNotThere, DamagedPart: as ``stream[clip_id]``.
-            ValueError: if an array does not have the form of the stream's.
+            ValueError: if an array does not have the form of the stream's, or no room for the rows.
         """
-        forms, single = {**row_arrays(self.spec), **clip_arrays(self.spec)}, clip_arrays(self.spec)
+        forms = {**row_arrays(self.spec), **clip_arrays(self.spec)}
         for name, array in arrays.items():
             shape, dtype = forms[name]
             if array.shape[1:] != shape or array.dtype != dtype or not array.flags.c_contiguous:
                 raise ValueError(f"{name} of stream {self.name!r} is read into contiguous {dtype}, (entries, *{shape})")
-        # Clips that lie side by side, here and there: part, place of the first, clips, first row, rows, index, entry.
-        runs: list[list[Any]] = []
-        for index, (clip_id, entry) in enumerate(zip(clip_ids, map(int, firsts), strict=True)):
-            part, place, first, rows = self._locate(clip_id)
+        self._read_latest(clip_ids, lambda index, entries: self._fill(arrays, index, entries, np.asarray(firsts)))
+
+    def _read_latest(self, clip_ids: Sequence[str], read: Callable[[Index, np.ndarray], Any]) -> Any:
+        """Calls ``read`` with the entries of clips; again where their parts have been replaced meanwhile."""
+        for _ in range(LISTINGS):
+            index = self.index
+            entries = index.find(clip_ids)
+            if len(absent := np.flatnonzero(entries < 0)):
+                raise self._absent(clip_ids[absent[0]])
+            try:
+                return read(index, entries)
+            except ReplacedPart:
+                self.refresh()
+        raise StoreError(f"the parts of {self.path} are replaced faster than they are read; try again")
+
+    def _fill(self, arrays: Mapping[str, np.ndarray], index: Index, entries: np.ndarray, firsts: np.ndarray) -> None:
+        """Reads entries of the index into arrays, their rows from ``firsts`` on; see ``read_into``."""
+        columns = (index.part[entries], index.place[entries], index.first[entries], index.rows[entries], firsts)
+        # Of clips that lie side by side, here and there: part, place of the first, first row, where it goes, which clip
+        # it is of, clips, rows.
+        runs: list[list[int]] = []
+        for clip, (part, place, first, rows, at) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             last = runs[-1] if runs else None
-            if last and (last[0], last[1] + last[2], last[6] + last[4]) == (part, place, entry):
-                last[2] += 1
-                last[4] += rows
+            if last and (last[0], last[1] + last[5], last[3] + last[6]) == (part, place, at):
+                last[5] += 1
+                last[6] += rows
             else:
-                runs.append([part, place, 1, first, rows, index, entry])
-        opened = self._open({run[0] for run in runs})
-        spans = []
-        for name, array in arrays.items():
-            output = as_bytes(array)
-            for part, place, clips, first, rows, index, entry in runs:
-                of, count, at = (place, clips, index) if name in single else (first, rows, entry)
-                if at + count > len(array):
-                    raise ValueError(f"{name} of stream {self.name!r} has more entries than the array to read into")
-                spans.append(Span(opened[part][name], of, count, output, at))
-        self._fill(spans)
-
-    def _fill(self, spans: Sequence[Span]) -> None:
-        """Reads spans. Raises DamagedPart where a checksum does not hold."""
-        try:
-            with reachable(self.path, but=(DamagedArray,)):
-                self._reader.read(spans)
-        except DamagedArray as error:
-            raise self._damage(error.array.part, error) from error
-
-    def _damage(self, part: str, error: Exception) -> StoreError:
-        """The error for what a part is not any more."""
-        if not self.path.exists():
-            return StoreError(f"stream {self.name!r} was removed from {self._store} while it was read")
-        return DamagedPart(f"part {part} of stream {self.name!r} in {self._store}: {first_line(error)}; {REPAIR}")
-
-    def _open(self, parts: Collection[str]) -> dict[str, dict[str, ShardedArray]]:
-        """The arrays of parts, by part and name, once it is sure that the parts are those of their commit records."""
-        opened = {part: self._opened[part] for part in parts if part in self._opened}
-        new = [part for part in parts if part not in opened]
-        if len(self._opened) + len(new) > OPENED:
-            self._opened.clear()
-        with reachable(self.path, but=DAMAGE):
-            groups = self._groups(new)
-            for part, group in zip(new, groups, strict=True):
-                try:
-                    opened[part] = self._opened[part] = self._arrays_of(part, group)
-                except DAMAGE as error:
-                    raise self._damage(part, error) from error
-        return opened
-
-    def _groups(self, parts: Sequence[str]) -> Sequence[bytes | Exception]:
-        """The zarr.json of parts, which says what part it is; an error of the storage in the place of one."""
-        files = [(f"{folder_of(self.commits[part])}/zarr.json", 0, GROUP_BYTES) for part in parts]
-        return storage_at(self.path / "parts").read_ranges(files)
-
-    def _arrays_of(self, part: str, group: bytes | Exception) -> dict[str, ShardedArray]:
-        """The arrays of a part whose group has this zarr.json. Raises what ``DAMAGE`` has if they are not its own."""
-        commit = self.commits[part]
-        folder, files = folder_of(commit), commit["files"]
-        if isinstance(group, Exception):
-            raise group
-        if hashlib.sha256(group).hexdigest() != files["zarr.json"]["sha256"]:
-            raise ValueError("zarr.json is not what was committed")
+                runs.append([part, place, first, at, clip, 1, rows])
         single = clip_arrays(self.spec)
-        forms = {**row_arrays(self.spec), **single}
-        if "arrays" in commit:
-            layouts = {name: Layout.of(commit["arrays"][name]) for name in forms}
-        else:
-            layouts = check_part(self.path / "parts" / folder, commit, forms.keys())
-        arrays = {}
-        for name, (shape, dtype) in forms.items():
-            layout, entries = layouts[name], len(commit["clips"]) if name in single else commit["rows"]
-            if (layout.shape, layout.dtype) != ((entries, *shape), np.dtype(dtype).name):
-                raise ValueError(f"{name} is {layout.dtype}{list(layout.shape)}, which the spec does not say")
-            names = [f"{name}/{layout.file(shard)}" for shard in range(-(-entries // layout.shard))]
-            arrays[name] = ShardedArray(
-                part=part,
-                files=[f"{folder}/{file}" for file in names],
-                sizes=[files[file]["bytes"] for file in names],
-                layout=layout,
-                in_order="arrays" in commit and not layout.zstd,
-            )
-        return arrays
+        rows = max((run[3] + run[6] for run in runs), default=0)
+        for name, array in arrays.items():
+            if len(array) < (len(entries) if name in single else rows):
+                raise ValueError(f"{name} of stream {self.name!r} has more rows than the array to read into")
+        with self._reading(index):
+            opened = self._parts.open(index, {run[0] for run in runs})
+            spans = []
+            for name, array in arrays.items():
+                output = as_bytes(array)
+                for part, place, first, at, clip, clips, count in runs:
+                    wanted = (place, clips, output, clip) if name in single else (first, count, output, at)
+                    spans.append(Span(opened[part][name], *wanted))
+            self._parts.read(spans)
+
+    @contextlib.contextmanager
+    def _reading(self, index: Index) -> Iterator[None]:
+        """Says of a part that is not what was committed why that is.
+
+        Raises:
+            DamagedPart: if the part is damaged.
+            ReplacedPart: if it does not count any more.
+            StoreError: if the stream is gone, or cannot be reached.
+        """
+        try:
+            with reachable(self.path, but=(BadPart,)):
+                yield
+        except BadPart as error:
+            name = index.parts.names[error.part]
+            if not self.path.exists():
+                raise StoreError(f"stream {self.name!r} was removed from {self._store} while it was read") from error
+            there = f"part {name} of stream {self.name!r} in {self._store}"
+            if not self._is_committed(name, folder_of(index.parts[error.part])):
+                raise ReplacedPart(f"{there} was replaced while it was read; open the stream again") from error
+            raise DamagedPart(f"{there}: {first_line(error.reason)}; {REPAIR}") from error
+
+    def _is_committed(self, part: str, folder: str) -> bool:
+        """Whether the commit record of a part says that it lies in a folder, as far as the record can be read."""
+        try:
+            return folder_of(self._read(part)) == folder
+        except NOT_THERE:
+            return False
+        except (DamagedPart, *storage_at(self.path).errors):
+            return True
 
     def to_dask(self, array: str = "values") -> dask.array.Array:
         """A whole array of the stream, in blocks of about a part, for statistics over all of it."""
@@ -398,92 +376,190 @@ class Stream:
 
         shape, dtype = {**row_arrays(self.spec), **clip_arrays(self.spec)}[array]
         blocks = [da.zeros((0, *shape), dtype=dtype)]
-        for part in self.commits:
-            source = PartArray(self, part, array)
+        for number, part in enumerate(self.index.parts.names):
+            source = PartArray(self, self.index, number, array)
             if source.shape[0]:
                 block = da.from_array(source, chunks=source.shape, name=f"{self.name}-{part}-{array}")
-                blocks.append(block[self._counting(part, array)] if part in self._mixed else block)
+                blocks.append(block[self._counting(number, array)] if number in self.index.mixed else block)
         return da.concatenate(blocks)
 
-    def _counting(self, part: str, array: str) -> np.ndarray:
+    def _counting(self, part: int, array: str) -> np.ndarray:
         """Which entries of an array of a part count: (rows or clips,) bool."""
-        clips = self.commits[part]["clips"]
-        counts = [self._where.get(clip["clip_id"], ("", 0))[:2] == (part, place) for place, clip in enumerate(clips)]
-        return np.repeat(counts, 1 if array in clip_arrays(self.spec) else [clip["rows"] for clip in clips])
+        clips = self.index.clips_of(part)
+        counts = self.index.counts[clips]
+        return counts if array in clip_arrays(self.spec) else np.repeat(counts, self.index.rows[clips])
 
     def video(self, clip_id: str) -> str:
         """The file a clip's rows come from, below the folder of videos. Raises ClipNotThere."""
-        self._locate(clip_id)
-        return self.source(clip_id).video or ""
+        return self.index.videos[self._locate(clip_id)] or ""
 
     def source(self, clip_id: str) -> ClipSource:
         """What a clip was computed from, also one that failed. Raises ClipNotThere."""
-        if failure := self.failures.get(clip_id):
-            return ClipSource.of(failure.source)
-        part, place, _, _ = self._locate(clip_id)
-        return ClipSource.of(self.commits[part]["clips"][place])
+        entry = self.index.locate(clip_id)
+        if entry < 0:
+            raise self._absent(clip_id)
+        return ClipSource(**self.index.source(entry))
+
+    def tries(self, clip_id: str) -> tuple[int, int]:
+        """Revision and attempts of a clip that failed, without a look at its commit record. Raises ClipNotThere."""
+        entry = self.index.locate(clip_id)
+        if entry < 0:
+            raise self._absent(clip_id)
+        return int(self.index.revision[entry]), int(self.index.attempts[entry])
 
     def cut_off(self) -> dict[str, dict[str, Any]]:
         """By clip id the entries of clips that were kept as far as their video is undamaged.
 
         An entry has ``damage``, the reason, and ``missing``, the seconds that are not there, None if unknown.
         """
-        return {
-            clip["clip_id"]: clip
-            for part, commit in self.commits.items()
-            for place, clip in enumerate(commit["clips"])
-            if "damage" in clip and self._where.get(clip["clip_id"], ())[:2] == (part, place)
-        }
+        return {clip_id: self._entry(clip_id) for clip_id in self.index.names(self.index.cut_off)}
+
+    def _entry(self, clip_id: str) -> dict[str, Any]:
+        """The entry of a clip in its commit record. Where that is gone or another, the disk is looked at again."""
+        for _ in range(LISTINGS):
+            entry = self.index.locate(clip_id)
+            if entry < 0:
+                raise self._absent(clip_id)
+            with contextlib.suppress(*NOT_THERE, IndexError):
+                commit, place = self.commits[self.index.parts.names[self.index.part[entry]]], self.index.place[entry]
+                behind = place - len(commit["clips"])
+                record = commit["clips"][place] if behind < 0 else commit["failures"][behind]
+                if record["clip_id"] == clip_id:
+                    return record
+            self.refresh()
+        raise StoreError(f"the commits of {self.path} change faster than they are read; try again")
 
     def digest(self, clip_ids: Sequence[str]) -> str:
         """A sha256 over which committed rows belong to clips, in the order given; also of clips that have none.
 
         No row is read: a commit record has the checksums of its part's files.
         """
-        files: dict[str, str] = {}  # of each part
+        files = {-1: ""}  # of each part
         mark = hashlib.sha256(self.fingerprint.encode())
-        for clip_id in clip_ids:
-            part, place = self._where[clip_id][:2] if clip_id in self._where else ("", 0)
+        for clip_id, entry in zip(clip_ids, self.index.find(clip_ids).tolist(), strict=True):
+            part, place = (int(self.index.part[entry]), int(self.index.place[entry])) if entry >= 0 else (-1, 0)
             if part not in files:
-                files[part] = fingerprint(self.commits[part]["files"]) if part else ""
+                files[part] = fingerprint(self.index.parts[part]["files"])
             mark.update(json.dumps([clip_id, files[part], place]).encode())
         return mark.hexdigest()
 
     def state(self, clip_id: str) -> str:
         """``done``, ``empty`` (decoded, and legitimately nothing there), ``failed`` or ``absent``."""
-        if clip_id in self._where:
-            return "done" if self._where[clip_id][3] else "empty"
-        return "failed" if clip_id in self.failures else "absent"
+        return STATES[min(self._rows(self.index.locate(clip_id)), 1) - ABSENT]
+
+    def states(self, clip_ids: Sequence[str]) -> np.ndarray:
+        """(clips,) str: the ``state`` of each of many clips."""
+        entries = self.index.locate_all(clip_ids)
+        rows = np.full(len(entries), ABSENT)
+        rows[entries >= 0] = self.index.rows[entries[entries >= 0]]
+        return np.array(STATES)[np.minimum(rows, 1) - ABSENT]
+
+    def are_of(
+        self, clip_ids: Sequence[str], starts: Sequence[float | None], ends: Sequence[float | None]
+    ) -> np.ndarray:
+        """(clips,) bool: whether clips were computed from these seconds, as far as is known; also of absent clips."""
+        entries = self.index.locate_all(clip_ids)
+        same = np.ones(len(entries), bool)
+        known = np.flatnonzero(entries >= 0)
+        known = known[self.index.recorded[entries[known]]]
+        for recorded, asked in ((self.index.start, starts), (self.index.end, ends)):
+            before, now = recorded[entries[known]], np.array(asked, np.float64)[known]
+            same[known] &= (before == now) | (np.isnan(before) & np.isnan(now))
+        return same
 
     def rows_of(self, clip_id: str) -> int:
         """How many rows a clip has, or a caption tokens. Raises ClipNotThere."""
-        return self._locate(clip_id)[3]
+        return int(self.index.rows[self._locate(clip_id)])
 
     @property
     def rows(self) -> int:
         """Rows in the stream."""
-        return sum(rows for *_, rows in self._where.values())
+        return int(self.index.rows[self.index.clips].sum())
 
-    def _locate(self, clip_id: str) -> tuple[str, int, int, int]:
-        try:
-            return self._where[clip_id]
-        except KeyError:
-            pass
-        if clip_id in self.failures:
-            failure = self.failures[clip_id]
-            raise ClipNotThere(f"clip {clip_id!r} failed in {self.name}: {failure.stage}: {failure.reason}")
-        raise ClipNotThere(f"clip {clip_id!r} is not in stream {self.name!r} of {self._store}; extract it first")
+    def _rows(self, entry: int) -> int:
+        """Rows of an entry, -1 of a failure, ABSENT of none."""
+        return int(self.index.rows[entry]) if entry >= 0 else ABSENT
+
+    def _locate(self, clip_id: str) -> int:
+        """The entry of the index that has a clip's rows. Raises ClipNotThere."""
+        entry = self.index.locate(clip_id)
+        if self._rows(entry) < 0:
+            raise self._absent(clip_id)
+        return entry
+
+    def _absent(self, clip_id: str) -> ClipNotThere:
+        if failure := self.failures.get(clip_id):
+            return ClipNotThere(f"clip {clip_id!r} failed in {self.name}: {failure.stage}: {failure.reason}")
+        return ClipNotThere(f"clip {clip_id!r} is not in stream {self.name!r} of {self._store}; extract it first")
 
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, clips={len(self)}, rows={self.rows}, failed={len(self.failures)})"
 
 
-# What is raised where bytes on a disk are not those that were written.
-DAMAGE = (ValueError, RuntimeError, KeyError, *NOT_THERE)
-# Parts whose arrays a stream keeps in mind: enough for a pass over a million clips in any order.
-OPENED = 4096
-# Bytes of the zarr.json of a part's group, at most.
-GROUP_BYTES = 4096
+# The states of clips by their number of rows; a failure's is -1, and that of a clip without an entry ABSENT.
+ABSENT = -2
+STATES = ("absent", "failed", "empty", "done")
+# Commit records that are kept after they were read: a pass over the clips of a stream takes them part by part.
+KEPT = 4
+
+
+class Commits(Mapping[str, dict[str, Any]]):
+    """The commit records of the parts that count, each read and checked when it is asked for.
+
+    Raises:
+        DamagedPart: if a record is damaged.
+        FileNotFoundError: if it was removed since the stream was opened, as by another part that replaces it.
+    """
+
+    def __init__(self, parts: Parts, read: Callable[[str], dict[str, Any]]) -> None:
+        self._parts, self._read = parts, read
+        self._recent: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+    def __getitem__(self, part: str) -> dict[str, Any]:
+        for name, commit in self._recent:
+            if name == part:
+                return commit
+        if part not in self._parts.numbers:
+            raise KeyError(part)
+        commit = self._read(part)
+        self._recent = ((part, commit), *self._recent[: KEPT - 1])
+        return commit
+
+    def __contains__(self, part: object) -> bool:
+        return part in self._parts.numbers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts.names)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+class Failures(Mapping[str, Failure]):
+    """The clips of a stream that failed. An entry is read from its commit record when it is asked for.
+
+    Raises:
+        DamagedPart: if that is damaged.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __getitem__(self, clip_id: str) -> Failure:
+        entry = self._stream._entry(clip_id) if clip_id in self else {}
+        if clip_id not in self:  # by now: the stream may have looked at the disk again
+            raise KeyError(clip_id)
+        return Failure(**entry)
+
+    def __contains__(self, clip_id: object) -> bool:
+        return isinstance(clip_id, str) and self._stream.state(clip_id) == "failed"
+
+    def __iter__(self) -> Iterator[str]:
+        index = self._stream.index
+        return index.names(index.failures)
+
+    def __len__(self) -> int:
+        return len(self._stream.index.failures)
 
 
 @dataclass(frozen=True)
@@ -491,20 +567,19 @@ class PartArray:
     """An array of a part, as NumPy and Dask slice it. Reading raises DamagedPart where a checksum does not hold."""
 
     stream: Stream
-    part: str
+    index: Index
+    part: int
     name: str
 
     @property
-    def _array(self) -> ShardedArray:
-        return self.stream._open({self.part})[self.part][self.name]
-
-    @property
     def shape(self) -> tuple[int, ...]:
-        return self._array.layout.shape
+        single = clip_arrays(self.stream.spec)
+        clips, (shape, _) = self.index.clips_of(self.part), {**row_arrays(self.stream.spec), **single}[self.name]
+        return (clips.stop - clips.start if self.name in single else self.index.parts[self.part]["rows"], *shape)
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(self._array.layout.dtype)
+        return np.dtype({**row_arrays(self.stream.spec), **clip_arrays(self.stream.spec)}[self.name][1])
 
     @property
     def ndim(self) -> int:
@@ -514,29 +589,7 @@ class PartArray:
         rows, *others = key if isinstance(key, tuple) else (key,)
         first, end, step = rows.indices(self.shape[0])
         entries = np.empty((max(0, end - first), *self.shape[1:]), self.dtype)
-        self.stream._fill([Span(self._array, first, len(entries), as_bytes(entries), 0)])
+        with self.stream._reading(self.index):
+            array = self.stream._parts.open(self.index, [self.part])[self.part][self.name]
+            self.stream._parts.read([Span(array, first, len(entries), as_bytes(entries), 0)])
         return entries[(slice(None, None, step), *others)]
-
-
-def check_part(folder: Path, commit: Mapping[str, Any], arrays: Set[str]) -> dict[str, Layout]:
-    """Checks a part of a format before 4, whose commit record does not say how its arrays lie; returns that.
-
-    Ids, offsets and metadata are compared byte for byte, the data of ``arrays``, which has checksums of its own, by its
-    size alone: that it is another part's of the same size, ``verify`` finds out.
-
-    Raises:
-        ValueError: unless the folder holds what the commit record says.
-    """
-    storage = storage_at(folder)
-    there = storage.sizes()
-    for name, file in commit["files"].items():
-        if name not in there:
-            raise ValueError(f"{name} is missing")
-        if there[name] != file["bytes"]:
-            raise ValueError(f"{name} has {there[name]} bytes, not {file['bytes']}")
-    small = [name for name in commit["files"] if name.split("/")[0] not in arrays or name.endswith("zarr.json")]
-    contents = storage.read(small)
-    for name, data in contents.items():
-        if hashlib.sha256(data).hexdigest() != commit["files"][name]["sha256"]:
-            raise ValueError(f"{name} is not what was committed")
-    return {name: Layout.of_zarr(json.loads(contents[f"{name}/zarr.json"])) for name in arrays}

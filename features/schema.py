@@ -9,6 +9,7 @@ store.zarr/
   <stream>/parts/<folder>/offsets  (clips + 1,) int64: rows offsets[i]:offsets[i+1] belong to clip i
   <stream>/parts/<folder>/clip_ids (clips,) string
   <stream>/commits/<part>.json     written last: a part without its commit does not exist
+  <stream>/clips.index             what the commits say of all clips, to open a large stream fast
 
 A part's folder is called after the part and a digest of what is in it; the commit says which it is. So two writers of
 one part, of which one was thought dead, never touch each other's files, and the first to commit is the one that counts.
@@ -44,8 +45,10 @@ FORMAT = 4
 SEAL = ',\n "sha256": "'
 # Files of a store itself.
 FILES = {"zarr.json", "problems.json"}
+# The file of a stream that ``index.py`` keeps.
+INDEX = "clips.index"
 # What the store, its streams and Zarr use as names themselves.
-RESERVED = {*FILES, "c", "spec.json", "parts", "commits"}
+RESERVED = {*FILES, "c", "spec.json", "parts", "commits", INDEX}
 # How the folder of a stream that is being removed begins.
 REMOVED = ".removed-"
 # Bytes of a stream's name. Folders and temporary files add to it, and file systems end at so many.
@@ -62,6 +65,10 @@ class SpecMismatch(StoreError):
 
 class DamagedPart(StoreError):
     """Bytes on disk are not the bytes that were committed."""
+
+
+class ReplacedPart(StoreError):
+    """A part was replaced by another, or removed, while it was read."""
 
 
 class LaterFormat(StoreError):
@@ -137,11 +144,6 @@ class Failure:
     reason: str
     attempts: int = 1
     source: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Of several failures of a clip the highest counts."""
-        return self.source.get("revision", 0), self.attempts
 
 
 def canonical(record: Any) -> bytes:
@@ -283,21 +285,26 @@ def parse_commit(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _check_commit(record: dict[str, Any], part: str) -> None:
-    """Raises ValueError unless a record is of this part, and all that it names lies in the part's own folder."""
-    if record["part"] != part:
-        raise ValueError(f"it is the record of part {record['part']!r}")
-    digest = "" if record["format"] == 1 else r"\.[0-9a-f]{12}"
-    if not re.fullmatch(re.escape(part) + digest, folder_of(record)):
-        raise ValueError(f"its folder {folder_of(record)!r} is not one of this part")
-    for name, file in record["files"].items():
-        if {"", ".", ".."} & set(name.split("/")):
-            raise ValueError(f"its file {name!r} is outside of the part")
-        _ = file["bytes"], file["sha256"]
+    """Raises ValueError unless a record is of this part, names what is its own, and has the rows of its clips."""
+    check_names(record, part)
     if part in replaced_by(record):
         raise ValueError("it replaces itself")
     rows = [clip["rows"] for clip in record["clips"]]
     if sum(rows) != record["rows"] or min(rows, default=0) < 0:
         raise ValueError("its clips do not have as many rows as the part")
+
+
+def check_names(record: dict[str, Any], part: str) -> None:
+    """Raises ValueError unless a record is of this part, and all that it names lies in the part's own folder."""
+    if record["part"] != part:
+        raise ValueError(f"it is the record of part {record['part']!r}")
+    own, digest = folder_of(record)[: len(part)], folder_of(record)[len(part) :]
+    if own != part or not re.fullmatch("" if record["format"] == 1 else r"\.[0-9a-f]{12}", digest):
+        raise ValueError(f"its folder {folder_of(record)!r} is not one of this part")
+    for name, file in record["files"].items():
+        if {"", ".", ".."} & set(name.split("/")):
+            raise ValueError(f"its file {name!r} is outside of the part")
+        _ = file["bytes"], file["sha256"]
     _ = record.get("arrays", {}).keys()
 
 

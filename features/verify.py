@@ -20,11 +20,14 @@ import zarr
 
 from ..errors import plural
 from ..storage import NOT_THERE, storage_at, write_text
-from .reader import DAMAGE, Stream
+from .parts import DAMAGE
+from .reader import Stream
 from .schema import (
     FORMAT,
+    INDEX,
     REMOVED,
     REPAIR_SPEC,
+    DamagedPart,
     LaterFormat,
     StoreError,
     check_arrays,
@@ -44,7 +47,7 @@ from .schema import (
 from .writer import digests, made_with
 
 # How temporary files and folders in a store, and in a stream, begin.
-TEMPORARY = (REMOVED, ".zarr.json.", ".problems.json.", ".spec.json.")
+TEMPORARY = (REMOVED, ".zarr.json.", ".problems.json.", ".spec.json.", f".{INDEX}.")
 # Seconds for which the commit record of a complete part is waited for: a run writes it right after the part.
 COMMITTED_WITHIN = 2.0
 
@@ -86,7 +89,7 @@ def verify_store(store: Path) -> Iterator[Damage | None]:
             continue
         elif has_stream(store, folder.name):
             try:
-                stream = Stream(store, folder.name, skip_damaged=True)
+                stream = Stream(store, folder.name, skip_damaged=True, afresh=True)
             except LaterFormat:
                 raise
             except StoreError as error:
@@ -97,7 +100,7 @@ def verify_store(store: Path) -> Iterator[Damage | None]:
             for path in sorted(folder.iterdir()):
                 if path.name.startswith(TEMPORARY):
                     yield _leftover(folder.name, f"{folder.name}/{path.name}")
-        elif {path.name for path in folder.iterdir()} <= {"zarr.json", "parts", "commits"}:
+        elif {path.name for path in folder.iterdir()} <= {"zarr.json", "parts", "commits", INDEX}:
             yield _leftover("", folder.name)
 
 
@@ -116,7 +119,15 @@ def verify(stream: Stream) -> Iterator[Damage | None]:
     for part, reason in stream.damaged.items():
         path = f"{stream.name}/commits/{part}.json"
         yield Damage(stream=stream.name, part=part, path=path, reason=reason, kind="part")
-    for part, commit in stream.commits.items():
+    for part in stream.commits:
+        try:
+            commit = stream.commits[part]
+        except DamagedPart as error:
+            path = f"{stream.name}/commits/{part}.json"
+            yield Damage(stream=stream.name, part=part, path=path, reason=str(error), kind="part")
+            continue
+        except NOT_THERE:  # another part has replaced it since
+            continue
         reason = next(_faults(stream.path / "parts" / folder_of(commit), commit), None)
         path = f"{stream.name}/parts/{folder_of(commit)}"
         yield reason and Damage(stream=stream.name, part=part, path=path, reason=reason, kind="part")
@@ -152,7 +163,7 @@ def _uncommitted(stream: Stream) -> Iterator[Damage]:
 
 def leftovers(stream: Stream) -> list[Path]:
     """What lies among the parts and belongs to none."""
-    known = {folder_of(commit) for commit in stream.commits.values()} | {"zarr.json"}
+    known = {folder_of(record) for record in stream.index.parts} | {"zarr.json"}
     with contextlib.suppress(*NOT_THERE):
         return sorted(path for path in (stream.path / "parts").iterdir() if path.name not in known)
     return []

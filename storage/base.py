@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -83,8 +83,19 @@ class Storage(ABC):
         """
 
     @abstractmethod
+    def versions(self, pattern: str) -> dict[str, tuple[int, str | None]]:
+        """Of the files directly in the folder that match, sorted by name: bytes, and what tells a version of the file.
+
+        A file with other content has another version. It is None where the file is too young for that to be sure.
+        """
+
+    @abstractmethod
+    def read_each(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Name and content of files below the path, a few of them in memory at a time; files that are gone are not."""
+
     def read_matching(self, pattern: str) -> Iterator[tuple[str, bytes]]:
         """Name and content of the files directly in the folder that match, sorted by name."""
+        return self.read_each(list(self.versions(pattern)))
 
     @abstractmethod
     def on_disk(self, cancelled: threading.Event | None = None) -> contextlib.AbstractContextManager[Path]:
@@ -111,6 +122,10 @@ class Storage(ABC):
     @abstractmethod
     def write(self, *, once: bool, beside: Path | None) -> contextlib.AbstractContextManager[IO[str]]:
         """A text file to write, as ``writing.write_whole`` describes."""
+
+    @abstractmethod
+    def put(self, pieces: Iterable[bytes | memoryview]) -> None:
+        """Writes a file in a folder that is there, whole or not at all. A power cut may damage it."""
 
     @abstractmethod
     def make_folder(self) -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import heapq
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from .base import Storage
+from .base import NOT_THERE, Storage
 
 # Files that are synced at the same time: a disk syncs several in about the time of one.
 SYNCED_TOGETHER = 8
+# Nanoseconds for which a file may change and its time of modification may not: some file systems round that to 2 s.
+YOUNG = 2_000_000_000
 
 
 class LocalStorage(Storage):
@@ -90,9 +94,30 @@ class LocalStorage(Storage):
                 if isinstance(file, int):
                     os.close(file)
 
-    def read_matching(self, pattern: str) -> Iterator[tuple[str, bytes]]:
-        for path in sorted(self.path.glob(pattern), key=str):
-            yield path.name, path.read_bytes()
+    def versions(self, pattern: str) -> dict[str, tuple[int, str | None]]:
+        youngest = time.time_ns() - YOUNG
+        files = {}
+        try:
+            entries = os.scandir(self.path)
+        except NOT_THERE:
+            return {}
+        with entries:
+            for entry in entries:
+                if fnmatch.fnmatchcase(entry.name, pattern):
+                    try:
+                        status = entry.stat()
+                    except FileNotFoundError:
+                        if entry.is_symlink():  # to what is elsewhere, and not here yet
+                            raise
+                        continue
+                    version = None if status.st_mtime_ns > youngest else f"{status.st_size} {status.st_mtime_ns}"
+                    files[entry.name] = (status.st_size, version)
+        return dict(sorted(files.items()))
+
+    def read_each(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                yield name, (self.path / name).read_bytes()
 
     @contextlib.contextmanager
     def on_disk(self, cancelled: threading.Event | None = None) -> Iterator[Path]:
@@ -134,6 +159,18 @@ class LocalStorage(Storage):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    def put(self, pieces: Iterable[bytes | memoryview]) -> None:
+        descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name[:60]}.")
+        try:
+            with os.fdopen(descriptor, "wb") as handle:
+                for piece in pieces:
+                    handle.write(piece)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self.path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
     def make_folder(self) -> None:
         self.path.mkdir(exist_ok=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import bisect
 import contextlib
 import errno
+import fnmatch
 import io
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -33,7 +35,7 @@ S3_OPTIONS = {
 # Attempts at a download, further and further apart, besides those of S3's own client.
 ATTEMPTS = 3
 # Files that are asked for together.
-READ_TOGETHER = 500
+READ_TOGETHER = 128
 # Ranges of a file with at most so many bytes between them are one request: to ask again takes longer. A request is for
 # at most LARGEST_READ, unless a range is larger.
 READ_OVER, LARGEST_READ = 256 << 10, 8 << 20
@@ -92,9 +94,10 @@ class ObjectStorage(Storage):
         return self.system.size(self.address)
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
-        paths = {name: f"{self.address}/{name}" for name in names}
-        contents = self.system.cat(list(paths.values()))
-        return {name: contents[path] for name, path in paths.items()}
+        contents = self._read_there(self.system, names, None)
+        if missing := [name for name in names if name not in contents]:
+            raise FileNotFoundError(f"{self.path / missing[0]} is missing")
+        return contents
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
         from fsspec.utils import merge_offset_ranges
@@ -117,11 +120,43 @@ class ObjectStorage(Storage):
             parts.append(data if isinstance(data, Exception) else data[begin - first : end - first])
         return parts
 
-    def read_matching(self, pattern: str) -> Iterator[tuple[str, bytes]]:
-        paths = sorted(self.system.glob(f"{self.address}/{pattern}"))
-        for first in range(0, len(paths), READ_TOGETHER):
-            for path, data in sorted(self.system.cat(paths[first : first + READ_TOGETHER]).items()):
-                yield path.rpartition("/")[2], data
+    def versions(self, pattern: str) -> dict[str, tuple[int, str | None]]:
+        try:
+            entries = self.system.ls(self.address, detail=True)
+        except FileNotFoundError:
+            return {}
+        files = {}
+        for entry in entries:
+            name = entry["name"].rstrip("/").rpartition("/")[2]
+            if entry["type"] == "file" and fnmatch.fnmatchcase(name, pattern):
+                version = entry.get("ETag")  # a digest of the content
+                files[name] = (entry["size"], None if version is None else f"{entry['size']} {version}")
+        return dict(sorted(files.items()))
+
+    def read_each(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """The next ones are fetched while the caller works on some."""
+        lists = [names[first : first + READ_TOGETHER] for first in range(0, len(names), READ_TOGETHER)]
+        system = self.system  # a thread would make another one
+        with ThreadPoolExecutor(1) as pool:
+            next_ones = [pool.submit(self._read_there, system, some, 0) for some in lists[:1]]
+            for later in [*lists[1:], []]:
+                contents = [ahead.result() for ahead in next_ones]
+                next_ones = [pool.submit(self._read_there, system, later, 0)] if later else []
+                for some in contents:
+                    yield from some.items()
+
+    def _read_there(self, system: Any, names: Sequence[str], begin: int | None) -> dict[str, bytes]:
+        """The content of those files that are there, by name.
+
+        Args:
+            begin: 0 for one request a file; None where large files are to be asked for their size, and read in pieces.
+        """
+        paths = [f"{self.address}/{name}" for name in names]
+        contents = dict(zip(names, map(_within, system.cat_ranges(paths, begin, None, on_error="return")), strict=True))
+        for content in contents.values():
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                raise content
+        return {name: content for name, content in contents.items() if isinstance(content, bytes)}
 
     @contextlib.contextmanager
     def on_disk(self, cancelled: threading.Event | None = None) -> Iterator[Path]:
@@ -169,6 +204,9 @@ class ObjectStorage(Storage):
         with contextlib.suppress(FileExistsError):
             mode = "create" if once else "overwrite"
             self.system.pipe_file(self.address, text.getvalue().encode(), mode=mode)
+
+    def put(self, pieces: Iterable[bytes | memoryview]) -> None:
+        self.system.pipe_file(self.address, b"".join(pieces))
 
     def make_folder(self) -> None:
         """No folder is without files."""

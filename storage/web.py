@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,6 +51,9 @@ class WebStorage(ObjectStorage):
         return None, None
 
     def write(self, *, once: bool, beside: Path | None) -> contextlib.AbstractContextManager[IO[str]]:
+        raise self._refusal()
+
+    def put(self, pieces: Iterable[bytes | memoryview]) -> None:
         raise self._refusal()
 
     def publish(self, begun: Path, is_intact: Callable[[Path], bool]) -> None:

@@ -431,7 +431,7 @@ def test_an_error_in_the_middle_of_a_batch_from_s3_is_asked_again_or_told(
     ids = random.Random(0).sample(sorted(truth), 12)
     assert bytes_of(stream.read(ids)) == expected(truth, ids)
     once = iter([status] * 3)
-    server.trouble = lambda request: next(once, None) if "/000004." in request["PATH_INFO"] else None
+    server.trouble = lambda request: next(once, None) if "/parts/000004." in request["PATH_INFO"] else None
     if status >= 500:
         assert bytes_of(stream.read(ids)) == expected(truth, ids)
         assert next(once, None) is None
@@ -476,7 +476,7 @@ def test_a_wrong_answer_of_s3_is_never_rows(
 
     for times in (1,) if harm == "late" else (1, 10**6):  # who always is late is waited for, for minutes
         left = itertools.repeat(harmed, times)
-        server.harm = lambda request, left=left: next(left, None) if "/000004." in request["PATH_INFO"] else None
+        server.harm = lambda request, left=left: next(left, None) if "/parts/000004." in request["PATH_INFO"] else None
         error = right_or_error(lambda: bytes_of(stream.read(ids)) == expected(truth, ids))
         assert "/s.zarr" in error or times == 1
         assert "\n" not in error

@@ -116,6 +116,50 @@ def test_files_of_a_folder_are_listed_and_read(folder: Path) -> None:
         storage.read(["x"])
 
 
+def test_a_file_with_other_content_has_another_version_and_what_is_gone_is_passed_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b.json", "a.json", "c.txt", "deep/d.json"):
+        write_text(folder / name, "one")
+    monkeypatch.setattr("amex.storage.local.YOUNG", -(10**9))
+    before = storage_at(folder).versions("*.json")
+    assert [(name, size) for name, (size, _) in before.items()] == [("a.json", 3), ("b.json", 3)]
+    assert storage_at(folder).versions("*.json") == before
+    write_text(folder / "a.json", "two")
+    after = storage_at(folder).versions("*.json")
+    assert after["b.json"] == before["b.json"]
+    assert after["a.json"] != before["a.json"] or after["a.json"][1] is None  # where nobody can tell
+    assert list(storage_at(folder).read_each(["b.json", "x", "a.json"])) == [("b.json", b"one"), ("a.json", b"two")]
+    assert storage_at(folder / "none").versions("*") == {}
+
+
+def test_a_young_file_of_a_disk_has_no_version_and_a_link_to_nothing_is_no_file_less(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("one")
+    assert storage_at(tmp_path).versions("*") == {"a": (3, None)}
+    os.utime(tmp_path / "a", (10**9, 10**9))
+    assert storage_at(tmp_path).versions("*") == {"a": (3, f"3 {10**18}")}
+    (tmp_path / "b").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError):
+        storage_at(tmp_path).versions("*")
+
+
+def test_a_file_that_is_put_is_there_whole_or_as_it_was(folder: Path) -> None:
+    write_text(folder / "a", "before")
+
+    def pieces(count: int) -> Iterator[bytes]:
+        yield b"one"
+        if count == 1:
+            raise KeyboardInterrupt
+        yield b"two"
+
+    with pytest.raises(KeyboardInterrupt):
+        storage_at(folder / "a").put(pieces(1))
+    assert (folder / "a").read_bytes() == b"before"
+    storage_at(folder / "a").put(pieces(2))
+    assert (folder / "a").read_bytes() == b"onetwo"
+    assert names(folder) == ["a"]
+
+
 def test_a_folder_that_is_published_is_complete_and_nothing_is_left_of_it_elsewhere(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -446,7 +446,7 @@ def with_features(
         DataError: naming clips and captions, and what to do; if clips were extracted, or failed, at other times than
             the manifest's; or if no clip is left.
     """
-    lost_clips = {clip.clip_id: reason for clip in clips if (reason := _lacking(clip.clip_id, streams))}
+    lost_clips = _lacking([clip.clip_id for clip in clips], streams)
     usable = [clip for clip in clips if clip.clip_id not in lost_clips]
     queries = [caption for clip in usable for caption in clip.captions]
     for stream in streams:
@@ -455,7 +455,7 @@ def with_features(
     lost_captions: dict[str, str] = {}
     if text is not None:
         _refuse_lacking(store, [(text, queries)], refuse)
-        lost_captions = {caption: reason for caption in dict.fromkeys(queries) if (reason := _lacking(caption, [text]))}
+        lost_captions = _lacking(queries, [text])
     captions_left_out = Counter(lost_captions[caption] for caption in queries if caption in lost_captions)
     all_captions = sum(len(clip.captions) for clip in clips)
     if all_captions > len(queries):
@@ -478,13 +478,16 @@ def with_features(
     return usable, coverage
 
 
-def _lacking(key: str, streams: Sequence[Stream]) -> str:
-    """Why a clip or caption cannot be used, as a reason to count; empty if it can."""
-    states = {stream.name: stream.state(key) for stream in streams}
-    for state, words in LACKING.items():
-        if names := [name for name, found in states.items() if found == state]:
-            return f"{words} {' and '.join(names)}"
-    return ""
+def _lacking(keys: Sequence[str], streams: Sequence[Stream]) -> dict[str, str]:
+    """Why clips or captions cannot be used, as a reason to count, by key; those that can are not there."""
+    states = np.array([stream.states(keys) for stream in streams], "U6").reshape(len(streams), len(keys))
+    lacking = {}
+    for number in np.flatnonzero((states != "done").any(axis=0)).tolist():
+        for state, words in LACKING.items():
+            if names := [stream.name for stream, has in zip(streams, states[:, number], strict=True) if has == state]:
+                lacking[keys[number]] = f"{words} {' and '.join(names)}"
+                break
+    return lacking
 
 
 def _refuse_lacking(store: Store, wanted: Sequence[tuple[Stream, Sequence[str]]], refuse: Collection[str]) -> None:
@@ -492,7 +495,7 @@ def _refuse_lacking(store: Store, wanted: Sequence[tuple[Stream, Sequence[str]]]
     problems: list[str] = []
     lacking: dict[str, list[str]] = {state: [] for state in LACKING}  # the streams
     for stream, keys in wanted:
-        states = {key: state for key in keys if (state := stream.state(key)) in refuse}
+        states = {key: state for key, state in zip(keys, stream.states(keys).tolist(), strict=True) if state in refuse}
         if not states:
             continue
         first = next(iter(states))
@@ -526,11 +529,9 @@ def _refuse_moved(store: Store, stream: Stream, clips: Sequence[Clip]) -> None:
 
     Those that failed count too: the seconds that the manifest has now were never tried.
     """
-    moved = [
-        clip.clip_id
-        for clip in clips
-        if stream.state(clip.clip_id) != "absent" and not stream.source(clip.clip_id).is_of(clip.start, clip.end)
-    ]
+    ids = [clip.clip_id for clip in clips]
+    same = stream.are_of(ids, [clip.start for clip in clips], [clip.end for clip in clips])
+    moved = [ids[number] for number in np.flatnonzero(~same)]
     if moved:
         count = "1 clip" if len(moved) == 1 else f"{len(moved):,} clips"
         raise DataError(

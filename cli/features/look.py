@@ -26,18 +26,18 @@ def features_info(store: Path, as_json: bool) -> None:
     opened = open_store(store, skip_damaged=True)
     record = {}
     for name, stream in opened.items():
-        sizes = [sum(file["bytes"] for file in commit["files"].values()) for commit in stream.commits.values()]
+        parts, decoders = list(stream.index.parts), Counter[str]()
+        for part in parts:
+            decoders.update(part["decoders"])
         record[name] = {
             "clips": len(stream),
             "failed": len(stream.failures),
             "cut_off_by_damage": len(stream.cut_off()),
             "rows": stream.rows,
-            "parts": len(stream.commits),
+            "parts": len(parts),
             "damaged_parts": len(stream.damaged),
-            "bytes": sum(sizes),
-            "decoders": dict(
-                Counter(c["decoder"] for commit in stream.commits.values() for c in commit["clips"] if "decoder" in c)
-            ),
+            "bytes": sum(file["bytes"] for part in parts for file in part["files"].values()),
+            "decoders": dict(decoders),
             "fingerprint": stream.fingerprint,
             "provenance": stream.provenance,
             "spec": stream.spec,

@@ -54,7 +54,7 @@ def plan_captions(
             if state == "absent":
                 attempts[caption] = 1
             elif state == "failed" and retry_failed:
-                attempts[caption] = stream.failures[caption].attempts + 1
+                attempts[caption] = stream.tries(caption)[1] + 1
         if attempts:
             tried = {"captions": tuple(attempts), "attempts": tuple(attempts.values())}
             yield CaptionsTask(index=begin // PART_CAPTIONS, stream=number, **tried)

@@ -241,7 +241,7 @@ def ledger_entry(problem: Problem) -> Failure:
 
 def discard_damaged(store: Path, name: str) -> list[str]:
     """Removes the damaged parts of a stream and nothing else; their clips are absent then. Returns ``stream/part``."""
-    stream = existing(store, name, skip_damaged=True)
+    stream = existing(store, name, skip_damaged=True, afresh=True)
     discarded = []
     for damage in verify(stream) if stream is not None else ():
         if damage is not None and damage.kind == "part":

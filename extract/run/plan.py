@@ -42,9 +42,10 @@ TIMED_FILES = 3
 TIMED_SECONDS = 3.0
 
 
-def existing(store: Path, name: str, *, skip_damaged: bool = False) -> Stream | None:
-    """A stream of a store as it is on disk now, None if it is not there. Raises DamagedPart unless told to skip."""
-    return Stream(store, name, skip_damaged=skip_damaged) if (store / name / "spec.json").exists() else None
+def existing(store: Path, name: str, *, skip_damaged: bool = False, afresh: bool = False) -> Stream | None:
+    """A stream of a store as it is on disk now, None if it is not there. The others are arguments of ``Stream``."""
+    there = (store / name / "spec.json").exists()
+    return Stream(store, name, skip_damaged=skip_damaged, afresh=afresh) if there else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +309,7 @@ def _video_task(
                 before = stream is not None and stream.state(clip.clip_id) != "absent"
                 tries[index] = (stream.source(clip.clip_id).revision + 1 if before else 0, 1)
             elif state == "failed" and retry_failed:
-                revision, attempts = stream.failures[clip.clip_id].rank
+                revision, attempts = stream.tries(clip.clip_id)
                 tries[index] = (revision, attempts + 1)
         # Streams in which a clip has been tried differently often are different tasks of the same video.
         for revision, attempt in sorted(set(tries.values())):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ from .shards import Span, as_bytes
 
 if TYPE_CHECKING:
     import dask.array
+
+    from .dataset import JoinedDataset, StreamDataset
 
 
 @contextlib.contextmanager
@@ -164,6 +167,12 @@ class Store(Mapping[str, "Stream"]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def dataset(self, names: Sequence[str], clip_ids: Sequence[str] | None = None) -> JoinedDataset:
+        """The clips that all of these streams have, for ``torch.utils.data.DataLoader``; see ``JoinedDataset``."""
+        from .dataset import JoinedDataset
+
+        return JoinedDataset([self[name] for name in names], clip_ids)
+
     @property
     def problems(self) -> list[Failure]:
         """Manifest lines of the last run that were not usable clips, as ledger entries."""
@@ -197,6 +206,7 @@ class Stream:
         self.name = name
         self.path = stream_path(store, name)
         self._store = store
+        self._skip_damaged = skip_damaged
         record = read_spec(self.path / "spec.json")
         self.spec: dict[str, Any] = record["spec"]
         self.fingerprint: str = record["fingerprint"]
@@ -238,6 +248,10 @@ class Stream:
             )
         return commit
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A stream that is pickled, as for a worker that reads it, is opened where it is unpickled."""
+        return functools.partial(Stream, skip_damaged=self._skip_damaged), (self._store, self.name)
+
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, in a stream of objects or one with ``probabilities``; empty in others."""
@@ -262,82 +276,57 @@ class Stream:
         """
         return next(iter(self.read([clip_id])))
 
-    def read(self, clip_ids: Sequence[str]) -> Batch:
+    def read(self, clip_ids: Sequence[str], arrays: Collection[str] | None = None) -> Batch:
         """The rows of many clips, in the order given: of all clips and arrays at once.
 
-        Raises:
-            ClipNotThere, DamagedPart: as ``stream[clip_id]``.
-        """
-        single = clip_arrays(self.spec)
-
-        def read(index: Index, entries: np.ndarray) -> Batch:
-            offsets = np.append(0, np.cumsum(index.rows[entries]))
-            arrays = {
-                name: np.empty((len(entries) if name in single else int(offsets[-1]), *shape), dtype)
-                for name, (shape, dtype) in {**row_arrays(self.spec), **single}.items()
-            }
-            self._fill(arrays, index, entries, offsets[:-1])
-            return Batch(arrays, offsets, tuple(clip_ids), frozenset(single))
-
-        return self._read_latest(clip_ids, read)
-
-    def read_into(self, arrays: Mapping[str, np.ndarray], clip_ids: Sequence[str], firsts: Sequence[int]) -> None:
-        """Reads the rows of many clips into arrays that are there, as for a batch whose clips are padded to one length.
-
         Args:
-            arrays: those of the stream's arrays that are wanted, by name: contiguous, (entries, ...) of its dtype.
-            firsts: of each clip the entry that its first row becomes. An array of one entry a clip is filled in order.
+            arrays: names of those that are wanted; None for all of the stream.
 
         Raises:
             ClipNotThere, DamagedPart: as ``stream[clip_id]``.
-            ValueError: if an array does not have the form of the stream's, or no room for the rows.
         """
-        forms = {**row_arrays(self.spec), **clip_arrays(self.spec)}
-        for name, array in arrays.items():
-            shape, dtype = forms[name]
-            if array.shape[1:] != shape or array.dtype != dtype or not array.flags.c_contiguous:
-                raise ValueError(f"{name} of stream {self.name!r} is read into contiguous {dtype}, (entries, *{shape})")
-        self._read_latest(clip_ids, lambda index, entries: self._fill(arrays, index, entries, np.asarray(firsts)))
-
-    def _read_latest(self, clip_ids: Sequence[str], read: Callable[[Index, np.ndarray], Any]) -> Any:
-        """Calls ``read`` with the entries of clips; again where their parts have been replaced meanwhile."""
         for _ in range(LISTINGS):
             index = self.index
             entries = index.find(clip_ids)
             if len(absent := np.flatnonzero(entries < 0)):
                 raise self._absent(clip_ids[absent[0]])
+            single = clip_arrays(self.spec)
+            offsets = np.append(0, np.cumsum(index.rows[entries]))
+            read = {
+                name: np.empty((len(entries) if name in single else int(offsets[-1]), *shape), dtype)
+                for name, (shape, dtype) in {**row_arrays(self.spec), **single}.items()
+                if arrays is None or name in arrays
+            }
             try:
-                return read(index, entries)
-            except ReplacedPart:
+                self._fill(read, index, entries)
+            except ReplacedPart:  # its rows are elsewhere by now
                 self.refresh()
+            else:
+                return Batch(read, offsets, tuple(clip_ids), frozenset(single))
         raise StoreError(f"the parts of {self.path} are replaced faster than they are read; try again")
 
-    def _fill(self, arrays: Mapping[str, np.ndarray], index: Index, entries: np.ndarray, firsts: np.ndarray) -> None:
-        """Reads entries of the index into arrays, their rows from ``firsts`` on; see ``read_into``."""
-        columns = (index.part[entries], index.place[entries], index.first[entries], index.rows[entries], firsts)
-        # Of clips that lie side by side, here and there: part, place of the first, first row, where it goes, which clip
-        # it is of, clips, rows.
+    def _fill(self, arrays: Mapping[str, np.ndarray], index: Index, entries: np.ndarray) -> None:
+        """Reads entries of the index into arrays, end to end."""
+        columns = (index.part[entries], index.place[entries], index.first[entries], index.rows[entries])
+        # Of clips that lie side by side: part, place of the first, first row, clips, rows.
         runs: list[list[int]] = []
-        for clip, (part, place, first, rows, at) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+        for part, place, first, rows in zip(*(column.tolist() for column in columns), strict=True):
             last = runs[-1] if runs else None
-            if last and (last[0], last[1] + last[5], last[3] + last[6]) == (part, place, at):
-                last[5] += 1
-                last[6] += rows
+            if last and (last[0], last[1] + last[3]) == (part, place):
+                last[3] += 1
+                last[4] += rows
             else:
-                runs.append([part, place, first, at, clip, 1, rows])
+                runs.append([part, place, first, 1, rows])
         single = clip_arrays(self.spec)
-        rows = max((run[3] + run[6] for run in runs), default=0)
-        for name, array in arrays.items():
-            if len(array) < (len(entries) if name in single else rows):
-                raise ValueError(f"{name} of stream {self.name!r} has more rows than the array to read into")
         with self._reading(index):
             opened = self._parts.open(index, {run[0] for run in runs})
             spans = []
             for name, array in arrays.items():
-                output = as_bytes(array)
-                for part, place, first, at, clip, clips, count in runs:
-                    wanted = (place, clips, output, clip) if name in single else (first, count, output, at)
-                    spans.append(Span(opened[part][name], *wanted))
+                output, at = as_bytes(array), 0
+                for part, place, first, clips, rows in runs:
+                    begin, count = (place, clips) if name in single else (first, rows)
+                    spans.append(Span(opened[part][name], begin, count, output, at))
+                    at += count
             self._parts.read(spans)
 
     @contextlib.contextmanager
@@ -369,6 +358,16 @@ class Stream:
             return False
         except (DamagedPart, *storage_at(self.path).errors):
             return True
+
+    def dataset(self, clip_ids: Sequence[str] | None = None) -> StreamDataset:
+        """These clips, or all, for ``torch.utils.data.DataLoader``; see ``StreamDataset``."""
+        from .dataset import StreamDataset
+
+        return StreamDataset(self, clip_ids)
+
+    def stored_order(self, clip_ids: Sequence[str]) -> np.ndarray:
+        """Indices of clips in the order in which their rows are stored, in which they are read fastest."""
+        return np.argsort(self.index.find(clip_ids), kind="stable")
 
     def to_dask(self, array: str = "values") -> dask.array.Array:
         """A whole array of the stream, in blocks of about a part, for statistics over all of it."""

@@ -151,11 +151,11 @@ def test_a_caption_meets_its_best_tokens() -> None:
 def test_two_draws_of_a_clip_are_different_rows_and_the_same_in_every_run() -> None:
     import numpy as np
 
-    from amex.train.data import _pick
+    from amex.train.data import spread_rows
 
-    rows = {"values": np.arange(24).reshape(24, 1)}
-    first, second = (_pick(rows, 6, np.random.default_rng(seed))["values"].ravel() for seed in (0, 1))
-    assert (first // 4 == np.arange(6)).all()  # one of each segment
-    assert (first != second).any()
-    assert (_pick(rows, 6, np.random.default_rng(0))["values"].ravel() == first).all()
-    assert len(_pick({"values": np.zeros((3, 1))}, 6, np.random.default_rng(0))["values"]) == 1
+    counts = np.array([24, 3, 1, 0])
+    (first, kept), (second, _) = (spread_rows(counts, 6, np.random.default_rng(seed)) for seed in (0, 1))
+    assert (first[0] // 4 == np.arange(6)).all()  # one of each segment
+    assert (first[0] != second[0]).any()
+    assert (spread_rows(counts, 6, np.random.default_rng(0))[0] == first).all()
+    assert kept.tolist() == [6, 1, 1, 0]

@@ -349,3 +349,16 @@ def test_without_the_libraries_s3_needs_it_says_what_to_install(monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "upath", None)
     refused = amex("features", "info", "s3://bucket/s.zarr")
     assert (refused.exit_code, "pip install 'amex[s3]'" in refused.output) == (1, True)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_of_a_loader_read_a_store_in_s3_by_connections_of_their_own(s3: str, start: str) -> None:
+    import torch
+    from test_dataset import MOTION, add
+    from torch.utils.data import DataLoader
+
+    add(open_path(f"{s3}/s.zarr"), "motion", MOTION, {f"c{i}": i % 5 for i in range(20)})
+    stream = open_store(f"{s3}/s.zarr")["motion"]
+    whole = stream.dataset().batch(range(20))  # this process has connections, too
+    loader = DataLoader(stream.dataset(), batch_size=10, num_workers=1, multiprocessing_context=start)
+    assert torch.equal(torch.cat([batch["mask"].sum(1) for batch in loader]), whole["mask"].sum(1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -71,26 +70,6 @@ def test_any_clips_in_any_order_read_as_they_were_written(
             assert {name: array.tobytes() for name, array in rows.arrays.items()} == {
                 name: array.tobytes() for name, array in written[clip_id].arrays.items()
             }
-        # Padded, with a gap of one entry between clips, and one array alone.
-        longest = 1 + max([len(written[clip_id]) for clip_id in wanted], default=0)
-        padded = np.full((len(wanted), longest, 5, 3), 7, "float32")
-        stream.read_into({"values": padded.reshape(-1, 5, 3)}, wanted, [i * longest for i in range(len(wanted))])
-        for clip_id, rows in zip(wanted, padded, strict=True):
-            count = len(written[clip_id])
-            assert rows[:count].tobytes() == written[clip_id].arrays["values"].tobytes()
-            assert (rows[count:] == 7).all()
-
-
-@pytest.mark.parametrize("form", [((3, 5, 2), "float32"), ((3, 5, 3), "float64"), ((1, 5, 3), "float32")])
-def test_rows_are_read_into_an_array_of_their_form_with_room_for_them_alone(tmp_path: Path, form: Any) -> None:
-    entries = np.zeros(*form)
-    store = create_store(tmp_path / "s.zarr")
-    declare_stream(store, "s", SPEC, {})
-    clip = clip_of("a", 3, np.random.default_rng(0), False)
-    write_part(store, "s", "p", spec=SPEC, clips=[clip], failures=[], run={})
-    with pytest.raises(ValueError, match="values of stream 's'"):
-        open_store(store)["s"].read_into({"values": entries}, ["a"], [0])
-    assert not entries.any()
 
 
 def test_chunks_are_compressed_where_that_saves_a_quarter_and_entries_are_large(tmp_path: Path) -> None:

@@ -18,11 +18,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import ON_CPU, amex, write_lines
+from torch.utils.data import DataLoader
 
 from amex.errors import AmexError
 from amex.features import open_store
+from amex.manifests import Clip, read_manifest
+from amex.train import data
 from amex.train.checkpoint import load_checkpoint, read_checkpoint
 from amex.train.config import ConfigError, load_config
+from amex.train.data import Split, keep_in_memory, make_text, of_split
+from amex.train.evaluate import encode
 from amex.train.fit import only_run
 
 # A model of a few thousand numbers; words are learned, so that no text model is needed.
@@ -87,6 +92,14 @@ def train(made: tuple[Path, Path], work: Path, *more: str, which: str = "amenet"
 def trained(made: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("trained") / "w"
     train(made, work, "train.epochs=40")
+    return work
+
+
+@pytest.fixture(scope="module")
+def trained_thrice(made: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the three epochs that ``TINY`` has."""
+    work = tmp_path_factory.mktemp("thrice") / "w"
+    train(made, work)
     return work
 
 
@@ -279,10 +292,89 @@ def test_more_processes_than_gpus_are_refused_before_they_wait_for_each_other(
     assert not (tmp_path / "w").exists()
 
 
-def test_features_that_do_not_fit_into_memory_give_the_same_numbers(made: tuple[Path, Path], tmp_path: Path) -> None:
-    train(made, tmp_path / "a")
-    train(made, tmp_path / "b", "data.memory_gb=0", "data.workers=1")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_features_that_do_not_fit_into_memory_give_the_same_numbers(
+    made: tuple[Path, Path], trained_thrice: Path, tmp_path: Path, workers: int
+) -> None:
+    train(made, tmp_path / "b", "data.memory_gb=0", f"data.workers={workers}")
+    assert same_weights(trained_thrice / "last.pth", tmp_path / "b" / "last.pth")
+    assert history(trained_thrice) == history(tmp_path / "b")
+
+
+def test_splits_share_the_memory_and_validation_comes_first(made: tuple[Path, Path]) -> None:
+    store, clips = open_store(made[0]), read_manifest(made[1])
+    config = load_config("amenet", [*TINY, "model.objects=objects", "model.streams=[motion]"])
+    text = make_text(store, config, clips, made[1])
+
+    def kept(gigabytes: float) -> tuple[bool, bool]:
+        val, train = (
+            Split(store, of_split(clips, name, "m"), config.model, config.data, text) for name in ("val", "train")
+        )
+        keep_in_memory([val, train], gigabytes)
+        return val.in_memory, train.in_memory
+
+    val, train = (
+        Split(store, of_split(clips, n, "m"), config.model, config.data, text).bytes for n in ("val", "train")
+    )
+    objects = sum(store["objects"].rows_of(clip.clip_id) for clip in of_split(clips, "val", "m"))
+    # A row of motion is 16 halves; one of objects has twice those, two boxes and scores, a count, a size and two times.
+    assert val == 12 * 3 * 16 * 2 + objects * (2 * (16 * 2 + 4 * 4 + 4) + 4 + 2 * 4 + 2 * 8)
+    assert kept((val + train) / 1e9) == (True, True)
+    assert kept((val + train - 1) / 1e9) == (True, False)
+    assert kept((val - 1) / 1e9) == (False, False)
+
+
+def test_features_of_captions_count_and_are_read_as_clips_are(made: tuple[Path, Path], tmp_path: Path) -> None:
+    from test_evaluation import DIM, add_stream
+
+    shutil.copytree(made[0], tmp_path / "s.zarr")
+    clips = read_manifest(made[1])
+    captions = {caption: len(caption.split()) for clip in clips for caption in clip.captions}
+    add_stream(tmp_path / "s.zarr", "text", captions, of="captions")
+    here = (tmp_path / "s.zarr", made[1])
+    for name, gigabytes in (("a", 1), ("b", 0)):
+        train(here, tmp_path / name, "model.text=text", f"data.memory_gb={gigabytes}")
     assert same_weights(tmp_path / "a" / "last.pth", tmp_path / "b" / "last.pth")
+    assert history(tmp_path / "a") == history(tmp_path / "b")
+    store = open_store(tmp_path / "s.zarr")
+    config = load_config("amenet", [*TINY, "model.objects=objects", "model.streams=[motion]", "model.text=text"])
+    split = Split(store, clips, config.model, config.data, make_text(store, config, clips, made[1]))
+    assert split.texts.bytes == sum(captions.values()) * DIM * 4
+    assert split.bytes == split.texts.bytes + sum(table.bytes for table in split.tables.values())
+
+
+def test_a_split_is_read_by_workers_that_are_spawned(made: tuple[Path, Path]) -> None:
+    store, clips = open_store(made[0]), read_manifest(made[1])
+    config = load_config("amenet", [*TINY, "model.objects=objects", "model.streams=[motion]"])
+    split = Split(store, clips, config.model, config.data, make_text(store, config, clips, made[1]))
+    items = [[(0, index) for index in range(first, first + 12)] for first in (0, 30)]
+    options = {"batch_sampler": items, "collate_fn": data.collate, "num_workers": 1}
+    for batch, some in zip(DataLoader(split, **options, multiprocessing_context="spawn"), items, strict=True):
+        here = split.__getitems__(some)
+        for name in ("motion", "objects"):
+            assert all(torch.equal(x, here["video"][name][key]) for key, x in batch["video"][name].items())
+    assert batch["video"]["motion"]["values"].dtype == torch.float16
+
+
+def test_an_evaluation_is_the_same_in_every_order_of_reading(
+    made: tuple[Path, Path], trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, clips = open_store(made[0]), read_manifest(made[1])
+    checkpoint = load_checkpoint(trained)
+    text, model, options = checkpoint.text(store, made[1]), checkpoint.model(), checkpoint.config
+
+    def embeddings(clips: list[Clip], read_ahead: float, memory_gb: float) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr(data, "READ_AHEAD", read_ahead)
+        split = Split(store, clips, options.model, options.data, text)
+        keep_in_memory([split], memory_gb)
+        videos, texts = encode(model, split)
+        return videos | {f"text {name}": x for name, x in texts.items()}
+
+    first, *others = (embeddings(clips, ahead, gb) for ahead, gb in ((64e6, 1), (64e6, 0), (1, 0)))
+    for other in others:
+        assert all(torch.equal(x, other[name]) for name, x in first.items())
+    back = embeddings(clips[::-1], 64e6, 0)
+    assert all(torch.equal(x, back[name].flip(0)) for name, x in first.items() if not name.startswith("text"))
 
 
 @pytest.mark.parametrize(
@@ -559,7 +651,8 @@ def test_captions_that_are_missing_are_an_error_and_single_ones_are_left_out(
     assert record["video_to_text"]["queries"] == 9
 
 
-def test_nan_features_are_named(made: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [("data.memory_gb=1",), ("data.memory_gb=0", "data.workers=1")])
+def test_nan_features_are_named(made: tuple[Path, Path], tmp_path: Path, memory: tuple[str, ...]) -> None:
     values = np.zeros((72, 4), np.float32)
     values[5, 1] = np.nan
     np.save(tmp_path / "bad.npy", values)
@@ -568,9 +661,38 @@ def test_nan_features_are_named(made: tuple[Path, Path], tmp_path: Path) -> None
     done = amex("features", "import", tmp_path / "bad.npy", *source, "--store", tmp_path / "s.zarr")
     assert done.exit_code == 0, done.output
     given = ("--store", tmp_path / "s.zarr", "--manifest", made[1], "--work-dir", tmp_path / "w")
-    result = amex("train", "amenet", *given, *settings("model.streams=[bad]"))
+    result = amex("train", "amenet", *given, *settings("model.streams=[bad]", *memory))
     assert result.exit_code == 1
-    assert "NaN or infinity for 'c5'" in result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert "NaN or infinity for 'c5'" in line
+    assert "Traceback" not in result.output
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_line_and_the_run_goes_on_in_memory(
+    made: tuple[Path, Path], trained_thrice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = os.getpid()
+    read = Split.__getitems__
+
+    def killed(self: Split, items: Any) -> Any:
+        assert os.getpid() != main
+        if items[0][0] == 2:  # the third epoch
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, items)
+
+    monkeypatch.setattr(Split, "__getitems__", killed)
+    given = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
+    result = amex("train", "amenet", *given, *settings("data.memory_gb=0", "data.workers=1"))
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith(
+        "Error: a process that reads features ended early (DataLoader worker"
+    )
+    assert "--resume" in result.output
+    assert "Traceback" not in result.output
+    monkeypatch.undo()
+    train(made, tmp_path / "w", "data.memory_gb=1", flags=("--resume",))
+    assert same_weights(trained_thrice / "last.pth", tmp_path / "w" / "last.pth")
+    assert history(trained_thrice) == history(tmp_path / "w")
 
 
 class Trap:

@@ -39,8 +39,13 @@ class Data(Section):
     max_objects: int = Field(36, ge=1, description="N: objects a row, the surest first")
     max_tokens: int = Field(30, ge=1, description="a caption's tokens or words")
     min_count: int = Field(1, ge=1, description="of words learned here: rarer ones are unknown")
-    memory_gb: float = Field(4.0, ge=0, description="features up to this size are kept in memory, others read again")
-    workers: int = Field(0, ge=0, description="processes that read ahead, where features do not fit into memory")
+    memory_gb: float = Field(
+        4.0,
+        ge=0,
+        description="for features of clips and captions: data.val's are kept if they fit, data.train's if both do; "
+        "others are read again in each epoch",
+    )
+    workers: int = Field(2, ge=0, description="processes that read training features ahead, if not kept in memory")
 
 
 class Train(Section):

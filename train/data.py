@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import AmexError
-from ..features import Batch, Store, StoreError, Stream, row_arrays
+from ..features import Batch, Store, StoreError, Stream, clip_arrays, row_arrays
+from ..features.dataset import Choice, all_rows, as_array, pad
 from ..manifests import Clip
 from ..manifests.videos import video_id
 from .concepts import Concepts
@@ -205,37 +207,68 @@ def _overlap(some: Sequence[Clip], others: Sequence[Clip]) -> Overlap | None:
     return None
 
 
+# Which arrays models learn from, beside ``values``: the others of a stream are not kept in memory.
+LEARNED_FROM = {
+    "clips": (),
+    "objects": ("boxes", "scores", "counts", "frame_size", "times"),
+    "text": ("sentence",),
+}
+# How much of a stream an evaluation reads at once. A read has a price of its own, above all from an object store.
+READ_AHEAD = 64e6
+
+
 class Table:
-    """One stream for a list of clips or captions: rows at hand, or read from the store when they are asked for."""
+    """One stream for a list of clips or captions: rows in memory, or read from the store when they are asked for."""
 
-    def __init__(self, stream: Stream, keys: Sequence[str], memory: bool) -> None:
-        self.stream, self.keys = stream, list(keys)
+    def __init__(self, stream: Stream, keys: Sequence[str]) -> None:
+        self.stream, self.keys = stream, as_array(keys)
+        wanted, single = {"values", *LEARNED_FROM[kind(stream)]}, clip_arrays(stream.spec)
+        self._forms = {name: form for name, form in {**row_arrays(stream.spec), **single}.items() if name in wanted}
+        self._single = frozenset(single)
         self._batch: Batch | None = None
-        if memory:
-            self._batch = self._read(self.keys)
 
-    def __getitem__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        """The arrays of each item, by name."""
-        if self._batch is None:
-            return [dict(rows.arrays) for rows in self._read([self.keys[i] for i in indices])]
-        batch, taken = self._batch, []
-        for i in indices:
-            begin, end = batch.offsets[i], batch.offsets[i + 1]
-            arrays = batch.arrays.items()
-            taken.append({n: a[i] if n in batch.clip_arrays else a[begin:end] for n, a in arrays})
-        return taken
+    @cached_property
+    def bytes(self) -> int:
+        """What the clips or captions take in memory."""
+        entries = {True: len(self.keys), False: sum(map(self.stream.rows_of, self.keys))}
+        return sum(
+            entries[name in self._single] * math.prod(shape) * np.dtype(dtype).itemsize
+            for name, (shape, dtype) in self._forms.items()
+        )
 
-    def _read(self, keys: list[str]) -> Batch:
-        batch = self.stream.read(keys)
-        finite = np.isfinite(batch.values).all(axis=tuple(range(1, batch.values.ndim)))
-        if not finite.all():
+    def load(self) -> None:
+        """Keeps the rows in memory from now on."""
+        self._batch = self._read(self.keys)
+
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Batch, Sequence[int]]:
+        """A batch that has these clips or captions, and their places in it."""
+        if self._batch is not None:
+            return self._batch, indices
+        return self._read(self.keys[np.asarray(indices)]), range(len(indices))
+
+    def _read(self, keys: np.ndarray) -> Batch:
+        batch = self.stream.read(keys.tolist(), self._forms)
+        # The extremes are NaN where anything is. Element by element halves would take twice as long as reading them.
+        extremes = torch.aminmax(torch.from_numpy(batch.values)) if batch.values.size else ()
+        if not all(map(torch.isfinite, extremes)):
+            finite = np.isfinite(batch.values).all(axis=tuple(range(1, batch.values.ndim)))
             row = int(np.flatnonzero(~finite)[0])
-            key = keys[int(np.searchsorted(batch.offsets, row, side="right")) - 1]
+            key = batch.clip_ids[int(np.searchsorted(batch.offsets, row, side="right")) - 1]
             raise DataError(
                 f"stream {self.stream.name!r} of {self.stream.path.parent} holds NaN or infinity for {key!r}: "
                 "features like that cannot be learned from; import or extract them again under another name"
             )
         return batch
+
+
+def joined(items: Sequence[Mapping[str, np.ndarray]], single: frozenset[str] = frozenset()) -> Batch:
+    """Arrays of clips or captions that no store holds as a batch; those in ``single`` have one entry each."""
+    arrays = {
+        name: np.stack([item[name] for item in items]) if name in single else np.concatenate([i[name] for i in items])
+        for name in items[0]
+    }
+    offsets = np.cumsum([0, *(len(item["values"]) for item in items)])
+    return Batch(arrays, offsets, tuple(map(str, range(len(items)))), single)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,20 +281,22 @@ class Text:
     concepts: Concepts | None = None
 
     def batch(
-        self, captions: Sequence[str], tokens: Sequence[dict[str, np.ndarray]] | None, most: int
+        self, captions: Sequence[str], tokens: tuple[Batch, Sequence[int]] | None, most: int
     ) -> dict[str, Tensor]:
         """Captions, padded: token features ``values`` with their ``mask``, and the numbers of words, ``ids``.
 
         With role graphs words are those of ``caption.split()``, and the graphs' tensors are there beside them.
+
+        Args:
+            tokens: a batch that has the captions, and their places in it; None where captions need no features.
+            most: tokens or words a caption, the first of it.
         """
         if self.graphs is not None:
             assert self.vocabulary is not None
             return graph_tensors(captions, self.graphs, self.vocabulary.number, words=most, **self.graphs.sizes)
         made = self.vocabulary.batch(captions, most) if self.vocabulary is not None else {}
         if tokens is not None:
-            made |= pad_rows([{"values": item["values"][:most]} for item in tokens])
-            if "sentence" in tokens[0]:
-                made["sentence"] = torch.from_numpy(np.stack([item["sentence"] for item in tokens]).astype(np.float32))
+            made |= tensors(pad(*tokens, partial(all_rows, most=most)))
         return made
 
 
@@ -279,7 +314,7 @@ class Split(Dataset):
         own: by clip its different captions by index.
         pairs: (clip, caption) by index, for every different caption of every clip: what is trained on.
         with_captions: the indices of the clips that have captions; the others are in the gallery alone.
-        in_memory: whether all features are at hand; else they are read from the store when they are asked for.
+        in_memory: whether ``load`` was called; else features are read from the store when they are asked for.
     """
 
     def __init__(
@@ -294,6 +329,7 @@ class Split(Dataset):
         refuse: Collection[str] = NEVER_EXTRACTED,
     ) -> None:
         self.options, self.data, self.text, self.seed = options, data, text, seed
+        self.in_memory = False
         streams = [store[name] for name in options.video_streams]
         clips, self.coverage = with_features(store, clips, streams, text.stream, refuse=refuse)
         self.clips = clips
@@ -303,13 +339,23 @@ class Split(Dataset):
         self.own = [list(dict.fromkeys(queries)) for queries in self.queries]
         self.pairs = [(clip, caption) for clip, own in enumerate(self.own) for caption in own]
         self.with_captions = [index for index, own in enumerate(self.own) if own]
-        wanted = [(stream, [clip.clip_id for clip in clips]) for stream in streams]
-        if text.stream is not None:
-            wanted.append((text.stream, self.captions))
-        self.in_memory = sum(_bytes(stream, len(keys)) for stream, keys in wanted) <= data.memory_gb * 1e9
-        tables = {stream.name: Table(stream, keys, self.in_memory) for stream, keys in wanted}
-        self.texts = tables.pop(text.stream.name) if text.stream is not None else None
-        self.tables = tables
+        self.tables = {stream.name: Table(stream, [clip.clip_id for clip in clips]) for stream in streams}
+        self.texts = Table(text.stream, self.captions) if text.stream is not None else None
+
+    @property
+    def _all_tables(self) -> list[Table]:
+        return [*self.tables.values(), *([self.texts] if self.texts is not None else [])]
+
+    @property
+    def bytes(self) -> int:
+        """What all features of the split take in memory, those of captions too."""
+        return sum(table.bytes for table in self._all_tables)
+
+    def load(self) -> None:
+        """Keeps all features in memory from now on."""
+        for table in self._all_tables:
+            table.load()
+        self.in_memory = True
 
     def __len__(self) -> int:
         return len(self.with_captions) if self.data.captions == "one" else len(self.pairs)
@@ -347,23 +393,65 @@ class Split(Dataset):
         Args:
             draw: takes rows at random places of equal segments; None those in their middles.
         """
-        batch = {}
-        for name, table in self.tables.items():
-            items = [_pick(arrays, self.data.max_rows, draw) for arrays in table[indices]]
-            make = pad_objects if "boxes" in items[0] else pad_rows
-            batch[name] = make(items, self.data.max_objects) if make is pad_objects else make(items)
-        return batch
+        return {name: self._padded(*table[indices], draw) for name, table in self.tables.items()}
+
+    def _padded(self, batch: Batch, clips: Sequence[int], draw: np.random.Generator | None = None) -> dict[str, Tensor]:
+        choose = partial(spread_rows, most=self.data.max_rows, draw=draw)
+        if "boxes" in batch.arrays:
+            return tensors(pad_objects(batch, clips, choose, self.data.max_objects))
+        return tensors(pad(batch, clips, choose))
+
+    def video_batches(self, size: int) -> Iterator[tuple[np.ndarray, dict[str, dict[str, Tensor]]]]:
+        """All clips, ``size`` a batch, in the order in which they are stored: their indices, and as of ``videos``."""
+        for indices, held in read_in_order(list(self.tables.values()), size):
+            yield indices, {name: self._padded(*rows) for name, rows in zip(self.tables, held, strict=True)}
+
+    def caption_batches(self, size: int) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        """All captions, ``size`` a batch, in the order in which they are stored: their indices, and their tensors."""
+        if self.texts is None:
+            for begin in range(0, len(self.captions), size):
+                indices = np.arange(begin, min(begin + size, len(self.captions)))
+                yield indices, self.captions_batch(indices)
+            return
+        for indices, (tokens,) in read_in_order([self.texts], size):
+            captions = [self.captions[i] for i in indices]
+            yield indices, self.text.batch(captions, tokens, self.data.max_tokens)
 
     def sample_rows(self, name: str) -> Tensor:
         """(rows, D) float32 of a stream, of at most 10,000 clips, evenly spread."""
         some = np.linspace(0, len(self.clips) - 1, min(len(self.clips), 10_000)).astype(int)
-        values = [item["values"] for item in self.tables[name][some]]
-        return torch.from_numpy(np.concatenate(values).astype(np.float32))
+        padded = pad(*self.tables[name][some])
+        return torch.from_numpy(padded["values"][padded["mask"]]).float()
 
     def captions_batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Captions by index, as of ``Text.batch``."""
-        values = self.texts[indices] if self.texts is not None else None
-        return self.text.batch([self.captions[i] for i in indices], values, self.data.max_tokens)
+        tokens = self.texts[indices] if self.texts is not None else None
+        return self.text.batch([self.captions[i] for i in indices], tokens, self.data.max_tokens)
+
+
+def keep_in_memory(splits: Sequence[Split], memory_gb: float) -> None:
+    """Loads the splits, in this order, that fit into so much memory together; the others are read from the store."""
+    left = memory_gb * 1e9
+    for split in splits:
+        if split.bytes <= left:
+            split.load()
+            left -= split.bytes
+
+
+def read_in_order(tables: Sequence[Table], size: int) -> Iterator[tuple[np.ndarray, list[tuple[Batch, Sequence[int]]]]]:
+    """All clips of tables, ``size`` at once, in the order in which the largest is stored: indices, and rows by table.
+
+    Several batches are read at once where that is little. The order is the same where rows are in memory, so that
+    sums of floating-point numbers are.
+    """
+    largest = max(tables, key=lambda table: table.bytes)
+    order = largest.stream.stored_order(largest.keys.tolist())
+    batches = max(1, int(READ_AHEAD * len(order) / max(1, largest.bytes) / size))
+    for window in np.split(order, range(batches * size, len(order), batches * size)):
+        held = [table[window] for table in tables]
+        for begin in range(0, len(window), size):
+            some = slice(begin, begin + size)
+            yield window[some], [(batch, places[some]) for batch, places in held]
 
 
 def collate(batch: dict[str, Any]) -> dict[str, Any]:
@@ -371,61 +459,41 @@ def collate(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def _pick(arrays: dict[str, np.ndarray], most: int, draw: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """At most so many rows, from the middles of equal segments, or one drawn from each.
-
-    Of clips with few rows half as many are drawn, or two draws would never differ.
-    """
-    rows = len(arrays["values"])
-    if draw is not None:
-        most = min(most, max(1, rows // 2))
-    if rows <= most:
-        return arrays
-    places = draw.random(most) if draw is not None else 0.5
-    kept = np.minimum(((np.arange(most) + places) * rows / most).astype(int), rows - 1)
-    return {name: array[kept] for name, array in arrays.items()}
-
-
-def pad_rows(items: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-    """Rows of several clips, or tokens of several captions: ``values`` (B, R, D) float32 and ``mask`` (B, R)."""
-    longest = max(1, *(len(item["values"]) for item in items))
-    values = np.zeros((len(items), longest, items[0]["values"].shape[-1]), np.float32)
-    mask = np.zeros((len(items), longest), bool)
-    for index, item in enumerate(items):
-        values[index, : len(item["values"])] = item["values"]
-        mask[index, : len(item["values"])] = True
-    return {"values": torch.from_numpy(values), "mask": torch.from_numpy(mask)}
-
-
-def pad_objects(items: Sequence[dict[str, np.ndarray]], most: int) -> dict[str, Tensor]:
-    """Objects of several clips, at most ``most`` a row: what ``RelationBranch`` takes."""
-    longest = max(1, *(len(item["values"]) for item in items))
-    regions = max(1, min(most, items[0]["values"].shape[1]))
-    shape = (len(items), longest, regions)
-    values = np.zeros((*shape, items[0]["values"].shape[-1]), np.float32)
-    boxes, scores = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.float32)
-    mask, seconds = np.zeros(shape, bool), np.zeros(shape[:2], np.float32)
-    for index, item in enumerate(items):
-        rows = len(item["values"])
-        if not rows:
-            continue
-        there = np.arange(regions) < item["counts"][:, None]
-        values[index, :rows] = np.where(there[..., None], item["values"][:, :regions], 0)
-        frame = np.tile(item["frame_size"].astype(np.float32), 2)[:, None]
-        boxes[index, :rows] = np.where(there[..., None], item["boxes"][:, :regions] / frame, 0)
-        scores[index, :rows] = np.where(there, item["scores"][:, :regions], 0)
-        mask[index, :rows] = there
-        # Imported objects may have no times; their order is all there is then.
-        begin = item["times"][:, 0] if "times" in item else np.arange(rows)
-        seconds[index, :rows] = begin - begin[0]
-    arrays = {"values": values, "boxes": boxes, "scores": scores, "mask": mask, "seconds": seconds}
+def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """Arrays as tensors, of the types in which they are stored: models take them as float32, from ``ToDevice``."""
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _bytes(stream: Stream, keys: int) -> float:
-    """What so many clips of a stream take in memory, from the stream's average."""
-    row = sum(np.dtype(dtype).itemsize * int(np.prod(shape)) for shape, dtype in row_arrays(stream.spec).values())
-    return row * stream.rows * keys / max(1, len(stream))
+def spread_rows(counts: np.ndarray, most: int, draw: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many rows of each clip, from the middles of equal segments, or one drawn from each.
+
+    Of clips with few rows half as many are drawn, or two draws would never differ.
+    """
+    kept = np.minimum(counts, most if draw is None else np.minimum(most, np.maximum(1, counts // 2)))
+    columns = np.arange(max(1, kept.max(initial=0)))
+    places = np.full((len(counts), len(columns)), 0.5)
+    if draw is not None:
+        drawn = (columns < kept[:, None]) & (kept < counts)[:, None]
+        places[drawn] = draw.random(np.count_nonzero(drawn))
+    numbers = (columns + places) * counts[:, None] / np.maximum(1, kept)[:, None]
+    return np.minimum(numbers.astype(int), np.maximum(1, counts)[:, None] - 1), kept
+
+
+def pad_objects(batch: Batch, clips: Sequence[int], choose: Choice, most: int) -> dict[str, np.ndarray]:
+    """Objects of several clips, at most ``most`` a row: what ``RelationBranch`` takes."""
+    regions = max(1, min(most, batch.values.shape[1]))
+    cut = {name: batch[name][:, :regions] for name in ("values", "boxes", "scores")}
+    padded = pad(replace(batch, arrays={**batch.arrays, **cut}), clips, choose)
+    mask = np.arange(regions) < padded["counts"][..., None]  # a row that is padding has no objects
+    for name in cut:
+        padded[name][~mask] = 0
+    frames = np.tile(padded["frame_size"].astype(np.float32), 2)[:, :, None]
+    boxes = np.zeros(padded["boxes"].shape, np.float32)
+    np.divide(padded["boxes"], frames, out=boxes, where=mask[..., None])
+    # Imported objects may have no times; their order is all there is then.
+    begin = padded["times"][..., 0] if "times" in padded else np.arange(mask.shape[1], dtype=float)[None]
+    seconds = np.where(padded["mask"], begin - begin[:, :1], 0).astype(np.float32)
+    return {"values": padded["values"], "boxes": boxes, "scores": padded["scores"], "mask": mask, "seconds": seconds}
 
 
 def with_features(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -26,38 +27,32 @@ def encode(
     Args:
         progress: called with how many more are encoded; clips and captions together.
     """
-    mode, device = model.training, next(model.parameters()).device
+    mode = model.training
     model.eval()
     with torch.inference_mode():
-        videos = _batches(
-            lambda some: model.encode_videos(moved(split.videos(some), device)), len(split.clips), VIDEOS, progress
-        )
-        texts = _batches(
-            lambda some: model.encode_texts(moved(split.captions_batch(some), device)),
-            len(split.captions),
-            TEXTS,
-            progress,
-        )
+        videos = _in_order(model.encode_videos, split.video_batches(VIDEOS), model, progress)
+        texts = _in_order(model.encode_texts, split.caption_batches(TEXTS), model, progress)
     model.train(mode)
     return videos, texts
 
 
-def moved(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on a device."""
-    if isinstance(batch, dict):
-        return {name: moved(value, device) for name, value in batch.items()}
-    return batch.to(device)
-
-
-def _batches(
-    encoder: Callable[[range], Embeddings], count: int, size: int, progress: Callable[[int], None]
+def _in_order(
+    encoder: Callable[[Any], Embeddings],
+    batches: Iterable[tuple[np.ndarray, Any]],
+    model: RetrievalModel,
+    progress: Callable[[int], None],
 ) -> Embeddings:
-    parts = []
-    for begin in range(0, count, size):
-        some = range(begin, min(count, begin + size))
-        parts.append({name: (x if x.dtype == torch.bool else x.float()).cpu() for name, x in encoder(some).items()})
-        progress(len(some))
-    return {name: _joined([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    """What an encoder makes of batches that come with their places, put into these places."""
+    order, parts = [], []
+    for places, batch in batches:
+        made = encoder(model.data_preprocessor(batch))
+        parts.append({name: (x if x.dtype == torch.bool else x.float()).cpu() for name, x in made.items()})
+        order.append(places)
+        progress(len(places))
+    if not parts:
+        return {}
+    back = torch.from_numpy(np.argsort(np.concatenate(order)))
+    return {name: _joined([part[name] for part in parts])[back] for name in parts[0]}
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

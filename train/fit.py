@@ -22,7 +22,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader
 
-from ..errors import AmexError
+from ..errors import AmexError, first_line
 from ..features import diff_specs, open_store
 from ..manifests import read_manifest
 from ..storage import write_json
@@ -37,6 +37,7 @@ from .data import (
     collate,
     fingerprints,
     inputs,
+    keep_in_memory,
     make_text,
     refused_states,
 )
@@ -99,6 +100,9 @@ def fit(
             raise AmexError(
                 f"{manifest}: no clip of split {name!r} has a caption{left_out}: there is nothing to train on"
             )
+    # Validation first: it reads everything after each epoch while nothing else happens, and training reads ahead while
+    # it computes. It is smaller, too, and so fits more often.
+    keep_in_memory([val, train], config.data.memory_gb)
     splits = {
         "train": {"split": config.data.train, "warning": training_warning(len(train.with_captions))},
         "val": {"split": config.data.val, "warning": gallery_warning(len(val.clips))},
@@ -149,7 +153,9 @@ def fit(
         count = parameters(model)
         keep = Keep(work_dir, described)
         hooks = [Reproducible(seed), LearningRate(config.train), keep, *([Bar()] if rank == 0 else [])]
-        _runner(config, model, train, val, hooks, work_dir, world, last).train()
+        loader = make_loader(config, train, world)
+        with errors_of_workers(loader):
+            _runner(config, model, loader, val, hooks, work_dir, world, last).train()
         if world > 1:  # nobody leaves while another still writes or waits
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
@@ -161,6 +167,28 @@ def fit(
             parameters=count,
             splits=splits,
         )
+
+
+@contextlib.contextmanager
+def errors_of_workers(loader: DataLoader) -> Iterator[None]:
+    """Turns what torch makes of errors in a loader's processes into an AmexError of one line; ends the processes."""
+    try:
+        yield
+    except AmexError as error:  # to whose message torch adds the worker's traceback
+        if "DataLoader worker" not in str(error):
+            raise
+        raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise AmexError(
+            f"a process that reads features ended early ({first_line(error)}): go on with --resume, and if memory is "
+            "short, with a smaller data.workers or data.memory_gb"
+        ) from error
+    finally:
+        # Left to the garbage collector, the pipes to them may be closed first, and torch waits 5 s for each.
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()
 
 
 @contextlib.contextmanager
@@ -198,6 +226,8 @@ def _processes() -> tuple[int, int]:
 
 # What a run that goes on must have in common with the one that began, and how an error calls a difference.
 COMPARED = {"config": "another config", "fingerprints": "other fingerprints", "learned_from": "other data"}
+# Of the configuration may differ how long it trains, and from where it reads the same numbers.
+MAY_DIFFER = ("train.epochs", "data.memory_gb", "data.workers")
 
 
 def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:
@@ -215,7 +245,7 @@ def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:
             changed = [
                 f"{field}: {old!r} then, {new!r} now"
                 for field, old, new in diff_specs(there["amex"][part], described[part])
-                if field != "train.epochs"
+                if field not in MAY_DIFFER
             ]
             if changed:
                 raise AmexError(
@@ -231,13 +261,29 @@ def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:
     write_json(work_dir / "config.json", described["config"])
 
 
+def make_loader(config: Config, train: Split, world: int) -> DataLoader:
+    """This process's share of the batches of every epoch, read ahead where features are not in memory."""
+    sampler = EpochSampler(len(train), config.train.seed, *get_dist_info())
+    workers = 0 if train.in_memory else config.data.workers
+    return DataLoader(
+        train,
+        batch_sampler=PairBatches(sampler, config.data.batch_size // world, drop_last=False),
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        # Workers get a seed when they start: drawn from dropout's generator, it would change what that draws next.
+        generator=torch.Generator(),
+    )
+
+
 _runs = itertools.count()
 
 
 def _runner(
     config: Config,
     model: RetrievalModel,
-    train: Split,
+    loader: DataLoader,
     val: Split,
     hooks: list[Hook],
     work_dir: Path,
@@ -250,10 +296,6 @@ def _runner(
         place = {"device_ids": [torch.cuda.current_device()]} if on_gpu else {}
         # What the options leave unused has no gradient.
         model = MMDistributedDataParallel(module=model.to(get_device()), find_unused_parameters=True, **place)
-    sampler = EpochSampler(len(train), chosen.seed, *get_dist_info())
-    batches = PairBatches(sampler, config.data.batch_size // world, drop_last=False)
-    workers = 0 if train.in_memory else config.data.workers
-    loader = DataLoader(train, batch_sampler=batches, collate_fn=collate, num_workers=workers)
     return Runner(
         model=model,
         work_dir=str(work_dir / "tensorboard"),
@@ -262,7 +304,7 @@ def _runner(
         train_cfg={"by_epoch": True, "max_epochs": chosen.epochs, "val_interval": chosen.val_every},
         val_cfg={"type": RetrievalLoop},
         val_evaluator=[],
-        optim_wrapper=_optimizer(chosen, getattr(model, "module", model), on_gpu),
+        optim_wrapper=make_optimizer(chosen, getattr(model, "module", model), on_gpu),
         default_hooks={"checkpoint": None, "param_scheduler": None, "logger": {"type": "LoggerHook", "interval": 10}},
         custom_hooks=hooks,
         launcher="pytorch" if world > 1 else "none",
@@ -292,7 +334,7 @@ class PairBatches(BatchSampler):
         return super().__len__() - (pairs % self.batch_size == 1)
 
 
-def _optimizer(chosen: Train, model: RetrievalModel, on_gpu: bool) -> OptimWrapper:
+def make_optimizer(chosen: Train, model: RetrievalModel, on_gpu: bool) -> OptimWrapper:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.optimizer]
     optimizer = kind(parameter_groups(chosen, model), lr=chosen.lr)
     clip = None if chosen.clip_grad is None else {"max_norm": chosen.clip_grad}

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from ..errors import AmexError, first_line
+from ..features.dataset import pad
 from ..language import read_graphs
-from .data import pad_rows
+from .data import joined, tensors
 from .metrics import Scores, Ties, Truth, evaluate
 from .models.hgr import HGR, LEVELS
 from .options import HGR as HGROptions
@@ -94,7 +95,8 @@ def score_official(folder: Path, progress: Callable[[int, int], None] = lambda d
         with _features(folder / "tst_ft.hdf5") as file:
             for begin in range(0, len(names), BATCH):
                 some = [_frames(file, name, most) for name in names[begin : begin + BATCH]]
-                videos.append(model.encode_videos({FRAMES: pad_rows([{"values": values} for values in some])}))
+                padded = pad(joined([{"values": values} for values in some]), range(len(some)))
+                videos.append(model.encode_videos(model.data_preprocessor({FRAMES: tensors(padded)})))
         rows: dict[str, list[torch.Tensor]] = {level: [] for level in LEVELS}
         for begin in range(0, len(captions), BATCH):
             batch = captions[begin : begin + BATCH]

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..errors import AmexError
-from ..features import Store, Stream
+from ..features import Store, Stream, clip_arrays
 from ..manifests import Clip
 from .checkpoint import Checkpoint, learned_from
-from .data import LACKING, Split, Text, with_features
+from .data import LACKING, Split, Table, Text, joined, with_features
 from .evaluate import encode, scores_of
 from .models import Embeddings, SpacesModel
 
@@ -91,7 +91,7 @@ class Searcher:
     def clips_for(self, query: str, k: int, features: TextFeatures) -> list[Hit]:
         """The ``k`` clips that fit a text best."""
         with torch.inference_mode():
-            asked = self.model.encode_texts(self._text(query, features))
+            asked = self.model.encode_texts(self.model.data_preprocessor(self._text(query, features)))
         scores, found = self._nearest("clips", asked, min(k, len(self.clips)))
         hits = enumerate(zip(scores, found, strict=True), start=1)
         return [self._hit(rank, score, self.clips[i], "") for rank, (score, i) in hits if i >= 0]
@@ -141,8 +141,10 @@ class Searcher:
         stream = self.text.stream
         if stream is None:
             return self.text.batch([query], None, most)
-        arrays = dict(stream[query].arrays) if query in stream else features(stream, [query])[0]
-        return self.text.batch([query], [arrays], most)
+        if query in stream:
+            return self.text.batch([query], Table(stream, [query])[[0]], most)
+        batch = joined(features(stream, [query]), frozenset(clip_arrays(stream.spec)))
+        return self.text.batch([query], (batch, [0]), most)
 
     @cached_property
     def _folder(self) -> Path:

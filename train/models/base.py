@@ -10,13 +10,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmengine.model import BaseModel
+from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .layers import Standardize, in_float32
 
 Embeddings = dict[str, Tensor]
+
+
+class ToDevice(BaseDataPreprocessor):
+    """Takes a batch to the model's device, and floating-point numbers to float32 there.
+
+    They travel as they are stored, mostly in half as many bytes. From pinned memory a copy to a GPU waits for nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(non_blocking=True)
+
+    def cast_data(self, data: Any) -> Any:
+        data = super().cast_data(data)
+        return data.float() if isinstance(data, Tensor) and data.is_floating_point() else data
 
 
 class RetrievalModel(BaseModel):
@@ -30,7 +44,7 @@ class RetrievalModel(BaseModel):
     pairs_at_once = 1 << 22
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(data_preprocessor=ToDevice())
         self.progress = 0.0
 
     def standardize(self, rows: Callable[[str], Tensor]) -> None:

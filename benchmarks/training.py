@@ -1,0 +1,221 @@
+"""Steps a second of training from a store larger than the memory for it, against features in memory.
+
+    python benchmarks/training.py [--gb 5] [--share 10] [--seconds 5] [--rounds 5] [--models clip_mean global amenet]
+
+A store of drawn features is made: clips of 8 to 40 rows of 512 halves, a thousand captions. A process for each model
+trains in turns from memory and from the store, so that other work on the machine slows both. It may keep one part in
+``--share`` of the store in the page cache: its control group is limited to what it needs itself and that much more,
+which takes root and version 1 of control groups. Without them the store is dropped from the page cache before the first
+step, and the output says so. Quote the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from amex.features import ClipRows, create_store, declare_stream, open_store, write_part
+
+DIM, PART, CAPTIONS = 512, 1024, 1000
+GROUPS = Path("/sys/fs/cgroup/memory")
+MODELS = {
+    "clip_mean": ["model.text=text"],
+    "global": ["model.text=text"],
+    "amenet": ["model.text=text", "model.relation_branch=false", "model.adversarial=off"],
+}
+# What a step frees stays with the process, or the page cache would have that too.
+KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+# Steps before the clock starts, and of a turn at least: the batches that workers have read ahead are few of them.
+WARM, LEAST = 10, 30
+
+
+def make(folder: Path, gigabytes: float) -> None:
+    """A store of so many GB, and a manifest."""
+    rng = np.random.default_rng(0)
+    drawn = np.abs(rng.standard_normal((1 << 16, DIM))).astype(np.float16)
+    store, spec = create_store(folder / "s.zarr"), {"output": {"shape": [DIM], "dtype": "float16"}}
+    declare_stream(store, "motion", spec, {})
+    text = {"of": "captions", "shape": [DIM], "dtype": "float16"}
+    text |= {"clip_arrays": {"sentence": {"shape": [DIM], "dtype": "float16"}}}
+    declare_stream(store, "text", {"output": text}, {})
+    captions = [f"caption number {i}" for i in range(CAPTIONS)]
+    of_captions = [
+        ClipRows(clip_id=caption, arrays={"values": drawn[i : i + 8], "sentence": drawn[i]})
+        for i, caption in enumerate(captions)
+    ]
+    write_part(store, "text", "0", spec={"output": text}, clips=of_captions, failures=[], run={"host": ""})
+    written = number = 0
+    with (folder / "m.jsonl").open("w") as manifest:
+        while written < gigabytes * 1e9:
+            clips = []
+            for rows in map(int, rng.integers(8, 41, PART)):
+                first = int(rng.integers(0, len(drawn) - rows))
+                times = np.arange(rows)[:, None] + np.array([0.0, 1.0])
+                arrays = {"values": drawn[first : first + rows], "times": times}
+                clips.append(ClipRows(clip_id=f"c{number}", arrays=arrays))
+                line = {"clip_id": f"c{number}", "video": f"v{number // 20}.mp4", "split": "train"}
+                manifest.write(json.dumps(line | {"captions": [captions[number % CAPTIONS]]}) + "\n")
+                number += 1
+                written += sum(array.nbytes for array in arrays.values())
+            part = f"{number // PART:06d}"
+            write_part(store, "motion", part, spec=spec, clips=clips, failures=[], run={"host": ""})
+    os.sync()
+
+
+def drop(folder: Path) -> None:
+    """Removes the files below a folder from the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class Group:
+    """A control group that limits the memory of the processes in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _bytes(self, name: str) -> int:
+        stat = dict(line.split() for line in (self.path / "memory.stat").read_text().splitlines())
+        return int(stat[name])
+
+    def limit_cache(self, size: int) -> None:
+        """Leaves so many bytes for the page cache, beside what is used for other things now."""
+        used = int((self.path / "memory.usage_in_bytes").read_text())
+        (self.path / "memory.limit_in_bytes").write_text(str(used - self.cache + size))
+
+    @property
+    def cache(self) -> int:
+        """Bytes of files in the page cache now; memory that processes share counts as a file's there."""
+        return self._bytes("total_cache") - self._bytes("total_shmem")
+
+
+@contextlib.contextmanager
+def new_group() -> Iterator[Group | None]:
+    """A control group without a limit; None where this process may not make one."""
+    path = GROUPS / f"amex-{os.getpid()}"
+    try:
+        path.mkdir()
+    except OSError:
+        yield None
+        return
+    try:
+        yield Group(path)
+    finally:
+        path.rmdir()
+
+
+def read_bytes() -> int:
+    """Bytes that this process and its children have read from disks."""
+    here = psutil.Process()
+    return sum(process.io_counters().read_bytes for process in (here, *here.children()))
+
+
+def train(model_name: str, group: Group | None, given: argparse.Namespace) -> None:
+    """Trains in this process, in turns, and prints a row for each way."""
+    import torch
+
+    from amex.manifests import read_manifest
+    from amex.train.config import load_config
+    from amex.train.data import Split, inputs, make_text
+    from amex.train.fit import errors_of_workers, make_loader, make_optimizer
+    from amex.train.models import build_model
+
+    config = load_config(model_name, ["model.streams=[motion]", *MODELS[model_name]])
+    store, clips = open_store(given.folder / "s.zarr"), read_manifest(given.folder / "m.jsonl")
+    text = make_text(store, config, clips, given.folder / "m.jsonl")
+    held, read = (Split(store, clips, config.model, config.data, text) for _ in range(2))
+    held.load()
+    read.texts.load()
+    torch.manual_seed(0)
+    model = build_model(config.model, inputs(store, config.model, text))
+    model.train()
+    optimizer = make_optimizer(config.train, model, on_gpu=torch.cuda.is_available())
+    loaders = {"in memory": make_loader(config, held, 1)}
+    for workers in given.workers:
+        chosen = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
+        loaders[f"read, {workers} workers"] = make_loader(chosen, read, 1)
+
+    def batches(loader: torch.utils.data.DataLoader) -> Iterator[dict]:
+        for epoch in itertools.count():
+            loader.batch_sampler.sampler.set_epoch(epoch)
+            yield from loader
+
+    with contextlib.ExitStack() as stack:
+        for loader in loaders.values():
+            stack.enter_context(errors_of_workers(loader))
+        sources = {way: batches(loader) for way, loader in loaders.items()}
+        for source in sources.values():
+            for batch in itertools.islice(source, WARM):
+                model.train_step(batch, optimizer)
+        drop(given.folder / "s.zarr")
+        if group is not None:
+            group.limit_cache(int(read.bytes / given.share))
+        rates: dict[str, list[float]] = {way: [] for way in sources}
+        amounts: dict[str, list[float]] = {way: [] for way in sources}
+        for _ in range(given.rounds):
+            for way, source in sources.items():
+                amount, begin, done = read_bytes(), time.perf_counter(), 0
+                while done < LEAST or time.perf_counter() - begin < given.seconds:
+                    model.train_step(next(source), optimizer)
+                    done += 1
+                rates[way].append(done / (time.perf_counter() - begin))
+                amounts[way].append((read_bytes() - amount) / done / 1e6)
+    cached = f", {group.cache / 1e6:.0f} MB of {read.bytes / 1e6:,.0f} MB cached" if group else ""
+    for way, each in rates.items():
+        ratio = statistics.median(rate / base for rate, base in zip(each, rates["in memory"], strict=True))
+        print(
+            f"{model_name:<10} {way:<16} {statistics.median(each):7.1f} steps/s, ratio {ratio:.2f}, "
+            f"{statistics.median(amounts[way]):.2f} MB from the disk a step{cached}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gb", type=float, default=5.0, help="size of the store")
+    parser.add_argument("--share", type=float, default=10.0, help="the store is so many times the page cache")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, help="where the store is made, and stays for the next time")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a process: its model and control group
+    given = parser.parse_args()
+    if given.one:
+        model, path = given.one
+        group = Group(Path(path)) if path else None
+        if group is not None:
+            (group.path / "cgroup.procs").write_text(str(os.getpid()))
+        train(model, group, given)
+        return
+    with tempfile.TemporaryDirectory() if given.folder is None else contextlib.nullcontext(given.folder) as folder:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "m.jsonl").exists():
+            make(folder, given.gb)
+        for model in given.models:
+            with new_group() as group:
+                if group is None:
+                    print("no control group: the page cache is dropped first, and not limited")
+                command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(folder)]
+                command += ["--one", model, str(group.path) if group else ""]
+                subprocess.run(command, check=True, env=os.environ | KEEPING)
+
+
+if __name__ == "__main__":
+    main()

@@ -33,8 +33,10 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 clip``, ``2,000 clips``: a count and what it counts, in the singular for one."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    """``1 clip``, ``2,000 clips``, ``2 tries``: a count and what it counts, in the singular for one."""
+    if count != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{count:,} {noun}"
 
 
 def check_text(name: str, text: str) -> None:

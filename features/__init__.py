@@ -8,6 +8,8 @@ Knows no model and no video. Reading starts at ``open_store``:
 """
 
 from .card import describe_store, render_card, write_card
+from .compact import Rewritten, compact, remove_clips
+from .copying import Copied, check_mergeable, copy_store
 from .excerpt import Excerpt
 from .exporting import SHARD_BYTES, export_hdf5, export_hgr, export_npy
 from .importing import FORMATS, Source, find_sources, import_stream
@@ -37,17 +39,22 @@ __all__ = [
     "ClipNotThere",
     "ClipRows",
     "ClipSource",
+    "Copied",
     "Damage",
     "DamagedPart",
     "Excerpt",
     "Failure",
+    "Rewritten",
     "Rows",
     "Source",
     "SpecMismatch",
     "Store",
     "StoreError",
     "Stream",
+    "check_mergeable",
     "clip_arrays",
+    "compact",
+    "copy_store",
     "create_store",
     "declare_stream",
     "describe_store",
@@ -64,6 +71,7 @@ __all__ = [
     "is_committed",
     "mend",
     "open_store",
+    "remove_clips",
     "remove_stream",
     "render_card",
     "row_arrays",

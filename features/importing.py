@@ -21,7 +21,7 @@ from .hdf5_files import from_hdf5, from_hgr
 from .numpy_files import from_numpy
 from .reader import Rows, Stream
 from .safetensors_files import INDEX, from_safetensors
-from .schema import stream_path
+from .schema import free_name, stream_path
 from .source import ImportProblem, Names, Source, Wanted
 from .writer import ClipRows, create_store, declare_stream, has_commits, write_part
 
@@ -78,7 +78,7 @@ def import_stream(
             declare()
         clips = held.take()
         digest = hashlib.sha256("\0".join(clip.clip_id for clip in clips).encode()).hexdigest()[:12]
-        part = f"{written:06d}-{digest}"
+        part = free_name(f"{written:06d}-{digest}", there.replaced if there is not None else ())
         run = {"host": socket.gethostname(), "imported_from": origin.name}
         write_part(store, name, part, spec=source.spec, clips=clips, failures=[], run=run)
         written += len(clips)

@@ -277,6 +277,12 @@ class Index:
     def replaces(self) -> Texts:
         return self._texts("replaces")
 
+    @cached_property
+    def replaced(self) -> frozenset[str]:
+        """The names of parts that do not count any more, whether anything of them is still there or not."""
+        texts = (self.replaces[number] for number in range(len(self.replaces)))
+        return frozenset(name for text in texts if text is not None for name in json.loads(text))
+
     def is_replaced(self, part: int) -> bool:
         return bool(self._columns["replaced"][part])
 

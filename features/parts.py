@@ -24,11 +24,15 @@ GROUP_BYTES = 4096
 
 
 class BadPart(Exception):
-    """The files of a part are not what its commit record says."""
+    """The files of a part are not what its commit record says.
 
-    def __init__(self, part: int, reason: Exception) -> None:
-        super().__init__(part, reason)
-        self.part, self.reason = part, reason
+    Attributes:
+        part, folder: as of ``ShardedArray``.
+    """
+
+    def __init__(self, part: str, folder: str, reason: Exception) -> None:
+        super().__init__(part, folder, reason)
+        self.part, self.folder, self.reason = part, folder, reason
 
 
 class PartReader:
@@ -63,9 +67,9 @@ class PartReader:
         for part, group in zip(unopened, storage_at(self._folder).read_ranges(groups), strict=True):
             clips = index.clips_of(part)
             try:
-                arrays = self._arrays_of(part, records[part], clips.stop - clips.start, group)
+                arrays = self._arrays_of(records[part], clips.stop - clips.start, group)
             except DAMAGE as error:
-                raise BadPart(part, error) from error
+                raise BadPart(records[part]["part"], folder_of(records[part]), error) from error
             opened[part] = self._opened[folder_of(records[part])] = arrays
         return opened
 
@@ -79,11 +83,9 @@ class PartReader:
         try:
             self._shards.read(spans)
         except DamagedArray as error:
-            raise BadPart(error.array.part, error) from error
+            raise BadPart(error.array.part, error.array.folder, error) from error
 
-    def _arrays_of(
-        self, part: int, record: Mapping[str, Any], clips: int, group: bytes | Exception
-    ) -> dict[str, ShardedArray]:
+    def _arrays_of(self, record: Mapping[str, Any], clips: int, group: bytes | Exception) -> dict[str, ShardedArray]:
         """The arrays of a part, whose group has this zarr.json. Raises what ``DAMAGE`` has if they are not its own."""
         folder, files = folder_of(record), record["files"]
         if isinstance(group, Exception):
@@ -101,7 +103,8 @@ class PartReader:
                 raise ValueError(f"{name} is {layout.dtype}{list(layout.shape)}, which the spec does not say")
             names = [f"{name}/{layout.file(shard)}" for shard in range(-(-entries // layout.shard))]
             arrays[name] = ShardedArray(
-                part=part,
+                part=record["part"],
+                folder=folder,
                 files=[f"{folder}/{file}" for file in names],
                 sizes=[files[file]["bytes"] for file in names],
                 layout=layout,

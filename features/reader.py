@@ -29,9 +29,9 @@ from .schema import (
     ReplacedPart,
     StoreError,
     clip_arrays,
-    fingerprint,
     folder_of,
     has_stream,
+    origins_of,
     parse_commit,
     read_problems,
     read_spec,
@@ -253,6 +253,14 @@ class Stream:
         return functools.partial(Stream, skip_damaged=self._skip_damaged), (self._store, self.name)
 
     @property
+    def replaced(self) -> frozenset[str]:
+        """The names of parts that do not count any more, whether anything of them is still there or not.
+
+        No new part can have one of them.
+        """
+        return self.index.replaced
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, in a stream of objects or one with ``probabilities``; empty in others."""
         return tuple(self.spec.get("output", {}).get("labels", ()))
@@ -318,7 +326,7 @@ class Stream:
             else:
                 runs.append([part, place, first, 1, rows])
         single = clip_arrays(self.spec)
-        with self._reading(index):
+        with self._reading():
             opened = self._parts.open(index, {run[0] for run in runs})
             spans = []
             for name, array in arrays.items():
@@ -330,7 +338,7 @@ class Stream:
             self._parts.read(spans)
 
     @contextlib.contextmanager
-    def _reading(self, index: Index) -> Iterator[None]:
+    def _reading(self) -> Iterator[None]:
         """Says of a part that is not what was committed why that is.
 
         Raises:
@@ -342,11 +350,10 @@ class Stream:
             with reachable(self.path, but=(BadPart,)):
                 yield
         except BadPart as error:
-            name = index.parts.names[error.part]
             if not self.path.exists():
                 raise StoreError(f"stream {self.name!r} was removed from {self._store} while it was read") from error
-            there = f"part {name} of stream {self.name!r} in {self._store}"
-            if not self._is_committed(name, folder_of(index.parts[error.part])):
+            there = f"part {error.part} of stream {self.name!r} in {self._store}"
+            if not self._is_committed(error.part, error.folder):
                 raise ReplacedPart(f"{there} was replaced while it was read; open the stream again") from error
             raise DamagedPart(f"{there}: {first_line(error.reason)}; {REPAIR}") from error
 
@@ -431,15 +438,21 @@ class Stream:
     def digest(self, clip_ids: Sequence[str]) -> str:
         """A sha256 over which committed rows belong to clips, in the order given; also of clips that have none.
 
-        No row is read: a commit record has the checksums of its part's files.
+        No row is read: a commit record has the checksums of its part's files. Rows that were rewritten into another
+        part, as by compaction, are the same rows.
         """
-        files = {-1: ""}  # of each part
+        index = self.index
+        origins: dict[int, list[tuple[str, int]]] = {}  # by part
         mark = hashlib.sha256(self.fingerprint.encode())
-        for clip_id, entry in zip(clip_ids, self.index.find(clip_ids).tolist(), strict=True):
-            part, place = (int(self.index.part[entry]), int(self.index.place[entry])) if entry >= 0 else (-1, 0)
-            if part not in files:
-                files[part] = fingerprint(self.index.parts[part]["files"])
-            mark.update(json.dumps([clip_id, files[part], place]).encode())
+        for clip_id, entry in zip(clip_ids, index.find(clip_ids).tolist(), strict=True):
+            origin = None
+            if entry >= 0:
+                part, place = int(index.part[entry]), int(index.place[entry])
+                if part not in origins:
+                    clips = index.clips_of(part)
+                    origins[part] = origins_of(index.parts[part], clips.stop - clips.start)
+                origin = origins[part][place]
+            mark.update(json.dumps([clip_id, origin]).encode())
         return mark.hexdigest()
 
     def state(self, clip_id: str) -> str:
@@ -465,6 +478,11 @@ class Stream:
             before, now = recorded[entries[known]], np.array(asked, np.float64)[known]
             same[known] &= (before == now) | (np.isnan(before) & np.isnan(now))
         return same
+
+    def place(self, clip_id: str) -> tuple[str, int]:
+        """The part that has the rows of a clip, and which of its clips it is. Raises ClipNotThere."""
+        entry = self._locate(clip_id)
+        return self.index.parts.names[self.index.part[entry]], int(self.index.place[entry])
 
     def rows_of(self, clip_id: str) -> int:
         """How many rows a clip has, or a caption tokens. Raises ClipNotThere."""
@@ -588,7 +606,7 @@ class PartArray:
         rows, *others = key if isinstance(key, tuple) else (key,)
         first, end, step = rows.indices(self.shape[0])
         entries = np.empty((max(0, end - first), *self.shape[1:]), self.dtype)
-        with self.stream._reading(self.index):
+        with self.stream._reading():
             array = self.stream._parts.open(self.index, [self.part])[self.part][self.name]
             self.stream._parts.read([Span(array, first, len(entries), as_bytes(entries), 0)])
         return entries[(slice(None, None, step), *others)]

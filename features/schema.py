@@ -15,7 +15,8 @@ A part's folder is called after the part and a digest of what is in it; the comm
 one part, of which one was thought dead, never touch each other's files, and the first to commit is the one that counts.
 
 A commit may name parts that it ``replaces``, as when small parts become one large part, or clips are removed. Those do
-not count from then on, whether their commits and folders are still there or not.
+not count from then on, whether their commits and folders are still there or not. Such a commit has the ``origins`` of
+its clips: the digest of the part that they were first written in, their place there, and how many follow one another.
 
 Streams of objects have further arrays with one entry a row: boxes, scores, labels, counts, frame_size; a classifier's
 stream has ``probabilities``. In a stream of text the ids are the captions themselves, a row is a token, tokens have no
@@ -28,7 +29,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,11 @@ class Failure:
     attempts: int = 1
     source: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Of several failures of a clip the highest counts."""
+        return self.source.get("revision", 0), self.attempts
+
 
 def canonical(record: Any) -> bytes:
     """The one JSON text of a record: sorted keys, no spaces, no NaN."""
@@ -214,6 +220,12 @@ def has_stream(store: Path, name: str) -> bool:
     return bool(within) and len(name.encode(errors="surrogatepass")) <= FILE_NAME_BYTES and is_stream(store / name)
 
 
+def check_stream(store: Path, name: str) -> None:
+    """Raises StoreError unless a store has a stream of this name, be it one that cannot be read."""
+    if not has_stream(store, name):
+        raise StoreError(f"no stream {name!r} in {store}; there is {', '.join(stream_names(store)) or 'none yet'}")
+
+
 def stream_names(store: Path) -> list[str]:
     """The streams of a store, also those that cannot be read; none where there is no folder."""
     with contextlib.suppress(*NOT_THERE):
@@ -256,6 +268,32 @@ def check_seal(data: bytes) -> None:
 def folder_of(commit: dict[str, Any]) -> str:
     """Where below ``parts`` the part of a commit lies; format 1 called it after the part alone."""
     return commit.get("folder", commit["part"])
+
+
+def origins_of(commit: Mapping[str, Any], clips: int) -> list[tuple[str, int]]:
+    """Of each clip of a part, by place, which rows it has: the same ones wherever they are rewritten.
+
+    They are told by a digest of the part in which they were written first, and their place there.
+    """
+    if "origins" in commit:
+        return [(mark, first + more) for mark, first, count in commit["origins"] for more in range(count)]
+    mark = fingerprint(commit["files"])[:12]
+    return [(mark, place) for place in range(clips)]
+
+
+def free_name(part: str, taken: Collection[str]) -> str:
+    """The name for a new part: ``part``, or another that is made of it as long as that is taken.
+
+    The names of parts that were replaced are taken: a part of such a name would not count.
+    """
+    while part in taken:
+        part = next_name(part)
+    return part
+
+
+def next_name(part: str) -> str:
+    """The name that a part gets whose own is taken; it sorts beside it."""
+    return f"{part.partition('-')[0]}-{hashlib.sha256(part.encode()).hexdigest()[:12]}"
 
 
 def replaced_by(commit: dict[str, Any]) -> list[str]:

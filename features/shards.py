@@ -304,7 +304,7 @@ class ShardedArray:
     """An array of a committed part, as readers need it.
 
     Attributes:
-        part: the number of its part.
+        part, folder: the name of its part, and where that lies below the folder of the stream's parts.
         files: the names of its shards, below the folder of the stream's parts.
         sizes: bytes of its shards, as the commit record has them.
         layout: see ``Layout``.
@@ -312,7 +312,8 @@ class ShardedArray:
             Then nobody has to read an index to find one.
     """
 
-    part: int
+    part: str
+    folder: str
     files: Sequence[str]
     sizes: Sequence[int]
     layout: Layout

@@ -10,11 +10,13 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import zarr
 
@@ -44,7 +46,7 @@ from .schema import (
     sealed,
     stream_names,
 )
-from .writer import digests, made_with
+from .writer import digests, is_committed, made_with
 
 # How temporary files and folders in a store, and in a stream, begin.
 TEMPORARY = (REMOVED, ".zarr.json.", ".problems.json.", ".spec.json.", f".{INDEX}.")
@@ -75,8 +77,18 @@ class Damage:
         return f"{f'{self.stream}/{self.part}' if self.kind == 'part' else self.path}: {self.reason}"
 
 
-def verify_store(store: Path) -> Iterator[Damage | None]:
+Result = TypeVar("Result")
+# Called with the bytes of the files of a part once it was compared.
+Progress = Callable[[int], None]
+
+
+def verify_store(
+    store: Path, *, quick: bool = False, progress: Progress = lambda done: None
+) -> Iterator[Damage | None]:
     """Reads every byte of a store; yields a Damage for each thing at fault, None for each part that is good.
+
+    Args:
+        quick: of rows compare only the names and sizes of their files; records, metadata, offsets and ids are read.
 
     Raises:
         StoreError: if there is no store, or it is of a later format.
@@ -96,7 +108,7 @@ def verify_store(store: Path) -> Iterator[Damage | None]:
                 reason = f"{error} (its parts were not compared)"
                 yield Damage(stream=folder.name, path=f"{folder.name}/spec.json", reason=reason, kind="lost")
                 continue
-            yield from verify(stream)
+            yield from verify(stream, quick=quick, progress=progress)
             for path in sorted(folder.iterdir()):
                 if path.name.startswith(TEMPORARY):
                     yield _leftover(folder.name, f"{folder.name}/{path.name}")
@@ -104,13 +116,15 @@ def verify_store(store: Path) -> Iterator[Damage | None]:
             yield _leftover("", folder.name)
 
 
-def verify(stream: Stream) -> Iterator[Damage | None]:
+def verify(stream: Stream, *, quick: bool = False, progress: Progress = lambda done: None) -> Iterator[Damage | None]:
     """Reads every byte of the parts of a stream; yields a Damage for each bad part, None for each good one.
 
-    Parts whose commit record is missing, and leftovers of interrupted runs, come last.
+    Several parts are read at a time; the order is that of their names. Parts whose commit record is missing, and
+    leftovers of interrupted runs, come last.
 
     Args:
         stream: opened with ``skip_damaged``, unless a damaged commit record is to be an error.
+        quick: see ``verify_store``.
     """
     if not stream.commits and stream.damaged and made_with(stream.path) - {stream.fingerprint}:
         reason = f"is another stream's: none of the parts was made with this spec; {REPAIR_SPEC}"
@@ -119,38 +133,69 @@ def verify(stream: Stream) -> Iterator[Damage | None]:
     for part, reason in stream.damaged.items():
         path = f"{stream.name}/commits/{part}.json"
         yield Damage(stream=stream.name, part=part, path=path, reason=reason, kind="part")
-    for part in stream.commits:
+
+    def look(part: str) -> tuple[str, str, int]:
+        """Of a part the path of what is at fault, what that is, and the bytes of its files."""
+        path, size = f"{stream.name}/commits/{part}.json", 0
         try:
             commit = stream.commits[part]
+            path = f"{stream.name}/parts/{folder_of(commit)}"
+            size = sum(file["bytes"] for file in commit["files"].values())
+            reason = fault_of(store / path, commit, quick=quick)
         except DamagedPart as error:
-            path = f"{stream.name}/commits/{part}.json"
-            yield Damage(stream=stream.name, part=part, path=path, reason=str(error), kind="part")
-            continue
-        except NOT_THERE:  # another part has replaced it since
-            continue
-        reason = next(_faults(stream.path / "parts" / folder_of(commit), commit), None)
-        path = f"{stream.name}/parts/{folder_of(commit)}"
-        yield reason and Damage(stream=stream.name, part=part, path=path, reason=reason, kind="part")
-    yield from _uncommitted(stream)
+            reason = str(error)
+        except NOT_THERE:
+            reason = "is missing"
+        # Another program may have replaced or removed the part since the stream was opened.
+        return path, reason if reason and is_committed(store, stream.name, part) else "", size
+
+    store, parts = stream.path.parent, list(stream.commits)
+    looks = _in_order(look, parts, storage_at(stream.path).readers)
+    for part, (path, reason, size) in zip(parts, looks, strict=True):
+        progress(size)
+        yield Damage(stream=stream.name, part=part, path=path, reason=reason, kind="part") if reason else None
+    yield from _uncommitted(stream, quick=quick)
 
 
-def _uncommitted(stream: Stream) -> Iterator[Damage]:
+def _in_order(function: Callable[[Any], Result], items: Iterable[Any], threads: int) -> Iterator[Result]:
+    """``map`` in threads, with few items on their way."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _uncommitted(stream: Stream, *, quick: bool) -> Iterator[Damage]:
     """What lies among the parts and belongs to none, or to one whose commit record is lost.
 
     A run may be writing: a part is listed first and its commit record looked for later, as they are written.
     """
+    for part in _still_there(stream):
+        yield _leftover(stream.name, f"{stream.name}/commits/{part}.json")
     found = [left for left in leftovers(stream) if part_of(left.name) not in stream.damaged]
-    whole = {left for left in found if _is_whole(stream, left)}
+    whole = {left for left in found if _is_whole(stream, left, quick=quick)}
     until = time.monotonic() + COMMITTED_WITHIN
     while time.monotonic() < until and not all(_is_committed(stream, left) for left in whole):
         time.sleep(0.05)
     now = Stream(stream.path.parent, stream.name, skip_damaged=True) if whole else stream
     for left in found:
         part = part_of(left.name)
-        if not left.exists() or (part not in stream.commits and _is_committed(stream, left)):
+        counts = part not in stream.commits and part not in stream.replaced and _is_committed(stream, left)
+        if counts or not left.exists():
             continue  # it belongs to a run that has committed or removed it since
         path = f"{stream.name}/parts/{left.name}"
-        if left in whole and (lost := _absent(now, left)):
+        lost: list[str] = []
+        with contextlib.suppress(*DAMAGE):
+            lost = _absent(now, left) if left in whole else []
+        if lost:
             clips = f"{plural(len(lost), 'clip')} {'is' if len(lost) == 1 else 'are'}"
             reason = (
                 f"the part is complete, but its commit record is missing: {clips} absent, the first {lost[0]!r}; "
@@ -169,15 +214,27 @@ def leftovers(stream: Stream) -> list[Path]:
     return []
 
 
+def _still_there(stream: Stream) -> list[str]:
+    """The parts that were replaced and still have a commit record."""
+    if not stream.replaced:
+        return []
+    records = (stream.path / "commits").glob("*.json")
+    return sorted(stream.replaced & {path.name.removesuffix(".json") for path in records})
+
+
 def part_of(name: str) -> str:
     """The part that a folder or a leftover among the parts is of."""
     return name.lstrip(".").partition(".")[0]
 
 
 def sweep(stream: Stream) -> None:
-    """Removes what interrupted or slower writers left of parts that are committed. Safe while other runs write."""
+    """Removes what is left of parts that were replaced, and what interrupted or slower writers left of those that are
+    committed. Safe while other runs write.
+    """
+    for part in _still_there(stream):
+        storage_at(stream.path / "commits" / f"{part}.json").remove()
     for left in leftovers(stream):
-        if part_of(left.name) in stream.commits:
+        if part_of(left.name) in stream.commits or part_of(left.name) in stream.replaced:
             storage_at(left).remove()
 
 
@@ -285,17 +342,18 @@ def _is_committed(stream: Stream, left: Path) -> bool:
     return (stream.path / "commits" / f"{part_of(left.name)}.json").exists()
 
 
-def _is_whole(stream: Stream, left: Path) -> bool:
+def _is_whole(stream: Stream, left: Path, *, quick: bool) -> bool:
     """Whether what lies among the parts is a complete part that had no commit record when the stream was opened."""
     part = part_of(left.name)
-    if part in stream.commits:
+    if part in stream.commits or part in stream.replaced:
         return False
     try:
         if left.name == part:  # in format 1 the name has no digest
             return _has_arrays(stream, left)
         if not re.fullmatch(re.escape(part) + r"\.[0-9a-f]{12}", left.name):
             return False
-        return left.name == f"{part}.{fingerprint(digests(left))[:12]}"
+        # A folder gets such a name once it is complete.
+        return quick or left.name == f"{part}.{fingerprint(digests(left))[:12]}"
     except (*DAMAGE, IndexError):  # an array is damaged, or a run has removed the folder
         return False
 
@@ -323,21 +381,32 @@ def _absent(stream: Stream, folder: Path) -> list[str]:
     return [str(clip_id) for clip_id in _entries(folder, "clip_ids") if stream.state(str(clip_id)) == "absent"]
 
 
-def _faults(folder: Path, commit: dict[str, Any]) -> Iterator[str]:
+def fault_of(folder: Path, commit: dict[str, Any], *, quick: bool = False) -> str:
+    """What differs between the files of a part and its commit record; empty if nothing does.
+
+    Args:
+        quick: see ``verify_store``.
+    """
     there = storage_at(folder).sizes()
     if extra := sorted(there.keys() - commit["files"].keys()):
-        yield f"{extra[0]} was added after the commit"
+        return f"{extra[0]} was added after the commit"
     for name, expected in commit["files"].items():
         if name not in there:
-            yield f"{name} is missing"
+            return f"{name} is missing"
+        if there[name] != expected["bytes"]:
+            return f"{name} has {there[name]:,} bytes, not {expected['bytes']:,}"
+    for name, expected in commit["files"].items():
+        if quick and "/c/" in name and not name.startswith(("offsets/", "clip_ids/")):
             continue
         try:
             with (folder / name).open("rb") as handle:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        except NOT_THERE:
+            return f"{name} is missing"
         except OSError as error:
             if not storage_at(folder).is_damage(error):
                 raise
-            yield f"{name} cannot be read from the disk"
-            continue
+            return f"{name} cannot be read from the disk"
         if digest != expected["sha256"]:
-            yield f"{name} has changed since it was written"
+            return f"{name} has changed since it was written"
+    return ""

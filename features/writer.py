@@ -28,11 +28,11 @@ from .schema import (
     SpecMismatch,
     StoreError,
     check_arrays,
+    check_stream,
     clip_arrays,
     diff_specs,
     fingerprint,
     group_text,
-    has_stream,
     parse_commit,
     part_text,
     read_commit,
@@ -40,7 +40,6 @@ from .schema import (
     read_store,
     row_arrays,
     sealed,
-    stream_names,
     stream_path,
 )
 from .shards import Joined, write_array, write_file
@@ -58,6 +57,7 @@ class ClipRows:
         source: what they were computed from.
         missing: seconds that damage of the video took from the clip, None if unknown. Only with ``damage``.
         damage: why the rows are not those of the whole clip, if they are not.
+        origin: of rows that are rewritten, see ``schema.origins_of``.
     """
 
     clip_id: str
@@ -66,6 +66,7 @@ class ClipRows:
     source: ClipSource = UNRECORDED
     missing: float | None = None
     damage: str = ""
+    origin: tuple[str, int] | None = None
 
     def __len__(self) -> int:
         return len(self.arrays["values"])
@@ -183,8 +184,7 @@ def remove_stream(store: Path, stream: str) -> None:
         StoreError: if there is no such stream, or it cannot be removed.
     """
     folder = stream_path(store, stream)
-    if not has_stream(store, stream):
-        raise StoreError(f"no stream {stream!r} in {store}; there is {', '.join(stream_names(store)) or 'none yet'}")
+    check_stream(store, stream)
     if not storage_at(folder).can_rename:
         for inner in ("spec.json", "commits", "."):
             storage_at(folder / inner).remove()
@@ -247,8 +247,9 @@ def write_part(
             "folder": folder.name,
             "fingerprint": fingerprint(spec),
             "rows": sum(map(len, clips)),
-            "clips": [_entry(clip) for clip in clips],
+            "clips": [clip_entry(clip) for clip in clips],
             "failures": [dataclasses.asdict(failure) for failure in failures],
+            **_origins(clips),
             "arrays": arrays,
             "files": files,
             **({"replaces": list(replaces)} if replaces else {}),
@@ -318,8 +319,19 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _entry(clip: ClipRows) -> dict[str, Any]:
+def clip_entry(clip: ClipRows) -> dict[str, Any]:
     """A clip, or a caption, as the commit record has it."""
     decoder = {"decoder": clip.decoder} if clip.decoder else {}
     damage = {"missing": clip.missing, "damage": clip.damage} if clip.damage else {}
     return {"clip_id": clip.clip_id, "rows": len(clip), **decoder, **clip.source.entry, **damage}
+
+
+def _origins(clips: Sequence[ClipRows]) -> dict[str, list[list[Any]]]:
+    """The ``origins`` of a commit record, where clips have some."""
+    runs: list[list[Any]] = []
+    for mark, place in (clip.origin for clip in clips if clip.origin):
+        if runs and (runs[-1][0], sum(runs[-1][1:])) == (mark, place):
+            runs[-1][2] += 1
+        else:
+            runs.append([mark, place, 1])
+    return {"origins": runs} if runs else {}

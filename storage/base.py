@@ -33,12 +33,14 @@ class Storage(ABC):
         can_list: whether the files below a folder can be listed.
         can_rename: whether a folder can be renamed, in one step for every reader.
         must_fetch: whether other programs can open a file only once it was copied to this machine.
+        readers: threads that read files at the same time, at most, for what has many to read.
         errors: what reading and writing raise where the path cannot be reached.
     """
 
     can_list: ClassVar[bool]
     can_rename: ClassVar[bool]
     must_fetch: ClassVar[bool]
+    readers: ClassVar[int]
     errors: ClassVar[tuple[type[Exception], ...]]
 
     def __init__(self, path: Path) -> None:

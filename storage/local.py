@@ -29,6 +29,7 @@ class LocalStorage(Storage):
 
     can_list = can_rename = True
     must_fetch = False
+    readers = min(8, os.cpu_count() or 1)
     errors = (OSError,)
 
     def is_folder(self) -> bool:
@@ -71,8 +72,16 @@ class LocalStorage(Storage):
         return status.st_size, status.st_mtime_ns
 
     def sizes(self) -> dict[str, int]:
-        files = (path for path in self.path.rglob("*") if path.is_file())
-        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in files}
+        sizes, folders = {}, [""]
+        while folders:
+            folder = folders.pop()
+            with contextlib.suppress(*NOT_THERE), os.scandir(os.path.join(self.path, folder)) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{folder}{entry.name}/")
+                    elif entry.is_file():
+                        sizes[folder + entry.name] = entry.stat().st_size
+        return sizes
 
     def size(self) -> int:
         return self.path.stat().st_size
@@ -95,6 +104,23 @@ class LocalStorage(Storage):
                     os.close(file)
 
     def versions(self, pattern: str) -> dict[str, tuple[int, str | None]]:
+        """A listing can miss both a file that is added and one that is removed, so it is one that did not change."""
+        files = None
+        while True:
+            changed = self._changed()
+            listed = self._listed(pattern)
+            if listed == files or (changed == self._changed() and changed < time.time_ns() - YOUNG):
+                return listed
+            files = listed
+
+    def _changed(self) -> int:
+        """When files were last added to the folder or removed (nanoseconds); 0 where there is none."""
+        try:
+            return self.path.stat().st_mtime_ns
+        except NOT_THERE:
+            return 0
+
+    def _listed(self, pattern: str) -> dict[str, tuple[int, str | None]]:
         youngest = time.time_ns() - YOUNG
         files = {}
         try:

@@ -39,6 +39,8 @@ READ_TOGETHER = 128
 # Ranges of a file with at most so many bytes between them are one request: to ask again takes longer. A request is for
 # at most LARGEST_READ, unless a range is larger.
 READ_OVER, LARGEST_READ = 256 << 10, 8 << 20
+# Files that one request lists, at most.
+PAGE = 1000
 # Files of a part that are sent together: each is in memory meanwhile.
 SENT_TOGETHER = 8
 
@@ -48,6 +50,7 @@ class ObjectStorage(Storage):
 
     can_list = must_fetch = True
     can_rename = False
+    readers = 32
     errors = (Exception,)  # every kind of file system has its own
 
     @staticmethod
@@ -121,6 +124,13 @@ class ObjectStorage(Storage):
         return parts
 
     def versions(self, pattern: str) -> dict[str, tuple[int, str | None]]:
+        """As of a folder: pages of a listing are of different moments."""
+        listed = self._listed(pattern)
+        while len(listed) >= PAGE and listed != (listed := self._listed(pattern)):
+            pass
+        return listed
+
+    def _listed(self, pattern: str) -> dict[str, tuple[int, str | None]]:
         try:
             entries = self.system.ls(self.address, detail=True)
         except FileNotFoundError:

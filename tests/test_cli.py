@@ -105,7 +105,7 @@ def test_a_store_is_shown_listed_and_verified(clips: Path, tmp_path: Path, clust
     assert record["provenance"]["weights"] == "random:0"
     assert record["decoders"] == {"decord": 3, "pyav (codec mpeg4)": 1}
     listing = amex("features", "ls", store, "--limit", 2).output
-    assert "a.mp4  Rows(float16[3, 512] over [0.000, 1.133) s)" in listing
+    assert "a.mp4  3 rows of float16[512] over [0.000, 1.133) s" in listing
     assert "2 more" in listing
     assert "nothing failed" in amex("features", "failures", store).output
     (store / "r2plus1d_18" / "parts" / "orphan").mkdir()

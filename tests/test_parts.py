@@ -64,6 +64,8 @@ def test_what_is_done_moves_no_cut(sized: VideoFinder, done: set[int]) -> None:
     class Some:
         """In place of a stream: it has the clips in ``done``."""
 
+        replaced = frozenset()
+
         def state(self, clip_id: str) -> str:
             return "done" if int(clip_id) in done else "absent"
 

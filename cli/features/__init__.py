@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .care import features_rm, features_verify
+from .care import features_compact, features_cp, features_merge, features_rm, features_verify
 from .exchange import features_export, features_import
 from .look import features_failures, features_info, features_ls, features_show
 from .publish import features_card
@@ -21,6 +21,9 @@ for command in (
     features_show,
     features_failures,
     features_verify,
+    features_compact,
+    features_merge,
+    features_cp,
     features_rm,
     features_import,
     features_export,

@@ -50,6 +50,7 @@ EXPORTED = ("npy", "hdf5", "parquet", "webdataset", "safetensors", "hgr")
     type=click.FloatRange(min=0, min_open=True),
     help="Refuse SOURCE if it holds more than this once it is unpacked.  [default: 10 times its size, at least 1 GB]",
 )
+@json_option
 def features_import(
     source: Path,
     store: Path,
@@ -60,6 +61,7 @@ def features_import(
     manifest_path: Path | None,
     allow_nan: bool,
     max_gb: float | None,
+    as_json: bool,
 ) -> None:
     """Bring features from elsewhere into a store, value for value.
 
@@ -93,6 +95,7 @@ def features_import(
                 )
                 for clip_id in dict.fromkeys(clip_id for entry in sources for clip_id in entry.ids)
             ]
+    record: dict[str, dict[str, int]] = {}
     with Progress(console=console(stderr=True), transient=True) as bar:
         for entry in sources:
             stream = name or entry.name
@@ -100,10 +103,16 @@ def features_import(
             written, known = import_stream(
                 entry, store, stream, origin=source, allow_nan=allow_nan, progress=functools.partial(bar.advance, task)
             )
+            record[stream] = {"imported": written, "known": known}
+            if as_json:
+                continue
             were = f", {known:,} {'was' if known == 1 else 'were'} there" if known else ""
             click.echo(f"{store}: stream {stream}, {plural(written, 'clip')} imported{were}")
-    if manifest_path:
-        click.echo(f"{manifest_path}: {plural(write_manifest(clips, manifest_path), 'clip')}")
+    listed = write_manifest(clips, manifest_path) if manifest_path else None
+    if as_json:
+        click.echo(json.dumps({"streams": record, "manifest_clips": listed}, indent=1))
+    elif manifest_path:
+        click.echo(f"{manifest_path}: {plural(listed, 'clip')}")
 
 
 @click.command("export")

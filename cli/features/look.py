@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import click
 
 from ...console import console
 from ...errors import AmexError, plural, printable
-from ..options import json_option
+from ..options import FILE, json_option
 from .options import skip_damaged_option, store_argument, warn_skipped
 
 
@@ -128,21 +128,93 @@ def computed(entry: dict[str, Any]) -> str:
 @click.command("ls")
 @store_argument
 @click.argument("stream", required=False)
-@click.option("--limit", default=20, show_default=True, help="Clips a stream to list; 0 for all.")
+@click.option("--limit", default=20, show_default=True, help="Clips a stream to list; 0 for all, without their times.")
+@click.option(
+    "--state",
+    type=click.Choice(["done", "empty", "failed", "absent"]),
+    help="List clips in this state.  [default: done and empty]",
+)
+@click.option("--manifest", "manifest_path", type=FILE, help="List its clips alone; of text its captions.")
+@json_option
 @skip_damaged_option
-def features_ls(store: Path, stream: str | None, limit: int, skip_damaged: bool) -> None:
-    """Clips of a stream, or of every stream, with their rows and times."""
-    from ...features import open_store
+def features_ls(
+    store: Path,
+    stream: str | None,
+    limit: int,
+    state: str | None,
+    manifest_path: Path | None,
+    as_json: bool,
+    skip_damaged: bool,
+) -> None:
+    """Clips of a stream, or of every stream, with rows and times.
 
+    Failed clips have the stage and the reason. With --json each clip has clip_id, state, rows, span (seconds of the
+    first and the last row; null where there are none, or with --limit 0), stage, reason and attempts.
+    """
+    from ...features import open_store
+    from ...manifests import read_manifest
+
+    if state == "absent" and manifest_path is None:
+        raise click.UsageError("--state absent needs --manifest: a store does not know which clips it lacks")
+    clips = read_manifest(manifest_path) if manifest_path else None
     opened = open_store(store, skip_damaged=skip_damaged)
+    record = {}
     for name in [stream] if stream else list(opened):
         contents = opened[name]
         warn_skipped(contents)
-        click.echo(f"{name}: {plural(len(contents), 'clip')}")
-        for clip_id in itertools.islice(contents, limit or None):
-            click.echo(f"  {printable(clip_id)}  {contents[clip_id]!r}")
-        if limit and len(contents) > limit:
-            click.echo(f"  ... {len(contents) - limit:,} more; --limit 0 lists all")
+        matches = list(listed(contents, clips, state))
+        shown = described_clips(contents, matches[: limit or None], spans=bool(limit))
+        record[name] = {"clips": len(matches), "listed": shown}
+        if as_json:
+            continue
+        click.echo(f"{name}: {plural(len(matches), f'{state} clip' if state else 'clip')}")
+        for entry in shown:
+            click.echo(f"  {printable(entry['clip_id'])}  {clip_text(contents.spec['output'], entry)}")
+        if len(shown) < len(matches):
+            click.echo(f"  ... {len(matches) - len(shown):,} more; --limit 0 lists all")
+    if as_json:
+        click.echo(json.dumps(record, indent=1))
+
+
+def listed(stream: Any, clips: list[Any] | None, state: str | None) -> Iterator[str]:
+    """The ids of a stream, or those of a manifest, that are in a state; without one those that have rows."""
+    wanted = {state} if state else {"done", "empty"}
+    if clips is None and state in (None, "failed"):
+        return iter(stream.failures if state else stream)
+    if clips is None:
+        ids = stream
+    elif stream.spec["output"].get("of") == "captions":
+        ids = dict.fromkeys(caption for clip in clips for caption in clip.captions)
+    else:
+        ids = dict.fromkeys(clip.clip_id for clip in clips)
+    return (clip_id for clip_id in ids if stream.state(clip_id) in wanted)
+
+
+def described_clips(stream: Any, clip_ids: list[str], *, spans: bool) -> list[dict[str, Any]]:
+    """Clips as ``features ls --json`` has them. Rows are read for ``spans`` alone."""
+    entries = []
+    with_rows = [clip_id for clip_id in clip_ids if clip_id in stream]
+    read = dict(zip(with_rows, stream.read(with_rows), strict=True)) if spans and with_rows else {}
+    for clip_id in clip_ids:
+        entry = {"clip_id": clip_id, "state": stream.state(clip_id), "rows": 0, "span": None}
+        failure = stream.failures[clip_id] if entry["state"] == "failed" else None
+        if clip_id in stream:
+            entry["rows"] = stream.rows_of(clip_id)
+        if (rows := read.get(clip_id)) is not None and len(rows) and "times" in rows.arrays:
+            entry["span"] = [float(rows.times[0, 0]), float(rows.times[-1, 1])]
+        about = ("stage", "reason", "attempts")
+        entries.append({**entry, **{key: getattr(failure, key) if failure else None for key in about}})
+    return entries
+
+
+def clip_text(output: dict[str, Any], entry: dict[str, Any]) -> str:
+    """A clip of ``features ls`` in words."""
+    if entry["state"] == "failed":
+        return f"failed: {entry['stage']}: {printable(entry['reason'])} ({plural(entry['attempts'], 'try')})"
+    if entry["state"] != "done":
+        return entry["state"]
+    span = f" over [{entry['span'][0]:.3f}, {entry['span'][1]:.3f}) s" if entry["span"] else ""
+    return f"{plural(entry['rows'], 'row')} of {output['dtype']}{output['shape']}{span}"
 
 
 @click.command("show")
@@ -155,16 +227,23 @@ def features_ls(store: Path, stream: str | None, limit: int, skip_damaged: bool)
 @click.option("--stream", help="Whose frames and boxes to show.  [default: one of objects, if there is one]")
 @click.option("--frames", default=12, show_default=True, type=click.IntRange(min=1), help="At most so many.")
 @click.option("--boxes", default=10, show_default=True, type=click.IntRange(min=0), help="At most so many a frame.")
+@json_option
 def features_show(
-    store: Path, clip: str, videos: Path, out: Path | None, stream: str | None, frames: int, boxes: int
+    store: Path, clip: str, videos: Path, out: Path | None, stream: str | None, frames: int, boxes: int, as_json: bool
 ) -> None:
-    """Draw a contact sheet of CLIP: its frames with boxes, labels and scores, and all windows on a time axis."""
+    """Draw CLIP: frames with boxes and scores, and windows.
+
+    The windows of all streams are on a time axis.
+    """
     from ...extract.sheet import contact_sheet
     from ...features import open_store
 
     out = out or Path(clip.replace("/", "_")).with_suffix(".png")
     shown = contact_sheet(open_store(store), clip, videos, out, stream=stream, frames=frames, boxes=boxes)
-    click.echo(f"{printable(str(out))}: {plural(shown, 'frame')}")
+    if as_json:
+        click.echo(json.dumps({"clip_id": clip, "picture": str(out), "frames": shown}, indent=1))
+    else:
+        click.echo(f"{printable(str(out))}: {plural(shown, 'frame')}")
 
 
 @click.command("failures")
@@ -172,7 +251,7 @@ def features_show(
 @json_option
 @skip_damaged_option
 def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
-    """The quarantine ledger: which clips have no rows, at which stage they failed, why, how often they were tried.
+    """Which clips failed: stage, reason, and how many tries.
 
     Clips that `--damaged keep` cut off at damage are listed too, at the stage `kept`, with the seconds that are
     missing. With --json they have `kept` true and no `attempts`; `missing` is null where that is unknown, and of

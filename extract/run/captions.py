@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import socket
 import time
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ...features import ClipRows, Failure, Stream, write_part
+from ...features.schema import next_name
 from ...manifests import Clip
 from .part import ACTIVITIES, THREADS, Job, Report, versions
 from .rows import overflow_reason
@@ -30,12 +32,14 @@ class CaptionsTask:
     stream: int
     captions: tuple[str, ...]
     attempts: tuple[int, ...]
+    renamed: int = 0  # as of a PartTask
 
     @property
     def name(self) -> str:
         """The part's name: its place in the manifest, and a digest of the captions and attempts in it."""
         tried = [f"{caption}\0{attempt}" for caption, attempt in zip(self.captions, self.attempts, strict=True)]
-        return f"{self.index:06d}-{hashlib.sha256(chr(1).join(tried).encode()).hexdigest()[:12]}"
+        name = f"{self.index:06d}-{hashlib.sha256(chr(1).join(tried).encode()).hexdigest()[:12]}"
+        return functools.reduce(lambda name, _: next_name(name), range(self.renamed), name)
 
 
 def captions_of(clips: Iterable[Clip]) -> list[str]:
@@ -57,7 +61,10 @@ def plan_captions(
                 attempts[caption] = stream.tries(caption)[1] + 1
         if attempts:
             tried = {"captions": tuple(attempts), "attempts": tuple(attempts.values())}
-            yield CaptionsTask(index=begin // PART_CAPTIONS, stream=number, **tried)
+            task = CaptionsTask(index=begin // PART_CAPTIONS, stream=number, **tried)
+            while stream is not None and task.name in stream.replaced:
+                task = replace(task, renamed=task.renamed + 1)
+            yield task
 
 
 def run_captions(task: CaptionsTask, job: Job, device: str = "cpu") -> Report:

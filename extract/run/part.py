@@ -6,6 +6,7 @@ and become rows; the rows of all videos of the part are written together.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import socket
@@ -21,7 +22,7 @@ import torch
 
 from ...errors import AmexError
 from ...features import ClipRows, ClipSource, Failure, is_committed, row_arrays, write_part
-from ...features.schema import canonical
+from ...features.schema import canonical, next_name
 from ...storage import Fetched, Fetcher, StorageError
 from ..encoders import Batches, Encoded, ObjectsPlan, TextPlan, WindowPlan, choose_kernels
 from ..limits import LONGEST_FRAME, MOST_FEEDERS, STALL
@@ -63,10 +64,14 @@ class VideoTask:
 
 @dataclass(frozen=True, kw_only=True)
 class PartTask:
-    """The clips that one worker computes and commits together; ``index`` is that of their group in the manifest."""
+    """The clips that one worker computes and commits together; ``index`` is that of their group in the manifest.
+
+    ``renamed`` is how often its name was found to be taken, see ``schema.free_name``.
+    """
 
     index: int
     videos: tuple[VideoTask, ...]
+    renamed: int = 0
 
     @property
     def streams(self) -> tuple[int, ...]:
@@ -84,7 +89,8 @@ class PartTask:
             for clip in video.clips
             if stream in clip.streams
         ]
-        return f"{self.index:06d}-{hashlib.sha256(canonical(clips)).hexdigest()[:12]}"
+        name = f"{self.index:06d}-{hashlib.sha256(canonical(clips)).hexdigest()[:12]}"
+        return functools.reduce(lambda name, _: next_name(name), range(self.renamed), name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -232,6 +232,7 @@ def plan_parts(
     so an interrupted run leaves whole parts to do and its repetition makes the parts that it would have made itself.
     """
     rows = [(plan.sampling, entry_bytes(row_arrays(plan.spec))) for plan in plans]
+    replaced = [stream.replaced if stream is not None else frozenset() for stream in streams]
     for index, group in enumerate(_groups(_by_video(clips), part_clips)):
         if index not in partition:
             continue
@@ -242,7 +243,10 @@ def plan_parts(
             {video: expected_work(own, files[video], rows) for video, own in group.items()}, part_minutes
         ):
             if videos := [tasks[video] for video in part if tasks[video].clips]:
-                yield PartTask(index=index, videos=tuple(videos))
+                task = PartTask(index=index, videos=tuple(videos))
+                while any(replaced[number] and task.name(number) in replaced[number] for number in task.streams):
+                    task = replace(task, renamed=task.renamed + 1)
+                yield task
 
 
 def expected_work(clips: Sequence[Clip], file: VideoFile, rows: Sequence[tuple[Sampling, int]]) -> tuple[float, float]:

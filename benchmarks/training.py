@@ -146,9 +146,11 @@ def train(model_name: str, group: Group | None, given: argparse.Namespace) -> No
     model.train()
     optimizer = make_optimizer(config.train, model, on_gpu=torch.cuda.is_available())
     loaders = {"in memory": make_loader(config, held, 1)}
-    for workers in given.workers:
-        chosen = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
-        loaders[f"read, {workers} workers"] = make_loader(chosen, read, 1)
+    for seed, workers in enumerate(given.workers):
+        # An order of its own, or one would find in the page cache what another has just read.
+        chosen = {"train": config.train.model_copy(update={"seed": seed})}
+        chosen |= {"data": config.data.model_copy(update={"workers": workers})}
+        loaders[f"read, {workers} workers"] = make_loader(config.model_copy(update=chosen), read, 1)
 
     def batches(loader: torch.utils.data.DataLoader) -> Iterator[dict]:
         for epoch in itertools.count():

@@ -230,7 +230,8 @@ class Table:
     @cached_property
     def bytes(self) -> int:
         """What the clips or captions take in memory."""
-        entries = {True: len(self.keys), False: sum(map(self.stream.rows_of, self.keys))}
+        rows = self.stream.index.rows[self.stream.index.find(self.keys.tolist())]
+        entries = {True: len(self.keys), False: int(rows.sum())}
         return sum(
             entries[name in self._single] * math.prod(shape) * np.dtype(dtype).itemsize
             for name, (shape, dtype) in self._forms.items()

@@ -47,14 +47,20 @@ def describe_stream(stream: Stream) -> dict[str, Any]:
     size = hosts = 0
     for commit in stream.commits.values():
         decoders.update(clip["decoder"] for clip in commit["clips"] if "decoder" in clip)
-        for library, version in commit["run"].get("versions", {}).items():
-            versions[library].add(version)
+        # A part that others were joined to has theirs too.
+        for written in (commit["run"].get("versions", {}), *commit["run"].get("made_of", {}).get("versions", ())):
+            for library, version in written.items():
+                versions[library].add(version)
         size += sum(file["bytes"] for file in commit["files"].values())
         hosts += "host" in commit["run"]
-    states = Counter(stream.state(clip_id) for clip_id in stream)
+    rows = stream.index.rows[stream.index.clips]
     return {
         "of": "captions" if stream.spec["output"].get("of") == "captions" else "clips",
-        "states": {state: states[state] for state in ("done", "empty")} | {"failed": len(stream.failures)},
+        "states": {
+            "done": int((rows > 0).sum()),
+            "empty": int((rows == 0).sum()),
+            "failed": len(stream.failures),
+        },
         "cut_off_by_damage": len(stream.cut_off()),
         "rows": stream.rows,
         "bytes": size,

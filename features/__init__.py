@@ -7,15 +7,17 @@ Knows no model and no video. Reading starts at ``open_store``:
     rows.times    # (rows, 2) seconds, half-open
 """
 
-from .card import describe_store, render_card, write_card
-from .compact import Rewritten, compact, remove_clips
-from .copying import Copied, check_mergeable, copy_store
-from .excerpt import Excerpt
-from .exporting import SHARD_BYTES, export_hdf5, export_hgr, export_npy
-from .importing import FORMATS, Source, find_sources, import_stream
-from .parquet_files import export_parquet
+from .care.compact import Rewritten, compact, remove_clips
+from .care.copying import Copied, check_mergeable, copy_store
+from .care.verify import Damage, mend, sweep, verify, verify_store
+from .exchange.card import describe_store, render_card, write_card
+from .exchange.excerpt import Excerpt
+from .exchange.exporting import SHARD_BYTES, export_hdf5, export_hgr, export_npy
+from .exchange.importing import FORMATS, Source, find_sources, import_stream
+from .exchange.parquet_files import export_parquet
+from .exchange.safetensors_files import export_safetensors
+from .exchange.webdataset_files import export_webdataset
 from .reader import Batch, Rows, Store, Stream, open_store
-from .safetensors_files import export_safetensors
 from .schema import (
     ClipNotThere,
     ClipSource,
@@ -28,8 +30,6 @@ from .schema import (
     fingerprint,
     row_arrays,
 )
-from .verify import Damage, mend, sweep, verify, verify_store
-from .webdataset_files import export_webdataset
 from .writer import ClipRows, create_store, declare_stream, is_committed, remove_stream, write_part, write_problems
 
 __all__ = [

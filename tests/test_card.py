@@ -17,7 +17,7 @@ from test_export import objects, text, windows
 from amex.extract.encoders import NETWORKS, known_weights
 from amex.extract.encoders.objects import SHAPES_DETECTOR
 from amex.features import ClipRows, ClipSource, create_store, describe_store, open_store, render_card, write_part
-from amex.features.card import checksum, is_card
+from amex.features.exchange.card import checksum, is_card
 
 
 @pytest.fixture

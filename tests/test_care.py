@@ -35,13 +35,13 @@ from amex.features import (
     declare_stream,
     open_store,
     remove_clips,
-    rewriting,
     row_arrays,
     schema,
     sweep,
     write_part,
     write_problems,
 )
+from amex.features.care import rewriting
 from amex.storage import open_path
 
 ROW = 2 * 6 + 16  # bytes of a row of SPEC

@@ -31,7 +31,7 @@ from amex.features import (
     open_store,
     write_part,
 )
-from amex.features.webdataset_files import key
+from amex.features.exchange.webdataset_files import key
 
 HOSTILE = ("a", "deep/er/b.mp4", "..", "__c__", "ünï/Ω.x", "e//f", '"q"\n', "x" * 4000, "A", "%06d")
 NEW = ("parquet", "webdataset", "safetensors")
@@ -177,8 +177,8 @@ def test_parquet_of_text_has_a_row_a_token_and_pooled_the_vector_of_the_caption(
 
 
 def test_parquet_is_cut_into_files_and_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amex.features.excerpt.BATCH_BYTES", 10_000)
-    monkeypatch.setattr("amex.features.parquet_files.GROUP_ROWS", 20)
+    monkeypatch.setattr("amex.features.exchange.excerpt.BATCH_BYTES", 10_000)
+    monkeypatch.setattr("amex.features.exchange.parquet_files.GROUP_ROWS", 20)
     stream = windows(tmp_path / "s.zarr", "float32", tuple(f"c{i}" for i in range(200)), dim=64)
     run("export", tmp_path / "s.zarr", "windows", "--out", tmp_path / "t", "--format", "parquet", "--shard-mb", 0.02)
     files = sorted((tmp_path / "t").iterdir())
@@ -230,7 +230,7 @@ def test_webdataset_has_a_sample_a_clip(kind: str, tmp_path: Path) -> None:
 def test_safetensors_has_few_tensors_and_the_ids_in_its_metadata(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amex.features.excerpt.BATCH_BYTES", 30)
+    monkeypatch.setattr("amex.features.exchange.excerpt.BATCH_BYTES", 30)
     stream = {"windows": windows, "objects": objects, "text": text}[kind](tmp_path / "s.zarr")
     out, one = tmp_path / "t", tmp_path / "one.safetensors"
     run("export", tmp_path / "s.zarr", kind, "--out", out, "--format", "safetensors", "--shard-mb", 0.0001)
@@ -264,7 +264,7 @@ def test_a_stream_too_large_for_one_file_of_tensors_wants_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windows(tmp_path / "s.zarr")
-    monkeypatch.setattr("amex.features.safetensors_files.LARGEST", 100)
+    monkeypatch.setattr("amex.features.exchange.safetensors_files.LARGEST", 100)
     out = tmp_path / "t.safetensors"
     assert "let --out be a folder" in refused(
         "export", tmp_path / "s.zarr", "windows", "--out", out, "--format", "safetensors"
@@ -322,7 +322,7 @@ def test_pooled_a_clip_has_one_vector(form: str, tmp_path: Path) -> None:
 def test_tensors_come_back_with_fingerprint(
     kind: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amex.features.excerpt.BATCH_BYTES", 30)
+    monkeypatch.setattr("amex.features.exchange.excerpt.BATCH_BYTES", 30)
     stream = {"windows": windows, "objects": objects, "text": text}[kind](tmp_path / "s.zarr")
     shards = ("--shard-mb", 0.0001)
     run("export", tmp_path / "s.zarr", kind, "--out", tmp_path / out, "--format", "safetensors", *shards)
@@ -336,7 +336,7 @@ def test_tensors_come_back_with_fingerprint(
 
 
 def test_captions_choose_among_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amex.features.excerpt.BATCH_BYTES", 30)
+    monkeypatch.setattr("amex.features.exchange.excerpt.BATCH_BYTES", 30)
     stream = windows(tmp_path / "s.zarr", ids=tuple("abcdefgh"))
     shards = ("--shard-mb", 0.0001)
     run("export", tmp_path / "s.zarr", "windows", "--out", tmp_path / "t", "--format", "safetensors", *shards)
@@ -389,7 +389,7 @@ def changed(file: Path, tensors: dict[str, Any], **facts: str | None) -> None:
 def test_tensors_that_are_damaged_or_hostile_are_refused(
     hurt: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amex.features.excerpt.BATCH_BYTES", 30)
+    monkeypatch.setattr("amex.features.exchange.excerpt.BATCH_BYTES", 30)
     windows(tmp_path / "s.zarr", ids=tuple("abcdefgh"))
     shards = ("--shard-mb", 0.00001)
     run("export", tmp_path / "s.zarr", "windows", "--out", tmp_path / "t", "--format", "safetensors", *shards)
@@ -529,7 +529,7 @@ def test_a_kill_leaves_no_export(tmp_path: Path) -> None:
 import os, signal, sys
 from pathlib import Path
 from amex import features
-from amex.features import excerpt
+from amex.features.exchange import excerpt
 
 excerpt.BATCH_BYTES = 30
 read, reads = features.Stream.read, []

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amex.features import find_sources, open_store
-from amex.features.source import ImportProblem
+from amex.features.exchange.source import ImportProblem
 from amex.manifests import read_manifest
 
 DEEP = "[" * 10_000 + "]" * 10_000
@@ -533,7 +533,7 @@ def test_an_import_that_breaks_off_says_what_is_there_and_goes_on_when_asked_aga
     values[20, 2, 3] = np.nan
     np.save(tmp_path / "f.npy", values)
     described = write_lines(tmp_path / "c.jsonl", *({"video": f"v{i}"} for i in range(30)))
-    monkeypatch.setattr("amex.features.importing.PART_BYTES", 2000)
+    monkeypatch.setattr("amex.features.exchange.importing.PART_BYTES", 2000)
     command = ("features", "import", tmp_path / "f.npy", "--captions", described, "--store", tmp_path / "s.zarr")
     result = amex(*command)
     assert result.exit_code == 1

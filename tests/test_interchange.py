@@ -76,7 +76,7 @@ def test_a_large_import_is_cut_into_parts_and_read_piece_by_piece(
     values = np.random.default_rng(0).standard_normal((50, 4, 16)).astype(np.float32)
     np.save(tmp_path / "big.npy", values)
     described = write_lines(tmp_path / "c.jsonl", *({"video": f"v{i}"} for i in range(50)))
-    monkeypatch.setattr("amex.features.importing.PART_BYTES", 2000)
+    monkeypatch.setattr("amex.features.exchange.importing.PART_BYTES", 2000)
     run("import", tmp_path / "big.npy", "--captions", described, "--store", tmp_path / "s.zarr")
     stream = open_store(tmp_path / "s.zarr")["big"]
     assert len(stream.commits) > 5
@@ -226,7 +226,7 @@ def test_other_features_do_not_get_under_the_same_name(
 def test_rows_under_corrected_names_are_not_taken_for_those_that_are_there(
     arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amex.features.importing.COMPARED_BYTES", 200)  # some clips at a time
+    monkeypatch.setattr("amex.features.exchange.importing.COMPARED_BYTES", 200)  # some clips at a time
     arrays["frames"][0, 0, 0] = np.nan
     np.savez(tmp_path / "f.npz", **arrays)
     command = ("import", tmp_path / "f.npz", "--store", tmp_path / "s.zarr", "--allow-nan", "--captions")

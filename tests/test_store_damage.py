@@ -58,7 +58,7 @@ def objects_of(clip_id: str, count: int) -> ClipRows:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody writes to these stores, so that no commit record is worth waiting for."""
-    monkeypatch.setattr(sys.modules["amex.features.verify"], "COMMITTED_WITHIN", 0)
+    monkeypatch.setattr(sys.modules["amex.features.care.verify"], "COMMITTED_WITHIN", 0)
 
 
 @pytest.fixture(scope="module")
@@ -351,7 +351,7 @@ def test_a_run_that_writes_meanwhile_is_no_damage(store: Path, monkeypatch: pyte
     record = commit_file(store, 1)
     kept = record.read_bytes()
     record.unlink()
-    monkeypatch.setattr(sys.modules["amex.features.verify"], "COMMITTED_WITHIN", 30)
+    monkeypatch.setattr(sys.modules["amex.features.care.verify"], "COMMITTED_WITHIN", 30)
     commit = threading.Timer(0.3, record.write_bytes, [kept])
     commit.start()
     assert not damages(store)
@@ -367,7 +367,7 @@ def test_notes_about_videos_that_stood_still_are_no_damage(store: Path) -> None:
 
 
 def test_verify_beside_a_writer_finds_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["amex.features.verify"], "COMMITTED_WITHIN", 30)
+    monkeypatch.setattr(sys.modules["amex.features.care.verify"], "COMMITTED_WITHIN", 30)
     done = threading.Event()
 
     def write() -> None:

@@ -50,6 +50,12 @@ def test_imports_point_one_way(package: str) -> None:
             assert not any(name == "amex" or name.startswith("amex.") for name in modules), f"{path}:{node.lineno}"
 
 
+def test_what_reads_and_writes_a_store_needs_nothing_of_its_care_and_exchange() -> None:
+    for path in (ROOT / "features").glob("*.py"):
+        if path.name != "__init__.py":
+            assert not re.search(r"from \.(care|exchange)\b", path.read_text()), path
+
+
 @pytest.mark.parametrize(
     "room", [*sorted(set(ALLOWED) - {"extract", "shapes", "train"}), *(f"extract.{room}" for room in ROOMS)]
 )

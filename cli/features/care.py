@@ -50,7 +50,7 @@ def shows(progress: Any, what: str) -> Callable[[int, int], None]:
 def features_verify(store: Path, quick: bool, prune: bool, repair: bool, as_json: bool) -> None:
     """Compare every byte with its checksum. Exits with 1 on damage."""
     from ...features import mend, verify_store
-    from ...features.verify import without_seal
+    from ...features.care.verify import without_seal
     from ...storage import reachable, storage_at
 
     say: Callable[[str], object] = (lambda text: None) if as_json else click.echo

@@ -19,7 +19,7 @@ import torch
 from ... import __version__
 from ...errors import AmexError, first_line
 from ...features import Failure, create_store, declare_stream, mend, sweep, verify, write_problems
-from ...features.verify import part_of
+from ...features.care.verify import part_of
 from ...manifests import Clip, Problem, VideoFinder
 from ...storage import reachable, storage_at, sweep_folder
 from ..encoders import StreamPlan, TextPlan, by_kind, choose_device, choose_precision

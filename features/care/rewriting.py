@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import first_line
-from .reader import Stream
-from .schema import (
+from ...errors import first_line
+from ..reader import Stream
+from ..schema import (
     ClipSource,
     Failure,
     StoreError,
@@ -31,8 +31,8 @@ from .schema import (
     origins_of,
     row_arrays,
 )
+from ..writer import ClipRows, clip_entry, is_committed, write_part
 from .verify import fault_of
-from .writer import ClipRows, clip_entry, is_committed, write_part
 
 # Bytes of rows of a new part, by default. They are in memory until it is written.
 PART_BYTES = 256 << 20

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..reader import Batch
 from .excerpt import Excerpt
 from .exporting import SHARD_BYTES, begun, library, metadata
-from .reader import Batch
 
 # Rows of a row group at most; a batch of an excerpt that has fewer is one row group.
 GROUP_ROWS = 1 << 16

@@ -12,10 +12,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import plural, printable
-from ..storage import NOT_THERE, reachable, storage_at, write_text
-from .reader import Store, Stream
-from .schema import StoreError, clip_arrays, row_arrays
+from ...errors import plural, printable
+from ...storage import NOT_THERE, reachable, storage_at, write_text
+from ..reader import Store, Stream
+from ..schema import StoreError, clip_arrays, row_arrays
 
 # Begins the line that tells a card from what somebody wrote.
 MARK = "<!-- made by amex features card; sha256 of all other lines: "

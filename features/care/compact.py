@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..storage import NOT_THERE, storage_at
-from .reader import Stream
+from ...storage import NOT_THERE, storage_at
+from ..reader import Stream
+from ..schema import FORMAT, check_stream, folder_of
 from .rewriting import PART_BYTES, SMALL, Piece, Sources, bytes_of, completed, grouped
-from .schema import FORMAT, check_stream, folder_of
 from .verify import sweep
 
 

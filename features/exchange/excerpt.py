@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .reader import Batch, Rows, Stream
-from .schema import clip_arrays, fingerprint, row_arrays
+from ..reader import Batch, Rows, Stream
+from ..schema import clip_arrays, fingerprint, row_arrays
 
 # What is in memory at a time, as the stream holds it; a clip that is larger is read whole.
 BATCH_BYTES = 16 << 20

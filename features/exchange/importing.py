@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import plural
-from ..foreign import reading
+from ...errors import plural
+from ...foreign import reading
+from ..reader import Rows, Stream
+from ..schema import free_name, stream_path
+from ..writer import ClipRows, create_store, declare_stream, has_commits, write_part
 from .butd_files import from_butd
 from .hdf5_files import from_hdf5, from_hgr
 from .numpy_files import from_numpy
-from .reader import Rows, Stream
 from .safetensors_files import INDEX, from_safetensors
-from .schema import free_name, stream_path
 from .source import ImportProblem, Names, Source, Wanted
-from .writer import ClipRows, create_store, declare_stream, has_commits, write_part
 
 # What a part of imported features holds, roughly: few files, little memory.
 PART_BYTES = 64 << 20

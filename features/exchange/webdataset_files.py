@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..storage import write_json
+from ...storage import write_json
 from .excerpt import Excerpt
 from .exporting import SHARD_BYTES, about, begun, library
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..storage import NOT_THERE, reachable, storage_at, write_text
-from .reader import Stream, open_store
-from .rewriting import Sources, bytes_of, grouped
-from .schema import (
+from ...storage import NOT_THERE, reachable, storage_at, write_text
+from ..reader import Stream, open_store
+from ..schema import (
     Failure,
     LaterFormat,
     SpecMismatch,
@@ -34,8 +33,7 @@ from .schema import (
     sealed,
     stream_names,
 )
-from .verify import sweep
-from .writer import (
+from ..writer import (
     check_declared,
     commit_path,
     create_store,
@@ -45,6 +43,8 @@ from .writer import (
     is_committed,
     write_problems,
 )
+from .rewriting import Sources, bytes_of, grouped
+from .verify import sweep
 
 # Bytes of a file that are copied at a time.
 BLOCK = 1 << 20

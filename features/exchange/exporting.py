@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import first_line
-from ..storage import write_json
+from ...errors import first_line
+from ...storage import write_json
+from ..schema import StoreError
 from .excerpt import Excerpt
 from .hdf5_files import BESIDE, HGR_SPLITS
-from .schema import StoreError
 
 # Bytes of a file of those formats that write several.
 SHARD_BYTES = 256 << 20

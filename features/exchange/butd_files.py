@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..foreign import read_lines, reading
+from ...foreign import read_lines, reading
+from ..writer import ClipRows
 from .source import ImportProblem, Source, Wanted, file_spec, with_output
-from .writer import ClipRows
 
 # The original columns (Anderson et al., CVPR 2018), and those with classes and attributes that LXMERT's release has.
 BUTD = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import check_text, plural
-from .schema import StoreError, canonical, clip_arrays, row_arrays
-from .writer import ClipRows
+from ...errors import check_text, plural
+from ..schema import StoreError, canonical, clip_arrays, row_arrays
+from ..writer import ClipRows
 
 # Arrays of a stream that have a name of their own, in files that amex exports and in such as are made by hand.
 ROW_ARRAYS = (

@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 
 import zarr
 
-from ..errors import plural
-from ..storage import NOT_THERE, storage_at, write_text
-from .parts import DAMAGE
-from .reader import Stream
-from .schema import (
+from ...errors import plural
+from ...storage import NOT_THERE, storage_at, write_text
+from ..parts import DAMAGE
+from ..reader import Stream
+from ..schema import (
     FORMAT,
     INDEX,
     REMOVED,
@@ -46,7 +46,7 @@ from .schema import (
     sealed,
     stream_names,
 )
-from .writer import digests, is_committed, made_with
+from ..writer import digests, is_committed, made_with
 
 # How temporary files and folders in a store, and in a stream, begin.
 TEMPORARY = (REMOVED, ".zarr.json.", ".problems.json.", ".spec.json.", f".{INDEX}.")

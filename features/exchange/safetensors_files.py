@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import first_line, plural
-from ..foreign import parse_json, read_json
-from ..storage import write_json
+from ...errors import first_line, plural
+from ...foreign import parse_json, read_json
+from ...storage import write_json
+from ..reader import Batch
+from ..schema import StoreError
 from .excerpt import Excerpt
 from .exporting import SHARD_BYTES, about, begun, library, metadata
 from .numpy_files import ragged
-from .reader import Batch
-from .schema import StoreError
 from .source import ImportProblem, Source, Wanted, check_spec
 
 # A file is made in memory.

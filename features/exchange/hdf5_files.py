@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..foreign import NESTED, parse_json, read_json, reading
+from ...foreign import NESTED, parse_json, read_json, reading
+from ..schema import row_arrays
+from ..writer import ClipRows
 from .numpy_files import npy
-from .schema import row_arrays
 from .source import ImportProblem, Source, Wanted, check_array, check_spec, file_spec, with_output
-from .writer import ClipRows
 
 # The group, in an exported file, of what is beside the features: times, boxes, ...
 BESIDE = "_amex"

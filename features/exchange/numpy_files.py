@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from ..foreign import read_json
-from .schema import clip_arrays, row_arrays
+from ...foreign import read_json
+from ..schema import clip_arrays, row_arrays
+from ..writer import ClipRows
 from .source import ImportProblem, Source, Wanted, check_array, check_spec, file_spec, with_output
-from .writer import ClipRows
 
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 # How NumPy compresses. Of what other methods unpack, zipfile does not limit the size.

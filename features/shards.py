@@ -150,7 +150,7 @@ class Layout:
             "dimension_names": list(dimensions),
             "attributes": {},
         }
-        return json.dumps(record, indent=2) + "\n"
+        return json.dumps(record) + "\n"
 
 
 # Writing.

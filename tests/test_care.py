@@ -271,7 +271,7 @@ def killed_everywhere(code: str, fresh: Callable[[], Path], check: Callable[[Pat
 COMPACT = "features.compact(Path(sys.argv[1]), 's', part_bytes=40 * 28)"
 
 
-@pytest.mark.parametrize("steps", [6, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [6, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_compaction_killed_at_any_step_leaves_exactly_the_clips_that_there_were(steps: int, tmp_path: Path) -> None:
     original = many(tmp_path / "o.zarr", 6)
     before = truth(original)
@@ -493,7 +493,7 @@ for number in ("one", "two"):
 """
 
 
-@pytest.mark.parametrize("steps", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [5, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_merge_killed_at_any_step_goes_on_where_it_stopped(steps: int, tmp_path: Path) -> None:
     folder = tmp_path / "stores"
     folder.mkdir()
@@ -623,7 +623,7 @@ def test_clips_are_removed_and_no_byte_of_them_is_left(tmp_path: Path) -> None:
 REMOVE = "features.remove_clips(Path(sys.argv[1]), 's', ['1a', '3b', '4a', '5f'])"
 
 
-@pytest.mark.parametrize("steps", [6, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [6, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_removal_killed_at_any_step_costs_no_other_clip_and_brings_no_old_rows_back(
     steps: int, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -169,7 +170,7 @@ def row_arrays(spec: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
     """
     output = spec["output"]
     arrays = {"values": output, **output.get("arrays", {})}
-    if output.get("of") != "captions" and output.get("times", True):
+    if not is_of_captions(spec) and output.get("times", True):
         arrays["times"] = {"shape": [2], "dtype": "float64"}
     return {name: (tuple(array["shape"]), array["dtype"]) for name, array in arrays.items()}
 
@@ -178,6 +179,16 @@ def clip_arrays(spec: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
     """Those that have one entry a clip, or in a stream of text a caption: name -> (shape of an entry, dtype)."""
     arrays = spec["output"].get("clip_arrays", {})
     return {name: (tuple(array["shape"]), array["dtype"]) for name, array in arrays.items()}
+
+
+def entry_bytes(arrays: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
+    """Bytes of one entry of each of these arrays, before compression."""
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
+
+
+def is_of_captions(spec: dict[str, Any]) -> bool:
+    """Whether a stream is of text: its ids are captions."""
+    return spec["output"].get("of") == "captions"
 
 
 def diff_specs(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -268,6 +279,11 @@ def check_seal(data: bytes) -> None:
 def folder_of(commit: dict[str, Any]) -> str:
     """Where below ``parts`` the part of a commit lies; format 1 called it after the part alone."""
     return commit.get("folder", commit["part"])
+
+
+def bytes_of(commit: Mapping[str, Any]) -> int:
+    """Bytes of the files of a commit's part."""
+    return sum(file["bytes"] for file in commit["files"].values())
 
 
 def origins_of(commit: Mapping[str, Any], clips: int) -> list[tuple[str, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import AmexError
-from ..features import Batch, Store, StoreError, Stream, clip_arrays, row_arrays
+from ..features import Batch, Store, StoreError, Stream, clip_arrays, entry_bytes, is_of_captions, row_arrays
 from ..features.dataset import Choice, all_rows, as_array, pad
 from ..manifests import Clip
 from ..manifests.videos import video_id
@@ -45,7 +44,7 @@ def refused_states(strict: bool) -> Collection[str]:
 
 def kind(stream: Stream) -> str:
     """``text``, ``objects`` or ``clips``: what a stream's rows are of."""
-    if stream.spec["output"].get("of") == "captions":
+    if is_of_captions(stream.spec):
         return "text"
     return "objects" if "boxes" in row_arrays(stream.spec) else "clips"
 
@@ -232,10 +231,7 @@ class Table:
         """What the clips or captions take in memory."""
         rows = self.stream.index.rows[self.stream.index.find(self.keys.tolist())]
         entries = {True: len(self.keys), False: int(rows.sum())}
-        return sum(
-            entries[name in self._single] * math.prod(shape) * np.dtype(dtype).itemsize
-            for name, (shape, dtype) in self._forms.items()
-        )
+        return sum(entries[name in self._single] * entry_bytes({name: form}) for name, form in self._forms.items())
 
     def load(self) -> None:
         """Keeps the rows in memory from now on."""

@@ -15,7 +15,7 @@ import click
 from ...console import console
 from ...errors import AmexError, plural
 from ..options import FILE, POSITIVE, STORAGE_PATH, json_option
-from .options import skip_damaged_option, store_argument, warn_skipped
+from .options import ids_of, skip_damaged_option, store_argument, warn_skipped
 
 # Each has a function ``features.export_*``.
 EXPORTED = ("npy", "hdf5", "parquet", "webdataset", "safetensors", "hgr")
@@ -205,10 +205,7 @@ def features_export(
 
 def chosen(contents: Any, clips: Sequence[Any], path: Path) -> list[str]:
     """The clips of a manifest, or their captions, that a stream has; says on standard error how many it lacks."""
-    if contents.spec["output"].get("of") == "captions":
-        wanted = dict.fromkeys(caption for clip in clips for caption in clip.captions)
-    else:
-        wanted = dict.fromkeys(clip.clip_id for clip in clips)
+    wanted = ids_of(clips, contents)
     ids = [clip_id for clip_id in wanted if clip_id in contents]
     if not ids:
         raise AmexError(f"stream {contents.name} has none of {path}")

@@ -13,7 +13,7 @@ import click
 from ...console import console
 from ...errors import AmexError, plural, printable
 from ..options import FILE, json_option
-from .options import skip_damaged_option, store_argument, warn_skipped
+from .options import ids_of, skip_damaged_option, store_argument, warn_skipped
 
 
 @click.command("info")
@@ -21,7 +21,7 @@ from .options import skip_damaged_option, store_argument, warn_skipped
 @json_option
 def features_info(store: Path, as_json: bool) -> None:
     """Streams with their clips, rows, bytes and settings. Exits with 1 if a commit record is damaged."""
-    from ...features import open_store
+    from ...features import bytes_of, open_store
 
     opened = open_store(store, skip_damaged=True)
     record = {}
@@ -36,7 +36,7 @@ def features_info(store: Path, as_json: bool) -> None:
             "rows": stream.rows,
             "parts": len(parts),
             "damaged_parts": len(stream.damaged),
-            "bytes": sum(file["bytes"] for part in parts for file in part["files"].values()),
+            "bytes": sum(map(bytes_of, parts)),
             "decoders": dict(decoders),
             "fingerprint": stream.fingerprint,
             "provenance": stream.provenance,
@@ -181,12 +181,7 @@ def listed(stream: Any, clips: list[Any] | None, state: str | None) -> Iterator[
     wanted = {state} if state else {"done", "empty"}
     if clips is None and state in (None, "failed"):
         return iter(stream.failures if state else stream)
-    if clips is None:
-        ids = stream
-    elif stream.spec["output"].get("of") == "captions":
-        ids = dict.fromkeys(caption for clip in clips for caption in clip.captions)
-    else:
-        ids = dict.fromkeys(clip.clip_id for clip in clips)
+    ids = stream if clips is None else ids_of(clips, stream)
     return (clip_id for clip_id in ids if stream.state(clip_id) in wanted)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ...features import ClipRows, Failure, Stream, write_part
+from ...features import ClipRows, Failure, Stream, bytes_of, write_part
 from ...features.schema import next_name
 from ...manifests import Clip
 from .part import ACTIVITIES, THREADS, Job, Report, versions
@@ -99,6 +99,6 @@ def run_captions(task: CaptionsTask, job: Job, device: str = "cpu") -> Report:
         captions=len(task.captions),
         failed=len(failures),
         rows=commit["rows"],
-        bytes=sum(file["bytes"] for file in commit["files"].values()),
+        bytes=bytes_of(commit),
         seconds=dict.fromkeys(ACTIVITIES, 0.0) | {"encode": encoding, "write": time.monotonic() - started - encoding},
     )

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ...errors import AmexError
-from ...features import ClipRows, ClipSource, Failure, is_committed, row_arrays, write_part
+from ...features import ClipRows, ClipSource, Failure, bytes_of, is_committed, row_arrays, write_part
 from ...features.schema import canonical, next_name
 from ...storage import Fetched, Fetcher, StorageError
 from ..encoders import Batches, Encoded, ObjectsPlan, TextPlan, WindowPlan, choose_kernels
@@ -418,7 +418,7 @@ class Run:
                 self.job.store, plan.name, name, spec=plan.spec, clips=rows, failures=failures, run=record
             )
             self.report.rows += commit["rows"]
-            self.report.bytes += sum(file["bytes"] for file in commit["files"].values())
+            self.report.bytes += bytes_of(commit)
         return failed
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...features import ClipSource, Stream, clip_arrays, row_arrays
+from ...features import ClipSource, Stream, clip_arrays, entry_bytes, row_arrays
 from ...manifests import Clip, VideoError, VideoFinder
 from ...storage import StorageError, storage_at
 from ..encoders import ObjectsPlan, StreamPlan, WindowPlan, by_kind
@@ -429,11 +429,6 @@ def estimate(
         hours=max(decoding, encoding + (by_one_feeder / THREADS if device == "cpu" else 0.0)) / 3600,
         decoding_hours=decoding / 3600,
     )
-
-
-def entry_bytes(arrays: dict[str, tuple[tuple[int, ...], str]]) -> int:
-    """Bytes of one entry of each array, before compression."""
-    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
 
 
 def _seconds_a_second(

@@ -14,8 +14,8 @@ from typing import Any
 
 from ...storage import NOT_THERE, storage_at
 from ..reader import Stream
-from ..schema import FORMAT, check_stream, folder_of
-from .rewriting import PART_BYTES, SMALL, Piece, Sources, bytes_of, completed, grouped
+from ..schema import FORMAT, bytes_of, check_stream, folder_of
+from .rewriting import PART_BYTES, SMALL, Piece, Sources, completed, grouped
 from .verify import sweep
 
 

@@ -22,11 +22,13 @@ from ..schema import (
     LaterFormat,
     SpecMismatch,
     StoreError,
+    bytes_of,
     check_stream,
     diff_specs,
     fingerprint,
     folder_of,
     free_name,
+    is_of_captions,
     read_commit,
     read_problems,
     read_spec,
@@ -43,7 +45,7 @@ from ..writer import (
     is_committed,
     write_problems,
 )
-from .rewriting import Sources, bytes_of, grouped
+from .rewriting import Sources, grouped
 from .verify import sweep
 
 # Bytes of a file that are copied at a time.
@@ -110,7 +112,7 @@ def copy_store(
                 continue
             declare_stream(target, name, stream.spec, stream.provenance)
             wanted = clips
-            if clips is not None and stream.spec["output"].get("of") == "captions":
+            if clips is not None and is_of_captions(stream.spec):
                 wanted = captions
             result[name] = _copy_stream(stream, target, wanted, progress)
         if clips is None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import socket
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -16,16 +15,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...errors import first_line
 from ..reader import Stream
 from ..schema import (
     ClipSource,
     Failure,
     StoreError,
+    bytes_of,
     canonical,
     clip_arrays,
+    entry_bytes,
     folder_of,
     free_name,
     origins_of,
@@ -216,16 +215,6 @@ class Sources:
             if lost := [key for key, value in entry.items() if (made.get(key) or None) != (value or None)]:
                 raise StoreError(f"this amex does not know what {', '.join(lost)} of clip {clip.clip_id!r} means")
             yield clip
-
-
-def entry_bytes(arrays: dict[str, tuple[tuple[int, ...], str]]) -> int:
-    """Bytes of one entry of each array."""
-    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
-
-
-def bytes_of(commit: dict[str, Any]) -> int:
-    """Bytes of the files of a part."""
-    return sum(file["bytes"] for file in commit["files"].values())
 
 
 def grouped(pieces: Iterable[Piece]) -> list[list[Piece]]:

@@ -32,6 +32,7 @@ from ..schema import (
     DamagedPart,
     LaterFormat,
     StoreError,
+    bytes_of,
     check_arrays,
     clip_arrays,
     fingerprint,
@@ -140,7 +141,7 @@ def verify(stream: Stream, *, quick: bool = False, progress: Progress = lambda d
         try:
             commit = stream.commits[part]
             path = f"{stream.name}/parts/{folder_of(commit)}"
-            size = sum(file["bytes"] for file in commit["files"].values())
+            size = bytes_of(commit)
             reason = fault_of(store / path, commit, quick=quick)
         except DamagedPart as error:
             reason = str(error)

@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import plural, printable
 from ...storage import NOT_THERE, reachable, storage_at, write_text
 from ..reader import Store, Stream
-from ..schema import StoreError, clip_arrays, row_arrays
+from ..schema import StoreError, bytes_of, clip_arrays, is_of_captions, row_arrays
 
 # Begins the line that tells a card from what somebody wrote.
 MARK = "<!-- made by amex features card; sha256 of all other lines: "
@@ -51,11 +51,11 @@ def describe_stream(stream: Stream) -> dict[str, Any]:
         for written in (commit["run"].get("versions", {}), *commit["run"].get("made_of", {}).get("versions", ())):
             for library, version in written.items():
                 versions[library].add(version)
-        size += sum(file["bytes"] for file in commit["files"].values())
+        size += bytes_of(commit)
         hosts += "host" in commit["run"]
     rows = stream.index.rows[stream.index.clips]
     return {
-        "of": "captions" if stream.spec["output"].get("of") == "captions" else "clips",
+        "of": "captions" if is_of_captions(stream.spec) else "clips",
         "states": {
             "done": int((rows > 0).sum()),
             "empty": int((rows == 0).sum()),

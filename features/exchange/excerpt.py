@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..reader import Batch, Rows, Stream
-from ..schema import clip_arrays, fingerprint, row_arrays
+from ..schema import clip_arrays, entry_bytes, fingerprint, is_of_captions, row_arrays
 
 # What is in memory at a time, as the stream holds it; a clip that is larger is read whole.
 BATCH_BYTES = 16 << 20
@@ -48,7 +47,7 @@ class Excerpt:
     @property
     def of_text(self) -> bool:
         """Whether the ids are captions."""
-        return self.spec["output"].get("of") == "captions"
+        return is_of_captions(self.spec)
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -59,7 +58,7 @@ class Excerpt:
     def size(self) -> int:
         """Bytes of all arrays, at most."""
         rows = len(self.ids) if self.pooled else sum(map(self.stream.rows_of, self.ids))
-        return rows * _bytes(row_arrays(self.spec)) + len(self.ids) * _bytes(clip_arrays(self.spec))
+        return rows * entry_bytes(row_arrays(self.spec)) + len(self.ids) * entry_bytes(clip_arrays(self.spec))
 
     def batches(self, *, empty: bool = True) -> Iterator[Batch]:
         """The clips end to end, some tens of MB at a time.
@@ -70,7 +69,7 @@ class Excerpt:
         Raises:
             DamagedPart: if a checksum does not hold.
         """
-        row_bytes = _bytes(row_arrays(self.stream.spec))
+        row_bytes = entry_bytes(row_arrays(self.stream.spec))
         held: list[str] = []
         size = 0
         for clip_id in self.ids:
@@ -151,8 +150,3 @@ def _has_counts(rows: Rows) -> bool:
 
 def _of_objects(spec: dict[str, Any]) -> bool:
     return "counts" in row_arrays(spec) and len(spec["output"]["shape"]) == 2
-
-
-def _bytes(arrays: dict[str, tuple[tuple[int, ...], str]]) -> int:
-    """Bytes of an entry of all arrays together."""
-    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())

@@ -211,7 +211,6 @@ class Stream:
         self.spec: dict[str, Any] = record["spec"]
         self.fingerprint: str = record["fingerprint"]
         self.provenance: dict[str, Any] = record["provenance"]
-        self._skip_damaged = skip_damaged
         self._parts = PartReader(self.path / "parts", self.spec)
         self.refresh(afresh=afresh)
 

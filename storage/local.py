@@ -249,16 +249,7 @@ def _range(file: int | OSError, begin: int, end: int) -> bytes | Exception:
 def _sync_files(folder: Path) -> None:
     """Returns once every byte of the files below a folder is on disk."""
     with ThreadPoolExecutor(SYNCED_TOGETHER) as pool:
-        list(pool.map(_sync, (os.path.join(folder, name) for name in _files_below(folder))))
-
-
-def _files_below(folder: Path) -> Iterator[str]:
-    """The names of all files below a folder; links to folders are not followed."""
-    for inner, _, names in os.walk(folder):
-        within = os.path.relpath(inner, folder)
-        for name in names:
-            if os.path.isfile(os.path.join(inner, name)):
-                yield name if within == "." else os.path.join(within, name)
+        list(pool.map(_sync, (os.path.join(folder, name) for name in LocalStorage(folder).sizes())))
 
 
 def _sync(file: str) -> None:

@@ -158,7 +158,7 @@ def canonical(record: Any) -> bytes:
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def fingerprint(spec: dict[str, Any]) -> str:
+def fingerprint(spec: Mapping[str, Any]) -> str:
     """sha256 of a spec's canonical JSON: equal exactly when features were made in the same way."""
     return hashlib.sha256(canonical(spec)).hexdigest()
 
@@ -279,6 +279,11 @@ def check_seal(data: bytes) -> None:
 def folder_of(commit: dict[str, Any]) -> str:
     """Where below ``parts`` the part of a commit lies; format 1 called it after the part alone."""
     return commit.get("folder", commit["part"])
+
+
+def folder_name(part: str, files: Mapping[str, Any]) -> str:
+    """Where below ``parts`` a new part with these files lies: equal parts share a folder, others never do."""
+    return f"{part}.{fingerprint(files)[:12]}"
 
 
 def bytes_of(commit: Mapping[str, Any]) -> int:

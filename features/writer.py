@@ -32,6 +32,7 @@ from .schema import (
     clip_arrays,
     diff_specs,
     fingerprint,
+    folder_name,
     group_text,
     parse_commit,
     part_text,
@@ -238,9 +239,7 @@ def write_part(
                     "program cleans up there"
                 )
             files = dict(sorted(files.items()))
-            folder = parts / f"{part}.{fingerprint(files)[:12]}"
-            # What an interrupted run left there may have been damaged since.
-            storage_at(folder).publish(begun, is_intact=lambda there: digests(there) == files)
+            folder = publish_part(begun, parts, part, files)
         commit = {
             "format": FORMAT,
             "part": part,
@@ -267,6 +266,18 @@ def write_part(
             raise
         # Another writer was faster, and a sweep took away what this one was writing.
     return read_commit(committed)
+
+
+def publish_part(begun: Path, parts: Path, part: str, files: dict[str, dict[str, Any]]) -> Path:
+    """Puts a part that was made in a folder of this machine among the others of its stream; returns where.
+
+    Args:
+        files: of the part, as ``digests`` has them.
+    """
+    folder = parts / folder_name(part, files)
+    # What an interrupted run left there may have been damaged since.
+    storage_at(folder).publish(begun, is_intact=lambda there: digests(there) == files)
+    return folder
 
 
 def commit_path(store: Path, stream: str, part: str) -> Path:

@@ -41,7 +41,7 @@ from amex.features import (
     write_part,
     write_problems,
 )
-from amex.features.care import rewriting
+from amex.features.care import copying, rewriting
 from amex.storage import open_path
 
 ROW = 2 * 6 + 16  # bytes of a row of SPEC
@@ -576,6 +576,25 @@ def test_a_part_whose_name_is_taken_or_was_replaced_gets_another_and_counts(tmp_
     assert sorted(open_store(into)["s"]) == ["a", "b", "both", "d", "late"]
     assert open_store(into)["s"].place("a")[0] == part
     assert not damages(into)
+
+
+def test_of_two_merges_that_write_parts_of_one_name_at_once_both_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, target = make(tmp_path / "one.zarr", {}), make(tmp_path / "all.zarr", {})
+    add(one, "p", [clip("a", 2)])
+    kept = copying.write_text
+
+    def slower(path: Path, text: str, **options: object) -> None:
+        monkeypatch.setattr(copying, "write_text", kept)
+        add(target, "p", [clip("b", 3)])
+        kept(path, text, **options)
+
+    monkeypatch.setattr(copying, "write_text", slower)
+    assert copy_store(one, target)["s"].damaged == {}
+    assert sorted(open_store(target)["s"]) == ["a", "b"]
+    assert truth(target)["clips"]["a"] == truth(one)["clips"]["a"]
+    assert {damage.kind for damage in damages(target)} == {"leftover"}  # what was made under the name that was taken
 
 
 # --- Removal ---------------------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from ..schema import (
     bytes_of,
     check_stream,
     diff_specs,
-    fingerprint,
     folder_of,
     free_name,
     is_of_captions,
@@ -40,9 +39,9 @@ from ..writer import (
     commit_path,
     create_store,
     declare_stream,
-    digests,
     has_commits,
     is_committed,
+    publish_part,
     write_problems,
 )
 from .rewriting import Sources, grouped
@@ -255,23 +254,23 @@ def copy_part(stream: Stream, part: str, there: Stream) -> dict[str, Any]:
     """
     commit = stream.commits[part]
     store, parts, files = there.path.parent, there.path / "parts", commit["files"]
-    content = {key: commit[key] for key in ("rows", "clips", "failures", "files")}
     name = free_name(part, there.replaced)
-    while is_committed(store, stream.name, name):
-        known = read_commit(commit_path(store, stream.name, name))
-        if all(known[key] == content[key] for key in content):
-            return known
-        name = free_name(name, {*there.replaced, name})
-    folder = f"{name}.{fingerprint(files)[:12]}"
-    check_declared(store, stream.name, stream.spec)
-    with storage_at(parts).begin_folder(f"{name}.{uuid.uuid4().hex[:12]}.partial") as begun:
-        _copy_files(stream.path / "parts" / folder_of(commit), begun, files)
-        storage_at(parts / folder).publish(begun, is_intact=lambda there: digests(there) == files)
-    # Format 1 had no folder in its records. What the part replaced elsewhere is of no meaning here.
-    record = {**commit, "format": max(2, commit["format"]), "part": name, "folder": folder}
-    record.pop("replaces", None)
-    write_text(commit_path(store, stream.name, name), sealed(record), once=True, beside=parts)
-    return record
+    while True:
+        committed = commit_path(store, stream.name, name)
+        if committed.exists():  # by now, or by another program that was faster
+            known = read_commit(committed)
+            if all(known[key] == commit[key] for key in ("rows", "clips", "failures", "files")):
+                return known
+            name = free_name(name, {*there.replaced, name})
+            continue
+        check_declared(store, stream.name, stream.spec)
+        with storage_at(parts).begin_folder(f"{name}.{uuid.uuid4().hex[:12]}.partial") as begun:
+            _copy_files(stream.path / "parts" / folder_of(commit), begun, files)
+            folder = publish_part(begun, parts, name, files).name
+        # Format 1 had no folder in its records. What the part replaced elsewhere is of no meaning here.
+        record = {**commit, "format": max(2, commit["format"]), "part": name, "folder": folder}
+        record.pop("replaces", None)
+        write_text(committed, sealed(record), once=True, beside=parts)
 
 
 def _copy_files(source: Path, folder: Path, files: dict[str, dict[str, Any]]) -> None:

@@ -36,6 +36,7 @@ from ..schema import (
     check_arrays,
     clip_arrays,
     fingerprint,
+    folder_name,
     folder_of,
     group_text,
     has_stream,
@@ -354,7 +355,7 @@ def _is_whole(stream: Stream, left: Path, *, quick: bool) -> bool:
         if not re.fullmatch(re.escape(part) + r"\.[0-9a-f]{12}", left.name):
             return False
         # A folder gets such a name once it is complete.
-        return quick or left.name == f"{part}.{fingerprint(digests(left))[:12]}"
+        return quick or left.name == folder_name(part, digests(left))
     except (*DAMAGE, IndexError):  # an array is damaged, or a run has removed the folder
         return False
 

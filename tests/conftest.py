@@ -92,10 +92,11 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server() -> Iterator[Any]:
     """The server, its address and one's credentials being where programs look for them."""
     from s3_server import Server
+    from stand_in import AT_ONCE
 
     settings = {"ACCESS_KEY_ID": "me", "SECRET_ACCESS_KEY": "mine", "DEFAULT_REGION": "us-east-1"}
     server = Server()
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with AT_ONCE, pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in {**settings, "ENDPOINT_URL": server.url}.items():
             monkeypatch.setenv(f"AWS_{name}", value)
         yield server

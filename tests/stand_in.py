@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 from distributed import get_worker
@@ -18,6 +19,14 @@ from amex.extract.run.part import Job, PartTask, Report
 from amex.extract.run.stalls import Stall, begin_stalls, note_stalls
 from amex.extract.video.sampling import Sampling
 from amex.extract.video.transform import Transform
+
+# In place of the up to 20 s that a client of S3 waits before it asks again: what tests are of is that it does.
+AT_ONCE = mock.patch("botocore.retries.standard.ExponentialBackoff.delay_amount", return_value=0.01)
+
+
+def ask_s3_again_at_once(on: bool) -> None:
+    """``AT_ONCE`` in a worker."""
+    _ = AT_ONCE.start() if on else AT_ONCE.stop()
 
 
 def note(number: int, task: PartTask, folder: Path, device: str, topic: str) -> Report:

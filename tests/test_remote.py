@@ -20,6 +20,7 @@ from conftest import QUICK, amex, extract, write_lines
 from distributed import Client
 from s3_server import Server
 from s3fs import S3FileSystem
+from stand_in import ask_s3_again_at_once
 from test_extract import R2
 from test_names import NAME, TINY
 from test_store import SPEC, rows_of
@@ -40,11 +41,13 @@ from amex.storage.s3 import S3_OPTIONS, SENT_TOGETHER, ObjectStorage
 
 @pytest.fixture(scope="module")
 def scheduler(server: Server, cluster: str) -> Iterator[str]:
-    """The session's scheduler, while its worker has the same environment."""
+    """The session's scheduler, while its worker has the same environment, and waits as little before it asks again."""
     settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     with Client(cluster, set_as_default=False) as client:
         client.run(lambda: os.environ.update(settings))
+        client.run(ask_s3_again_at_once, True)
         yield cluster
+        client.run(ask_s3_again_at_once, False)
         client.run(lambda: [os.environ.pop(name) for name in settings])
 
 

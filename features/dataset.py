@@ -26,6 +26,7 @@ class PaddedBatch(dict[str, Any]):
     """A batch of a ``DataLoader``, which torch's default ``collate_fn`` leaves as it is: nothing is to be stacked."""
 
 
+# The documentation of torch's default_collate extends it in this way, though the map has no public name.
 default_collate_fn_map[PaddedBatch] = lambda batches, *, collate_fn_map=None: batches[0]
 
 

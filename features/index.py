@@ -470,8 +470,8 @@ def open_index(
             break
     else:
         raise StoreError(f"the commits in {stream / 'commits'} are removed faster than they are read; try again")
-    for error in opening.unknown.values():
-        raise error
+    if opening.unknown:
+        raise next(iter(opening.unknown.values()))
     storage = storage_at(stream / INDEX)
     with contextlib.suppress(*storage.errors):
         if cost > worth and index.committed:

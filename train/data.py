@@ -378,8 +378,8 @@ class Split(Dataset):
             "caption": torch.from_numpy(caption),
         }
         if self.text.concepts is not None:
-            said = [(self.captions[i], [self.captions[j] for j in self.own[c]]) for c, i in pairs]
-            batch["concepts"] = self.text.concepts.labels(said)
+            captions = [(self.captions[i], [self.captions[j] for j in self.own[c]]) for c, i in pairs]
+            batch["concepts"] = self.text.concepts.labels(captions)
         if len(views) > 1:
             batch["second"] = self.videos(clip, views[1])
         return batch

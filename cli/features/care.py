@@ -55,7 +55,7 @@ def features_verify(store: Path, quick: bool, prune: bool, repair: bool, as_json
 
     say: Callable[[str], object] = (lambda text: None) if as_json else click.echo
     parts, size, kinds = 0, 0, Counter[str]()
-    found: list[dict[str, Any]] = []
+    damages: list[dict[str, Any]] = []
     begun = time.monotonic()
     with reachable(store), bytes_bar() as progress:
         mended = mend(store) if repair else []
@@ -75,7 +75,7 @@ def features_verify(store: Path, quick: bool, prune: bool, repair: bool, as_json
                 continue
             say(str(damage))
             kinds[damage.kind] += 1
-            found.append(dataclasses.asdict(damage))
+            damages.append(dataclasses.asdict(damage))
             if prune and damage.kind == "leftover":
                 storage_at(store / damage.path).remove()
         unsealed = [] if kinds["metadata"] else without_seal(store)
@@ -104,8 +104,8 @@ def features_verify(store: Path, quick: bool, prune: bool, repair: bool, as_json
             "parts": parts,
             "bytes": size,
             "seconds": round(seconds, 3),
-            "damage": [entry for entry in found if entry["kind"] != "leftover"],
-            "leftovers": [entry["path"] for entry in found if entry["kind"] == "leftover"],
+            "damage": [entry for entry in damages if entry["kind"] != "leftover"],
+            "leftovers": [entry["path"] for entry in damages if entry["kind"] == "leftover"],
             "pruned": prune,
             "repaired": mended,
             "without_checksum": unsealed,

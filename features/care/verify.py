@@ -182,30 +182,34 @@ def _uncommitted(stream: Stream, *, quick: bool) -> Iterator[Damage]:
     """
     for part in _still_there(stream):
         yield _leftover(stream.name, f"{stream.name}/commits/{part}.json")
-    found = [left for left in leftovers(stream) if part_of(left.name) not in stream.damaged]
-    whole = {left for left in found if _is_whole(stream, left, quick=quick)}
+    uncommitted = [path for path in leftovers(stream) if part_of(path.name) not in stream.damaged]
+    complete = {path for path in uncommitted if _is_complete(stream, path, quick=quick)}
+
+    def is_committed_now(path: Path) -> bool:
+        return is_committed(stream.path.parent, stream.name, part_of(path.name))
+
     until = time.monotonic() + COMMITTED_WITHIN
-    while time.monotonic() < until and not all(_is_committed(stream, left) for left in whole):
+    while time.monotonic() < until and not all(map(is_committed_now, complete)):
         time.sleep(0.05)
-    now = Stream(stream.path.parent, stream.name, skip_damaged=True) if whole else stream
-    for left in found:
-        part = part_of(left.name)
-        counts = part not in stream.commits and part not in stream.replaced and _is_committed(stream, left)
-        if counts or not left.exists():
+    now = Stream(stream.path.parent, stream.name, skip_damaged=True) if complete else stream
+    for path in uncommitted:
+        part = part_of(path.name)
+        counts = part not in stream.commits and part not in stream.replaced and is_committed_now(path)
+        if counts or not path.exists():
             continue  # it belongs to a run that has committed or removed it since
-        path = f"{stream.name}/parts/{left.name}"
+        below_store = f"{stream.name}/parts/{path.name}"
         lost: list[str] = []
         with contextlib.suppress(*DAMAGE):
-            lost = _absent(now, left) if left in whole else []
+            lost = _absent(now, path) if path in complete else []
         if lost:
             clips = f"{plural(len(lost), 'clip')} {'is' if len(lost) == 1 else 'are'}"
             reason = (
                 f"the part is complete, but its commit record is missing: {clips} absent, the first {lost[0]!r}; "
                 "run the same amex extract or import command to bring them back"
             )
-            yield Damage(stream=stream.name, part=part, path=path, reason=reason, kind="lost")
+            yield Damage(stream=stream.name, part=part, path=below_store, reason=reason, kind="lost")
         else:
-            yield _leftover(stream.name, path)
+            yield _leftover(stream.name, below_store)
 
 
 def leftovers(stream: Stream) -> list[Path]:
@@ -235,9 +239,9 @@ def sweep(stream: Stream) -> None:
     """
     for part in _still_there(stream):
         storage_at(stream.path / "commits" / f"{part}.json").remove()
-    for left in leftovers(stream):
-        if part_of(left.name) in stream.commits or part_of(left.name) in stream.replaced:
-            storage_at(left).remove()
+    for path in leftovers(stream):
+        if part_of(path.name) in stream.commits or part_of(path.name) in stream.replaced:
+            storage_at(path).remove()
 
 
 def mend(store: Path) -> list[str]:
@@ -339,23 +343,18 @@ def _seal_fault(path: Path) -> str:
     return ""
 
 
-def _is_committed(stream: Stream, left: Path) -> bool:
-    """Whether the part of a folder among the parts has a commit record by now."""
-    return (stream.path / "commits" / f"{part_of(left.name)}.json").exists()
-
-
-def _is_whole(stream: Stream, left: Path, *, quick: bool) -> bool:
+def _is_complete(stream: Stream, path: Path, *, quick: bool) -> bool:
     """Whether what lies among the parts is a complete part that had no commit record when the stream was opened."""
-    part = part_of(left.name)
+    part = part_of(path.name)
     if part in stream.commits or part in stream.replaced:
         return False
     try:
-        if left.name == part:  # in format 1 the name has no digest
-            return _has_arrays(stream, left)
-        if not re.fullmatch(re.escape(part) + r"\.[0-9a-f]{12}", left.name):
+        if path.name == part:  # in format 1 the name has no digest
+            return _has_arrays(stream, path)
+        if not re.fullmatch(re.escape(part) + r"\.[0-9a-f]{12}", path.name):
             return False
         # A folder gets such a name once it is complete.
-        return quick or left.name == folder_name(part, digests(left))
+        return quick or path.name == folder_name(part, digests(path))
     except (*DAMAGE, IndexError):  # an array is damaged, or a run has removed the folder
         return False
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 
 def console(stderr: bool = False) -> Console:
@@ -17,3 +21,11 @@ def console(stderr: bool = False) -> Console:
     width = 200 if plain else None
     no_color = bool(os.environ.get("NO_COLOR"))
     return Console(stderr=stderr, width=width, soft_wrap=plain, no_color=no_color, markup=False, emoji=False)
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A bar on standard error that leaves nothing behind; where that is no terminal nothing is written at all."""
+    from rich.progress import Progress
+
+    errors = console(stderr=True)
+    return Progress(*columns, console=errors, transient=True, disable=not errors.is_interactive)

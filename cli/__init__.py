@@ -29,17 +29,24 @@ from .worker import worker
 __all__ = ["main"]
 
 
+# What these had begun is gone after an interrupt, or they write nothing.
+START_OVER = {"card", "eval", "export", "failures", "info", "ls", "report", "search", "show", "verify"}
+
+
 class Group(click.Group):
     """A group whose commands end in one line and exit status 1 on an AmexError, 130 when interrupted."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        words = ctx.args[:1]  # in groups the command
         try:
             return super().invoke(ctx)
         except AmexError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             again = "the same command with --resume" if ctx.invoked_subcommand == "train" else "the same command"
-            click.echo(f"stopped; what is written stays, and {again} goes on from there", err=True)
+            goes_on = f"; what is written stays, and {again} goes on from there"
+            starts_over = START_OVER.intersection([ctx.invoked_subcommand, *words])
+            click.echo(f"stopped{'' if starts_over else goes_on}", err=True)
             sys.exit(130)
 
 

@@ -36,11 +36,11 @@ def ablate(
     merged: bool,
     as_json: bool,
 ) -> None:
-    """Train the variants that a configuration file lists, with several seeds, and print mean and spread.
+    """Train the variants that a file lists, and compare them.
 
-    The file says variants = {"name": ["section.key=value", ...], ...}. What is finished is not repeated, unless the
-    configuration, the features, the manifest or its role graphs changed. The table has all variants that were made from
-    what there is now.
+    Each is trained with several seeds; mean and spread are printed. The file says variants = {"name":
+    ["section.key=value", ...], ...}. What is finished is not repeated, unless the configuration, the features, the
+    manifest or its role graphs changed. The table has all variants that were made from what there is now.
     """
     from ..train.ablate import Sources, table_path
     from ..train.ablate import ablate as run

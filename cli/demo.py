@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..console import console
+from ..console import console, progress_bar
 from .evaluate import evaluate
 from .extract import print_outcome
 from .features import features_info, features_show
@@ -20,11 +20,9 @@ from .train import train
 
 def draw_shapes(out: Path, **options: Any) -> Path:
     """``make_shapes`` with a progress bar."""
-    from rich.progress import Progress
-
     from ..shapes.renderer import make_shapes
 
-    with Progress(console=console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("drawing", total=options["clips"])
         return make_shapes(out, progress=lambda done: bar.update(task, completed=done), **options)
 
@@ -38,9 +36,10 @@ def draw_shapes(out: Path, **options: Any) -> Path:
 @click.option("--epochs", default=40, show_default=True, type=click.IntRange(min=1), help="How long to train.")
 @click.pass_context
 def demo(ctx: click.Context, out: Path, clips: int, seed: int, epochs: int) -> None:
-    """Draw clips, extract clip, object and text features, train AME-Net on them, evaluate, report, search.
+    """Run everything once on videos that are drawn for it.
 
-    With the default of 400 clips a few minutes on two cores. It needs no download and no GPU.
+    Extract clip, object and text features, train AME-Net on them, evaluate, report, search. With the default of 400
+    clips a few minutes on two cores. It needs no download and no GPU.
     """
     from ..manifests import read_manifest
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..console import console
+from ..console import console, progress_bar
 from .options import json_option
 from .trained import Used, encoding, load, manifest_option, store_option, strict_option
 
@@ -57,7 +57,10 @@ def evaluate(
     scores_out: Path | None,
     as_json: bool,
 ) -> None:
-    """Rank clips for captions and captions for clips, and print recalls and ranks. Docs: docs/metrics.md."""
+    """Print recalls and ranks of a trained model.
+
+    Clips are ranked for captions, and captions for clips. Docs: docs/metrics.md.
+    """
     if (path is None) == (official is None):
         raise click.UsageError("give a checkpoint of amex train, or a folder with --official-hgr")
     if official is not None:
@@ -73,11 +76,9 @@ def evaluate(
 
 def evaluate_official(folder: Path, scores_out: Path | None, ties: Any, out: Path | None, as_json: bool) -> None:
     """``amex eval --official-hgr``."""
-    from rich.progress import Progress
-
     from ..train.official_hgr import score_official
 
-    with Progress(console=console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("scoring", total=None)
         scores = score_official(folder, lambda done, total: bar.update(task, completed=done, total=total))
     if scores_out is not None:

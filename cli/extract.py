@@ -32,7 +32,7 @@ from .worker import default_workers
 @click.command()
 @click.option("--recipes", is_flag=True, help="Each recipe: whose it is, the options it stands for, what differs.")
 def streams(recipes: bool) -> None:
-    """List the streams, the presets and the recipes that `amex extract` knows."""
+    """List streams, presets and recipes of `amex extract`."""
     from rich.table import Table
 
     from ..extract.encoders import RECIPES

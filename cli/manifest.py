@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from ..console import console
+from ..console import progress_bar
 from ..errors import AmexError, plural, printable
 from .demo import draw_shapes
 from .options import json_option
@@ -18,7 +18,7 @@ from .options import json_option
 
 @click.group()
 def manifest() -> None:
-    """Make and look at manifests: which clips, of which videos, with which captions and splits."""
+    """Make and check manifests: clips, captions and splits."""
 
 
 def dataset_help() -> str:
@@ -85,10 +85,11 @@ def manifest_build(dataset: str, annotations: Path, protocol: str | None, share:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="What they show.")
 @click.option("--size", default=160, show_default=True, help="Pixels, both sides.")
 def manifest_shapes(out: Path, clips: int, seed: int, size: int) -> None:
-    """Draw the embedded data set: short videos of shapes that move, push, follow, orbit, and their manifest.
+    """Draw the embedded data set of moving shapes.
 
-    Of ten clips seven are for training, one for validation and two for testing; most test pairs show the same objects
-    with the roles exchanged. Seeds 1000 and 2000 are the ones that amex's own small networks were made with.
+    Short videos of shapes that move, push, follow and orbit, and their manifest. Of ten clips seven are for
+    training, one for validation and two for testing; most test pairs show the same objects with the roles
+    exchanged. Seeds 1000 and 2000 are the ones that amex's own small networks were made with.
     """
     from ..manifests import read_manifest
 
@@ -128,13 +129,11 @@ def manifest_show(path: Path, limit: int) -> None:
     help="Instead of parsing take the graphs of HGR's sent2rolegraph.augment.json.",
 )
 def manifest_parse(path: Path, which: str, official: Path | None) -> None:
-    """Make the role graphs of all captions, which HGR and MCSAN learn from, and keep them beside the manifest.
+    """Make the role graphs of captions, for HGR and MCSAN.
 
-    A graph says which words are verbs, and which phrases are their arguments, in which role. What is there
-    already by the same parser is kept.
+    They are kept beside the manifest. A graph says which words are verbs, and which phrases are their arguments, in
+    which role. What is there already by the same parser is kept.
     """
-    from rich.progress import Progress
-
     from .. import language
     from ..manifests import read_manifest
 
@@ -148,7 +147,7 @@ def manifest_parse(path: Path, which: str, official: Path | None) -> None:
     else:
         known = language.read_graphs(target) if target.exists() else None
         made_by, parse = language.role_parser(which)
-        with Progress(console=console(stderr=True), transient=True) as bar:
+        with progress_bar() as bar:
             task = bar.add_task("parsing", total=len(captions))
             graphs = language.complete_graphs(captions, known, made_by, parse, lambda count: bar.advance(task, count))
     language.write_graphs(graphs, target)
@@ -164,9 +163,10 @@ WRONG = {"missing": "video", "unreadable": "video", "too_short": "clip", "manife
 @click.option("--videos", required=True, type=click.Path(path_type=Path), help="The folder the videos are in.")
 @json_option
 def manifest_check(path: Path, videos: Path, as_json: bool) -> None:
-    """Say which videos are missing, unreadable, or shorter than their clips.
+    """Say which videos are missing, unreadable or too short.
 
-    Reads headers only: damage inside a file shows when it is extracted. Exits with 3 if anything is wrong.
+    Too short is a video that ends before a clip of it. Reads headers only: damage inside a file shows when it is
+    extracted. Exits with 3 if anything is wrong.
     """
     from ..extract.run import check_videos
     from ..manifests import scan_manifest

@@ -26,7 +26,10 @@ def report(
     videos: Path | None,
     strict: bool,
 ) -> None:
-    """Write one self-contained HTML page about a run: curves, figures, best and worst queries, the configuration."""
+    """Write one HTML page about a run.
+
+    It has curves, figures, the best and worst queries, the configuration, and all pictures in itself.
+    """
     from ..train.data import of_split
     from ..train.report import write_report
 

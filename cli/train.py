@@ -26,9 +26,10 @@ set_option = click.option(
 @click.command()
 @click.argument("name", required=False)
 def configs(name: str | None) -> None:
-    """List models and configurations; with the NAME of a configuration print it, of a model what can be set.
+    """List models and configurations, or print the one NAME.
 
-    Every key of a model is listed with its default and what it means, those of its data and training after them.
+    With the NAME of a configuration print it, of a model what can be set. Every key of a model is listed with its
+    default and what it means, those of its data and training after them.
     """
     from ..train.config import CONFIGS, MODELS, Config, Data, Train, known_configs
     from ..train.options import SECTIONS

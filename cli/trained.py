@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from ..console import console
+from ..console import progress_bar
 from ..errors import AmexError, printable
 from .options import FILE, STORAGE_PATH
 
@@ -56,9 +56,7 @@ def load(path: Path, store: Path | None, manifest: Path | None) -> Used:
 @contextlib.contextmanager
 def encoding(clips: Sequence[Any]) -> Iterator[Callable[[int], None]]:
     """A bar while clips and their different captions are encoded, and what to call with how many more are."""
-    from rich.progress import Progress
-
-    with Progress(console=console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("encoding", total=len(clips) + len({text for clip in clips for text in clip.captions}))
         yield lambda count: bar.advance(task, count)
 

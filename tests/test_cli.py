@@ -28,6 +28,7 @@ def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple
 @pytest.mark.parametrize(("path", "command"), list(commands(main)), ids=lambda value: str(value))
 def test_every_command_and_option_has_help_and_is_documented(path: tuple[str, ...], command: click.Command) -> None:
     assert command.help
+    assert not command.get_short_help_str(64).endswith("..."), "cut off in a terminal of 80 columns"
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
@@ -105,13 +106,25 @@ def test_a_store_is_shown_listed_and_verified(clips: Path, tmp_path: Path, clust
     assert record["provenance"]["weights"] == "random:0"
     assert record["decoders"] == {"decord": 3, "pyav (codec mpeg4)": 1}
     listing = amex("features", "ls", store, "--limit", 2).output
-    assert "a.mp4  3 rows of float16[512] over [0.000, 1.133) s" in listing
+    assert "a.mp4   3 rows of float16[512] over [0.000, 1.133) s" in listing
     assert "2 more" in listing
+    assert amex("features", "ls", store, "--limit", -1).exit_code == 2
     assert "nothing failed" in amex("features", "failures", store).output
     (store / "r2plus1d_18" / "parts" / "orphan").mkdir()
     assert "1 leftover does no harm; --prune removes it" in amex("features", "verify", store).output
     assert "1 leftover removed" in amex("features", "verify", store, "--prune").output
-    assert amex("features", "verify", store).output.endswith("is intact\n")
+    verified = amex("features", "verify", store)
+    assert (verified.stdout.endswith("is intact\n"), verified.stderr) == (True, "")
+
+
+def test_an_interrupted_command_says_whether_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("amex.features.open_store", interrupted)
+    shown, compacted = (amex("features", command, tmp_path) for command in ("info", "compact"))
+    assert (shown.exit_code, shown.stderr) == (130, "stopped\n")
+    assert "the same command goes on from there" in compacted.stderr
 
 
 def test_streams_lists_networks_and_presets() -> None:

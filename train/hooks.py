@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from ..console import console
+from ..console import progress_bar
 from .config import Train
 from .data import Split
 from .evaluate import evaluate_split, flat
@@ -182,7 +182,7 @@ class Bar(Hook):
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console(stderr=True), transient=True)
+        self.bar = progress_bar(*columns)
         self.loss, self.val = "", ""
 
     def before_train(self, runner: Runner) -> None:

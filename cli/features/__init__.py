@@ -12,7 +12,7 @@ from .publish import features_card
 
 @click.group()
 def features() -> None:
-    """Look at a store: what is in it, whether it is intact, what failed. Bring features in, take them out."""
+    """Look at a store and keep it; features in and out."""
 
 
 for command in (

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import click
 
-from ...console import console
+from ...console import progress_bar
 from ...errors import AmexError, first_line, plural, printable
 from ..options import FILE, POSITIVE, STORAGE_PATH, json_option
 from .options import store_argument
@@ -22,11 +22,11 @@ from .options import store_argument
 @contextlib.contextmanager
 def bytes_bar() -> Iterator[Any]:
     """A progress bar of bytes, with their rate and how long the rest will take."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     text = TextColumn("{task.description}", markup=False)
     columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+    with progress_bar(*columns) as progress:
         yield progress
 
 
@@ -116,7 +116,7 @@ def features_verify(store: Path, quick: bool, prune: bool, repair: bool, as_json
             f"{plural(kinds.total(), 'damage')} in {store}: run the same amex extract command with --repair; "
             "what needs no videos, amex features verify --repair makes anew"
         )
-    say(f"{store} is intact")
+    say(f"{store} is intact{', as far as --quick looks' if quick else ''}")
 
 
 @click.command("compact")
@@ -284,9 +284,15 @@ def features_rm(
         click.echo(json.dumps(record, indent=1))
     else:
         for name, entry in record["removed"].items():
-            what = f"{plural(entry['clips'], 'clip')} of {name}" if ids else name
-            click.echo(f"removed {what} from {store}")
+            click.echo(f"removed {f'{counted(entry)} of {name}' if ids else name} from {store}")
     refuse_damaged({name: entry["damaged"] for name, entry in record["removed"].items()}, "not rewritten")
+
+
+def counted(entry: dict[str, Any]) -> str:
+    """Clips and failures of a stream, in words."""
+    clips, failures = entry["clips"], entry["failures"]
+    counts = [plural(clips, "clip")] * bool(clips or not failures) + [plural(failures, "failure")] * bool(failures)
+    return " and ".join(counts)
 
 
 def read_ids(file: IO[str]) -> list[str]:
@@ -312,6 +318,7 @@ def remove_whole(store: Path, stream: str, yes: bool) -> dict[str, Any]:
         contents = opened[stream]
         counts = {"clips": len(contents), "failures": len(contents.failures)}
         what = f"{plural(len(contents), 'clip')}, {plural(contents.rows, 'row')}"
+        what += f", {plural(len(contents.damaged), 'damaged part')}" if contents.damaged else ""
     except StoreError as error:
         if stream not in opened:
             raise
@@ -338,14 +345,16 @@ def remove_some(store: Path, stream: str | None, ids: list[str], yes: bool) -> d
         removed[name] = {"clips": states["done"] + states["empty"], "failures": states["failed"], "damaged": {}}
     count = len(wanted) - len(unknown)
     if unknown:
-        first = printable(min(unknown))
-        click.echo(f"{len(unknown):,} of {plural(len(wanted), 'id')} not in {stream or store}: {first}, ...", err=True)
+        first = printable(min(unknown)) + (", ..." if len(unknown) > 1 else "")
+        click.echo(f"{len(unknown):,} of {plural(len(wanted), 'id')} not in {stream or store}: {first}", err=True)
     if count and not yes:
-        each = ", ".join(f"{entry['clips']:,} of {name}" for name, entry in removed.items())
+        each = ", ".join(f"{counted(entry)} of {name}" for name, entry in removed.items())
         click.confirm(f"remove {plural(count, 'clip')} from {store} ({each})?", abort=True, err=True)
+    if not wanted:
+        raise AmexError("there are no ids of clips to remove")
     with reachable(store), bytes_bar() as bar:
         for name, entry in removed.items():
             entry["damaged"] = remove_clips(store, name, wanted, progress=shows(bar, name)).damaged
     if not count:
-        raise AmexError(f"nothing to remove: {stream or store} has none of {plural(len(wanted), 'id')}")
+        raise AmexError(f"nothing to remove: none of these ids is in {stream or store}")
     return {"removed": removed, "unknown": sorted(unknown)}

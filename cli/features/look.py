@@ -15,6 +15,8 @@ from ...errors import AmexError, plural, printable
 from ..options import FILE, json_option
 from .options import ids_of, skip_damaged_option, store_argument, warn_skipped
 
+WIDEST_ID = 60  # of a column; captions are longer
+
 
 @click.command("info")
 @store_argument
@@ -128,7 +130,13 @@ def computed(entry: dict[str, Any]) -> str:
 @click.command("ls")
 @store_argument
 @click.argument("stream", required=False)
-@click.option("--limit", default=20, show_default=True, help="Clips a stream to list; 0 for all, without their times.")
+@click.option(
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Clips a stream to list; 0 for all, without their times.",
+)
 @click.option(
     "--state",
     type=click.Choice(["done", "empty", "failed", "absent"]),
@@ -168,8 +176,10 @@ def features_ls(
         if as_json:
             continue
         click.echo(f"{name}: {plural(len(matches), f'{state} clip' if state else 'clip')}")
-        for entry in shown:
-            click.echo(f"  {printable(entry['clip_id'])}  {clip_text(contents.spec['output'], entry)}")
+        names = [printable(entry["clip_id"]) for entry in shown]
+        width = min(WIDEST_ID, max(map(len, names), default=0))
+        for clip_id, entry in zip(names, shown, strict=True):
+            click.echo(f"  {clip_id:{width}}  {clip_text(contents.spec['output'], entry)}")
         if len(shown) < len(matches):
             click.echo(f"  ... {len(matches) - len(shown):,} more; --limit 0 lists all")
     if as_json:

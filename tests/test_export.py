@@ -599,6 +599,27 @@ def test_a_package_that_is_missing_is_named_with_the_extra(
     assert not (tmp_path / "t").exists()
 
 
+def test_clips_that_hgr_has_no_place_for_are_said(tmp_path: Path) -> None:
+    windows(tmp_path / "s.zarr", ids=("a", "b", "c"))
+    command = ("export", tmp_path / "s.zarr", "windows", "--format", "hgr", "--manifest")
+    lines = [{"clip_id": name, "video": name} for name in "abc"]
+    none = write_lines(tmp_path / "none.jsonl", *lines)
+    assert "no clip of" in refused(*command, none, "--out", tmp_path / "n")
+    some = write_lines(tmp_path / "some.jsonl", {**lines[0], "split": "test"}, *lines[1:])
+    said = run(*command, some, "--out", tmp_path / "t")
+    assert "2 clips in none of the splits train, val and test left out" in said
+    assert "1 clip of windows as hgr" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("t.h5", "hdf5"), ("t.parquet", "parquet"), ("t.safetensors", "safetensors")]
+)
+def test_the_ending_of_out_is_a_format(name: str, form: str, tmp_path: Path) -> None:
+    windows(tmp_path / "s.zarr", ids=("a", "b"))
+    assert f" as {form}" in run("export", tmp_path / "s.zarr", "windows", "--out", tmp_path / name)
+    assert (tmp_path / name).is_file()
+
+
 def test_hgr_has_means_already(tmp_path: Path) -> None:
     command = ("features", "export", "s.zarr", "windows", "--out", "t", "--format", "hgr")
     assert "needs --manifest" in amex(*command).output

@@ -12,13 +12,14 @@ from typing import Any
 
 import click
 
-from ...console import console
+from ...console import progress_bar
 from ...errors import AmexError, plural
 from ..options import FILE, POSITIVE, STORAGE_PATH, json_option
 from .options import ids_of, skip_damaged_option, store_argument, warn_skipped
 
 # Each has a function ``features.export_*``.
 EXPORTED = ("npy", "hdf5", "parquet", "webdataset", "safetensors", "hgr")
+ENDINGS = {".h5": "hdf5", ".hdf5": "hdf5", ".parquet": "parquet", ".safetensors": "safetensors"}
 
 
 @click.command("import")
@@ -71,8 +72,6 @@ def features_import(
     amex features import hgr_root --store s.zarr --manifest m.jsonl
     amex features import train2014_obj36.tsv --stream objects --store s.zarr
     """
-    from rich.progress import Progress
-
     from ...features import find_sources, import_stream
     from ...foreign import reading
     from ...manifests import Clip, ManifestError, read_captions, write_manifest
@@ -96,7 +95,7 @@ def features_import(
                 for clip_id in dict.fromkeys(clip_id for entry in sources for clip_id in entry.ids)
             ]
     record: dict[str, dict[str, int]] = {}
-    with Progress(console=console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         for entry in sources:
             stream = name or entry.name
             task = bar.add_task(stream, total=len(entry.ids))
@@ -124,11 +123,10 @@ def features_import(
 @click.option(
     "--format",
     "form",
-    default="npy",
-    show_default=True,
     type=click.Choice(EXPORTED),
     help="npy, hdf5 and safetensors can be imported again. parquet is for vector databases and SQL, safetensors and "
-    "webdataset for training elsewhere; these need pip install 'amex[export]'. hgr is what HGR's programs read.",
+    "webdataset for training elsewhere; these need pip install 'amex[export]'. hgr is what HGR's programs read.  "
+    "[default: by the ending of --out, else npy]",
 )
 @click.option(
     "--pool",
@@ -156,7 +154,7 @@ def features_export(
     store: Path,
     stream: str,
     out: Path,
-    form: str,
+    form: str | None,
     pool: str | None,
     manifest_path: Path | None,
     shard_mb: float,
@@ -169,11 +167,10 @@ def features_export(
     amex features export s.zarr r2plus1d_18 --out vectors.parquet --format parquet --pool mean
     amex features export s.zarr r2plus1d_18 --out shards --format webdataset --manifest train.jsonl
     """
-    from rich.progress import Progress
-
     from ... import features
     from ...manifests import read_manifest
 
+    form = form or ENDINGS.get(out.suffix, "npy")
     if form == "hgr" and manifest_path is None:
         raise click.UsageError("--format hgr needs --manifest, for splits and captions")
     if form == "hgr" and pool:
@@ -181,8 +178,10 @@ def features_export(
     contents = features.open_store(store, skip_damaged=skip_damaged)[stream]
     warn_skipped(contents)
     clips = read_manifest(manifest_path) if manifest_path else []
+    if form == "hgr":
+        clips = of_known_splits(clips, manifest_path)
     ids = chosen(contents, clips, manifest_path) if manifest_path else None
-    with Progress(console=console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task(stream, total=len(contents) if ids is None else len(ids))
         tick = functools.partial(bar.advance, task)
         excerpt = features.Excerpt(contents, ids, pooled=bool(pool), progress=tick)
@@ -201,6 +200,16 @@ def features_export(
         return
     left = f"; {plural(excerpt.left_out, f'empty {noun}')} left out" if excerpt.left_out else ""
     click.echo(f"{out}: {plural(excerpt.clips, noun)} of {stream} as {form}{left}")
+
+
+def of_known_splits(clips: Sequence[Any], path: Path | None) -> list[Any]:
+    """The clips of a manifest that HGR's folders have a place for; says on standard error how many have none."""
+    kept = [clip for clip in clips if clip.split in ("train", "val", "test")]
+    if not kept:
+        raise AmexError(f"no clip of {path} is in the split train, val or test, and HGR's folders have no others")
+    if left := len(clips) - len(kept):
+        click.echo(f"{path}: {plural(left, 'clip')} in none of the splits train, val and test left out", err=True)
+    return kept
 
 
 def chosen(contents: Any, clips: Sequence[Any], path: Path) -> list[str]:

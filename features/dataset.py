@@ -94,11 +94,13 @@ class JoinedDataset(Dataset[dict[str, dict[str, Tensor]]]):
 
     def __init__(self, streams: Sequence[Stream], clip_ids: Sequence[str] | np.ndarray | None = None) -> None:
         names = [stream.name for stream in streams]
-        if not names or len(set(names)) < len(names):
+        if not names:
+            raise StoreError("there are no streams to join: name at least one")
+        if len(set(names)) < len(names):
             raise StoreError(f"streams are joined by name, so they need different names, and there are {names}")
-        among = list(streams[0] if clip_ids is None else clip_ids)
-        entries = np.array([stream.index.find(among) for stream in streams])
-        self.clip_ids = as_array(among)[(entries >= 0).all(axis=0)]
+        among = as_array(streams[0] if clip_ids is None else clip_ids)
+        entries = np.array([stream.index.find(among.tolist()) for stream in streams])
+        self.clip_ids = among[(entries >= 0).all(axis=0)]
         if not len(self.clip_ids):
             raise StoreError(f"no clip is in all of the streams {', '.join(names)} of {streams[0].path.parent}")
         self.streams = {stream.name: StreamDataset(stream, self.clip_ids) for stream in streams}
@@ -123,6 +125,8 @@ class JoinedDataset(Dataset[dict[str, dict[str, Tensor]]]):
 
 def as_array(clip_ids: Any) -> np.ndarray:
     """Strings as one array of them."""
+    if isinstance(clip_ids, str):
+        raise StoreError(f"clip ids are a list: [{clip_ids!r}]")
     if not isinstance(clip_ids, np.ndarray):
         clip_ids = list(clip_ids)
     return np.asarray(clip_ids, np.dtypes.StringDType())

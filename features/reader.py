@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import first_line
+from ..errors import first_line, plural
 from ..storage import NOT_THERE, open_path, reachable, storage_at
 from .index import LISTINGS, Index, Parts, open_index
 from .parts import BadPart, PartReader
@@ -113,7 +113,7 @@ class Batch(Rows):
             yield Rows({n: array[index] if n in self.clip_arrays else array[begin:end] for n, array in arrays})
 
     def __repr__(self) -> str:
-        return f"Batch({len(self.clip_ids)} clips, {self.values.dtype}{list(self.values.shape)})"
+        return f"Batch({plural(len(self.clip_ids), 'clip')}, {self.values.dtype}{list(self.values.shape)})"
 
 
 def open_store(path: str | os.PathLike[str], *, skip_damaged: bool = False) -> Store:

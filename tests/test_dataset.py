@@ -192,9 +192,13 @@ def test_what_cannot_be_a_dataset_is_refused_by_name(store: Store) -> None:
         motion.dataset(["never"])
     with pytest.raises(StoreError, match="no clip is in all of the streams motion, objects"):
         store.dataset(["motion", "objects"], ["c0"])
-    for names in ([], ["motion", "motion"]):
-        with pytest.raises(StoreError, match="different names"):
-            store.dataset(names)
+    with pytest.raises(StoreError, match="different names"):
+        store.dataset(["motion", "motion"])
+    with pytest.raises(StoreError, match="name at least one"):
+        store.dataset([])
+    for read in (motion.dataset, motion.read, lambda name: store.dataset(["motion", "objects"], name)):
+        with pytest.raises(StoreError, match=r"clip ids are a list: \['c1'\]"):
+            read("c1")
     with pytest.raises(IndexError):
         store["motion"].dataset()[24]
 

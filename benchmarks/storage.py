@@ -397,16 +397,16 @@ before = kilobytes("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
 storage.write_store(sys.argv[2], clips, len(clips))
 rows = storage.bytes_of(clips) / 1024
-print(json.dumps([rows / 1024, 1 + (kilobytes("VmHWM") - before) / rows]))
+print(json.dumps([rows / 1024, (kilobytes("VmHWM") - before) / 1024]))
 """
 
 
 def memory(root: Path, count: int) -> tuple[float, float]:
-    """MiB of a part's rows, and the highest memory use while it is written as a multiple of them."""
+    """MiB of a part's rows, and the most memory that writing it takes besides them, in MiB."""
     paths = json.dumps([str(Path(__file__).parent), *sys.path[1:]])
     command = [sys.executable, "-c", MEMORY, paths, root / "memory", str(count)]
-    megabytes, multiple = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    return megabytes, multiple
+    rows, besides = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return rows, besides
 
 
 # --- S3 --------------------------------------------------------------------------------------------------------------
@@ -500,7 +500,8 @@ def compare(results: dict[str, list[float]], against: str, digits: int = 0) -> l
     for name, values in results.items():
         ratio = statistics.median(mine / theirs for mine, theirs in zip(values, results[against], strict=True))
         numbers = [f"{number:,.{digits}f}" for number in (statistics.median(values), min(values), max(values))]
-        lines.append([name, f"{numbers[0]} ({numbers[1]} to {numbers[2]})", f"{ratio:.2f}"])
+        between = f" ({numbers[1]} to {numbers[2]})" if len(values) > 1 else ""
+        lines.append([name, numbers[0] + between, f"{ratio:.2f}"])
     return lines
 
 
@@ -572,8 +573,11 @@ def main() -> None:
         show("writing", results["writing"], "MB/s", npy)
         del clips[IN_S3:]
         if Path("/proc/self/status").exists():
-            part, multiple = results["memory"] = memory(root, given.clips)
-            print(f"writing a part of {part:,.0f} MiB of rows takes {multiple:.2f} times their memory\n", flush=True)
+            rows, besides = results["memory"] = memory(root, given.clips)
+            print(
+                f"writing a part of {rows:,.0f} MiB of rows takes {besides:,.0f} MiB of memory besides them\n",
+                flush=True,
+            )
         if importable("moto"):
             results["s3"] = from_s3(given.rounds, clips)
             alone = statistics.median(results["s3"]["one request"])

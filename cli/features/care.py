@@ -206,7 +206,26 @@ def features_cp(store: Path, target: Path, manifest_path: Path | None, streams: 
         clips = read_manifest(manifest_path)
         chosen["clips"] = {clip.clip_id for clip in clips}
         chosen["captions"] = {caption for clip in clips for caption in clip.captions}
+        say_lacking(store, manifest_path, chosen)
     copy_stores([store], target, as_json, names=streams, **chosen)
+
+
+def say_lacking(store: Path, manifest: Path, chosen: dict[str, set[str]]) -> None:
+    """Says on standard error how many clips of a manifest a store lacks; refuses a manifest of which it has nothing."""
+    from ...features import open_store
+
+    known: set[str] = set()
+    of_captions = False
+    for stream in open_store(store, skip_damaged=True).values():
+        of_text = stream.spec["output"].get("of") == "captions"
+        wanted = list(chosen["captions" if of_text else "clips"])
+        matches = [clip_id for clip_id in wanted if stream.state(clip_id) != "absent"]
+        of_captions |= of_text and bool(matches)
+        known.update([] if of_text else matches)
+    if not known and not of_captions:
+        raise AmexError(f"{store} has nothing of {manifest}")
+    if lacking := len(chosen["clips"] - known):
+        click.echo(f"{manifest}: {store} has nothing of {plural(lacking, 'clip')}", err=True)
 
 
 @click.command("merge")

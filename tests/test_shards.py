@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +101,20 @@ def test_a_file_that_is_not_what_was_sent_ends_the_writing(tmp_path: Path, monke
     monkeypatch.setattr(Path, "write_bytes", lambda path, data: kept(path, data + b"0"))
     with pytest.raises(StoreError, match="x does not read back as it was written"):
         shards.write_file(tmp_path / "x", b"1" * shards.PIECE_BYTES)
+
+
+def test_clips_of_more_parts_than_files_may_be_open_are_read_at_once(tmp_path: Path) -> None:
+    spec = {"output": {"shape": [1], "dtype": "int64", "times": False}}
+    store, limits = create_store(tmp_path / "s.zarr"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    declare_stream(store, "s", spec, {})
+    for part in range(120):
+        clip = ClipRows(clip_id=str(part), arrays={"values": np.full((2, 1), part)})
+        write_part(store, "s", f"p{part}", spec=spec, clips=[clip], failures=[], run={})
+    stream = open_store(store)["s"]
+    opened = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 90, limits[1]))
+    try:
+        read = stream.read([str(part) for part in range(120)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert read.values[:, 0].tolist() == np.repeat(np.arange(120), 2).tolist()

@@ -110,14 +110,19 @@ class LocalStorage(Storage):
                     os.close(file)
 
     def versions(self, pattern: str) -> dict[str, tuple[int, str | None]]:
-        """A listing can miss both a file that is added and one that is removed, so it is one that did not change."""
-        files = None
+        """A listing can miss both a file that is added and then one that is removed.
+
+        So it is one that lacks no file of the listing before it. That files are added all the time does not matter.
+        """
+        before = None
         while True:
             changed = self._changed()
             listed = self._listed(pattern)
-            if listed == files or (changed == self._changed() and changed < time.time_ns() - YOUNG):
+            if changed == self._changed() and changed < time.time_ns() - YOUNG:
                 return listed
-            files = listed
+            if before is not None and before.keys() <= listed.keys():
+                return listed
+            before = listed
 
     def _changed(self) -> int:
         """When files were last added to the folder or removed (nanoseconds); 0 where there is none."""

@@ -125,9 +125,9 @@ class ObjectStorage(Storage):
 
     def versions(self, pattern: str) -> dict[str, tuple[int, str | None]]:
         """As of a folder: pages of a listing are of different moments."""
-        listed = self._listed(pattern)
-        while len(listed) >= PAGE and listed != (listed := self._listed(pattern)):
-            pass
+        listed, before = self._listed(pattern), None
+        while len(listed) >= PAGE and (before is None or not before.keys() <= listed.keys()):
+            before, listed = listed, self._listed(pattern)
         return listed
 
     def _listed(self, pattern: str) -> dict[str, tuple[int, str | None]]:

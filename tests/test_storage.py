@@ -143,6 +143,26 @@ def test_a_young_file_of_a_disk_has_no_version_and_a_link_to_nothing_is_no_file_
         storage_at(tmp_path).versions("*")
 
 
+def test_a_folder_is_listed_until_no_file_is_removed_though_others_are_added_all_the_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(folder / "old", "")
+    kind = type(storage_at(folder))
+    listed, listings = kind._listed, 0
+
+    def changed_by(self: Storage, pattern: str) -> dict[str, tuple[int, str | None]]:
+        nonlocal listings
+        files, listings = listed(self, pattern), listings + 1
+        assert listings < 9
+        write_text(folder / f"{listings}", "")
+        storage_at(folder / "old").remove()
+        return files
+
+    monkeypatch.setattr(kind, "_listed", changed_by)
+    monkeypatch.setattr("amex.storage.s3.PAGE", 1)
+    assert sorted(storage_at(folder).versions("*")) == ["1", "2"]
+
+
 def test_a_file_that_is_put_is_there_whole_or_as_it_was(folder: Path) -> None:
     write_text(folder / "a", "before")
 

@@ -368,6 +368,23 @@ def test_two_compactions_at_once_lose_nothing(rows: tuple[int, int], tmp_path: P
     assert not damages(store)
 
 
+def test_a_part_that_another_compaction_removes_as_the_stream_is_opened_is_none_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, opened = many(tmp_path / "s.zarr"), []
+
+    def compacted_meanwhile(*args: Any, **options: Any) -> Stream:
+        stream = Stream(*args, **options)
+        opened.append(stream)
+        if len(opened) == 1:
+            compact(store, "s")
+        return stream
+
+    monkeypatch.setattr("amex.features.care.compact.Stream", compacted_meanwhile)
+    compact(store, "s")
+    assert len(open_store(store)["s"].commits) == 1
+
+
 def test_what_is_written_beside_a_compaction_stays(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr")
     before = truth(store)["clips"].keys()

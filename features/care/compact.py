@@ -123,7 +123,7 @@ def _replace(
     result = Rewritten()
     check_stream(store, name)
     stream = Stream(store, name, skip_damaged=True)
-    result.parts_before, result.bytes_before = len(stream.commits), sum(map(bytes_of, stream.commits.values()))
+    result.parts_before, result.bytes_before = len(stream.index.parts), sum(map(bytes_of, stream.index.parts))
     result.parts_after, result.bytes_after = result.parts_before, result.bytes_before
     for choose in passes:
         again = True

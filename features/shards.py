@@ -420,7 +420,7 @@ class ShardReader:
     def _indexes_of(self, pieces: Sequence[_Piece]) -> dict[str, list[tuple[int, int]]]:
         """By file the indexes of the shards whose chunks are not in order: where each begins, and its length."""
         wanted = {piece.array.files[piece.shard]: piece for piece in pieces if not piece.array.in_order}
-        indexes = {file: self._indexes[file] for file in wanted if file in self._indexes}
+        indexes = {file: index for file in wanted if (index := self._indexes.get(file))}  # a thread may clear them
         missing = [file for file in wanted if file not in indexes]
         if len(self._indexes) + len(missing) > INDEXES:
             self._indexes.clear()

@@ -118,3 +118,24 @@ def test_clips_of_more_parts_than_files_may_be_open_are_read_at_once(tmp_path: P
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert read.values[:, 0].tolist() == np.repeat(np.arange(120), 2).tolist()
+
+
+def test_a_thread_may_drop_the_indexes_of_shards_that_another_one_looks_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"output": {"shape": [512], "dtype": "float32", "times": False}}
+    store = create_store(tmp_path / "s.zarr")
+    declare_stream(store, "s", spec, {})
+    clips = [ClipRows(clip_id="a", arrays={"values": np.ones((9, 512), "float32")})]
+    assert write_part(store, "s", "p", spec=spec, clips=clips, failures=[], run={})["arrays"]["values"]["zstd"]
+
+    class Cleared(dict):
+        def __contains__(self, file: object) -> bool:
+            there = super().__contains__(file)
+            self.clear()
+            return there
+
+    stream = open_store(store)["s"]
+    monkeypatch.setattr(stream._parts._shards, "_indexes", Cleared())
+    for _ in range(2):
+        assert (stream["a"].values == 1).all()

@@ -219,8 +219,10 @@ def write_part(
 
     Raises:
         SpecMismatch: if the stream was declared anew with another spec.
-        StoreError: if the store is gone, or the disk does not give back what was written.
+        StoreError: if a clip cannot be stored, the store is gone, or the disk does not give back what was written.
     """
+    for clip in clips:
+        _check_clip(spec, clip)
     parts, committed = stream_path(store, stream) / "parts", commit_path(store, stream, part)
     if committed.exists():
         return read_commit(committed)
@@ -278,6 +280,16 @@ def publish_part(begun: Path, parts: Path, part: str, files: dict[str, dict[str,
     # What an interrupted run left there may have been damaged since.
     storage_at(folder).publish(begun, is_intact=lambda there: digests(there) == files)
     return folder
+
+
+def _check_clip(spec: dict[str, Any], clip: ClipRows) -> None:
+    """Raises StoreError if arrays of a clip do not have the same rows, or its entries not the shapes of the stream."""
+    for name, (shape, _) in row_arrays(spec).items():
+        if np.shape(clip.arrays[name]) != (len(clip), *shape):
+            raise StoreError(
+                f"clip {clip.clip_id!r} has {name} of {list(np.shape(clip.arrays[name]))}, and the stream wants "
+                f"{[len(clip), *shape]}, as values has {len(clip)} rows"
+            )
 
 
 def commit_path(store: Path, stream: str, part: str) -> Path:

@@ -115,6 +115,18 @@ def test_rows_come_back_bit_for_bit_by_clip_and_in_batches(
     assert all(found is None for found in verify(stream))
 
 
+@pytest.mark.parametrize(("values", "times"), [((3, DIM), (2, 2)), ((3, DIM + 1), (3, 2)), ((3,), (3, 2))])
+def test_a_clip_whose_arrays_do_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, values: tuple[int, ...], times: tuple[int, ...]
+) -> None:
+    store = make(tmp_path / "s.zarr", {})
+    clip = ClipRows(clip_id="torn", arrays={"values": np.zeros(values, "float16"), "times": np.zeros(times)})
+    with pytest.raises(StoreError, match="clip 'torn' has"):
+        write_part(store, "s", "p", spec=SPEC, clips=[rows_of("a", 4), clip], failures=[], run={"host": ""})
+    assert len(open_store(store)["s"].commits) == 0
+    assert not damages(store)
+
+
 @settings(max_examples=15)
 @given(
     counts=st.lists(st.integers(0, 40), max_size=6),

@@ -127,6 +127,7 @@ def declare_stream(
     path = folder / "spec.json"
     try:
         check_arrays(spec)
+        _check_numbers(spec)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"the spec of stream {stream!r} cannot be stored: {first_line(error)}") from error
     record = sealed({"format": FORMAT, "fingerprint": mark, "spec": spec, "provenance": provenance})
@@ -157,6 +158,17 @@ def declare_stream(
             "Use the store's settings, or store these under a name of their own: --stream NAME=NETWORK"
         )
     return mark
+
+
+def _check_numbers(spec: dict[str, Any]) -> None:
+    """Raises ValueError unless the entries of a spec's arrays are numbers that readers of Zarr know, one or more."""
+    for name, (shape, dtype) in {**row_arrays(spec), **clip_arrays(spec)}.items():
+        of = np.dtype(dtype)
+        if of.kind not in "biuf" or of.itemsize > 8 or not of.isnative or 0 in shape:
+            raise ValueError(
+                f"{name} has entries of {dtype}{list(shape)}: store one number or more of bool, an integer or a float "
+                "of up to 64 bits, without a byte order"
+            )
 
 
 def made_with(stream: Path) -> set[str]:

@@ -127,6 +127,26 @@ def test_a_clip_whose_arrays_do_not_fit_is_refused_before_anything_is_written(
     assert not damages(store)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [([0], "float32"), ([3, 0], "float32"), ([3], ">f4"), ([3], "complex64"), ([3], "S3")]
+)
+def test_a_stream_of_what_cannot_be_stored_or_read_by_others_is_refused(
+    tmp_path: Path, shape: list[int], dtype: str
+) -> None:
+    store = create_store(tmp_path / "s.zarr")
+    with pytest.raises(StoreError, match="the spec of stream 's' cannot be stored: values has entries of"):
+        declare_stream(store, "s", {"output": {"shape": shape, "dtype": dtype}}, {})
+    assert "s" not in open_store(store)
+
+
+def test_a_batch_is_of_any_iterable_of_clips_and_of_arrays_that_there_are(tmp_path: Path) -> None:
+    stream = open_store(make(tmp_path / "s.zarr", {"p": [rows_of("a", 2), rows_of("b", 3)]}))["s"]
+    batch = stream.read(iter(["b", "a"]), ["times"])
+    assert (batch.clip_ids, list(batch.arrays), batch.offsets.tolist()) == (("b", "a"), ["times"], [0, 3, 5])
+    with pytest.raises(StoreError, match="stream 's' has no array 'time'; there is values, times"):
+        stream.read(["a"], ["time"])
+
+
 @settings(max_examples=15)
 @given(
     counts=st.lists(st.integers(0, 40), max_size=6),

@@ -291,17 +291,21 @@ class Stream:
 
         Raises:
             ClipNotThere, DamagedPart: as ``stream[clip_id]``.
+            StoreError: if the stream has no such array.
         """
+        clip_ids, single = tuple(clip_ids), clip_arrays(self.spec)
+        forms = {**row_arrays(self.spec), **single}
+        if unknown := set(arrays or ()) - forms.keys():
+            raise StoreError(f"stream {self.name!r} has no array {min(unknown)!r}; there is {', '.join(forms)}")
         for _ in range(LISTINGS):
             index = self.index
             entries = index.find(clip_ids)
             if len(absent := np.flatnonzero(entries < 0)):
                 raise self._absent(clip_ids[absent[0]])
-            single = clip_arrays(self.spec)
             offsets = np.append(0, np.cumsum(index.rows[entries]))
             read = {
                 name: np.empty((len(entries) if name in single else int(offsets[-1]), *shape), dtype)
-                for name, (shape, dtype) in {**row_arrays(self.spec), **single}.items()
+                for name, (shape, dtype) in forms.items()
                 if arrays is None or name in arrays
             }
             try:
@@ -309,7 +313,7 @@ class Stream:
             except ReplacedPart:  # its rows are elsewhere by now
                 self.refresh()
             else:
-                return Batch(read, offsets, tuple(clip_ids), frozenset(single))
+                return Batch(read, offsets, clip_ids, frozenset(single))
         raise StoreError(f"the parts of {self.path} are replaced faster than they are read; try again")
 
     def _fill(self, arrays: Mapping[str, np.ndarray], index: Index, entries: np.ndarray) -> None:

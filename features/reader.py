@@ -265,11 +265,12 @@ class Stream:
         return tuple(self.spec.get("output", {}).get("labels", ()))
 
     def __contains__(self, clip_id: object) -> bool:
-        return isinstance(clip_id, str) and self._rows(self.index.locate(clip_id)) >= 0
+        return isinstance(clip_id, str) and _rows(*self._find(clip_id)) >= 0
 
     def __iter__(self) -> Iterator[str]:
         """The clips that have rows, be they 0, in the order in which those are stored."""
-        return self.index.names(self.index.clips)
+        index = self.index
+        return index.names(index.clips)
 
     def __len__(self) -> int:
         return len(self.index.clips)
@@ -384,53 +385,55 @@ class Stream:
         import dask.array as da
 
         shape, dtype = {**row_arrays(self.spec), **clip_arrays(self.spec)}[array]
-        blocks = [da.zeros((0, *shape), dtype=dtype)]
-        for number, part in enumerate(self.index.parts.names):
-            source = PartArray(self, self.index, number, array)
+        blocks, index = [da.zeros((0, *shape), dtype=dtype)], self.index
+        for number, part in enumerate(index.parts.names):
+            source = PartArray(self, index, number, array)
             if source.shape[0]:
                 block = da.from_array(source, chunks=source.shape, name=f"{self.name}-{part}-{array}")
-                blocks.append(block[self._counting(number, array)] if number in self.index.mixed else block)
+                blocks.append(block[self._counting(index, number, array)] if number in index.mixed else block)
         return da.concatenate(blocks)
 
-    def _counting(self, part: int, array: str) -> np.ndarray:
+    def _counting(self, index: Index, part: int, array: str) -> np.ndarray:
         """Which entries of an array of a part count: (rows or clips,) bool."""
-        clips = self.index.clips_of(part)
-        counts = self.index.counts[clips]
-        return counts if array in clip_arrays(self.spec) else np.repeat(counts, self.index.rows[clips])
+        clips = index.clips_of(part)
+        counts = index.counts[clips]
+        return counts if array in clip_arrays(self.spec) else np.repeat(counts, index.rows[clips])
 
     def video(self, clip_id: str) -> str:
         """The file a clip's rows come from, below the folder of videos. Raises ClipNotThere."""
-        return self.index.videos[self._locate(clip_id)] or ""
+        index, entry = self._locate(clip_id)
+        return index.videos[entry] or ""
 
     def source(self, clip_id: str) -> ClipSource:
         """What a clip was computed from, also one that failed. Raises ClipNotThere."""
-        entry = self.index.locate(clip_id)
+        index, entry = self._find(clip_id)
         if entry < 0:
             raise self._absent(clip_id)
-        return ClipSource(**self.index.source(entry))
+        return ClipSource(**index.source(entry))
 
     def tries(self, clip_id: str) -> tuple[int, int]:
         """Revision and attempts of a clip that failed, without a look at its commit record. Raises ClipNotThere."""
-        entry = self.index.locate(clip_id)
+        index, entry = self._find(clip_id)
         if entry < 0:
             raise self._absent(clip_id)
-        return int(self.index.revision[entry]), int(self.index.attempts[entry])
+        return int(index.revision[entry]), int(index.attempts[entry])
 
     def cut_off(self) -> dict[str, dict[str, Any]]:
         """By clip id the entries of clips that were kept as far as their video is undamaged.
 
         An entry has ``damage``, the reason, and ``missing``, the seconds that are not there, None if unknown.
         """
-        return {clip_id: self._entry(clip_id) for clip_id in self.index.names(self.index.cut_off)}
+        index = self.index
+        return {clip_id: self._entry(clip_id) for clip_id in index.names(index.cut_off)}
 
     def _entry(self, clip_id: str) -> dict[str, Any]:
         """The entry of a clip in its commit record. Where that is gone or another, the disk is looked at again."""
         for _ in range(LISTINGS):
-            entry = self.index.locate(clip_id)
+            index, entry = self._find(clip_id)
             if entry < 0:
                 raise self._absent(clip_id)
-            with contextlib.suppress(*NOT_THERE, IndexError):
-                commit, place = self.commits[self.index.parts.names[self.index.part[entry]]], self.index.place[entry]
+            with contextlib.suppress(*NOT_THERE, LookupError):
+                commit, place = self.commits[index.parts.names[index.part[entry]]], index.place[entry]
                 behind = place - len(commit["clips"])
                 record = commit["clips"][place] if behind < 0 else commit["failures"][behind]
                 if record["clip_id"] == clip_id:
@@ -460,52 +463,59 @@ class Stream:
 
     def state(self, clip_id: str) -> str:
         """``done``, ``empty`` (decoded, and legitimately nothing there), ``failed`` or ``absent``."""
-        return STATES[min(self._rows(self.index.locate(clip_id)), 1) - ABSENT]
+        return STATES[min(_rows(*self._find(clip_id)), 1) - ABSENT]
 
     def states(self, clip_ids: Sequence[str]) -> np.ndarray:
         """(clips,) str: the ``state`` of each of many clips."""
-        entries = self.index.locate_all(clip_ids)
+        index = self.index
+        entries = index.locate_all(clip_ids)
         rows = np.full(len(entries), ABSENT)
-        rows[entries >= 0] = self.index.rows[entries[entries >= 0]]
+        rows[entries >= 0] = index.rows[entries[entries >= 0]]
         return np.array(STATES)[np.minimum(rows, 1) - ABSENT]
 
     def are_of(
         self, clip_ids: Sequence[str], starts: Sequence[float | None], ends: Sequence[float | None]
     ) -> np.ndarray:
         """(clips,) bool: whether clips were computed from these seconds, as far as is known; also of absent clips."""
-        entries = self.index.locate_all(clip_ids)
+        index = self.index
+        entries = index.locate_all(clip_ids)
         same = np.ones(len(entries), bool)
         known = np.flatnonzero(entries >= 0)
-        known = known[self.index.recorded[entries[known]]]
-        for recorded, asked in ((self.index.start, starts), (self.index.end, ends)):
+        known = known[index.recorded[entries[known]]]
+        for recorded, asked in ((index.start, starts), (index.end, ends)):
             before, now = recorded[entries[known]], np.array(asked, np.float64)[known]
             same[known] &= (before == now) | (np.isnan(before) & np.isnan(now))
         return same
 
     def place(self, clip_id: str) -> tuple[str, int]:
         """The part that has the rows of a clip, and which of its clips it is. Raises ClipNotThere."""
-        entry = self._locate(clip_id)
-        return self.index.parts.names[self.index.part[entry]], int(self.index.place[entry])
+        index, entry = self._locate(clip_id)
+        return index.parts.names[index.part[entry]], int(index.place[entry])
 
     def rows_of(self, clip_id: str) -> int:
         """How many rows a clip has, or a caption tokens. Raises ClipNotThere."""
-        return int(self.index.rows[self._locate(clip_id)])
+        return _rows(*self._locate(clip_id))
 
     @property
     def rows(self) -> int:
         """Rows in the stream."""
-        return int(self.index.rows[self.index.clips].sum())
+        index = self.index
+        return int(index.rows[index.clips].sum())
 
-    def _rows(self, entry: int) -> int:
-        """Rows of an entry, -1 of a failure, ABSENT of none."""
-        return int(self.index.rows[entry]) if entry >= 0 else ABSENT
+    def _find(self, clip_id: str) -> tuple[Index, int]:
+        """The index as it is now, and the entry in it that counts of a clip, or -1.
 
-    def _locate(self, clip_id: str) -> int:
-        """The entry of the index that has a clip's rows. Raises ClipNotThere."""
-        entry = self.index.locate(clip_id)
-        if self._rows(entry) < 0:
+        A thread that reads may put another index in its place, whose entries have other numbers.
+        """
+        index = self.index
+        return index, index.locate(clip_id)
+
+    def _locate(self, clip_id: str) -> tuple[Index, int]:
+        """As ``_find``, the entry that has a clip's rows. Raises ClipNotThere."""
+        index, entry = self._find(clip_id)
+        if _rows(index, entry) < 0:
             raise self._absent(clip_id)
-        return entry
+        return index, entry
 
     def _absent(self, clip_id: str) -> ClipNotThere:
         if failure := self.failures.get(clip_id):
@@ -519,6 +529,13 @@ class Stream:
 # The states of clips by their number of rows; a failure's is -1, and that of a clip without an entry ABSENT.
 ABSENT = -2
 STATES = ("absent", "failed", "empty", "done")
+
+
+def _rows(index: Index, entry: int) -> int:
+    """Rows of an entry, -1 of a failure, ABSENT of none."""
+    return int(index.rows[entry]) if entry >= 0 else ABSENT
+
+
 # Commit records that are kept after they were read: a pass over the clips of a stream takes them part by part.
 KEPT = 4
 

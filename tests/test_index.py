@@ -476,6 +476,42 @@ def test_an_open_stream_goes_on_in_a_fork_and_finds_what_was_committed_since(sto
     check(stream, truth(store))
 
 
+def test_an_answer_is_of_one_index_though_a_thread_looks_at_the_disk_again_meanwhile(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, true = open_store(store)["s"], truth(store)
+    before = stream.index
+    # All entries get other numbers.
+    commit(store, record_of("0", [{"clip_id": f"other{number}", "rows": 9} for number in range(7)], []))
+    after = open_store(store)["s"].index
+
+    def then_another(name: str) -> None:
+        kept = getattr(index.Index, name)
+
+        def looked_up(self: index.Index, *args: Any) -> Any:
+            answer = kept(self, *args)
+            stream.index = after if stream.index is before else before
+            return answer
+
+        monkeypatch.setattr(index.Index, name, looked_up)
+
+    for name in ("locate", "locate_all"):
+        then_another(name)
+    for _ in range(2):
+        for clip_id, (part, place, _first, clip) in true["rows"].items():
+            for _ in range(2):
+                assert stream.place(clip_id) == (part, place)
+                assert stream.rows_of(clip_id) == clip["rows"]
+                assert stream.state(clip_id) == ("done" if clip["rows"] else "empty")
+                assert stream.source(clip_id) == ClipSource.of(clip)
+                assert stream.video(clip_id) == (clip.get("video") or "")
+                assert clip_id in stream
+                assert stream.states([clip_id]).tolist() == [stream.state(clip_id)]
+        for clip_id, failure in true["failures"].items():
+            assert stream.state(clip_id) == "failed"
+            assert stream.tries(clip_id)[1] == failure.attempts
+
+
 def test_a_record_that_changes_behind_the_index_is_found_when_it_is_read(store: Path) -> None:
     checked(store)
     path = store / "s/commits/p.json"

@@ -408,7 +408,7 @@ class ShardReader:
                 lengths.append(itertools.repeat(length, end - begin))
                 ranges.append((file, begin * length, end * length))
             else:
-                places = _side_by_side(array, file, indexes[file][begin:end])
+                places = _side_by_side(array, shard, indexes[file][begin:end])
                 lengths.append([length for _, length in places])
                 ranges.append((file, places[0][0], sum(places[-1])))
         for piece, each, asked, data in zip(pieces, lengths, ranges, self._ask(ranges), strict=True):
@@ -455,11 +455,11 @@ def _pieces(span: Span) -> Iterator[_Piece]:
         at += some
 
 
-def _side_by_side(array: ShardedArray, file: str, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The places of chunks, if they lie one after the other in a file; raises DamagedArray otherwise."""
+def _side_by_side(array: ShardedArray, shard: int, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The places of chunks, if they lie one after the other in a shard; raises DamagedArray otherwise."""
     for (begin, length), (after, _) in itertools.pairwise([*places, (sum(places[-1]), 0)]):
-        if length < 4 or begin + length != after:
-            raise DamagedArray(array, f"{file} lacks chunks, or has them in another order")
+        if length < 4 or begin + length != after or after > array.sizes[shard]:
+            raise DamagedArray(array, f"{array.files[shard]} lacks chunks, or has them in another order")
     return places
 
 

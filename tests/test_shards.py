@@ -6,13 +6,23 @@ import os
 import resource
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amex.features import ClipRows, StoreError, create_store, declare_stream, open_store, shards, write_part
+from amex.features import (
+    ClipRows,
+    DamagedPart,
+    StoreError,
+    create_store,
+    declare_stream,
+    open_store,
+    shards,
+    write_part,
+)
 from amex.features.shards import Joined, Layout, write_array
 from amex.storage import storage_at
 
@@ -139,3 +149,17 @@ def test_a_thread_may_drop_the_indexes_of_shards_that_another_one_looks_up(
     monkeypatch.setattr(stream._parts._shards, "_indexes", Cleared())
     for _ in range(2):
         assert (stream["a"].values == 1).all()
+
+
+@pytest.mark.parametrize("place", [(2**64 - 1, 2**64 - 1), (2**63, 100), (10**15, 100), (0, 2**62), (0, 3)])
+def test_an_index_that_leads_out_of_its_shard_is_damage(tmp_path: Path, place: tuple[int, int]) -> None:
+    spec = {"output": {"shape": [5000], "dtype": "float32", "times": False}}
+    store = create_store(tmp_path / "s.zarr")
+    declare_stream(store, "s", spec, {})
+    clips = [ClipRows(clip_id=name, arrays={"values": np.zeros((1, 5000), "float32")}) for name in "ab"]
+    write_part(store, "s", "p", spec=spec, clips=clips, failures=[], run={})
+    (shard,) = (store / "s/parts").glob("*/values/c/0/0")
+    index = np.array([place, place], "<u8").tobytes()
+    shard.write_bytes(shard.read_bytes()[:-36] + index + google_crc32c.value(index).to_bytes(4, "little"))
+    with pytest.raises(DamagedPart, match="lacks chunks"):
+        open_store(store)["s"]["a"]

@@ -624,9 +624,10 @@ class PartArray:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         rows, *others = key if isinstance(key, tuple) else (key,)
-        first, end, step = rows.indices(self.shape[0])
-        entries = np.empty((max(0, end - first), *self.shape[1:]), self.dtype)
+        chosen = range(*rows.indices(self.shape[0]))
+        first, end = (min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1]) + 1) if chosen else (0, 0)
+        entries = np.empty((end - first, *self.shape[1:]), self.dtype)
         with self.stream._reading():
             array = self.stream._parts.open(self.index, [self.part])[self.part][self.name]
             self.stream._parts.read([Span(array, first, len(entries), as_bytes(entries), 0)])
-        return entries[(slice(None, None, step), *others)]
+        return entries[(slice(None, None, chosen.step), *others)]

@@ -43,6 +43,7 @@ from amex.features import (
     write_part,
     writer,
 )
+from amex.features.reader import PartArray
 
 DIM = 6
 SPEC = {"network": "test", "sampling": {"fps": None, "frames": 16}, "output": {"shape": [DIM], "dtype": "float16"}}
@@ -137,6 +138,14 @@ def test_a_stream_of_what_cannot_be_stored_or_read_by_others_is_refused(
     with pytest.raises(StoreError, match="the spec of stream 's' cannot be stored: values has entries of"):
         declare_stream(store, "s", {"output": {"shape": shape, "dtype": dtype}}, {})
     assert "s" not in open_store(store)
+
+
+@pytest.mark.parametrize("rows", [slice(None, None, -1), slice(9, 2, -3), slice(2, 9, 3), slice(9, 2), slice(-3, None)])
+def test_an_array_of_a_part_is_sliced_in_either_direction(tmp_path: Path, rows: slice) -> None:
+    stream = open_store(make(tmp_path / "s.zarr", {"p": [rows_of("a", 12)]}))["s"]
+    array = PartArray(stream, stream.index, 0, "values")
+    assert np.array_equal(array[rows], stream["a"].values[rows])
+    assert np.array_equal(array[rows, 1:], stream["a"].values[rows, 1:])
 
 
 def test_a_batch_is_of_any_iterable_of_clips_and_of_arrays_that_there_are(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import struct
@@ -610,3 +611,17 @@ def test_a_store_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         result = amex("features", "import", tmp_path / "f.npz", "--store", store)
         assert result.exit_code == 1
         assert f"Error: {store}" in result.output
+
+
+def test_a_disk_that_is_full_ends_an_import_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["clip"] = np.ones((3, 4), "float32")
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = amex("features", "import", tmp_path / "a.h5", "--store", tmp_path / "s.zarr")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.output
+    assert isinstance(result.exception, SystemExit)

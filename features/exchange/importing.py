@@ -16,6 +16,7 @@ import numpy as np
 
 from ...errors import plural
 from ...foreign import reading
+from ...storage import reachable
 from ..reader import Rows, Stream
 from ..schema import free_name, stream_path
 from ..writer import ClipRows, create_store, declare_stream, has_commits, write_part
@@ -80,7 +81,8 @@ def import_stream(
         digest = hashlib.sha256("\0".join(clip.clip_id for clip in clips).encode()).hexdigest()[:12]
         part = free_name(f"{written:06d}-{digest}", there.replaced if there is not None else ())
         run = {"host": socket.gethostname(), "imported_from": origin.name}
-        write_part(store, name, part, spec=source.spec, clips=clips, failures=[], run=run)
+        with reachable(store):
+            write_part(store, name, part, spec=source.spec, clips=clips, failures=[], run=run)
         written += len(clips)
 
     def compare() -> None:

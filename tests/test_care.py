@@ -385,6 +385,25 @@ def test_a_part_that_another_compaction_removes_as_the_stream_is_opened_is_none_
     assert len(open_store(store)["s"].commits) == 1
 
 
+def test_a_compaction_whose_parts_are_rewritten_while_it_reads_them_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = many(tmp_path / "s.zarr")
+    before, look, looked = truth(store), rewriting.fault_of, []
+
+    def others_rewrite(folder: Path, commit: dict[str, Any], **how: Any) -> str:
+        reason = look(folder, commit, **how)
+        looked.append(folder)
+        if len(looked) == 3:
+            compact(store, "s", part_bytes=30 * ROW)
+        return reason
+
+    monkeypatch.setattr(rewriting, "fault_of", others_rewrite)
+    assert compact(store, "s").damaged == {}
+    assert truth(store) == before
+    assert len(folders(store)) == 1
+
+
 def test_what_is_written_beside_a_compaction_stays(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr")
     before = truth(store)["clips"].keys()

@@ -64,7 +64,7 @@ def compact(
 
     def choose(sources: Sources) -> list[list[Piece]]:
         pieces = []
-        for part, commit in sources.stream.commits.items():
+        for part, commit in sources.commits.items():
             places, failures = sources.counting(part), sources.failures(part)
             alone = len(places) < len(commit["clips"]) or (old and commit["format"] < FORMAT)
             own = sources.pieces(part, places, failures, alone=alone)
@@ -94,7 +94,7 @@ def remove_clips(
 
     def without(sources: Sources, *, hidden: bool) -> list[list[Piece]]:
         groups = []
-        for part, commit in sources.stream.commits.items():
+        for part, commit in sources.commits.items():
             ids = [clip["clip_id"] for clip in commit["clips"]]
             counting = sources.counting(part)
             of_part = {*ids, *(entry["clip_id"] for entry in commit["failures"])} & unwanted
@@ -158,9 +158,9 @@ def _pass(
     total, done = sum(piece.bytes for group in groups for piece in group), 0
     for group, complete in zip(groups, completed(groups), strict=True):
         if trial:
-            _count(result, [stream.commits[part] for part in complete], sum(piece.bytes for piece in group))
+            _count(result, [sources.commits[part] for part in complete], sum(piece.bytes for piece in group))
         elif record := sources.rewrite(group, store, replaces=complete, taken=stream.replaced):
-            replaced = [stream.commits[part] for part in record.get("replaces", ())]
+            replaced = [sources.commits[part] for part in record.get("replaces", ())]
             _count(result, replaced, bytes_of(record))
             result.dropped += entries(replaced) - entries([record])
             remove_parts(stream.path, replaced)

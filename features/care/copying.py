@@ -189,7 +189,7 @@ def _copy_pass(
     sweep(there)
     sources = Sources(stream)
     copies, pieces = [], []
-    for part, commit in stream.commits.items():
+    for part, commit in sources.commits.items():
         places, failures = _missing(sources, there, part, wanted)
         if not places and not failures:
             continue
@@ -203,7 +203,7 @@ def _copy_pass(
     total, done = sum(size for _, size in copies) + sum(piece.bytes for piece in pieces), 0
     for part, size in copies:
         try:
-            result.bytes += bytes_of(copy_part(stream, part, there))
+            result.bytes += bytes_of(copy_part(stream, sources.commits[part], there))
             result.parts += 1
         except _Damaged as damage:
             if is_committed(stream.path.parent, stream.name, part):
@@ -234,7 +234,7 @@ def _missing(
             return rank[0] > there.source(clip_id).revision
         return clip_id not in there.failures or rank > there.failures[clip_id].rank
 
-    clips = sources.stream.commits[part]["clips"]
+    clips = sources.commits[part]["clips"]
     places = [
         place
         for place in sources.counting(part)
@@ -244,17 +244,16 @@ def _missing(
     return places, [entry for entry in sources.failures(part) if is_new(entry["clip_id"], Failure(**entry).rank)]
 
 
-def copy_part(stream: Stream, part: str, there: Stream) -> dict[str, Any]:
-    """Copies a part into the stream of another store, as it is, and returns its commit record there.
+def copy_part(stream: Stream, commit: dict[str, Any], there: Stream) -> dict[str, Any]:
+    """Copies the part of a commit into the stream of another store, as it is, and returns its commit record there.
 
     It has another name there where its own is another part's.
 
     Raises:
         _Damaged: if a byte is not the one that was committed.
     """
-    commit = stream.commits[part]
     store, parts, files = there.path.parent, there.path / "parts", commit["files"]
-    name = free_name(part, there.replaced)
+    name = free_name(commit["part"], there.replaced)
     while True:
         committed = commit_path(store, stream.name, name)
         if committed.exists():  # by now, or by another program that was faster

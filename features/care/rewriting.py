@@ -69,6 +69,8 @@ class Sources:
         part_bytes: bytes of rows of a new part, at most, unless a single clip has more.
 
     Attributes:
+        commits: the commit records. The stream has others once it had to look at the disk again, because a part that
+            it was to read is gone.
         damaged: part -> why it cannot be rewritten, of those looked at so far.
         changed: whether another program has rewritten or removed parts since the stream was opened.
     """
@@ -82,6 +84,7 @@ class Sources:
         self._row_bytes = entry_bytes(row_arrays(self.stream.spec))
         self._clip_bytes = entry_bytes(clip_arrays(self.stream.spec))
         self._fault = functools.cache(self._look)
+        self._index, self.commits = self.stream.index, self.stream.commits
 
     def counting(self, part: str) -> list[int]:
         """The places of the clips of a part whose rows there are those that count."""
@@ -91,14 +94,14 @@ class Sources:
     def failures(self, part: str) -> list[dict[str, Any]]:
         """The failures of a part that count."""
         known = self.stream.failures
-        entries = self.stream.commits[part]["failures"]
+        entries = self.commits[part]["failures"]
         return [entry for entry in entries if known.get(entry["clip_id"]) == Failure(**entry)]
 
     def pieces(
         self, part: str, places: Sequence[int], failures: Sequence[dict[str, Any]], *, alone: bool = True
     ) -> list[Piece]:
         """What is kept of a part, in as many pieces as it fills new parts; one at least."""
-        commit = self.stream.commits[part]
+        commit = self.commits[part]
         clips, size = commit["clips"], bytes_of(commit)
         cuts, rows = [0], 0
         for index, place in enumerate(places):
@@ -139,6 +142,8 @@ class Sources:
         failures: dict[str, Failure] = {}
         read: list[Piece] = []
         for piece in pieces:
+            if self._is_overtaken():
+                return None
             if not self.is_intact(piece.part):
                 continue
             try:
@@ -148,13 +153,11 @@ class Sources:
                 continue
             failures |= {entry["clip_id"]: Failure(**entry) for entry in piece.failures}
             read.append(piece)
-        for piece in read:
-            if not self._is_there(piece.part):
-                self.changed = True
-                return None
+        if self._is_overtaken(piece.part for piece in read):
+            return None
         if not read or (len(read) == 1 and not read[0].alone):
             return None
-        commits = [self.stream.commits[piece.part] for piece in read]
+        commits = [self.commits[piece.part] for piece in read]
         return write_part(
             store,
             self.stream.name,
@@ -173,7 +176,7 @@ class Sources:
         return not any(self._fault(other) for other in sorted({part, *hiding}))
 
     def _look(self, part: str) -> str:
-        commit = self.stream.commits[part]
+        commit = self.commits[part]
         reason = fault_of(self.stream.path / "parts" / folder_of(commit), commit)
         if reason:
             self._note(part, reason)
@@ -186,18 +189,25 @@ class Sources:
         else:
             self.changed = True
 
+    def _is_overtaken(self, parts: Iterable[str] = ()) -> bool:
+        """Whether the stream had to look at the disk again, so that its clips are elsewhere, or a part is gone."""
+        if self.stream.index is not self._index or not all(map(self._is_there, parts)):
+            self.changed = True
+            return True
+        return False
+
     def _is_there(self, part: str) -> bool:
         return is_committed(self.stream.path.parent, self.stream.name, part)
 
     def _ids(self, part: str) -> Iterator[str]:
-        return (clip["clip_id"] for clip in self.stream.commits[part]["clips"])
+        return (clip["clip_id"] for clip in self.commits[part]["clips"])
 
     def _share(self, rows: int, clips: int, failures: int) -> tuple[float, float]:
         size = rows * self._row_bytes + clips * self._clip_bytes
         return size / self.part_bytes, (clips + failures) / PART_CLIPS
 
     def _read(self, piece: Piece) -> Iterator[ClipRows]:
-        commit = self.stream.commits[piece.part]
+        commit = self.commits[piece.part]
         entries = [commit["clips"][place] for place in piece.places]
         origins = origins_of(commit, len(commit["clips"]))
         batch = self.stream.read([entry["clip_id"] for entry in entries])

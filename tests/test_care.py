@@ -404,6 +404,24 @@ def test_a_compaction_whose_parts_are_rewritten_while_it_reads_them_starts_over(
     assert len(folders(store)) == 1
 
 
+def test_a_removal_takes_a_clip_also_out_of_what_a_compaction_writes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, write = many(tmp_path / "s.zarr"), rewriting.write_part
+
+    def after_a_compaction(*arguments: Any, **more: Any) -> dict[str, Any]:
+        monkeypatch.setattr(rewriting, "write_part", write)
+        compact(store, "s")
+        return write(*arguments, **more)
+
+    before = truth(store)
+    del before["clips"]["0a"]
+    monkeypatch.setattr(rewriting, "write_part", after_a_compaction)
+    remove_clips(store, "s", ["0a"])
+    assert truth(store) == before
+    assert not damages(store)
+
+
 def test_what_is_written_beside_a_compaction_stays(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr")
     before = truth(store)["clips"].keys()

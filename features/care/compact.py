@@ -107,37 +107,44 @@ def remove_clips(
 
     # First what later revisions hide: without these it would count again.
     passes = [lambda sources: without(sources, hidden=True), lambda sources: without(sources, hidden=False)]
-    return _replace(store, name, passes, part_bytes=part_bytes, progress=progress)
+    return _replace(store, name, passes, unwanted=unwanted, part_bytes=part_bytes, progress=progress)
 
 
 def _replace(
     store: Path,
     name: str,
-    passes: Iterable[Callable[[Sources], list[list[Piece]]]],
+    passes: Sequence[Callable[[Sources], list[list[Piece]]]],
     *,
+    unwanted: Collection[str] = (),
     part_bytes: int,
     trial: bool = False,
     progress: Callable[[int, int], None],
 ) -> Rewritten:
-    """Rewrites groups of pieces, pass by pass; each pass again as long as other programs rewrite parts beside it."""
+    """Rewrites groups of pieces, pass by pass; each pass again as long as other programs rewrite parts beside it.
+
+    All of it is done again where ``unwanted`` clips are there afterwards: another program that had read them before has
+    put them into a part of its own.
+    """
     result = Rewritten()
     check_stream(store, name)
     stream = Stream(store, name, skip_damaged=True)
     result.parts_before, result.bytes_before = len(stream.index.parts), sum(map(bytes_of, stream.index.parts))
     result.parts_after, result.bytes_after = result.parts_before, result.bytes_before
-    for choose in passes:
-        again = True
-        while again:
-            try:
-                again = _pass(store, name, choose, result, part_bytes, trial, progress)
-            except NOT_THERE:  # a commit record that another program has replaced meanwhile
-                again = True
-    # The index on disk, made afresh, has no ids of clips that were removed.
-    stream = Stream(store, name, skip_damaged=True, afresh=not trial)
-    if not trial:
-        sweep(stream)
-    result.damaged |= stream.damaged
-    return result
+    while True:
+        for choose in passes:
+            again = True
+            while again:
+                try:
+                    again = _pass(store, name, choose, result, part_bytes, trial, progress)
+                except NOT_THERE:  # a commit record that another program has replaced meanwhile
+                    again = True
+        # The index on disk, made afresh, has no ids of clips that were removed.
+        stream = Stream(store, name, skip_damaged=True, afresh=not trial)
+        if not trial:
+            sweep(stream)
+        result.damaged |= stream.damaged
+        if result.damaged or (stream.index.locate_all(list(unwanted)) < 0).all():
+            return result
 
 
 def _pass(

@@ -506,6 +506,13 @@ def test_what_is_at_out_stays(form: str, tmp_path: Path) -> None:
     assert (tmp_path / "file.parquet").read_text() == (tmp_path / "folder" / "mine").read_text() == "mine"
 
 
+def test_a_clip_whose_name_is_a_folder_of_another_is_no_dataset(tmp_path: Path) -> None:
+    windows(tmp_path / "s.zarr", ids=("x", "a", "y", "a/b"))
+    assert "'a/b' cannot be" in refused(
+        "export", tmp_path / "s.zarr", "windows", "--out", tmp_path / "t.h5", "--format", "hdf5"
+    )
+
+
 @pytest.mark.parametrize("form", ["npy", "hdf5", *NEW])
 def test_a_full_disk_leaves_no_export(form: str, tmp_path: Path) -> None:
     """A limit on the size of a file stands in for the disk."""

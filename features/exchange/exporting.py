@@ -204,7 +204,7 @@ def _dataset(file: Any, name: str, array: np.ndarray, path: Path) -> None:
         raise _no_dataset(path, name, "HDF5 would give it another")
     try:
         file.create_dataset(name, data=array)
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:  # TypeError: a dataset where the name needs a group
         raise _no_dataset(path, name, str(error)) from error
 
 

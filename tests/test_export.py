@@ -506,6 +506,16 @@ def test_what_is_at_out_stays(form: str, tmp_path: Path) -> None:
     assert (tmp_path / "file.parquet").read_text() == (tmp_path / "folder" / "mine").read_text() == "mine"
 
 
+def test_nothing_is_exported_into_a_store(tmp_path: Path) -> None:
+    """The spec.json of an export would make a stream of it that cannot be read."""
+    store = tmp_path / "s.zarr"
+    windows(store, ids=("a",))
+    (tmp_path / "link").symlink_to(store)
+    for out in (store / "out", tmp_path / "link" / "out", store / "windows" / "deep" / "out"):
+        assert "choose another --out" in refused("export", store, "windows", "--out", out)
+    assert sorted(path.name for path in store.iterdir()) == ["windows", "zarr.json"]
+
+
 def test_a_clip_whose_name_is_a_folder_of_another_is_no_dataset(tmp_path: Path) -> None:
     windows(tmp_path / "s.zarr", ids=("x", "a", "y", "a/b"))
     assert "'a/b' cannot be" in refused(

@@ -33,7 +33,8 @@ def begun(out: Path, *, folder: bool) -> Iterator[Path]:
     Until then it is beside ``out``, so that what breaks never reads as a smaller stream.
 
     Raises:
-        StoreError: if something is at ``out`` other than an empty folder for a folder, or it cannot be written.
+        StoreError: if something is at ``out`` other than an empty folder for a folder, it is in a store, or it cannot
+            be written.
     """
     if not isinstance(out, Path):
         raise StoreError(f"{out} is not on this machine: export to a folder here, and copy it there")
@@ -44,6 +45,9 @@ def begun(out: Path, *, folder: bool) -> Iterator[Path]:
             raise StoreError(f"{out} exists and is not empty; choose another --out")
         if os.path.lexists(path) and not (folder and path.is_dir()):
             raise StoreError(f"{out} exists; choose another --out")
+        real = Path(os.path.realpath(path))
+        if group := next((parent for parent in real.parents if (parent / "zarr.json").is_file()), None):
+            raise StoreError(f"{out} is in the store or Zarr group {group}; choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         if folder:
             partial.mkdir()

@@ -619,6 +619,22 @@ def test_parts_of_format_1_are_copied_and_compacted(tmp_path: Path) -> None:
     assert not damages(store)
 
 
+def test_rows_that_a_damaged_part_hides_do_not_count_in_the_copy(tmp_path: Path) -> None:
+    store, target = make(tmp_path / "s.zarr", {}), tmp_path / "t.zarr"
+    add(store, "000001-a", [clip("a", 3), clip("b", 2)])
+    add(store, "000002-b", [clip("a", 5, revision=1)])
+    add(store, "000003-c", [clip("c", 2)])
+    before = truth(store)
+    (file,) = store.glob("s/parts/000002-b.*/values/c/0/0")
+    whole = file.read_bytes()
+    file.write_bytes(bytes(byte ^ 1 for byte in whole))
+    assert list(copy_store(store, target)["s"].damaged) == ["000002-b"]
+    assert list(open_store(target)["s"]) == ["c"]
+    file.write_bytes(whole)
+    assert not copy_store(store, target)["s"].damaged
+    assert truth(target) == before
+
+
 def test_a_part_whose_name_is_taken_or_was_replaced_gets_another_and_counts(tmp_path: Path) -> None:
     """A name that a compacted part has replaced would not count."""
     one, _ = partitions(tmp_path)

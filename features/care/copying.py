@@ -197,7 +197,7 @@ def _copy_pass(
         hides = len(sources.counting(part)) < len(commit["clips"])
         if wanted is not None and (hides or any(clip_id not in wanted for clip_id in ids)):
             pieces += sources.pieces(part, places, failures)
-        else:
+        elif not hides or sources.is_intact(part):  # without a part that is damaged what that hides would count
             copies.append((part, bytes_of(commit)))
     groups = grouped(pieces)
     total, done = sum(size for _, size in copies) + sum(piece.bytes for piece in pieces), 0

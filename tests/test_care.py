@@ -571,6 +571,20 @@ def test_a_merge_killed_at_any_step_goes_on_where_it_stopped(steps: int, tmp_pat
     killed_everywhere(MERGE, fresh, check, steps)
 
 
+def test_a_merge_leaves_the_rows_of_clips_that_the_other_store_has(tmp_path: Path) -> None:
+    """Though the name of the part that comes sorts before that of the part that is there."""
+    target = make(tmp_path / "t.zarr", {"000005-z": [rows_of("a", 2, seed=1), rows_of("b", 1)]})
+    source = make(tmp_path / "s.zarr", {"000001-a": [rows_of("a", 2, seed=2), rows_of("c", 3)]})
+    kept = open_store(target)["s"]
+    rows, mark = kept["a"].values.tobytes(), kept.digest(["a", "b"])
+    for _ in range(2):
+        copy_store(source, target)
+        merged = open_store(target)["s"]
+        assert sorted(merged) == ["a", "b", "c"]
+        assert (merged["a"].values.tobytes(), merged.digest(["a", "b"])) == (rows, mark)
+        assert len(merged.commits) == 2
+
+
 def test_a_subset_is_copied_by_a_manifest_with_its_failures_and_captions(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr")
     declare_stream(store, "t", TEXT, {"weights": "none"})
@@ -826,6 +840,22 @@ def test_damage_is_told_in_the_order_of_parts_however_many_threads_look(tmp_path
 # --- Listings --------------------------------------------------------------------------------------------------------
 
 
+def test_a_stream_that_cannot_be_read_does_not_keep_others_from_being_cared_for(tmp_path: Path) -> None:
+    store = many(tmp_path / "s.zarr", 3)
+    declare_stream(store, "a", SPEC, {})
+    (store / "a/spec.json").write_text("{}")
+    compacted = amex("features", "compact", store, "--json")
+    assert (compacted.exit_code, "a: " in compacted.stderr) == (1, True)
+    assert json.loads(compacted.stdout)["streams"]["s"]["parts_after"] == 1
+    (store / "ids.txt").write_text("0a\n")
+    removed = amex("features", "rm", store, "--clips", store / "ids.txt", "--yes")
+    assert (removed.exit_code, "a: " in removed.stderr) == (1, True)
+    assert removed.stdout == f"removed 1 clip of s from {store}\n"
+    assert open_store(store)["s"].state("0a") == "absent"
+    named = amex("features", "compact", store, "a")
+    assert (named.exit_code, "spec.json is damaged" in named.output) == (1, True)
+
+
 def test_clips_are_listed_by_state_and_no_row_is_read_for_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -833,7 +863,7 @@ def test_clips_are_listed_by_state_and_no_row_is_read_for_all_of_them(
     manifest = write_lines(tmp_path / "m.jsonl", *({"clip_id": c, "video": c} for c in ("0a", "0f", "x", "y")))
     listed = amex("features", "ls", store).output
     assert "s: 11 clips" in listed
-    assert "  0a  3 rows of float16[6] over [" in listed
+    assert "  0a     3 rows of float16[6] over [" in listed
     assert "s: 1 empty clip\n  empty  empty" in amex("features", "ls", store, "--state", "empty").output
     failed = amex("features", "ls", store, "s", "--state", "failed").output
     assert "  3f  failed: open: torn (2 tries)" in failed

@@ -142,20 +142,27 @@ def features_compact(
     Runs, trainings and readers may go on beside it. A second compaction does nothing. Damaged parts are named and left
     as they are; the exit status is 1 then.
     """
-    from ...features import compact, open_store
+    from ...features import StoreError, compact, open_store
     from ...storage import reachable
 
     record: dict[str, Any] = {}
+    unreadable: dict[str, dict[str, str]] = {}
     with reachable(store), bytes_bar() as bar:
         for name in streams or list(open_store(store)):
             settings = {"part_bytes": round(part_mb * 2**20), "old": old, "trial": dry_run}
-            done = compact(store, name, **settings, progress=shows(bar, name))
+            try:
+                done = compact(store, name, **settings, progress=shows(bar, name))
+            except StoreError as error:
+                if name in streams:
+                    raise
+                unreadable[name] = {"": str(error)}
+                continue
             record[name] = dataclasses.asdict(done)
             if not as_json:
                 click.echo(f"{name}: {rewritten(record[name], 'would be' if dry_run else 'are now')}")
     if as_json:
         click.echo(json.dumps({"dry_run": dry_run, "streams": record}, indent=1))
-    refuse_damaged({name: entry["damaged"] for name, entry in record.items()}, "are as they were")
+    refuse_damaged({**unreadable, **{name: entry["damaged"] for name, entry in record.items()}}, "are as they were")
 
 
 def rewritten(entry: dict[str, Any], are: str) -> str:
@@ -302,7 +309,8 @@ def features_rm(
     if as_json:
         click.echo(json.dumps(record, indent=1))
     else:
-        for name, entry in record["removed"].items():
+        readable = ((name, entry) for name, entry in record["removed"].items() if "" not in entry["damaged"])
+        for name, entry in readable:
             click.echo(f"removed {f'{counted(entry)} of {name}' if ids else name} from {store}")
     refuse_damaged({name: entry["damaged"] for name, entry in record["removed"].items()}, "not rewritten")
 
@@ -351,15 +359,22 @@ def remove_whole(store: Path, stream: str, yes: bool) -> dict[str, Any]:
 
 def remove_some(store: Path, stream: str | None, ids: list[str], yes: bool) -> dict[str, Any]:
     """Removes clips from a stream, or from all; returns how many of each, and the ids that are in none."""
-    from ...features import open_store, remove_clips
+    from ...features import StoreError, open_store, remove_clips
     from ...storage import reachable
 
     opened = open_store(store, skip_damaged=True)
     wanted = dict.fromkeys(ids)
     removed: dict[str, Any] = {}
+    unreadable: dict[str, Any] = {}
     unknown = set(wanted)
     for name in [stream] if stream else list(opened):
-        states = Counter(map(opened[name].state, wanted))
+        try:
+            states = Counter(map(opened[name].state, wanted))
+        except StoreError as error:
+            if stream:
+                raise
+            unreadable[name] = {"clips": 0, "failures": 0, "damaged": {"": str(error)}}
+            continue
         unknown -= {clip_id for clip_id in unknown if opened[name].state(clip_id) != "absent"}
         removed[name] = {"clips": states["done"] + states["empty"], "failures": states["failed"], "damaged": {}}
     count = len(wanted) - len(unknown)
@@ -376,4 +391,4 @@ def remove_some(store: Path, stream: str | None, ids: list[str], yes: bool) -> d
             entry["damaged"] = remove_clips(store, name, wanted, progress=shows(bar, name)).damaged
     if not count:
         raise AmexError(f"nothing to remove: none of these ids is in {stream or store}")
-    return {"removed": removed, "unknown": sorted(unknown)}
+    return {"removed": {**removed, **unreadable}, "unknown": sorted(unknown)}

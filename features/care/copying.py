@@ -1,7 +1,7 @@
 """Streams of one store into another: all of them, as when partitions are merged, or some clips.
 
-Parts are copied as they are, every byte compared with its checksum. Parts of which only some clips are wanted are
-rewritten. What the other store has already is left out, so an interrupted copy goes on where it stopped.
+Parts are copied as they are, every byte compared with its checksum. Parts of which only some clips are wanted, count or
+are new to the other store are rewritten. So an interrupted copy goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -193,11 +193,10 @@ def _copy_pass(
         places, failures = _missing(sources, there, part, wanted)
         if not places and not failures:
             continue
-        ids = [entry["clip_id"] for entry in (*commit["clips"], *commit["failures"])]
-        hides = len(sources.counting(part)) < len(commit["clips"])
-        if wanted is not None and (hides or any(clip_id not in wanted for clip_id in ids)):
+        # As a whole it would bring entries that do not count, or compete with those that the other store has.
+        if len(places) + len(failures) < len(commit["clips"]) + len(commit["failures"]):
             pieces += sources.pieces(part, places, failures)
-        elif not hides or sources.is_intact(part):  # without a part that is damaged what that hides would count
+        else:
             copies.append((part, bytes_of(commit)))
     groups = grouped(pieces)
     total, done = sum(size for _, size in copies) + sum(piece.bytes for piece in pieces), 0

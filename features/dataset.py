@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .reader import Batch, Stream
-from .schema import StoreError
+from .schema import StoreError, as_ids
 
 # From the rows that each clip has, (B,), which of them to take: their numbers, (B, R) or (R,), and how many, (B,).
 Choice = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -125,10 +125,8 @@ class JoinedDataset(Dataset[dict[str, dict[str, Tensor]]]):
 
 def as_array(clip_ids: Any) -> np.ndarray:
     """Strings as one array of them."""
-    if isinstance(clip_ids, str):
-        raise StoreError(f"clip ids are a list: [{clip_ids!r}]")
     if not isinstance(clip_ids, np.ndarray):
-        clip_ids = list(clip_ids)
+        clip_ids = as_ids(clip_ids)
     return np.asarray(clip_ids, np.dtypes.StringDType())
 
 

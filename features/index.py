@@ -241,8 +241,6 @@ class Index:
 
     def find(self, clip_ids: Sequence[str]) -> np.ndarray:
         """(n,) int64: the entries that have the rows of clips, be they 0; -1 where there are none."""
-        if isinstance(clip_ids, str):
-            raise StoreError(f"clip ids are a list: [{clip_ids!r}]")
         entries = self.locate_all(clip_ids)
         known = np.flatnonzero(entries >= 0)
         entries[known[self.rows[entries[known]] < 0]] = -1

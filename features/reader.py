@@ -28,6 +28,7 @@ from .schema import (
     Failure,
     ReplacedPart,
     StoreError,
+    as_ids,
     clip_arrays,
     folder_of,
     has_stream,
@@ -294,7 +295,7 @@ class Stream:
             ClipNotThere, DamagedPart: as ``stream[clip_id]``.
             StoreError: if the stream has no such array.
         """
-        clip_ids, single = tuple(clip_ids), clip_arrays(self.spec)
+        clip_ids, single = as_ids(clip_ids), clip_arrays(self.spec)
         forms = {**row_arrays(self.spec), **single}
         if unknown := set(arrays or ()) - forms.keys():
             raise StoreError(f"stream {self.name!r} has no array {min(unknown)!r}; there is {', '.join(forms)}")

@@ -30,7 +30,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,13 @@ def diff_specs(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, A
             yield from diff_specs(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, old, new
+
+
+def as_ids(clip_ids: Iterable[str]) -> tuple[str, ...]:
+    """Clip ids as a tuple; raises StoreError for a text, whose letters would be taken for ids."""
+    if isinstance(clip_ids, str):
+        raise StoreError(f"clip ids are a list: [{clip_ids!r}]")
+    return tuple(clip_ids)
 
 
 def is_plain(name: str) -> bool:

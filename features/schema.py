@@ -49,6 +49,8 @@ SEAL = ',\n "sha256": "'
 FILES = {"zarr.json", "problems.json"}
 # The file of a stream that ``index.py`` keeps.
 INDEX = "clips.index"
+# The file that a program holds while it rewrites parts of a stream.
+LOCK = ".rewriting.lock"
 # What the store, its streams and Zarr use as names themselves.
 RESERVED = {*FILES, "c", "spec.json", "parts", "commits", INDEX}
 # How the folder of a stream that is being removed begins.

@@ -149,6 +149,13 @@ class Storage(ABC):
         """
 
     @abstractmethod
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Waits until no other program holds the file at the path, and holds it; where files can be locked, else not.
+
+        A program that is killed lets go of it. The file stays.
+        """
+
+    @abstractmethod
     def remove(self) -> None:
         """Removes the file, or the folder with all that is in it, if nobody else has."""
 

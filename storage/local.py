@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import fnmatch
 import heapq
 import os
@@ -226,6 +227,13 @@ class LocalStorage(Storage):
         _sync_files(self.path if self.path.exists() else begun)
         if not self.path.exists():
             begun.rename(self.path)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # a folder that nobody can write to, a file system without locks
+                fcntl.flock(held.enter_context(self.path.open("ab")), fcntl.LOCK_EX)
+            yield
 
     def remove(self) -> None:
         if self.path.is_dir() and not self.path.is_symlink():

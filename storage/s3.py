@@ -231,6 +231,9 @@ class ObjectStorage(Storage):
         """File by file, also over what another writer puts there: until the commit a name stands for the same bytes."""
         self.system.put(f"{begun}/", f"{self.address}/", recursive=True, batch_size=SENT_TOGETHER)
 
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.system.rm(self.address, recursive=True)

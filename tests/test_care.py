@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -368,6 +369,13 @@ def test_two_compactions_at_once_lose_nothing(rows: tuple[int, int], tmp_path: P
     assert not damages(store)
 
 
+@pytest.fixture
+def unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks, where others rewrite a stream meanwhile."""
+    monkeypatch.setattr("fcntl.flock", lambda *arguments: None)
+
+
+@pytest.mark.usefixtures("unlocked")
 def test_a_part_that_another_compaction_removes_as_the_stream_is_opened_is_none_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +393,7 @@ def test_a_part_that_another_compaction_removes_as_the_stream_is_opened_is_none_
     assert len(open_store(store)["s"].commits) == 1
 
 
+@pytest.mark.usefixtures("unlocked")
 def test_a_compaction_whose_parts_are_rewritten_while_it_reads_them_starts_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +413,7 @@ def test_a_compaction_whose_parts_are_rewritten_while_it_reads_them_starts_over(
     assert len(folders(store)) == 1
 
 
+@pytest.mark.usefixtures("unlocked")
 def test_a_removal_takes_a_clip_also_out_of_what_a_compaction_writes_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +429,43 @@ def test_a_removal_takes_a_clip_also_out_of_what_a_compaction_writes_meanwhile(
     monkeypatch.setattr(rewriting, "write_part", after_a_compaction)
     remove_clips(store, "s", ["0a"])
     assert truth(store) == before
+    assert not damages(store)
+
+
+def test_a_clip_that_is_removed_while_others_compact_does_not_come_back(tmp_path: Path) -> None:
+    store = many(tmp_path / "s.zarr", 12)
+    before = truth(store)["clips"]
+    compacted = "for rows in (10, 30, 90, 9000): features.compact(Path(sys.argv[1]), 's', part_bytes=rows * 28)"
+    gone = ["0a", "3b", "6a", "11b"]
+    removed = f"features.remove_clips(Path(sys.argv[1]), 's', {gone})"
+    at_once(store, compacted, removed, f"time.sleep(0.2); {removed}")
+    assert truth(store)["clips"] == {name: clip for name, clip in before.items() if name not in gone}
+    assert not damages(store)
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from amex.storage import storage_at
+with storage_at(Path(sys.argv[1]) / "s" / ".rewriting.lock").locked():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_who_rewrites_a_stream_waits_for_another_one_that_does_and_not_for_one_that_was_killed(tmp_path: Path) -> None:
+    store = many(tmp_path / "s.zarr", 3)
+    holder = subprocess.Popen([sys.executable, "-c", HOLDS, store], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    waiting = threading.Thread(target=compact, args=(store, "s"))
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    assert compact(store, "s", trial=True).parts_after == 1  # who writes nothing does not wait
+    holder.kill()
+    holder.communicate()
+    waiting.join(30)
+    assert len(open_store(store)["s"].commits) == 1
     assert not damages(store)
 
 

@@ -6,6 +6,7 @@ them. Readers see the clips in the old parts or in the new one.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 from ...storage import NOT_THERE, storage_at
 from ..reader import Stream
-from ..schema import FORMAT, bytes_of, check_stream, folder_of
+from ..schema import FORMAT, LOCK, bytes_of, check_stream, folder_of
 from .rewriting import PART_BYTES, SMALL, Piece, Sources, completed, grouped
 from .verify import sweep
 
@@ -122,11 +123,24 @@ def _replace(
 ) -> Rewritten:
     """Rewrites groups of pieces, pass by pass; each pass again as long as other programs rewrite parts beside it.
 
-    All of it is done again where ``unwanted`` clips are there afterwards: another program that had read them before has
-    put them into a part of its own.
+    Where files can be locked, one program rewrites a stream at a time: else one that has read a clip could write it
+    again after another has removed it. All is done again where ``unwanted`` clips are there afterwards nevertheless.
     """
-    result = Rewritten()
     check_stream(store, name)
+    with contextlib.nullcontext() if trial else storage_at(store / name / LOCK).locked():
+        return _replace_alone(store, name, passes, unwanted, part_bytes, trial, progress)
+
+
+def _replace_alone(
+    store: Path,
+    name: str,
+    passes: Sequence[Callable[[Sources], list[list[Piece]]]],
+    unwanted: Collection[str],
+    part_bytes: int,
+    trial: bool,
+    progress: Callable[[int, int], None],
+) -> Rewritten:
+    result = Rewritten()
     stream = Stream(store, name, skip_damaged=True)
     result.parts_before, result.bytes_before = len(stream.index.parts), sum(map(bytes_of, stream.index.parts))
     result.parts_after, result.bytes_after = result.parts_before, result.bytes_before

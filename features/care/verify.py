@@ -27,6 +27,7 @@ from ..reader import Stream
 from ..schema import (
     FORMAT,
     INDEX,
+    LOCK,
     REMOVED,
     REPAIR_SPEC,
     DamagedPart,
@@ -114,7 +115,7 @@ def verify_store(
             for path in sorted(folder.iterdir()):
                 if path.name.startswith(TEMPORARY):
                     yield _leftover(folder.name, f"{folder.name}/{path.name}")
-        elif {path.name for path in folder.iterdir()} <= {"zarr.json", "parts", "commits", INDEX}:
+        elif {path.name for path in folder.iterdir()} <= {"zarr.json", "parts", "commits", INDEX, LOCK}:
             yield _leftover("", folder.name)
 
 

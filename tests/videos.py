@@ -6,7 +6,9 @@ pixels and not about an index.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -44,6 +46,16 @@ def read_number(image: np.ndarray) -> int:
 _encoded: dict[tuple[object, ...], bytes] = {}
 
 
+@contextlib.contextmanager
+def usual_scheduling() -> Iterator[None]:
+    """Where root encodes AV1, SVT-AV1 makes the calling thread a real-time one, which starves all other processes."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 def encode(
     path: Path,
     *,
@@ -66,7 +78,7 @@ def encode(
     if key in _encoded:
         path.write_bytes(_encoded[key])
         return path
-    with av.open(str(path), "w") as container:
+    with usual_scheduling(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps), options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         if pts is not None:

@@ -17,7 +17,8 @@ from .exchange.importing import FORMATS, Source, find_sources, import_stream
 from .exchange.parquet_files import export_parquet
 from .exchange.safetensors_files import export_safetensors
 from .exchange.webdataset_files import export_webdataset
-from .reader import Batch, Rows, Store, Stream, open_store
+from .reader import Store, Stream, open_store
+from .rows import Batch, Rows
 from .schema import (
     ClipNotThere,
     ClipSource,

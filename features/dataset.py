@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from .reader import Batch, Stream
+from .reader import Stream
+from .rows import Batch
 from .schema import StoreError, as_ids
 
 # From the rows that each clip has, (B,), which of them to take: their numbers, (B, R) or (R,), and how many, (B,).

@@ -6,20 +6,21 @@ import contextlib
 import functools
 import gc
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import first_line, plural
+from ..errors import first_line
 from ..storage import NOT_THERE, open_path, reachable, storage_at
-from .index import LISTINGS, Index, Parts, open_index
+from .index import LISTINGS, Index, open_index
 from .parts import BadPart, PartReader
+from .records import Commits, Failures
+from .rows import Batch, Rows
 from .schema import (
     REPAIR,
     ClipNotThere,
@@ -59,62 +60,6 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-@dataclass(frozen=True, repr=False)
-class Rows:
-    """The rows of one clip in one stream; in a stream of text, the tokens of one caption.
-
-    Attributes:
-        arrays: by name; ``rows["boxes"]`` is short for ``rows.arrays["boxes"]``.
-    """
-
-    arrays: Mapping[str, np.ndarray]
-
-    @property
-    def values(self) -> np.ndarray:
-        """The features: (rows, ...), the stream's dtype."""
-        return self.arrays["values"]
-
-    @property
-    def times(self) -> np.ndarray:
-        """(rows, 2) float64, [start, end) seconds on the video's own clock. Streams of text have none."""
-        return self.arrays["times"]
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.arrays[name]
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __repr__(self) -> str:
-        timed = len(self) and "times" in self.arrays
-        span = f" over [{self.times[0, 0]:.3f}, {self.times[-1, 1]:.3f}) s" if timed else ""
-        more = "".join(f", {name}" for name in self.arrays if name not in ("values", "times"))
-        return f"{type(self).__name__}({self.values.dtype}{list(self.values.shape)}{span}{more})"
-
-
-@dataclass(frozen=True, repr=False)
-class Batch(Rows):
-    """The rows of several clips end to end: rows ``offsets[i]:offsets[i+1]`` are those of ``clip_ids[i]``.
-
-    Attributes:
-        offsets: (clips + 1,) int64.
-        clip_ids: in the order asked for.
-        clip_arrays: names of those arrays that have one entry a clip instead of one a row.
-    """
-
-    offsets: np.ndarray
-    clip_ids: tuple[str, ...]
-    clip_arrays: frozenset[str]
-
-    def __iter__(self) -> Iterator[Rows]:
-        for index, (begin, end) in enumerate(itertools.pairwise(self.offsets)):
-            arrays = self.arrays.items()
-            yield Rows({n: array[index] if n in self.clip_arrays else array[begin:end] for n, array in arrays})
-
-    def __repr__(self) -> str:
-        return f"Batch({plural(len(self.clip_ids), 'clip')}, {self.values.dtype}{list(self.values.shape)})"
 
 
 def open_store(path: str | os.PathLike[str], *, skip_damaged: bool = False) -> Store:
@@ -535,69 +480,6 @@ STATES = ("absent", "failed", "empty", "done")
 def _rows(index: Index, entry: int) -> int:
     """Rows of an entry, -1 of a failure, ABSENT of none."""
     return int(index.rows[entry]) if entry >= 0 else ABSENT
-
-
-# Commit records that are kept after they were read: a pass over the clips of a stream takes them part by part.
-KEPT = 4
-
-
-class Commits(Mapping[str, dict[str, Any]]):
-    """The commit records of the parts that count, each read and checked when it is asked for.
-
-    Raises:
-        DamagedPart: if a record is damaged.
-        FileNotFoundError: if it was removed since the stream was opened, as by another part that replaces it.
-    """
-
-    def __init__(self, parts: Parts, read: Callable[[str], dict[str, Any]]) -> None:
-        self._parts, self._read = parts, read
-        self._recent: tuple[tuple[str, dict[str, Any]], ...] = ()
-
-    def __getitem__(self, part: str) -> dict[str, Any]:
-        for name, commit in self._recent:
-            if name == part:
-                return commit
-        if part not in self._parts.numbers:
-            raise KeyError(part)
-        commit = self._read(part)
-        self._recent = ((part, commit), *self._recent[: KEPT - 1])
-        return commit
-
-    def __contains__(self, part: object) -> bool:
-        return part in self._parts.numbers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts.names)
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-
-class Failures(Mapping[str, Failure]):
-    """The clips of a stream that failed. An entry is read from its commit record when it is asked for.
-
-    Raises:
-        DamagedPart: if that is damaged.
-    """
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def __getitem__(self, clip_id: str) -> Failure:
-        entry = self._stream._entry(clip_id) if clip_id in self else {}
-        if clip_id not in self:  # by now: the stream may have looked at the disk again
-            raise KeyError(clip_id)
-        return Failure(**entry)
-
-    def __contains__(self, clip_id: object) -> bool:
-        return isinstance(clip_id, str) and self._stream.state(clip_id) == "failed"
-
-    def __iter__(self) -> Iterator[str]:
-        index = self._stream.index
-        return index.names(index.failures)
-
-    def __len__(self) -> int:
-        return len(self._stream.index.failures)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..reader import Batch, Rows, Stream
+from ..reader import Stream
+from ..rows import Batch, Rows
 from ..schema import clip_arrays, entry_bytes, fingerprint, is_of_captions, row_arrays
 
 # What is in memory at a time, as the stream holds it; a clip that is larger is read whole.

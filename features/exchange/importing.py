@@ -17,7 +17,8 @@ import numpy as np
 from ...errors import plural
 from ...foreign import reading
 from ...storage import reachable
-from ..reader import Rows, Stream
+from ..reader import Stream
+from ..rows import Rows
 from ..schema import free_name, stream_path
 from ..writer import ClipRows, create_store, declare_stream, has_commits, write_part
 from .butd_files import from_butd

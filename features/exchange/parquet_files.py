@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..reader import Batch
+from ..rows import Batch
 from .excerpt import Excerpt
 from .exporting import SHARD_BYTES, begun, library, metadata
 

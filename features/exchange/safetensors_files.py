@@ -16,7 +16,7 @@ import numpy as np
 from ...errors import first_line, plural
 from ...foreign import parse_json, read_json
 from ...storage import write_json
-from ..reader import Batch
+from ..rows import Batch
 from ..schema import StoreError
 from .excerpt import Excerpt
 from .exporting import SHARD_BYTES, about, begun, library, metadata

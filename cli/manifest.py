@@ -27,7 +27,7 @@ def dataset_help() -> str:
     lines = []
     for name, dataset in DATASETS.items():
         protocols = f" Protocols: {', '.join(dataset.protocols)}." if dataset.protocols else ""
-        lines.append(f"{name}: {dataset.help}.{protocols}")
+        lines.append(f"{name}: {dataset.takes}.{protocols}")
     return "\n\n".join(lines)
 
 

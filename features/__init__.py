@@ -34,6 +34,7 @@ from .schema import (
     is_of_captions,
     row_arrays,
 )
+from .sources import read_sources, write_sources
 from .writer import ClipRows, create_store, declare_stream, is_committed, remove_stream, write_part, write_problems
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "is_of_captions",
     "mend",
     "open_store",
+    "read_sources",
     "remove_clips",
     "remove_stream",
     "render_card",
@@ -88,4 +90,5 @@ __all__ = [
     "write_card",
     "write_part",
     "write_problems",
+    "write_sources",
 ]

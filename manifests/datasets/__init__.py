@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
 
 from ..clip import ManifestError
-from .base import Dataset
+from .base import Dataset, Protocol
 
 DATASETS: dict[str, Dataset] = {
     module.name: importlib.import_module(f"{__name__}.{module.name}").DATASET
@@ -14,9 +15,20 @@ DATASETS: dict[str, Dataset] = {
     if module.name != "base"
 }
 
+__all__ = ["DATASETS", "Dataset", "Protocol", "dataset", "named"]
+
 
 def dataset(name: str) -> Dataset:
-    """A data set by name; raises ManifestError that lists them all."""
+    """A data set by name; raises ManifestError that says which is meant, or lists them all."""
     if name not in DATASETS:
-        raise ManifestError(f"unknown data set {name!r}; there is {', '.join(DATASETS)}")
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        meant = f"did you mean {near[0]!r}? There" if near else "there"
+        raise ManifestError(f"unknown data set {name!r}; {meant} is {', '.join(DATASETS)}")
     return DATASETS[name]
+
+
+def named(text: str) -> tuple[Dataset, str | None]:
+    """What ``NAME`` or ``NAME:PROTOCOL`` means: a data set, and one of its protocols; raises ManifestError."""
+    name, colon, protocol = text.partition(":")
+    chosen = dataset(name)
+    return chosen, chosen.protocol(protocol) if colon else None

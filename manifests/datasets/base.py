@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ... import foreign
 from ...storage import open_path
+from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError, Problem
 
 # Of the videos of train, where a published protocol names no clips to choose a checkpoint on.
@@ -19,25 +20,78 @@ VAL_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """One published way to use a data set: which clips are learned from, and which gallery is searched.
+
+    Attributes:
+        help: one line: whose it is, what a clip and a query are.
+        clips: published numbers of clips by split, before ``val`` is carved from ``train``.
+        captions: published numbers of captions by split, where they are known.
+        files: those that it cannot do without.
+        optional: those that add captions, or clips of other splits, where they are there.
+        known: ``counted``: in the files themselves; ``read``: in the publication or the repository that ``source``
+            names; ``unchecked``: neither.
+        source: where the numbers that are not counted come from.
+    """
+
+    help: str
+    clips: Mapping[str, int]
+    captions: Mapping[str, int] = field(default_factory=dict)
+    files: tuple[AnnotationFile, ...] = ()
+    optional: tuple[AnnotationFile, ...] = ()
+    known: Literal["counted", "read", "unchecked"] = "unchecked"
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A data set: where its annotations come from and how they become clips.
 
     Attributes:
-        help: one line for ``--help``: what --annotations must be.
-        build: makes the clips from the annotations path and a protocol, and a Problem for what cannot be a clip.
-        protocols: the published splits to choose from, the default first; empty where there is only one.
+        name: on the command line, and that of its module.
+        title: its name as people write it, its paper, and what its clips are; one line.
+        takes: what --annotations must be, for messages and ``--help``; one line.
+        build: makes the clips of a protocol from the annotation files, and a Problem for what cannot be a clip.
+        protocols: by name, the default first; empty for videos of one's own.
+        videos: how people get the videos, which amex never downloads; whole sentences.
     """
 
-    help: str
-    build: Callable[[Path, str], Iterable[Clip | Problem]]
-    protocols: tuple[str, ...] = ()
+    name: str
+    title: str
+    takes: str
+    build: Callable[[Annotations, str], Iterable[Clip | Problem]]
+    protocols: Mapping[str, Protocol] = field(default_factory=dict)
+    videos: str = ""
+
+    def protocol(self, name: str | None) -> str:
+        """The name of a protocol, the default's for None; raises ManifestError that lists them."""
+        if name is not None and name not in self.protocols:
+            choices = ", ".join(self.protocols) or "none: this data set has one split"
+            raise ManifestError(f"unknown protocol {name!r}; choose from {choices}")
+        return name or next(iter(self.protocols), "")
+
+    def fetch(self, folder: Path, protocol: str | None, say: Callable[[str], None] = lambda line: None) -> None:
+        """Fetches the annotation files of a protocol that are not below ``folder``; calls ``say`` for each.
+
+        Raises:
+            ManifestError: for the first that cannot be had, with its address and where to put it.
+        """
+        there = Annotations(folder)
+        for file in self.protocols[self.protocol(protocol)].files if self.protocols else ():
+            if there.find(file.name) is None:
+                say(f"fetching {file.name} from {file.url}")
+                file.fetch(folder)
 
     def scan(
         self, annotations: str | Path, protocol: str | None = None, *, val: float = VAL_SHARE
     ) -> list[Clip | Problem]:
         """The clips of this data set, and then a Problem for each thing that cannot be one.
 
+        Extras say under ``protocol`` which one the clips are of, as ``msrvtt:1k-A``, so that figures can.
+
         Args:
+            annotations: the folder of the files, or the one file of a protocol; which protocol has a file of its kind
+                is then seen by its extension.
             val: where the protocol has train and test alone, this share of train's videos becomes ``val``; 0: none.
 
         Raises:
@@ -46,15 +100,25 @@ class Dataset:
         path = open_path(annotations)
         with foreign.reading(path, ManifestError):
             if not path.exists():
-                raise ManifestError(f"{path} does not exist; --annotations takes {self.help}")
-        if protocol is not None and protocol not in self.protocols:
-            choices = ", ".join(self.protocols) or "none: this data set has one split"
-            raise ManifestError(f"unknown protocol {protocol!r}; choose from {choices}")
-        chosen = protocol or (self.protocols[0] if self.protocols else "")
-        with foreign.reading(path, ManifestError, f"is not laid out as expected, --annotations takes {self.help}"):
-            items = list(self.build(path, chosen))
-        clips = [item for item in items if isinstance(item, Clip)]
+                raise ManifestError(f"{path} does not exist; --annotations takes {self.takes}")
+            is_file = path.is_file()
+        if protocol is None and is_file:
+            protocol = next((name for name, each in self.protocols.items() if _is_for(path, each)), None)
+        chosen = self.protocol(protocol)
+        known = [file for each in self.protocols.values() for file in (*each.files, *each.optional)]
+        with foreign.reading(path, ManifestError, f"is not laid out as expected, --annotations takes {self.takes}"):
+            items = list(self.build(Annotations(path, known), chosen))
+        clips = [_under(f"{self.name}:{chosen}", item) if chosen else item for item in items if isinstance(item, Clip)]
         return [*carve(clips, val), *(item for item in items if isinstance(item, Problem))]
+
+
+def _under(protocol: str, clip: Clip) -> Clip:
+    return replace(clip, extras={**clip.extras, "protocol": protocol})
+
+
+def _is_for(path: Path, protocol: Protocol) -> bool:
+    """Whether a file may be the only one that a protocol needs."""
+    return len(protocol.files) == 1 and Path(protocol.files[0].name).suffix.lower() == path.suffix.lower()
 
 
 def carve(clips: Sequence[Clip], share: float) -> list[Clip]:

@@ -8,22 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from ...foreign import read_json_lines
+from ..annotations import Annotations
 from ..clip import Clip, ManifestError, Problem
 from ..videos import VideoError, VideoFinder, quoted
 from .base import Dataset, read_csv
 
 
-def build(annotations: Path, protocol: str) -> Iterator[Clip | Problem]:
+def build(annotations: Annotations, protocol: str) -> Iterator[Clip | Problem]:
+    """As ``scan_folder``, of a folder or of the file of captions in it."""
+    path = annotations.path
+    yield from scan_folder(path.parent, path) if path.is_file() else scan_folder(path)
+
+
+def scan_folder(folder: Path, captions: Path | None = None) -> Iterator[Clip | Problem]:
     """One whole-video clip a file; its ``clip_id`` is the path relative to the folder.
 
     A file whose name cannot be an id is a Problem, and so is a clip whose captions cannot be stored.
 
-    With a captions file (``captions.csv`` or ``captions.jsonl`` in the folder, or given itself as --annotations), rows
-    name a ``video`` and a ``caption``. Rows of one video are its captions. A row with ``start`` and ``end`` is a clip
-    of its own.
+    With a captions file (``captions.csv`` or ``captions.jsonl`` in the folder, or another that is given), rows name a
+    ``video`` and a ``caption``. Rows of one video are its captions. A row with ``start`` and ``end`` is a clip of its
+    own.
     """
-    captions = annotations if annotations.is_file() else None
-    folder = annotations.parent if captions else annotations
     for name in ("captions.jsonl", "captions.csv"):
         if captions is None and (folder / name).exists():
             captions = folder / name
@@ -76,6 +81,8 @@ def caption_rows(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 DATASET = Dataset(
-    help="a folder of videos, optionally with captions.csv or captions.jsonl (columns video, caption[, start, end])",
+    name="folder",
+    title="your own videos: every video file below a folder is a clip",
+    takes="a folder of videos, optionally with captions.csv or captions.jsonl (columns video, caption[, start, end])",
     build=build,
 )

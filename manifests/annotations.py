@@ -1,0 +1,105 @@
+"""The files that a data set is published in: found below a folder, or fetched from their published address."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import first_line
+from ..foreign import reading
+from .clip import ManifestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationFile:
+    """A file of annotations.
+
+    Attributes:
+        name: what it is called once it is on the disk.
+        url: where it is published: the file itself, or an archive that has it.
+        sha256: of the file. A file without one is not fetched, since nothing could tell whether it is the right one.
+        member: its path in the archive at ``url``, a zip or a tar; empty where the address is that of the file.
+        note: what a person must know to get it, such as a form to fill in.
+    """
+
+    name: str
+    url: str
+    sha256: str = ""
+    member: str = ""
+    note: str = ""
+
+    def fetch(self, folder: Path) -> Path:
+        """Downloads the file into ``folder`` and checks it; returns its path.
+
+        Raises:
+            ManifestError: with the address, the name and the place to put the file, where it cannot be had.
+        """
+        import pooch
+        from pooch.processors import Untar, Unzip
+
+        by_hand = f"download it yourself: {self.where}, and put it at {folder / self.name}"
+        if not self.sha256:
+            raise ManifestError(f"{self.name} is not in {folder}, and its digest is not known to amex; {by_hand}")
+        target, archive = folder / self.name, self.url.rsplit("/", 1)[-1]
+        unpack = Unzip if archive.endswith(".zip") else Untar
+        try:
+            pooch.get_logger().setLevel("ERROR")
+            pooch.retrieve(
+                self.url,
+                known_hash=None if self.member else self.sha256,
+                fname=archive if self.member else self.name,
+                path=folder,
+                processor=unpack(members=[self.member], extract_dir=".") if self.member else None,
+            )
+            if self.member:
+                (folder / self.member).replace(target)
+        except Exception as error:  # of many kinds: no network, no such file, another digest, no archive
+            raise ManifestError(f"cannot fetch {self.name}: {first_line(error)}; {by_hand}") from error
+        if self.member and file_sha256(target) != self.sha256:
+            target.unlink()
+            raise ManifestError(f"{self.url} holds another {self.name} than amex knows (its sha256 differs); {by_hand}")
+        return target
+
+    @property
+    def where(self) -> str:
+        """Where a person gets it."""
+        member = f" ({self.member} in it)" if self.member else ""
+        return f"{self.url}{member}{f', {self.note}' if self.note else ''}"
+
+
+class Annotations:
+    """The annotation files of a data set on this disk: below a folder at any depth, or one file given itself.
+
+    Attributes:
+        path: the folder, or the file.
+    """
+
+    def __init__(self, path: Path, known: Iterable[AnnotationFile] = ()) -> None:
+        self.path = path
+        self._known = {file.name: file for file in known}
+
+    def find(self, name: str) -> Path | None:
+        """The path of a file by its name, or None. A file that is given itself counts under any name."""
+        if self.path.is_file():
+            return self.path
+        if (self.path / name).is_file():
+            return self.path / name
+        return next(iter(sorted(self.path.rglob(name))), None)
+
+    def __getitem__(self, name: str) -> Path:
+        """The path of a file; raises ManifestError that says where it is published and where to put it."""
+        found = self.find(name)
+        if found is None:
+            known = self._known.get(name)
+            raise ManifestError(
+                f"{self.path / name} is missing" + (f"; it is published at {known.where}" if known else "")
+            )
+        return found
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal; raises ManifestError if the file cannot be read."""
+    with reading(path, ManifestError), path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

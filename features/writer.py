@@ -146,11 +146,8 @@ def declare_stream(
         write_text(path, record, once=not replace)
     there = read_spec(path)
     if there["fingerprint"] != mark and not has_commits(store, stream):
-        other = path.read_text()
-        write_text(path, record)
-        if has_commits(store, stream):  # another run was quicker: its rows stay what they are
-            write_text(path, other)
-        there = read_spec(path)
+        with _undisturbed(store, stream):
+            there = _declared_anew(store, stream, path, record)
     if there["fingerprint"] != mark:
         lines = [f"  {field}: {old!r} in the store, {new!r} now" for field, old, new in diff_specs(there["spec"], spec)]
         raise SpecMismatch(
@@ -158,6 +155,27 @@ def declare_stream(
             "Use the store's settings, or store these under a name of their own: --stream NAME=NETWORK"
         )
     return mark
+
+
+def _undisturbed(store: Path, stream: str) -> contextlib.AbstractContextManager[None]:
+    """As long as a stream is empty, one program at a time declares it or commits to it, where files can be locked.
+
+    Otherwise a run could commit in the moment in which another tries a spec that it takes back.
+    """
+    group = store / stream / "zarr.json"  # written once
+    if has_commits(store, stream) or not group.exists():
+        return contextlib.nullcontext()
+    return storage_at(group).locked()
+
+
+def _declared_anew(store: Path, stream: str, path: Path, record: str) -> dict[str, Any]:
+    """Puts a spec in the place of one that nothing was committed under; returns the spec that counts then."""
+    other = path.read_text()
+    if not has_commits(store, stream):
+        write_text(path, record)
+        if has_commits(store, stream):  # another run was quicker: its rows stay what they are
+            write_text(path, other)
+    return read_spec(path)
 
 
 def _check_numbers(spec: dict[str, Any]) -> None:
@@ -268,13 +286,14 @@ def write_part(
             **({"replaces": list(replaces)} if replaces else {}),
             "run": run,
         }
-        write_text(committed, sealed(commit), once=True, beside=parts)
-        try:
-            check_declared(store, stream, spec)
-        except SpecMismatch:  # who declared it anew may have looked for commits before this one
-            storage_at(committed).remove()
-            storage_at(folder).remove()
-            raise
+        with _undisturbed(store, stream):
+            write_text(committed, sealed(commit), once=True, beside=parts)
+            try:
+                check_declared(store, stream, spec)
+            except SpecMismatch:  # who declared it anew may have looked for commits before this one
+                storage_at(committed).remove()
+                storage_at(folder).remove()
+                raise
     except Exception:
         if not committed.exists():
             raise

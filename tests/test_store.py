@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -341,14 +343,14 @@ def test_damage_of_a_store_of_format_3_is_found_by_the_first_read(file: str, tmp
 def test_of_two_writers_of_a_part_the_first_to_commit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second has begun when the first commits: a worker that was thought dead, or another run."""
     store = make(tmp_path / "s.zarr", {})
-    kept = writer.write_text
+    kept = writer.publish_part
 
-    def slower(path: Path, text: str, **options: Any) -> None:
-        monkeypatch.setattr(writer, "write_text", kept)
+    def slower(*part: Any) -> Path:
+        monkeypatch.setattr(writer, "publish_part", kept)
         make(store, {"p": [rows_of("a", 5, seed=1)]})
-        kept(path, text, **options)
+        return kept(*part)
 
-    monkeypatch.setattr(writer, "write_text", slower)
+    monkeypatch.setattr(writer, "publish_part", slower)
     options = {"spec": SPEC, "clips": [rows_of("a", 3)], "failures": [], "run": {"host": ""}}
     assert writer.write_part(store, "s", "p", **options)["rows"] == 5
     stream = open_store(store)["s"]
@@ -573,3 +575,30 @@ def test_runs_that_begin_at_once_agree_on_one_store_and_one_spec(kinds: int, tmp
     assert len(stream) == 4 - len(refused)
     assert len(refused) == 0 if kinds == 1 else len(refused) >= 2
     assert verified(stream)
+
+
+def test_of_runs_that_declare_an_empty_stream_in_two_ways_one_way_counts(
+    tmp_path: Path,
+) -> None:
+    """Six writers, half of them with another spec: who commits has the spec that the stream has in the end."""
+    for attempt in range(25):
+        store, begin = create_store(tmp_path / f"{attempt}.zarr"), threading.Barrier(6)
+        marks: dict[int, str] = {}
+
+        def run(number: int, store: Path = store, begin: threading.Barrier = begin, marks: dict = marks) -> None:
+            spec = {"network": "n", "output": {"shape": [2], "dtype": "float16"}, "by": number % 2}
+            rows = ClipRows(clip_id=str(number), arrays={"values": np.ones((1, 2)), "times": np.ones((1, 2))})
+            begin.wait()
+            with contextlib.suppress(SpecMismatch):
+                mark = declare_stream(store, "s", spec, {})
+                write_part(store, "s", str(number), spec=spec, clips=[rows], failures=[], run={})
+                marks[number] = mark
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stream = open_store(store)["s"]
+        assert set(marks.values()) <= {stream.fingerprint}
+        assert sorted(stream) == sorted(map(str, marks))

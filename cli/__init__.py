@@ -16,6 +16,7 @@ import click
 
 from ..errors import AmexError
 from .ablate import ablate
+from .datasets import datasets
 from .demo import demo
 from .evaluate import evaluate
 from .extract import extract, streams
@@ -57,10 +58,11 @@ def main() -> None:
 
     \b
     Try it:           amex demo
-    Your own videos:  amex extract --dataset folder --videos DIR --store features.zarr
-    What came of it:  amex features info features.zarr
-    Train a model:    amex train amenet --store features.zarr --manifest clips.jsonl --work-dir run
-    Search with it:   amex search run "a dog chases a ball"
+    Your own videos:  amex extract my_videos --store my.zarr
+    Search them:      amex search my.zarr "a dog chases a ball"
+    Known data sets:  amex extract --dataset youcook2
+    Train a model:    amex train amenet --dataset youcook2
+    How good it is:   amex eval data/youcook2/runs/amenet-official
     """
     atexit.register(
         gc.freeze
@@ -70,6 +72,9 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-COMMANDS = (demo, extract, streams, worker, manifest, features, train, evaluate, ablate, search, report, configs)
+COMMANDS = (
+    *(demo, extract, streams, worker, datasets, manifest, features),
+    *(train, evaluate, ablate, search, report, configs),
+)
 for command in COMMANDS:
     main.add_command(command)

@@ -9,14 +9,16 @@ from typing import Any
 import click
 
 from ..console import console
-from .options import STORAGE_PATH, json_option
-from .train import set_option
+from .options import json_option
+from .places import dataset_option, root_option, store_and_manifest
+from .train import set_option, trained_on_options
 
 
 @click.command()
 @click.argument("which", metavar="CONFIG")
-@click.option("--store", required=True, type=STORAGE_PATH, help="The features.")
-@click.option("--manifest", "manifest_path", required=True, type=click.Path(path_type=Path), help="The clips.")
+@dataset_option
+@root_option
+@trained_on_options
 @click.option("--work-dir", required=True, type=click.Path(path_type=Path), help="Where all runs go.")
 @set_option
 @click.option("--seeds", default="0,1,2", show_default=True, help="Train each variant with each of these.")
@@ -26,8 +28,10 @@ from .train import set_option
 @json_option
 def ablate(
     which: str,
-    store: Path,
-    manifest_path: Path,
+    dataset: str | None,
+    root: Path | None,
+    store: Path | None,
+    manifest_path: Path | None,
     work_dir: Path,
     settings: tuple[str, ...],
     seeds: str,
@@ -49,6 +53,7 @@ def ablate(
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError as error:
         raise click.UsageError(f"--seeds takes numbers, as in 0,1,2, got {seeds!r}") from error
+    store, manifest_path = store_and_manifest(dataset, root, store, manifest_path)
     sources = Sources(store=store, manifest=manifest_path, split=split, merged=merged)
     results = run(
         which,

@@ -10,11 +10,14 @@ import click
 
 from ..console import console, progress_bar
 from .options import json_option
+from .places import dataset_option, root_option, store_and_manifest
 from .trained import Used, encoding, load, manifest_option, store_option, strict_option
 
 
 @click.command("eval")
 @click.argument("path", metavar="[CHECKPOINT]", required=False, type=click.Path(path_type=Path))
+@dataset_option
+@root_option
 @store_option
 @manifest_option
 @click.option("--split", default="test", show_default=True, help="Which clips, captions and gallery; all takes all.")
@@ -45,6 +48,8 @@ from .trained import Used, encoding, load, manifest_option, store_option, strict
 @json_option
 def evaluate(
     path: Path | None,
+    dataset: str | None,
+    root: Path | None,
     store: Path | None,
     manifest_path: Path | None,
     split: str,
@@ -59,7 +64,8 @@ def evaluate(
 ) -> None:
     """Print recalls and ranks of a trained model.
 
-    Clips are ranked for captions, and captions for clips. Docs: docs/metrics.md.
+    Clips are ranked for captions, and captions for clips. CHECKPOINT is the work folder of a run, or a file in it. With
+    --dataset it is another gallery than that of the training run, such as youcook2:howto100m. Docs: docs/metrics.md.
     """
     if (path is None) == (official is None):
         raise click.UsageError("give a checkpoint of amex train, or a folder with --official-hgr")
@@ -69,6 +75,8 @@ def evaluate(
     if scores_out is not None:
         raise click.UsageError("--scores is for --official-hgr")
     assert path is not None
+    if dataset is not None:
+        store, manifest_path = store_and_manifest(dataset, root, store, manifest_path)
     used = load(path, store, manifest_path)
     record = evaluate_checkpoint(used, split, strict=strict, ties=ties, merged=merged, dsl=dsl)
     show(record, out or used.checkpoint.path.with_name(f"eval-{split}.json"), as_json)

@@ -18,6 +18,7 @@ from ..console import console
 from ..errors import plural, printable
 from .options import (
     JOB_OPTIONS,
+    STORAGE_PATH,
     ExtractOptions,
     clip_options,
     cluster_options,
@@ -26,6 +27,7 @@ from .options import (
     run_options,
     stream_options,
 )
+from .places import known, placed, remember, scan
 from .worker import default_workers
 
 
@@ -80,6 +82,7 @@ def streams(recipes: bool) -> None:
 
 
 @click.command()
+@click.argument("folder", required=False, type=STORAGE_PATH)
 @clip_options
 @stream_options
 @compute_options
@@ -92,16 +95,20 @@ def extract(**given: Any) -> None:
     The same command resumes an interrupted run, follows a manifest that has grown, and adds streams. A video that
     cannot be read costs its own clips alone: `amex features failures STORE` says which and why.
 
+    FOLDER has videos of your own, and perhaps captions.csv (columns video, caption, and start, end, split where they
+    apply). A known data set needs its name alone: annotations are fetched if they are absent, videos are those of
+    ROOT/NAME/videos, features go to ROOT/NAME/features.zarr, and `amex train --dataset NAME` finds them there.
+
     \b
-    amex extract --dataset folder --videos DIR --store my.zarr
-    amex extract --dataset youcook2 --annotations youcookii_annotations_trainval.json --videos DIR --store yc2.zarr
-                 --stream r2plus1d_18 --stream resnet152
+    amex extract my_videos --store my.zarr
+    amex extract --dataset youcook2
+    amex extract --dataset msrvtt:full --videos DIR --store msrvtt.zarr --stream r2plus1d_18 --stream resnet152
 
     Exit status: 0 all done; 3 finished, but some clips failed; 1 an error; 2 wrong usage; 130 interrupted.
     """
     from ..extract.run import allocation, first_task, job_script, jobs_folder
 
-    options = ExtractOptions(**given)
+    options = placed(ExtractOptions(**given))
     cluster = chosen_cluster(options)
     folder = jobs_folder(options.store)
     if options.print_job:
@@ -168,17 +175,20 @@ def join(options: ExtractOptions, number: int, listed: Path) -> None:
 def compute(options: ExtractOptions, cluster: Any) -> None:
     """Checks all options, the cheap ones first, then runs."""
     options = with_recipes(options)
-    items = clips_of(options)
+    every = clips_of(options)
+    items = limited(every, options.limit)
     check_streams(options)
     with started(options, cluster, items) as cluster:
         from ..extract.run import Partition, choose_display
         from ..extract.run import extract as run
+        from ..manifests import Clip
 
         options = with_default_stream(options)
         device, precision = where_computed(options, cluster)
         plans = stream_plans(options, device, precision)
         if options.dry_run:
             return dry_run(items, plans, device, options)
+        remember(options, [item for item in every if isinstance(item, Clip)])
         outcome = run(
             items,
             plans,
@@ -209,25 +219,16 @@ def compute(options: ExtractOptions, cluster: Any) -> None:
 
 def clips_of(options: ExtractOptions) -> list:
     """The clips that the options name, and what is wrong with others; from files, without a look into videos."""
-    from ..manifests import VideoFinder, dataset, scan_manifest
+    from ..manifests import VideoFinder, scan_folder, scan_manifest
 
-    if (options.manifest_path is None) == (options.dataset is None):
-        raise click.UsageError("give either --manifest or --dataset")
     if options.repair and options.dry_run:
         raise click.UsageError("--dry-run repairs nothing: `amex features verify STORE` says what is damaged")
-    annotations = options.annotations
-    if options.dataset == "folder" and not annotations:
-        if not options.videos:
-            raise click.UsageError("--dataset folder needs --videos")
+    if options.manifest_path is not None:
+        return list(scan_manifest(options.manifest_path))
+    if options.dataset == "folder":
         VideoFinder(options.videos)  # says what is wrong with the folder
-        annotations = options.videos
-    if options.dataset and annotations is None:
-        raise click.UsageError(f"--dataset {options.dataset} needs --annotations")
-    if options.dataset:
-        items = dataset(options.dataset).scan(annotations, options.protocol)
-    else:
-        items = list(scan_manifest(options.manifest_path))
-    return limited(items, options.limit)
+        return list(scan_folder(options.videos, options.annotations))
+    return scan(known(options.dataset, options.root, options.protocol), options.annotations)
 
 
 def limited(items: list, clips: int | None) -> list:
@@ -318,11 +319,6 @@ def check_streams(options: ExtractOptions) -> None:
             stream_path(options.store, name)
         except StoreError as error:
             raise click.UsageError(str(error)) from error
-    if options.videos is None:
-        from ..extract.encoders import is_text
-
-        if not all(map(is_text, networks.values())):
-            raise click.UsageError("give --videos: only streams of text need none")
 
 
 def has_stream(store: Path, name: str) -> bool:

@@ -123,20 +123,33 @@ workers_per_gpu_option = click.option(
 
 clip_options = added(
     [
-        click.option("--manifest", "manifest_path", type=FILE, help="The clips, from `manifest build`."),
-        click.option("--dataset", help="Instead of --manifest: a data set by name (folder for your own videos)."),
-        click.option("--annotations", type=FILE, help="Its annotations, as `manifest build` takes them."),
-        click.option("--protocol", help="Which of its published splits."),
+        click.option("--manifest", "manifest_path", type=FILE, help="Instead of FOLDER: clips of `amex manifest`."),
+        click.option(
+            "--dataset",
+            metavar="NAME[:PROTOCOL]",
+            help="Instead of FOLDER: a known data set, with one of its published splits. `amex datasets` lists them.",
+        ),
+        click.option("--protocol", help="The same as NAME:PROTOCOL."),
+        click.option(
+            "--root", type=FILE, help="The folder that has known data sets by name.  [default: $AMEX_ROOT, or ./data]"
+        ),
+        click.option(
+            "--annotations",
+            type=FILE,
+            help="The folder of the annotation files, or the one there is; with FOLDER the file of captions.  "
+            "[default: ROOT/NAME/annotations; captions.csv or captions.jsonl in FOLDER]",
+        ),
         click.option(
             "--videos",
             type=STORAGE_PATH,
-            help="The folder the videos are in, any layout, or s3://... or https://...; not needed for text alone.",
+            help="The folder the videos are in, any layout, or s3://... or https://...; not needed for text alone.  "
+            "[default: FOLDER, or ROOT/NAME/videos]",
         ),
         click.option(
             "--store",
-            required=True,
             type=STORAGE_PATH,
-            help="The Zarr store to write or to go on with: a folder, or s3://BUCKET/NAME.",
+            help="The Zarr store to write or to go on with: a folder, or s3://BUCKET/NAME.  "
+            "[default: ROOT/NAME/features.zarr; must be given for FOLDER and --manifest]",
         ),
     ]
 )
@@ -382,15 +395,19 @@ class ExtractOptions:
     """What the command line of ``amex extract`` says, under the names of its options.
 
     Attributes:
+        dataset: ``folder`` for videos of one's own.
+        store, videos: filled in by ``places.placed`` where they are left out.
         streams: (name, network) of each ``--stream``; so are ``presets`` and ``weights``, by stream.
         settings: (stream, key, value) of each ``--set``.
         partition: (K, N).
     """
 
+    folder: Path | None
     manifest_path: Path | None
     dataset: str | None
-    annotations: Path | None
     protocol: str | None
+    root: Path | None
+    annotations: Path | None
     videos: Path | None
     store: Path
     streams: tuple[tuple[str, str], ...]

@@ -11,8 +11,25 @@ import click
 
 from ..console import console
 from ..errors import AmexError
-from .options import STORAGE_PATH, json_option
+from .options import FILE, STORAGE_PATH, added, json_option
+from .places import dataset_option, root_option, store_and_manifest, work_folder
 from .trained import strict_option
+
+trained_on_options = added(
+    [
+        click.option(
+            "--store",
+            type=STORAGE_PATH,
+            help="The features, from `amex extract`.  [default: those of --dataset]",
+        ),
+        click.option(
+            "--manifest",
+            "manifest_path",
+            type=FILE,
+            help="The clips.  [default: those of --dataset, or those that the store was made from]",
+        ),
+    ]
+)
 
 set_option = click.option(
     "--set",
@@ -53,18 +70,25 @@ def configs(name: str | None) -> None:
 
 @click.command()
 @click.argument("which", metavar="CONFIG")
-@click.option("--store", required=True, type=STORAGE_PATH, help="The features, from `amex extract`.")
-@click.option("--manifest", "manifest_path", required=True, type=click.Path(path_type=Path), help="The clips.")
-@click.option("--work-dir", required=True, type=click.Path(path_type=Path), help="Where checkpoints and logs go.")
+@dataset_option
+@root_option
+@trained_on_options
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path),
+    help="Where checkpoints and logs go.  [default: runs/CONFIG-MANIFEST beside the store]",
+)
 @set_option
 @click.option("--resume", is_flag=True, help="Go on with the run in --work-dir, exactly; begin it if there is none.")
 @strict_option
 @json_option
 def train(
     which: str,
-    store: Path,
-    manifest_path: Path,
-    work_dir: Path,
+    dataset: str | None,
+    root: Path | None,
+    store: Path | None,
+    manifest_path: Path | None,
+    work_dir: Path | None,
     settings: tuple[str, ...],
     resume: bool,
     strict: bool,
@@ -73,7 +97,13 @@ def train(
     """Train a model from a store alone.
 
     CONFIG is a model (amenet, hgr, ...), a configuration that comes with amex (`amex configs`), or a Python
-    file of one. The checkpoint with the best rsum on the validation split is best.pth. Several GPUs, or processes:
+    file of one. The checkpoint with the best rsum on the validation split is best.pth.
+
+    \b
+    amex train amenet --dataset youcook2
+    amex train amenet --store my.zarr
+
+    Several GPUs, or processes:
 
     \b
     torchrun --nproc-per-node 4 -m amex.cli train amenet --store S --manifest M --work-dir W
@@ -82,6 +112,8 @@ def train(
     from ..train.fit import fit
 
     config = load_config(which, settings)
+    store, manifest_path = store_and_manifest(dataset, root, store, manifest_path)
+    work_dir = work_dir or work_folder(which, store, manifest_path)
     done = fit(
         config,
         store=store,
@@ -102,5 +134,5 @@ def train(
     click.echo(
         f"{done.best}: epoch {done.epoch}, {done.parameters:,} parameters\n"
         f"on split {config.data.val}, which chose it: {figures}\n"
-        f"Next: amex eval {done.best} --split test, amex report {work_dir}, tensorboard --logdir {work_dir}"
+        f"Next: amex eval {work_dir}, amex report {work_dir}, amex serve {work_dir}, tensorboard --logdir {work_dir}"
     )

@@ -12,13 +12,14 @@ import click
 from ..console import progress_bar
 from ..errors import AmexError, printable
 from .options import FILE, STORAGE_PATH
+from .places import videos_of
 
 store_option = click.option("--store", type=STORAGE_PATH, help="The features.  [default: as in training]")
 manifest_option = click.option("--manifest", "manifest_path", type=FILE, help="The clips.  [default: as in training]")
 videos_option = click.option(
     "--videos",
     type=FILE,
-    help="The folder of the videos, for thumbnails; left out, there are none.",
+    help="The folder of the videos, for thumbnails.  [default: where the store says they were, if they still are]",
 )
 strict_option = click.option(
     "--strict",
@@ -63,6 +64,7 @@ def encoding(clips: Sequence[Any]) -> Iterator[Callable[[int], None]]:
 
 def thumbnails(store: Any, videos: Path | None) -> Callable[[Any], bytes | None]:
     """Pictures of clips, from their videos where there is a folder of them."""
+    videos = videos_of(store.path, videos)
     if videos is None:
         return lambda clip: None
     if not videos.is_dir():

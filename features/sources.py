@@ -18,10 +18,14 @@ class Sources:
     """What the last extraction into a store was of. None where it is not known.
 
     A path below the folder of the store is kept relative to that folder, so that the whole can be moved.
+
+    Attributes:
+        written: sha256 of the manifest as amex wrote it beside the store; empty for one that a user gave.
     """
 
     manifest: Path | None = None
     videos: Path | None = None
+    written: str = ""
 
 
 def read_sources(store: Path) -> Sources:
@@ -33,15 +37,17 @@ def read_sources(store: Path) -> Sources:
     record = read_json(path, StoreError)
     if not isinstance(record, dict) or not all(isinstance(text, str) for text in record.values()):
         raise StoreError(f"{path} is damaged: delete it, and name --manifest and --videos where they are asked for")
-    found = {name: record[name] for name in ("manifest", "videos") if name in record}
-    return Sources(**{name: _absolute(store, text) for name, text in found.items()})
+    paths = {name: _absolute(store, record[name]) for name in ("manifest", "videos") if name in record}
+    return Sources(**paths, written=record.get("written", ""))
 
 
-def write_sources(store: Path, *, manifest: Path | None = None, videos: Path | None = None) -> None:
-    """Remembers what a store is made from; what is None stays as it was."""
+def write_sources(store: Path, *, manifest: Path | None = None, videos: Path | None = None, written: str = "") -> None:
+    """Remembers what a store is made from; a path that is None stays as it was."""
     before = read_sources(store)
     given = {"manifest": manifest or before.manifest, "videos": videos or before.videos}
     record = {name: _kept(store, path) for name, path in given.items() if path is not None}
+    if written:
+        record["written"] = written
     with reachable(store):
         write_json(store / FILE, record)
 

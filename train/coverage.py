@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ..manifests import DATASETS, Clip
 
 # In a smaller gallery chance reaches an R@10 of more than 20 %, and one query moves R@1 by more than 2 points.
 FEW_CLIPS = 50
@@ -21,6 +23,8 @@ class Coverage:
         of_captions: in the manifest.
         clips_left_out: a reason, as ``failed in r2plus1d_18``, to how many clips.
         captions_left_out: a reason to how many captions; those of clips that are left out are among them.
+        gallery: the published protocol that the clips are of, as ``msrvtt:1k-A``; empty where there is none, or two.
+        published: how many clips that has in this split; None where it is not known.
     """
 
     clips: int
@@ -29,6 +33,8 @@ class Coverage:
     of_captions: int
     clips_left_out: Mapping[str, int] = field(default_factory=dict)
     captions_left_out: Mapping[str, int] = field(default_factory=dict)
+    gallery: str = ""
+    published: int | None = None
 
     @property
     def clip_line(self) -> str:
@@ -39,6 +45,17 @@ class Coverage:
     def caption_line(self) -> str:
         """As ``19,340 of 20,000 captions: 660 of clips left out``."""
         return f"{self.captions:,} of {self.of_captions:,} captions{_reasons(self.captions_left_out)}"
+
+
+def published_gallery(clips: Sequence[Clip]) -> dict[str, Any]:
+    """``gallery`` and ``published`` of the clips of a split, as ``Coverage`` has them."""
+    protocols = {str(clip.extras.get("protocol", "")) for clip in clips}
+    splits = {clip.split for clip in clips}
+    gallery = protocols.pop() if len(protocols) == 1 else ""
+    name, _, protocol = gallery.partition(":")
+    if name not in DATASETS or protocol not in DATASETS[name].protocols or splits != {"test"}:
+        return {"gallery": gallery}
+    return {"gallery": gallery, "published": DATASETS[name].protocols[protocol].clips.get("test")}
 
 
 def _reasons(left_out: Mapping[str, int]) -> str:
@@ -81,4 +98,10 @@ def gallery_lines(result: Mapping[str, Any]) -> list[str]:
     """Lines for people about what the figures of ``evaluate_split`` are of."""
     coverage = Coverage(**result["coverage"])
     warnings = [f"warning: {warning}" for warning in result["warnings"]]
-    return [f"gallery {coverage.clip_line}", f"queries {coverage.caption_line}", *warnings]
+    if coverage.published not in (None, coverage.of_clips):
+        warnings.append(
+            f"warning: {coverage.gallery} has {coverage.published:,} test clips and this manifest "
+            f"{coverage.of_clips:,}: no published figure compares with these"
+        )
+    name = f"{coverage.gallery}, " if coverage.gallery else ""
+    return [f"gallery {name}{coverage.clip_line}", f"queries {coverage.caption_line}", *warnings]

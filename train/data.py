@@ -21,7 +21,7 @@ from ..manifests import Clip
 from ..manifests.videos import video_id
 from .concepts import Concepts
 from .config import Config, Data
-from .coverage import Coverage
+from .coverage import Coverage, published_gallery
 from .options import Inputs, ModelOptions
 from .rolegraphs import Graphs, graph_tensors
 from .towers import tower_settings, tower_vocabulary
@@ -537,6 +537,7 @@ def with_features(
         of_captions=all_captions,
         clips_left_out=dict(Counter(lost_clips.values())),
         captions_left_out=dict(captions_left_out),
+        **published_gallery(clips),
     )
     if not usable:
         raise DataError(f"{store.path} has features of {coverage.clip_line}; the first is {clips[0].clip_id!r}")

@@ -13,6 +13,7 @@ import click
 from ...console import console
 from ...errors import AmexError, plural, printable
 from ..options import FILE, json_option
+from ..places import videos_of
 from .options import ids_of, skip_damaged_option, store_argument, warn_skipped
 
 WIDEST_ID = 60  # of a column; captions are longer
@@ -226,7 +227,9 @@ def clip_text(output: dict[str, Any], entry: dict[str, Any]) -> str:
 @store_argument
 @click.argument("clip")
 @click.option(
-    "--videos", required=True, type=click.Path(path_type=Path), help="The folder the videos were extracted from."
+    "--videos",
+    type=click.Path(path_type=Path),
+    help="The folder of the videos.  [default: the one that the store was made from]",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The PNG to write.  [default: CLIP.png, here]")
 @click.option("--stream", help="Whose frames and boxes to show.  [default: one of objects, if there is one]")
@@ -234,7 +237,14 @@ def clip_text(output: dict[str, Any], entry: dict[str, Any]) -> str:
 @click.option("--boxes", default=10, show_default=True, type=click.IntRange(min=0), help="At most so many a frame.")
 @json_option
 def features_show(
-    store: Path, clip: str, videos: Path, out: Path | None, stream: str | None, frames: int, boxes: int, as_json: bool
+    store: Path,
+    clip: str,
+    videos: Path | None,
+    out: Path | None,
+    stream: str | None,
+    frames: int,
+    boxes: int,
+    as_json: bool,
 ) -> None:
     """Draw CLIP: frames with boxes and scores, and windows.
 
@@ -243,8 +253,11 @@ def features_show(
     from ...extract.sheet import contact_sheet
     from ...features import open_store
 
+    opened = open_store(store)
+    if (videos := videos_of(store, videos)) is None:
+        raise click.UsageError("give --videos: the folder that the store was made from is not known, or gone")
     out = out or Path(clip.replace("/", "_")).with_suffix(".png")
-    shown = contact_sheet(open_store(store), clip, videos, out, stream=stream, frames=frames, boxes=boxes)
+    shown = contact_sheet(opened, clip, videos, out, stream=stream, frames=frames, boxes=boxes)
     if as_json:
         click.echo(json.dumps({"clip_id": clip, "picture": str(out), "frames": shown}, indent=1))
     else:

@@ -6,7 +6,7 @@ A feeder reads them: a file on which it hangs or dies is one bad file.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,10 +23,13 @@ class Check:
     """What is wrong, by kind: the video or clip -> the reason.
 
     Attributes:
+        videos: how many the clips name.
+        seconds: of the videos that can be read, as their headers say.
         other_extension: videos that were found under another extension -> the path, which is not wrong.
     """
 
     videos: int = 0
+    seconds: float = 0.0
     other_extension: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -38,10 +41,17 @@ class Check:
         return len(self.missing) + len(self.unreadable) + len(self.too_short) + len(self.manifest)
 
 
-def check_videos(items: Sequence[Clip | Problem], root: Path, *, deadline: float = DEADLINE) -> Check:
+def check_videos(
+    items: Sequence[Clip | Problem],
+    root: Path,
+    *,
+    deadline: float = DEADLINE,
+    progress: Callable[[], None] = lambda: None,
+) -> Check:
     """Looks at every video once.
 
     Args:
+        progress: called after each video.
         deadline: seconds after which the feeder is taken for hung.
     """
     finder = VideoFinder(root)
@@ -60,9 +70,11 @@ def check_videos(items: Sequence[Clip | Problem], root: Path, *, deadline: float
             except Unreadable as error:
                 check.unreadable[video] = str(error)
             else:
+                check.seconds += end or 0.0
                 for clip in clips:
                     needed = max(clip.start or 0.0, clip.end or 0.0)
                     if end is not None and needed > end + SLACK:
                         check.too_short[clip.clip_id] = f"needs {needed:.1f} s of {video}, which has {end:.1f} s"
+            progress()
     check.other_extension = {video: str(path) for video, path in finder.other_extension.items()}
     return check

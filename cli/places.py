@@ -1,0 +1,224 @@
+"""Where things are that a command line leaves out: by the name of a data set, or from what a store was made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from ..errors import AmexError
+from .options import FILE, ExtractOptions
+
+if TYPE_CHECKING:
+    from ..manifests import Dataset, Home
+
+Command = Callable[..., Any]
+
+root_option = click.option(
+    "--root", type=FILE, help="The folder that has known data sets by name.  [default: $AMEX_ROOT, or ./data]"
+)
+dataset_option = click.option(
+    "--dataset",
+    metavar="NAME[:PROTOCOL]",
+    help="A known data set, for its store and manifest below the data root. `amex datasets` lists them.",
+)
+
+
+class Known(NamedTuple):
+    """A data set that is named on the command line.
+
+    Attributes:
+        name: ``msrvtt:1k-A``.
+    """
+
+    name: str
+    dataset: Dataset
+    protocol: str
+    home: Home
+
+
+def known(text: str, root: Path | None, protocol: str | None = None) -> Known:
+    """What ``NAME`` or ``NAME:PROTOCOL`` means; raises ManifestError for what is not known."""
+    from ..manifests import Home, data_root, named
+
+    dataset, after_colon = named(text)
+    if protocol and after_colon and protocol != after_colon:
+        raise click.UsageError(f"--dataset {text} and --protocol {protocol} are two protocols")
+    chosen = dataset.protocol(after_colon or protocol)
+    return Known(f"{dataset.name}:{chosen}", dataset, chosen, Home(data_root(root) / dataset.name))
+
+
+def scan(which: Known, annotations: Path | None) -> list:
+    """Clips and problems of a known data set, whose missing annotation files are fetched."""
+    folder = annotations or which.home.annotations
+    if not folder.is_file():
+        which.dataset.fetch(folder, which.protocol, say=lambda line: click.echo(line, err=True))
+    return which.dataset.scan(folder, which.protocol if annotations is None or not folder.is_file() else None)
+
+
+def manifest_of(which: Known) -> Path:
+    """The manifest of a known data set, made from its annotations if it is not there."""
+    from ..manifests import Clip, write_manifest
+
+    path = which.home.manifest(which.protocol)
+    if not path.exists():
+        clips = [item for item in scan(which, None) if isinstance(item, Clip)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_manifest(clips, path)
+        click.echo(f"{path}: {len(clips):,} clips of {which.name}", err=True)
+    return path
+
+
+def store_and_manifest(
+    dataset: str | None, root: Path | None, store: Path | None, manifest: Path | None
+) -> tuple[Path, Path]:
+    """What to train on: what is given, else a known data set's, else the manifest that the store was made from.
+
+    Raises:
+        UsageError: listing all that is missing.
+    """
+    if dataset is not None:
+        which = known(dataset, root)
+        return store or which.home.store, manifest or manifest_of(which)
+    missing = [] if store is not None else ["--store, the features from `amex extract`"]
+    if store is not None and manifest is None:
+        from ..features import read_sources
+
+        manifest = read_sources(store).manifest
+    if manifest is None:
+        missing.append("--manifest, the clips with captions and splits")
+    if store is None or manifest is None:
+        raise click.UsageError(f"missing: {'; '.join(missing)}. Or --dataset NAME, for what `amex extract` made of it")
+    return store, manifest
+
+
+def work_folder(which: str, store: Path, manifest: Path) -> Path:
+    """Where a training run goes that is given no folder: ``runs/CONFIG-MANIFEST`` beside the store.
+
+    Raises:
+        UsageError: for a store that is not on this machine.
+    """
+    if "://" in str(store):
+        raise click.UsageError("missing: --work-dir, since the store is not on this machine")
+    return store.parent / "runs" / f"{Path(which).stem}-{manifest.stem}"
+
+
+def videos_of(store: Path, given: Path | None) -> Path | None:
+    """The folder of the videos: what is given, else the one that the store was made from, if it is there."""
+    if given is not None:
+        return given
+    from ..features import read_sources
+
+    videos = read_sources(store).videos
+    return videos if videos is not None and videos.is_dir() else None
+
+
+def placed(options: ExtractOptions) -> ExtractOptions:
+    """The options of an extraction with store, videos and data set filled in; nothing heavy is imported for it.
+
+    Raises:
+        UsageError: listing all that is missing or contradicts itself.
+    """
+    dataset, videos, store = options.dataset, options.videos, options.store
+    problems = []
+    if options.folder is not None:
+        if dataset not in (None, "folder") or options.manifest_path is not None:
+            problems.append("give a FOLDER of videos, --dataset or --manifest, not two of them")
+        if videos not in (None, options.folder):
+            problems.append(f"the videos are in FOLDER ({options.folder}), or in --videos ({videos}), not in both")
+        dataset, videos = "folder", options.folder
+    elif dataset is not None and options.manifest_path is not None:
+        problems.append("give either --manifest or --dataset")
+    elif dataset is None and options.manifest_path is None:
+        problems.append("give the clips: a FOLDER of videos, --dataset NAME, or --manifest FILE")
+    which = known(dataset, options.root, options.protocol) if dataset not in (None, "folder") else None
+    if which is not None:
+        store = store or which.home.store
+        videos = videos or (which.home.videos if which.home.videos.is_dir() else None)
+    if store is None:
+        problems.append("give --store, where the features go")
+    elif videos is None and dataset != "folder":
+        videos = videos_of(store, None)
+    if dataset == "folder" and videos is None:
+        problems.append("--dataset folder needs --videos")
+    elif videos is None and not _text_alone(options):
+        where = f"put the videos into {which.home.videos} (amex datasets show {which.name}), or " if which else ""
+        problems.append(f"{where}give --videos: only streams of text need none")
+    if problems:
+        raise click.UsageError("; ".join(problems))
+    assert store is not None
+    return dataclasses.replace(options, dataset=dataset, videos=videos, store=store)
+
+
+def _text_alone(options: ExtractOptions) -> bool:
+    from ..extract.encoders import is_text
+
+    return bool(options.streams) and not options.recipes and all(is_text(network) for _, network in options.streams)
+
+
+def remember(options: ExtractOptions, clips: list) -> None:
+    """Keeps for later commands what a store is made from: its videos, and its clips in a manifest beside the store.
+
+    A manifest that was made by name or from a folder is written there, unless a user has changed it since: a line says
+    so. Of a store that is not on this machine only the paths are kept.
+    """
+    from ..features import create_store, read_sources, write_sources
+
+    create_store(options.store)
+    before = read_sources(options.store)
+    manifest, written = options.manifest_path, before.written
+    if manifest is None and (beside := _beside(options)) is not None:
+        manifest = beside
+        if _is_changed(beside, written, clips):
+            click.echo(
+                f"{beside} was changed since amex wrote it, and stays as it is: --manifest {beside} extracts its "
+                "clips; once it is deleted it is written anew",
+                err=True,
+            )
+        else:
+            written = _written(beside, clips)
+    write_sources(options.store, manifest=manifest, videos=options.videos, written=written)
+
+
+def _is_changed(path: Path, written: str, clips: list) -> bool:
+    """Whether a manifest is neither what amex wrote there, nor what it would write now."""
+    if not path.exists() or _sha256(path) == written:
+        return False
+    trial = path.with_name(f".{path.name}.trial")
+    try:
+        return _written(trial, clips) != _sha256(path)
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+def _written(path: Path, clips: list) -> str:
+    """Writes a manifest; returns its sha256."""
+    from ..manifests import write_manifest
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_manifest(clips, path)
+    return _sha256(path)
+
+
+def _beside(options: ExtractOptions) -> Path | None:
+    """Where the manifest belongs that is made for a store."""
+    if "://" in str(options.store):
+        return None
+    if options.dataset not in (None, "folder"):
+        which = known(options.dataset, options.root, options.protocol)
+        if options.store == which.home.store:
+            return which.home.manifest(which.protocol)
+    return options.store.with_suffix(".jsonl")
+
+
+def _sha256(path: Path) -> str:
+    """Hexadecimal; raises AmexError if the file cannot be read."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise AmexError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,291 @@
+"""A data set is found by its name, from its annotations to a trained model; a store knows what it was made from."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import io
+import json
+import shutil
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import amex, write_lines
+
+from amex.features import create_store, open_store, read_sources, write_sources
+from amex.manifests import DATASETS, AnnotationFile, Annotations, Home, ManifestError, data_root, read_manifest
+
+
+@pytest.fixture
+def tiny(cluster: str) -> tuple[str, ...]:
+    """What makes an extraction quick."""
+    return ("--stream", "r2plus1d_tiny", "--device", "cpu", "--cluster", cluster)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of a web server, and the folder that it serves."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *said: Any) -> None: ...
+
+    serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{serving.server_port}", folder
+    serving.shutdown()
+
+
+def cooking(videos: dict[str, tuple[str, int]]) -> bytes:
+    """Annotations in the form of YouCook2's, of videos with a subset and so many steps of 0.4 s."""
+    database = {
+        video: {
+            "subset": subset,
+            "annotations": [
+                {"segment": [0.5 * i, 0.5 * i + 0.4], "id": i, "sentence": f"stir {video} {i}"} for i in range(steps)
+            ],
+        }
+        for video, (subset, steps) in videos.items()
+    }
+    return json.dumps({"database": database}).encode()
+
+
+OF_CLIPS = {"a": ("training", 2), "b": ("training", 2), "c": ("validation", 2), "gone": ("validation", 1)}
+
+
+@pytest.fixture
+def home(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A data root with YouCook2 in small: three videos of four that its annotations name."""
+    monkeypatch.chdir(tmp_path)
+    made = Home(Path("data/youcook2"))
+    made.annotations.mkdir(parents=True)
+    (made.annotations / "youcookii_annotations_trainval.json").write_bytes(cooking(OF_CLIPS))
+    made.videos.mkdir()
+    for name in ("a.mp4", "b.webm", "c.avi"):
+        shutil.copy(clips / name, made.videos)
+    return made
+
+
+def test_the_data_root_is_given_or_in_the_environment_or_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AMEX_ROOT", raising=False)
+    assert data_root() == Path("data")
+    monkeypatch.setenv("AMEX_ROOT", "/elsewhere")
+    assert data_root() == Path("/elsewhere")
+    assert data_root(Path("given")) == Path("given")
+
+
+def test_a_data_set_goes_from_its_name_to_a_trained_model_and_its_figures(home: Home, tiny: tuple[str, ...]) -> None:
+    extracted = amex("extract", "--dataset", "youcook2", *tiny)
+    assert extracted.exit_code == 3, extracted.output  # one video is missing
+    assert sorted(open_store(home.store)["r2plus1d_tiny"]) == ["a_0", "a_1", "b_0", "b_1", "c_0", "c_1"]
+    kept = home.manifest("official")
+    assert {clip.clip_id for clip in read_manifest(kept)} >= {"a_0", "gone_0"}
+    sources = read_sources(home.store)
+    assert (sources.manifest, sources.videos) == (kept, home.videos)
+    small = ("--set", "train.epochs=1", "--set", "model.dim=8", "--set", "model.text=words")
+    trained = amex("train", "global", "--dataset", "youcook2", *small)
+    assert trained.exit_code == 0, trained.output
+    run = home.folder / "runs" / "global-official"
+    assert f"Next: amex eval {run}" in trained.output
+    evaluated = amex("eval", run)
+    assert evaluated.exit_code == 0, evaluated.output
+    assert "gallery youcook2:official, 2 of 3 clips: 1 failed in r2plus1d_tiny" in evaluated.output
+    assert "youcook2:official has 3,492 test clips and this manifest 3" in evaluated.output
+
+
+def test_another_gallery_of_the_same_store_is_evaluated_by_its_name(home: Home, tiny: tuple[str, ...]) -> None:
+    amex("extract", "--dataset", "youcook2", *tiny)
+    small = ("--set", "train.epochs=1", "--set", "model.dim=8", "--set", "model.text=words")
+    assert amex("train", "global", "--dataset", "youcook2", *small).exit_code == 0
+    other = write_lines(
+        home.manifest("howto100m"),
+        {
+            "clip_id": "c_0",
+            "video": "c",
+            "start": 0.0,
+            "end": 0.4,
+            "split": "test",
+            "captions": ["stir"],
+            "extras": {"protocol": "youcook2:howto100m"},
+        },
+    )
+    result = amex("eval", home.folder / "runs" / "global-official", "--dataset", "youcook2:howto100m", "--json")
+    assert result.exit_code == 0, result.output
+    coverage = json.loads(result.stdout)["coverage"]
+    assert (coverage["gallery"], coverage["clips"], coverage["published"]) == ("youcook2:howto100m", 1, 3_350)
+    assert other.exists()
+
+
+def test_a_data_set_without_its_videos_says_where_they_belong(home: Home, tiny: tuple[str, ...]) -> None:
+    shutil.rmtree(home.videos)
+    refused = amex("extract", "--dataset", "youcook2", *tiny)
+    assert refused.exit_code == 2
+    assert f"put the videos into {home.videos} (amex datasets show youcook2:official)" in refused.output
+
+
+def test_what_of_a_data_set_is_here_is_counted_and_the_missing_videos_are_listed(home: Home) -> None:
+    shown = amex("datasets", "show", "youcook2")
+    assert shown.exit_code == 3, shown.output
+    assert "3 of 4 videos" in shown.output
+    assert "1 missing, 0 unreadable" in shown.output
+    assert "clips lost with them: 1 test" in shown.output
+    assert (home.folder / "missing.txt").read_text() == "gone\n"
+    record = json.loads(amex("datasets", "show", "youcook2", "--json").stdout)
+    assert (record["videos_found"], record["missing"], record["clips_lost"]) == (3, 1, {"test": 1})
+    assert record["hours"] == pytest.approx(4 / 3600, rel=0.01)
+    bare = amex("datasets", "show", "msrvtt", "--root", "nowhere")
+    assert bare.exit_code == 0
+    assert "MSRVTT_train.9k.csv: fetched when it is needed" in bare.output
+
+
+def test_every_protocol_is_listed_with_its_counts() -> None:
+    listed = amex("datasets").output
+    record = json.loads(amex("datasets", "ls", "--json").stdout)
+    for name, dataset in DATASETS.items():
+        for protocol, of in dataset.protocols.items():
+            assert f"{name}:{protocol}" in listed
+            assert record[f"{name}:{protocol}"]["clips"] == dict(of.clips)
+
+
+def test_a_folder_is_extracted_as_typed_and_its_store_knows_what_it_is_of(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    videos = tmp_path / "my_videos"
+    videos.mkdir()
+    for name in ("a.mp4", "b.webm"):
+        shutil.copy(clips / name, videos)
+    assert amex("extract", "my_videos", "--store", "my.zarr", *tiny).exit_code == 0
+    assert [clip.clip_id for clip in read_manifest("my.jsonl")] == ["a.mp4", "b.webm"]
+    assert read_sources(Path("my.zarr")).videos == Path("my_videos")
+    shown = amex("features", "show", "my.zarr", "a.mp4", "--out", "a.png")
+    assert shown.exit_code == 0, shown.output
+    # The folder grows: so does the manifest, unless somebody has changed it.
+    shutil.copy(clips / "c.avi", videos)
+    assert amex("extract", "my_videos", "--store", "my.zarr", *tiny).exit_code == 0
+    assert len(read_manifest("my.jsonl")) == 3
+    lines = Path("my.jsonl").read_text().splitlines()[:2]
+    Path("my.jsonl").write_text("\n".join(lines) + "\n")
+    again = amex("extract", "my_videos", "--store", "my.zarr", *tiny)
+    assert "my.jsonl was changed since amex wrote it, and stays as it is" in again.output
+    assert len(read_manifest("my.jsonl")) == 2
+    Path("my.jsonl").unlink()
+    amex("extract", "my_videos", "--store", "my.zarr", *tiny)
+    assert len(read_manifest("my.jsonl")) == 3
+
+
+def test_a_manifest_that_was_there_before_the_store_is_not_written_over(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = write_lines(tmp_path / "my.jsonl", {"clip_id": "a.mp4", "video": "a.mp4", "captions": ["mine"]})
+    before = mine.read_bytes()
+    result = amex("extract", clips, "--store", "my.zarr", *tiny, "--limit", "1")
+    assert "stays as it is" in result.output
+    assert mine.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_store_and_its_folder_may_be_moved_together(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    store = create_store(tmp_path / "old" / "s.zarr")
+    assert read_sources(store).manifest is None
+    write_sources(store, manifest=tmp_path / "old" / "m.jsonl", videos=Path("/far/away"))
+    write_sources(store, written="abc")
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = read_sources(tmp_path / "new" / "s.zarr")
+    assert (moved.manifest, moved.videos) == (tmp_path / "new" / "m.jsonl", Path("/far/away"))
+    assert moved.written == "abc"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"manifest": 3}'])
+def test_damaged_sources_are_an_error_that_names_the_file(text: str, tmp_path: Path) -> None:
+    store = create_store(tmp_path / "s.zarr")
+    (store / "sources.json").write_text(text)
+    result = amex("train", "global", "--store", store)
+    assert result.exit_code == 1
+    assert str(store / "sources.json") in result.output
+
+
+def test_a_training_run_that_lacks_things_lists_them_all(tmp_path: Path) -> None:
+    refused = amex("train", "global")
+    assert refused.exit_code == 2
+    assert "missing: --store, the features from `amex extract`; --manifest, the clips" in refused.output
+    store = create_store(tmp_path / "s.zarr")
+    assert "missing: --manifest" in amex("train", "global", "--store", store).output
+
+
+def archive(kind: str, name: str, content: bytes) -> bytes:
+    held = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(held, "w") as made:
+            made.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=held, mode="w:gz") as tar:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return held.getvalue()
+
+
+@pytest.mark.parametrize("form", ["plain", "zip", "tar.gz"])
+def test_annotations_are_fetched_once_and_checked(form: str, server: tuple[str, Path], tmp_path: Path) -> None:
+    address, served = server
+    content = cooking(OF_CLIPS)
+    member = "" if form == "plain" else "deep/a.json"
+    name = "a.json" if form == "plain" else f"all.{form}"
+    (served / name).write_bytes(content if form == "plain" else archive(form, member, content))
+    digest = sha256(content).hexdigest()
+    file = AnnotationFile(name="a.json", url=f"{address}/{name}", member=member, sha256=digest)
+    folder = tmp_path / "annotations"
+    assert file.fetch(folder).read_bytes() == content
+    assert Annotations(folder)["a.json"] == folder / "a.json"
+    wrong = replace(file, sha256=sha256(b"x").hexdigest())
+    shutil.rmtree(folder)
+    with pytest.raises(ManifestError, match=r"a\.json.*download it yourself") as caught:
+        wrong.fetch(folder)
+    assert len(str(caught.value).splitlines()) == 1
+    assert Annotations(folder).find("a.json") is None
+
+
+def test_what_cannot_be_fetched_names_the_address_the_file_and_where_to_put_it(tmp_path: Path) -> None:
+    gone = AnnotationFile(name="a.json", url="http://127.0.0.1:9/a.json", sha256="0" * 64)
+    with pytest.raises(ManifestError, match=rf"cannot fetch a\.json.*{gone.url}.*put it at {tmp_path}/a\.json"):
+        gone.fetch(tmp_path)
+    unknown = replace(gone, sha256="", note="a form must be filled in")
+    with pytest.raises(ManifestError, match=r"its digest is not known to amex; .*a form must be filled in"):
+        unknown.fetch(tmp_path)
+
+
+def test_a_command_fetches_the_annotations_that_its_data_set_lacks(
+    server: tuple[str, Path], home: Home, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
+) -> None:
+    address, served = server
+    (there,) = home.annotations.iterdir()
+    content = there.read_bytes()
+    there.unlink()
+    dataset = DATASETS["youcook2"]
+    file = replace(
+        dataset.protocols["official"].files[0],
+        url=f"{address}/x.json",
+        member="",
+        sha256=sha256(content).hexdigest(),
+    )
+    official = replace(dataset.protocols["official"], files=(file,))
+    monkeypatch.setitem(DATASETS, "youcook2", replace(dataset, protocols={**dataset.protocols, "official": official}))
+    refused = amex("extract", "--dataset", "youcook2", *tiny)
+    assert refused.exit_code == 1
+    assert f"{address}/x.json" in refused.output
+    (served / "x.json").write_bytes(content)
+    done = amex("extract", "--dataset", "youcook2", *tiny)
+    assert done.exit_code == 3
+    assert f"fetching {there.name} from {address}/x.json" in done.output
+    assert there.read_bytes() == content

@@ -211,6 +211,8 @@ def test_clips_that_failed_or_are_empty_are_left_out_and_every_figure_says_so(pa
         "of_captions": 20,
         "clips_left_out": {"failed in motion": 1, "empty in motion": 1},
         "captions_left_out": {"failed in text": 1, "empty in text": 1, "of clips left out": 4},
+        "gallery": "",
+        "published": None,
     }
     assert (record["text_to_video"]["queries"], record["text_to_video"]["gallery"]) == (14, 8)
     reported = amex("report", partial / "w", "--out", tmp_path / "report.html")

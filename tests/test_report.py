@@ -75,7 +75,13 @@ def test_captions_are_text_not_html(run: Path) -> None:
 def test_without_videos_a_page_has_no_pictures_and_a_missing_video_costs_only_its_own(
     run: Path, tmp_path: Path
 ) -> None:
+    known = amex("report", run, "--out", tmp_path / "known.html")
+    assert known.exit_code == 0, known.output
+    assert "no picture" not in (tmp_path / "known.html").read_text()  # the store knows where its videos are
+    sources = run.parent / "s.zarr" / "sources.json"
+    sources.rename(tmp_path / "sources.json")
     bare = amex("report", run, "--out", tmp_path / "bare.html")
+    (tmp_path / "sources.json").rename(sources)
     assert bare.exit_code == 0, bare.output
     assert "no picture" in (tmp_path / "bare.html").read_text()
     shutil.copytree(run.parent / "videos", tmp_path / "videos")

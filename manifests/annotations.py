@@ -70,23 +70,33 @@ class AnnotationFile:
 
 
 class Annotations:
-    """The annotation files of a data set on this disk: below a folder at any depth, or one file given itself.
+    """The annotation files of a data set on this disk: below a folder at any depth, or beside one file.
 
     Attributes:
         path: the folder, or the file.
     """
 
-    def __init__(self, path: Path, known: Iterable[AnnotationFile] = ()) -> None:
+    def __init__(self, path: Path, known: Iterable[AnnotationFile] = (), stands_for: str = "") -> None:
+        """A file that is given itself counts under its own name if it is a known one, else as ``stands_for``."""
         self.path = path
         self._known = {file.name: file for file in known}
+        self._file = (path.name if path.name in self._known else stands_for) if path.is_file() else None
+        self._folder = path if self._file is None else path.parent
 
     def find(self, name: str) -> Path | None:
-        """The path of a file by its name, or None. A file that is given itself counts under any name."""
-        if self.path.is_file():
+        """The path of a file by its name, or None.
+
+        Raises:
+            ManifestError: if there are several below the folder: other data sets have files of the same name.
+        """
+        if name == self._file:
             return self.path
-        if (self.path / name).is_file():
-            return self.path / name
-        return next(iter(sorted(self.path.rglob(name))), None)
+        if (self._folder / name).is_file():
+            return self._folder / name
+        deeper = sorted(self._folder.rglob(name)) if self._file is None else []
+        if len(deeper) > 1:
+            raise ManifestError(f"{deeper[0]} and {deeper[1]} could be {name}: give the folder of one of them")
+        return deeper[0] if deeper else None
 
     def __getitem__(self, name: str) -> Path:
         """The path of a file; raises ManifestError that says where it is published and where to put it."""
@@ -94,7 +104,7 @@ class Annotations:
         if found is None:
             known = self._known.get(name)
             raise ManifestError(
-                f"{self.path / name} is missing" + (f"; it is published at {known.where}" if known else "")
+                f"{self._folder / name} is missing" + (f"; it is published at {known.where}" if known else "")
             )
         return found
 

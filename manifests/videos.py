@@ -12,8 +12,8 @@ from ..storage import open_path, reachable, storage_at
 # What ffmpeg's demuxers read and people keep videos in; other files in the folder are not considered.
 EXTENSIONS = frozenset(
     (
-        *(".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
-        *(".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+        *(".3g2", ".3gp", ".3gpp", ".asf", ".avi", ".divx", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+        *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv"),
     )
 )
 

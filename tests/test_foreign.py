@@ -108,6 +108,11 @@ MSRVTT = {
     "MSRVTT_train.9k.csv": "video_id\nv\n",
     "MSRVTT_JSFUSION_test.csv": "key,vid_key,video_id,sentence\na,b,w,x\n",
 }
+OTHERS = {
+    "msrvtt": MSRVTT,
+    "folder": {"v.mp4": ""},
+    "youcook2": {"youcookii_annotations_trainval.json": STEP.replace("?", "2")},
+}
 CSV = "video_id,start,end,text\n"
 
 
@@ -121,8 +126,8 @@ CSV = "video_id,start,end,text\n"
         ("youcook2", "a.json", STEP.replace("?", "[]"), "not laid out as expected"),
         ("youcook2", "a.json", "\0\1\2", "is not JSON"),
         ("youcook2", "a.json", "", "is not JSON"),
-        ("youcook2", "a.json", None, "Is a directory"),
-        ("youcook2", "a.csv", None, "Is a directory"),
+        ("youcook2", "a.json", None, "youcookii_annotations_trainval.json is missing"),
+        ("youcook2", "a.csv", None, "youcookii_annotations_trainval.json is missing"),
         ("youcook2", "a.csv", CSV + f"v,1,{HUGE},x\n", "finite number"),
         ("youcook2", "a.csv", CSV + "v,1\n", "a.csv:2"),
         ("youcook2", "a.csv", CSV + "v,1,2,a dog, running\n", "a.csv:2"),
@@ -149,7 +154,7 @@ def test_hostile_annotations_are_one_line_that_names_the_file(
 ) -> None:
     folder = tmp_path / "annotations"
     folder.mkdir()
-    for other, text in (MSRVTT if dataset == "msrvtt" else {"v.mp4": ""} if dataset == "folder" else {}).items():
+    for other, text in OTHERS[dataset].items():
         (folder / other).write_text(text)
     (folder / name).unlink(missing_ok=True)
     (folder / name).mkdir() if content is None else (folder / name).write_text(content)

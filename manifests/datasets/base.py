@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -73,14 +74,23 @@ class Dataset:
     def fetch(self, folder: Path, protocol: str | None, say: Callable[[str], None] = lambda line: None) -> None:
         """Fetches the annotation files of a protocol that are not below ``folder``; calls ``say`` for each.
 
+        Optional files are fetched if their digest is known; that one of them cannot be had is only said.
+
         Raises:
             ManifestError: for the first that cannot be had, with its address and where to put it.
         """
-        there = Annotations(folder)
-        for file in self.protocols[self.protocol(protocol)].files if self.protocols else ():
+        if not self.protocols:
+            return
+        there, chosen = Annotations(folder), self.protocols[self.protocol(protocol)]
+        for file in (*chosen.files, *(file for file in chosen.optional if file.sha256)):
             if there.find(file.name) is None:
                 say(f"fetching {file.name} from {file.url}")
-                file.fetch(folder)
+                try:
+                    file.fetch(folder)
+                except ManifestError as error:
+                    if file in chosen.files:
+                        raise
+                    say(str(error))
 
     def scan(
         self, annotations: str | Path, protocol: str | None = None, *, val: float = VAL_SHARE
@@ -90,8 +100,8 @@ class Dataset:
         Extras say under ``protocol`` which one the clips are of, as ``msrvtt:1k-A``, so that figures can.
 
         Args:
-            annotations: the folder of the files, or the one file of a protocol; which protocol has a file of its kind
-                is then seen by its extension.
+            annotations: the folder of the files, or one of them with the others beside it; which protocol begins with
+                a file of its kind is then seen by its extension.
             val: where the protocol has train and test alone, this share of train's videos becomes ``val``; 0: none.
 
         Raises:
@@ -106,8 +116,9 @@ class Dataset:
             protocol = next((name for name, each in self.protocols.items() if _is_for(path, each)), None)
         chosen = self.protocol(protocol)
         known = [file for each in self.protocols.values() for file in (*each.files, *each.optional)]
+        first = self.protocols[chosen].files[0].name if chosen else ""
         with foreign.reading(path, ManifestError, f"is not laid out as expected, --annotations takes {self.takes}"):
-            items = list(self.build(Annotations(path, known), chosen))
+            items = list(self.build(Annotations(path, known, first), chosen))
         clips = [_under(f"{self.name}:{chosen}", item) if chosen else item for item in items if isinstance(item, Clip)]
         return [*carve(clips, val), *(item for item in items if isinstance(item, Problem))]
 
@@ -117,8 +128,8 @@ def _under(protocol: str, clip: Clip) -> Clip:
 
 
 def _is_for(path: Path, protocol: Protocol) -> bool:
-    """Whether a file may be the only one that a protocol needs."""
-    return len(protocol.files) == 1 and Path(protocol.files[0].name).suffix.lower() == path.suffix.lower()
+    """Whether a file may be the first that a protocol needs."""
+    return Path(protocol.files[0].name).suffix.lower() == path.suffix.lower()
 
 
 def carve(clips: Sequence[Clip], share: float) -> list[Clip]:
@@ -145,19 +156,91 @@ def _draw(video: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{VAL_SEED} {video}".encode()).digest()[:6]) / 2**48
 
 
+def laid_out(path: Path) -> AbstractContextManager[None]:
+    """Turns what comes of an absent value, or one of another type, into a ManifestError that names the file."""
+    return foreign.reading(path, ManifestError, "is not laid out as expected")
+
+
 def read_json(path: Path) -> Any:
     """A JSON file; raises ManifestError that names it."""
     return foreign.read_json(path, ManifestError)
 
 
-def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
+def read_entries(path: Path, kind: type[list] | type[dict]) -> Any:
+    """A JSON file whose value is a list or an object that is not empty; raises ManifestError that names it."""
+    value = read_json(path)
+    if not isinstance(value, kind) or not value:
+        expected = {list: "an array", dict: "an object"}[kind]
+        raise ManifestError(f"{path} is not laid out as expected: it must be {expected} that is not empty")
+    return value
+
+
+def texts(value: Any) -> list[str]:
+    """A list of captions, as it is; raises ValueError for anything else."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"captions must be a list of texts, got {value!r}")
+    return value
+
+
+def read_names(path: Path) -> list[str]:
+    """The lines of a list, without those that are blank; raises ManifestError that names a file without any."""
+    with foreign.reading(path, ManifestError):
+        names = path.read_text(encoding="utf-8-sig").split("\n")
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise ManifestError(f"{path} is empty: it must name one video a line")
+    return names
+
+
+def read_rows(path: Path, *columns: str, delimiter: str = ",") -> list[dict[str, str]]:
+    """As ``read_csv``, of a file that must have rows."""
+    rows = read_csv(path, *columns, delimiter=delimiter)
+    if not rows:
+        raise ManifestError(f"{path} has no rows")
+    return rows
+
+
+def read_table(path: Path, columns: int) -> list[list[str]]:
+    """The rows of a file of tab-separated columns without a head or quotes; blank lines are skipped.
+
+    Raises:
+        ManifestError: naming the line that has another number of columns, or a file without rows.
+    """
+    rows = []
+    for where, line in foreign.read_lines(path, ManifestError):
+        with foreign.reading(where, ManifestError):
+            row = line.decode("utf-8-sig").rstrip().split("\t")
+        if row == [""]:
+            continue
+        if len(row) != columns:
+            raise ManifestError(f"{where}: {len(row)} tab-separated columns where {columns} are expected")
+        rows.append(row)
+    if not rows:
+        raise ManifestError(f"{path} has no rows")
+    return rows
+
+
+def whole_videos(
+    path: Path, split: str, videos: Iterable[str], captions: Mapping[str, Sequence[str]]
+) -> Iterator[Clip]:
+    """A clip of the whole of each video that ``path`` lists, whose id is the video's; with captions if there are any.
+
+    Raises:
+        ManifestError: naming ``path``, for a video that cannot be one.
+    """
+    with laid_out(path):
+        for video in dict.fromkeys(videos):
+            yield Clip(clip_id=video, video=video, split=split, captions=tuple(captions.get(video, ())))
+
+
+def read_csv(path: Path, *columns: str, delimiter: str = ",") -> list[dict[str, str]]:
     """The rows of a CSV file that has at least ``columns``; raises ManifestError that names the file and the line."""
     rows = []
     with (
         foreign.reading(path, ManifestError, "is not a CSV file"),
         path.open(encoding="utf-8-sig", newline="") as handle,
     ):
-        reader = csv.DictReader(handle, strict=True)
+        reader = csv.DictReader(handle, strict=True, delimiter=delimiter)
         missing = [name for name in columns if name not in (reader.fieldnames or [])]
         if missing:
             raise ManifestError(f"{path} has no column {missing[0]!r}; its columns are {reader.fieldnames}")

@@ -1,101 +1,210 @@
-"""MSR-VTT (Xu et al., CVPR 2016): 10,000 web clips with 20 captions each, under its four published splits."""
+"""MSR-VTT (Xu et al., CVPR 2016): 10,000 web clips with 20 captions each, under its published splits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError
-from .base import Dataset, Protocol, read_csv, read_json
+from .base import Dataset, Protocol, laid_out, read_json, read_names, read_rows, texts, whole_videos
 
-# CLIP4Clip's release has the lists of 1k-A and the captions of all clips in one file.
+# CLIP4Clip's release has the captions of all clips in one file; other repositories have the lists.
 CLIP4CLIP = "https://github.com/ArrowLuo/CLIP4Clip/releases/download/v0.0/msrvtt_data.zip"
-COLLABORATIVE = "https://github.com/albanie/collaborative-experts/tree/master/misc/datasets/msrvtt"
+CLIP2VIDEO = (
+    "https://raw.githubusercontent.com/CryhanFang/CLIP2Video/e94131800a3a1434f6d00b89b7301d741db8ba06/data/msrvtt_data"
+)
+COLLABORATIVE = (
+    "https://raw.githubusercontent.com/albanie/collaborative-experts/7eb3b9d362ee313a78cd0a2793c3b6470f8e78f3"
+    "/misc/datasets/msrvtt"
+)
 CAPTIONS = AnnotationFile(name="MSRVTT_data.json", url=CLIP4CLIP, member="msrvtt_data/MSRVTT_data.json")
 # The same captions travel as one file (CLIP4Clip and others) or as the two official ones.
 CAPTION_FILES = (CAPTIONS.name, "train_val_videodatainfo.json", "test_videodatainfo.json")
 
 
-def released(name: str, sha256: str) -> AnnotationFile:
-    return AnnotationFile(name=name, url=CLIP4CLIP, member=f"msrvtt_data/{name}", sha256=sha256)
+def listed(where: str, name: str, sha256: str) -> AnnotationFile:
+    return AnnotationFile(name=name, url=f"{where}/{name}", sha256=sha256)
 
 
-def listed(name: str) -> AnnotationFile:
-    return AnnotationFile(name=name, url=COLLABORATIVE)
-
-
-JSFUSION = released("MSRVTT_JSFUSION_test.csv", "e61144b312c8a2fc2126f96504c981f8c23c05b3ba9655a56e2af50ac8a4b16a")
-TRAIN_9K = released("MSRVTT_train.9k.csv", "0a7ece2418e1f7ac5680555a04ddfef8950293ac3c4bdd6584fb0fa6cc0ff7d3")
-TRAIN_7K = released("MSRVTT_train.7k.csv", "ca0d04c34310168b620c90c67eaec702b37398943965f5e1f9f44af8f193da7d")
-# protocol -> split -> the list file that defines it. 1k-A is JSFusion's test set, whose fixed captions are in its file;
-# 1k-B is Miech's, whose queries are the first caption of each video.
+JSFUSION = listed(
+    CLIP2VIDEO, "MSRVTT_JSFUSION_test.csv", "e61144b312c8a2fc2126f96504c981f8c23c05b3ba9655a56e2af50ac8a4b16a"
+)
+TRAIN_9K = listed(CLIP2VIDEO, "MSRVTT_train.9k.csv", "0a7ece2418e1f7ac5680555a04ddfef8950293ac3c4bdd6584fb0fa6cc0ff7d3")
+TRAIN_7K = listed(CLIP2VIDEO, "MSRVTT_train.7k.csv", "ca0d04c34310168b620c90c67eaec702b37398943965f5e1f9f44af8f193da7d")
+MTEB = AnnotationFile(
+    name="MSRVTT_mteb_test.csv",
+    url="https://huggingface.co/datasets/mteb/MSR-VTT",
+    note="whose 879 test pairs it must hold as the columns video_id (video7020) and sentence",
+)
+HYBRID_VAL = AnnotationFile(
+    name="msrvtt10kyuval.caption.txt",
+    url="https://github.com/danieljf24/hybrid_space/tree/master/dataset",
+    note="in the caption archive of the partition Yu: a line 'video123#0 SENTENCE' for each clip",
+)
+# protocol -> split -> the file that defines it. 1k-A is JSFusion's test set, whose fixed captions are in its file; 1k-B
+# is Miech's, whose queries are the first caption of each video.
 LISTS: dict[str, dict[str, AnnotationFile]] = {
     "1k-A": {"train": TRAIN_9K, "test": JSFUSION},
     "7k": {"train": TRAIN_7K, "test": JSFUSION},
-    "full": {split: listed(f"MSRVTT_{split}.full.csv") for split in ("train", "val", "test")},
-    "1k-B": {split: listed(f"{split}_list_miech.txt") for split in ("train", "test")},
+    "full": {
+        "train": listed(
+            CLIP2VIDEO,
+            "MSRVTT_train.full.csv",
+            "17f7ccf211d3d679d42425454ae12e9479abf681beb3865d561a2875ef2c2578",
+        ),
+        "val": listed(
+            CLIP2VIDEO, "MSRVTT_val.full.csv", "0a6be33e09bacaca199b87fd1f68170bfc10aa55036518d54e113bdde4bb0044"
+        ),
+        "test": listed(
+            CLIP2VIDEO, "MSRVTT_test.full.csv", "2cfa5acaabad7319f7e8c3639e0986b8f8c432399b545a97cb7531608a976b42"
+        ),
+    },
+    "1k-B": {
+        "train": listed(
+            COLLABORATIVE,
+            "train_list_miech.txt",
+            "bd1b91cc6e07ace29fd12c2be74b69031f647567bb647c73b8dd8a28e1455b80",
+        ),
+        "test": listed(
+            COLLABORATIVE,
+            "test_list_miech.txt",
+            "e2b489732475874bb32dd2689bd3a1e13a8473a9bf69a6b97efb8f39a1c12d1e",
+        ),
+    },
+    "1k-A-mmt": {"train": TRAIN_9K, "test": JSFUSION},
+    "7k-hybrid": {"train": TRAIN_7K, "val": HYBRID_VAL, "test": JSFUSION},
+    "mteb": {"test": MTEB},
 }
+HYBRID_SPACE = "github.com/danieljf24/hybrid_space, dataset/README.md"
+CAPTIONS_READ = f"captions read: {HYBRID_SPACE}"
+# Clips that MMT keeps from train to choose a checkpoint on, as many as there are for testing.
+MMT_VAL = 1_000
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip]:
-    """Whole-video clips. Captions are there where a caption file is; extraction needs none.
-
-    Only ``full`` has a list for validation.
-    """
-    if not annotations.path.is_dir():
-        raise ManifestError(f"{annotations.path} is not a folder; --annotations takes {DATASET.takes}")
+    """Whole-video clips. Captions are there where a caption file is; extraction needs none."""
     captions: dict[str, list[str]] = {}
     for name in CAPTION_FILES:
         if path := annotations.find(name):
-            for entry in read_json(path)["sentences"]:
-                captions.setdefault(entry["video_id"], []).append(entry["caption"])
+            with laid_out(path):
+                for entry in read_json(path)["sentences"]:
+                    captions.setdefault(entry["video_id"], []).extend(texts([entry["caption"]]))
     for split, file in LISTS[protocol].items():
         path = annotations[file.name]
-        if file is JSFUSION:
-            chosen = {row["video_id"]: [row["sentence"]] for row in read_csv(path, "video_id", "sentence")}
-        elif file.name.endswith(".csv"):
-            chosen = {row["video_id"]: captions.get(row["video_id"], []) for row in read_csv(path, "video_id")}
-        else:
-            chosen = {video: captions.get(video, []) for video in path.read_text(encoding="utf-8").split()}
-            if split == "test":
-                chosen = {video: texts[:1] for video, texts in chosen.items()}
-        for video, texts in chosen.items():
-            yield Clip(clip_id=video, video=video, split=split, captions=tuple(texts))
+        chosen = read_list(path, file, split, captions)
+        if protocol == "1k-A-mmt" and split == "train":
+            val = mmt_val(chosen)
+            yield from whole_videos(path, "val", val, chosen)
+            chosen = {video: texts for video, texts in chosen.items() if video not in val}
+        yield from whole_videos(path, split, chosen, chosen)
 
 
-def split_by_lists(name: str, about: str, clips: dict[str, int], captions: dict[str, int]) -> Protocol:
-    files = tuple(LISTS[name].values())
-    return Protocol(help=about, clips=clips, captions=captions, files=files, optional=(CAPTIONS,), known="counted")
+def read_list(
+    path: Path, file: AnnotationFile, split: str, captions: Mapping[str, Sequence[str]]
+) -> dict[str, Sequence[str]]:
+    """The videos of a list and their captions: those in the list itself where it has some."""
+    if file in (JSFUSION, MTEB):
+        return {row["video_id"]: [row["sentence"]] for row in read_rows(path, "video_id", "sentence")}
+    if file is HYBRID_VAL:
+        said: dict[str, list[str]] = {}
+        for line in read_names(path):
+            name, _, sentence = line.partition(" ")
+            said.setdefault(name.partition("#")[0], []).append(sentence)
+        return said
+    if file.name.endswith(".csv"):
+        return {row["video_id"]: captions.get(row["video_id"], ()) for row in read_rows(path, "video_id")}
+    queries = 1 if split == "test" else None
+    return {video: captions.get(video, ())[:queries] for video in read_names(path)}
 
 
-PROTOCOLS = {
-    "1k-A": (
+def mmt_val(train: Mapping[str, Sequence[str]]) -> list[str]:
+    """The videos that MMT draws: the first of train's 9,000 as NumPy shuffles them with seed 0 (its cross_seed)."""
+    import numpy as np
+
+    if len(train) <= MMT_VAL:
+        raise ManifestError(f"{TRAIN_9K.name} has {len(train)} videos, of which none would be left to train on")
+    videos = list(train)
+    np.random.RandomState(0).shuffle(videos)
+    return videos[:MMT_VAL]
+
+
+def protocol(
+    name: str,
+    about: str,
+    clips: dict[str, int],
+    captions: dict[str, int],
+    known: Literal["counted", "read"] = "counted",
+    source: str = CAPTIONS_READ,
+) -> Protocol:
+    return Protocol(
+        help=about,
+        clips=clips,
+        captions=captions,
+        files=tuple(LISTS[name].values()),
+        optional=() if name == "mteb" else (CAPTIONS,),
+        known=known,
+        source=source,
+    )
+
+
+PROTOCOLS = (
+    protocol(
+        "1k-A",
         "JSFusion's 1,000 test clips with one fixed caption each (Yu et al., ECCV 2018); trained on 9,000",
         {"train": 9_000, "test": 1_000},
         {"train": 180_000, "test": 1_000},
+        source="20 captions a clip",
     ),
-    "7k": (
+    protocol(
+        "7k",
         "the test clips of 1k-A, trained on the 7,010 of the first papers",
         {"train": 7_010, "test": 1_000},
         {"train": 140_200, "test": 1_000},
     ),
-    "full": (
+    protocol(
+        "full",
         "the official split; every caption is a query",
         {"train": 6_513, "val": 497, "test": 2_990},
         {"train": 130_260, "val": 9_940, "test": 59_800},
     ),
-    "1k-B": (
+    protocol(
+        "1k-B",
         "Miech's 1,000 test clips with their first caption",
         {"train": 6_656, "test": 1_000},
         {"train": 133_120, "test": 1_000},
     ),
-}
+    protocol(
+        "1k-A-mmt",
+        "1k-A with MMT's 1,000 clips of train for validation (Gabeur et al., ECCV 2020), drawn as its program does",
+        {"train": 8_000, "val": 1_000, "test": 1_000},
+        {"train": 160_000, "val": 20_000, "test": 1_000},
+        source="20 captions a clip",
+    ),
+    protocol(
+        "7k-hybrid",
+        "7k with 1,000 other clips for validation, one sentence each (Dong et al., TPAMI 2021)",
+        {"train": 7_010, "val": 1_000, "test": 1_000},
+        {"train": 140_200, "val": 1_000, "test": 1_000},
+        "read",
+        HYBRID_SPACE,
+    ),
+    protocol(
+        "mteb",
+        "MTEB's gallery, the 879 of the 1,000 test clips of 1k-A that its authors have",
+        {"test": 879},
+        {"test": 879},
+        "read",
+        "github.com/embeddings-benchmark/mteb, mteb/tasks/retrieval/eng/msr_vtt.py",
+    ),
+)
 
 DATASET = Dataset(
     name="msrvtt",
     title="MSR-VTT (Xu et al., CVPR 2016): 10,000 web clips of 10 to 30 s, 20 captions each",
     takes="the folder with the split lists (MSRVTT_train.9k.csv, ...) and, for captions, MSRVTT_data.json",
     build=build,
-    protocols={name: split_by_lists(name, *published) for name, published in PROTOCOLS.items()},
+    protocols=dict(zip(LISTS, PROTOCOLS, strict=True)),
     videos="The official archives are offline; MSRVTT.zip of the frozen-in-time project has all 10,000 clips.",
 )

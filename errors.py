@@ -1,7 +1,17 @@
 """The root of every error that amex raises on purpose: one line with the thing at fault and what to do. Their texts."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
 # Characters of an unusable text that a message quotes.
 QUOTED = 80
+# Names that are compared with one that is unknown, at most, and characters of that: half a second for a million ids.
+COMPARED = 2_000_000
+LONGEST_NAME = 200
+# How similar a name is to what is meant, of 100: the share of letters that both have in the same order.
+SIMILAR = 60
 
 
 class AmexError(Exception):
@@ -37,6 +47,29 @@ def plural(count: int, noun: str) -> str:
     if count != 1:
         noun = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
     return f"{count:,} {noun}"
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """Those of ``names`` that ``name`` may be a slip of, the likeliest first; letters of either case are the same."""
+    if not names or len(name) > LONGEST_NAME:
+        return []
+    from rapidfuzz import fuzz, process
+
+    choices = islice(names, COMPARED)
+    matches = process.extract(
+        name, choices, scorer=fuzz.ratio, processor=str.casefold, score_cutoff=SIMILAR, limit=count
+    )
+    return [match for match, _, _ in matches]
+
+
+def did_you_mean(name: str, names: Iterable[str], before: str = "; ") -> str:
+    """``; did you mean 'a' or 'b'?``: the end of a message about an unknown ``name``; empty where no name is near.
+
+    Args:
+        before: what joins it to the message.
+    """
+    near = " or ".join(map(repr, nearest(name, names)))
+    return f"{before}did you mean {near}?" if near else ""
 
 
 def check_text(name: str, text: str) -> None:

@@ -50,9 +50,22 @@ class Group(click.Group):
             click.echo(f"stopped{'' if starts_over else goes_on}", err=True)
             sys.exit(130)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, which names commands of like spelling; and also those that are typed without their group."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:
+            groups = [name for name, command in self.commands.items() if args[0] in getattr(command, "commands", ())]
+            if not groups:
+                raise
+            meant = " or ".join(f"'{ctx.command_path} {name} {args[0]}'" for name in groups)
+            raise click.UsageError(f"{error.message} Did you mean {meant}?", ctx) from None
+
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="amex")
+@click.version_option(package_name="amex", prog_name="amex")
 def main() -> None:
     """Text-video retrieval: features extracted once into one Zarr store, models trained from it alone.
 

@@ -51,7 +51,7 @@ def contact_sheet(
             raise AmexError(f"clip {clip_id!r} is empty in {stream}: there is nothing to show")
     if not rows:
         for opened in timed.values():
-            opened[clip_id]  # tells which failed, and why
+            opened[clip_id]  # tells which failed, and why, or which ids are near
         raise ClipNotThere(f"clip {clip_id!r} has no frames in {store.path}")
     chosen = stream or next((name for name, opened in rows.items() if "boxes" in opened.arrays), next(iter(rows)))
     shown = rows[chosen]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import first_line
+from ..errors import did_you_mean, first_line
 from ..storage import NOT_THERE, open_path, reachable, storage_at
 from .index import LISTINGS, Index, open_index
 from .parts import BadPart, PartReader
@@ -100,7 +100,7 @@ class Store(Mapping[str, "Stream"]):
             with reachable(self.path):
                 if name not in self:
                     there = ", ".join(self) or "none yet"
-                    raise StoreError(f"no stream {name!r} in {self.path}; there is {there}")
+                    raise StoreError(f"no stream {name!r} in {self.path}; there is {there}{did_you_mean(name, self)}")
                 self._streams[name] = Stream(self.path, name, skip_damaged=self._skip_damaged)
         return self._streams[name]
 
@@ -466,7 +466,8 @@ class Stream:
     def _absent(self, clip_id: str) -> ClipNotThere:
         if failure := self.failures.get(clip_id):
             return ClipNotThere(f"clip {clip_id!r} failed in {self.name}: {failure.stage}: {failure.reason}")
-        return ClipNotThere(f"clip {clip_id!r} is not in stream {self.name!r} of {self._store}; extract it first")
+        message = f"clip {clip_id!r} is not in stream {self.name!r} of {self._store}; extract it first"
+        return ClipNotThere(message, clip_id, self)
 
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, clips={len(self)}, rows={self.rows}, failed={len(self.failures)})"

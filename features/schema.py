@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import AmexError, first_line
+from ..errors import AmexError, did_you_mean, first_line
 from ..storage import NOT_THERE
 
 # 2 names a part's folder after its content. 3 seals spec.json, problems.json and the store's zarr.json too. 4 lets a
@@ -80,7 +80,24 @@ class LaterFormat(StoreError):
 
 
 class ClipNotThere(StoreError, KeyError):
-    """A clip has no rows in a stream: it was never extracted, or it failed."""
+    """A clip has no rows in a stream: it was never extracted, or it failed.
+
+    Its message ends in the nearest ids, which are looked for when it is read: passing over clips stays fast.
+
+    Args:
+        clip_id: what was asked for.
+        among: ids that may be meant.
+    """
+
+    def __init__(self, message: str, clip_id: str = "", among: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self._asked = clip_id, among
+
+    def __str__(self) -> str:
+        return super().__str__() + did_you_mean(*self._asked)
+
+    def __reduce__(self) -> tuple[type[ClipNotThere], tuple[str]]:
+        return type(self), (str(self),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +260,9 @@ def has_stream(store: Path, name: str) -> bool:
 def check_stream(store: Path, name: str) -> None:
     """Raises StoreError unless a store has a stream of this name, be it one that cannot be read."""
     if not has_stream(store, name):
-        raise StoreError(f"no stream {name!r} in {store}; there is {', '.join(stream_names(store)) or 'none yet'}")
+        names = stream_names(store)
+        there = ", ".join(names) or "none yet"
+        raise StoreError(f"no stream {name!r} in {store}; there is {there}{did_you_mean(name, names)}")
 
 
 def stream_names(store: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from ..errors import AmexError
+from ..errors import AmexError, did_you_mean
 from .options import SECTIONS, AMENet, Model, Off, Section
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -160,12 +160,9 @@ def _path(which: str) -> Path:
     if which.endswith(".py"):
         return Path(which)
     if which not in known_configs():
-        import difflib
-
-        near = difflib.get_close_matches(which, [*MODELS, *known_configs()], n=1)
-        meant = f"did you mean {near[0]!r}? " if near else ""
-        known = ", ".join((*MODELS, *known_configs()))
-        raise ConfigError(f"unknown model or configuration {which!r}; {meant}There is {known}, or a path to a .py file")
+        known = (*MODELS, *known_configs())
+        there = f"there is {', '.join(known)}, or a path to a .py file"
+        raise ConfigError(f"unknown model or configuration {which!r}; {there}{did_you_mean(which, known)}")
     return CONFIGS / f"{which}.py"
 
 
@@ -192,16 +189,14 @@ def _number(value: Any) -> Any:
 
 def _said(entry: Any) -> str:
     """One of pydantic's errors as a line: where, what, and for an unknown key what it might have been."""
-    import difflib
-
     path = list(entry["loc"])
     model = SECTIONS.get(str(path.pop(1))) if path[0] == "model" and len(path) > 1 else None
     where = ".".join(str(part) for part in path)
     if entry["type"] == "extra_forbidden":
         section = model or (Config.model_fields[path[0]].annotation if len(path) > 1 else Config)
         known = list(section.model_fields)
-        near = difflib.get_close_matches(str(path[-1]), known, n=1)
-        return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}")
+        near = did_you_mean(str(path[-1]), known)
+        return f"{where}: unknown key" + (near or f"; known are {', '.join(known)}")
     if entry["type"].startswith("union_tag"):
         return f"model.name: there is {', '.join(MODELS)}, got {entry['input'].get('name')!r}"
     message = entry["msg"].removeprefix("Value error, ")

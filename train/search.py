@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import AmexError
+from ..errors import AmexError, did_you_mean
 from ..features import Store, Stream, clip_arrays
 from ..manifests import Clip
 from .checkpoint import Checkpoint, learned_from
@@ -100,10 +100,10 @@ class Searcher:
         """The ``k`` captions of the manifest that fit a clip best."""
         names = [clip.clip_id for clip in self.clips]
         if clip_id not in names:
+            near = did_you_mean(clip_id, names) or f"; the first are {', '.join(names[:3])}"
             raise AmexError(
                 f"clip {clip_id!r} is not among the {len(names)} clips with features in {self.store.path} "
-                f"({self.coverage.clip_line}); "
-                f"the first are {', '.join(names[:3])}"
+                f"({self.coverage.clip_line}){near}"
             )
         owners: dict[str, Clip] = {}
         for clip, known in zip(self.clips, self._known, strict=True):

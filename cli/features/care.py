@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import IO, Any
 import click
 
 from ...console import progress_bar
-from ...errors import AmexError, first_line, plural, printable
+from ...errors import AmexError, did_you_mean, first_line, plural, printable
 from ..options import FILE, POSITIVE, STORAGE_PATH, json_option
 from .options import store_argument
 
@@ -380,7 +381,12 @@ def remove_some(store: Path, stream: str | None, ids: list[str], yes: bool) -> d
     count = len(wanted) - len(unknown)
     if unknown:
         first = printable(min(unknown)) + (", ..." if len(unknown) > 1 else "")
-        click.echo(f"{len(unknown):,} of {plural(len(wanted), 'id')} not in {stream or store}: {first}", err=True)
+        # One alone may be a slip; of many, such as those of another manifest, the search for near ones would take long.
+        known = (
+            dict.fromkeys(itertools.chain.from_iterable(opened[name] for name in removed)) if len(unknown) == 1 else ()
+        )
+        near = did_you_mean(min(unknown), known)
+        click.echo(f"{len(unknown):,} of {plural(len(wanted), 'id')} not in {stream or store}: {first}{near}", err=True)
     if count and not yes:
         each = ", ".join(f"{counted(entry)} of {name}" for name, entry in removed.items())
         click.confirm(f"remove {plural(count, 'clip')} from {store} ({each})?", abort=True, err=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from ...errors import AmexError
+from ...errors import AmexError, did_you_mean
 from ..video import Sampling
 from ..video.decord_decoder import DECORD_CODECS, DECORD_FILE_BYTES, DECORD_FRAME_BYTES
 
@@ -23,11 +22,10 @@ def known(name: str, names: Collection[str], what: str, *, list_all: bool = True
     """``name`` if it is among ``names``; raises AmexError with the nearest one, or all of them, otherwise."""
     if name in names:
         return name
-    near = difflib.get_close_matches(name, names, n=1)
-    hints = [f"did you mean {near[0]!r}?"] if near else []
-    if list_all or not near:
-        hints.append(f"there is {', '.join(names)}" if list_all else f"there are {len(names)} others")
-    raise AmexError(f"unknown {what} {name!r}; {' '.join(hints)}")
+    near = did_you_mean(name, names)
+    if list_all:
+        raise AmexError(f"unknown {what} {name!r}; there is {', '.join(names)}{near}")
+    raise AmexError(f"unknown {what} {name!r}{near or f'; there are {len(names)} others'}")
 
 
 def parse(stream: str, options: Mapping[str, str], parsers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:

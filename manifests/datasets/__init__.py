@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 
+from ...errors import did_you_mean
 from ..clip import ManifestError
 from .base import Dataset, Protocol
 
@@ -21,9 +21,8 @@ __all__ = ["DATASETS", "Dataset", "Protocol", "dataset", "named"]
 def dataset(name: str) -> Dataset:
     """A data set by name; raises ManifestError that says which is meant, or lists them all."""
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        meant = f"did you mean {near[0]!r}? There" if near else "there"
-        raise ManifestError(f"unknown data set {name!r}; {meant} is {', '.join(DATASETS)}")
+        there = f"there is {', '.join(DATASETS)}"
+        raise ManifestError(f"unknown data set {name!r}; {there}{did_you_mean(name, DATASETS)}")
     return DATASETS[name]
 
 

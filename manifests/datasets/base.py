@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ... import foreign
+from ...errors import did_you_mean
 from ...storage import open_path
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError, Problem
@@ -68,7 +69,8 @@ class Dataset:
         """The name of a protocol, the default's for None; raises ManifestError that lists them."""
         if name is not None and name not in self.protocols:
             choices = ", ".join(self.protocols) or "none: this data set has one split"
-            raise ManifestError(f"unknown protocol {name!r}; choose from {choices}")
+            near = did_you_mean(name, self.protocols)
+            raise ManifestError(f"unknown protocol {name!r}; choose from {choices}{near}")
         return name or next(iter(self.protocols), "")
 
     def fetch(self, folder: Path, protocol: str | None, say: Callable[[str], None] = lambda line: None) -> None:

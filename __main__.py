@@ -1,0 +1,5 @@
+"""``python -m amex`` is ``amex``."""
+
+from .cli import main
+
+main()

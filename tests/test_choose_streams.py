@@ -11,7 +11,7 @@ from tiny import TINY, tiny_store
 from amex.errors import AmexError
 from amex.features import declare_stream, open_store
 from amex.train.config import load_config
-from amex.train.data import choose_streams
+from amex.train.streams import choose_streams
 
 CLIPS = {"network": "other", "output": {"shape": [8], "dtype": "float32", "times": False}}
 

@@ -20,11 +20,12 @@ from ..manifests import read_manifest
 from ..storage import write_json
 from .checkpoint import learned_from, load_checkpoint
 from .config import Config, ConfigError, load_config, variants_of
-from .data import Split, choose_streams, fingerprints, of_split
+from .data import Split, fingerprints, of_split
 from .evaluate import evaluate_split, flat
 from .fit import fit
 from .options import ModelOptions
 from .rolegraphs import Graphs
+from .streams import choose_streams
 
 
 @dataclass(frozen=True, kw_only=True)

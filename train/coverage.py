@@ -10,6 +10,8 @@ from ..manifests import DATASETS, Clip
 
 # In a smaller gallery chance reaches an R@10 of more than 20 %, and one query moves R@1 by more than 2 points.
 FEW_CLIPS = 50
+# What makes splits where a manifest has none, or too small ones.
+MAKE_SPLITS = "amex manifest split M --val .1 --test .1 --seed 0 --out M2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,16 @@ def gallery_warning(clips: int) -> str:
     return (
         f"a gallery of {_clips(clips)} is too small to say much about a model: chance reaches R@10 "
         f"{100 * min(1, 10 / clips):.0f} (figures need {FEW_CLIPS} clips or more)"
+    )
+
+
+def selection_warning(clips: int) -> str:
+    """A line if clips are too few to choose a checkpoint on; else empty."""
+    if clips != 1:
+        return gallery_warning(clips)
+    return (
+        "a gallery of 1 clip, which every model ranks first, chooses no checkpoint: the last one is kept. Draw more: "
+        f"{MAKE_SPLITS}, with a larger --val"
     )
 
 

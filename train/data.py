@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ..errors import AmexError
-from ..features import Batch, Store, StoreError, Stream, clip_arrays, entry_bytes, is_of_captions, row_arrays
+from ..errors import AmexError, did_you_mean
+from ..features import Batch, Store, Stream, clip_arrays, entry_bytes, is_of_captions, row_arrays
 from ..features.dataset import Choice, all_rows, as_array, pad
 from ..manifests import Clip
 from ..manifests.videos import video_id
 from .concepts import Concepts
 from .config import Config, Data
-from .coverage import Coverage, published_gallery
+from .coverage import MAKE_SPLITS, Coverage, published_gallery
 from .options import Inputs, ModelOptions
 from .rolegraphs import Graphs, graph_tensors
 from .towers import tower_settings, tower_vocabulary
@@ -49,106 +49,14 @@ def kind(stream: Stream) -> str:
     return "objects" if "boxes" in row_arrays(stream.spec) else "clips"
 
 
-def choose_streams(options: ModelOptions, store: Store, say: Callable[[str], None] = lambda line: None) -> ModelOptions:
-    """The options with streams named: those asked for, or where there is no choice, those there are.
-
-    Args:
-        say: called with a line for each stream that cannot be opened and is no candidate therefore.
-
-    Raises:
-        DataError: listing all that is missing, unfit or undecided.
-        StoreError: if a stream that is asked for cannot be opened.
-    """
-    problems: list[str] = []
-    candidates = Candidates(store, say)
-
-    def find(asked: str, wanted: str, key: str, hint: str, also: str = "") -> str:
-        if asked:
-            if asked not in store:
-                there = ", ".join(store) or "none yet"
-                problems.append(f"{key}={asked}: no such stream in {store.path}; there is {there}")
-            elif (actual := kind(store[asked])) not in (wanted, also):
-                problems.append(f"{key}={asked} is a stream of {actual}, not of {wanted}")
-            return asked
-        names = candidates.names(wanted)
-        if len(names) == 1:
-            return names[0]
-        if names:
-            problems.append(
-                f"{store.path} has several streams of {wanted}: choose one with --set {key}=NAME, of {names}"
-            )
-        else:
-            problems.append(candidates.none_of(wanted, hint))
-        return ""
-
-    chosen: dict[str, Any] = {}
-    extract = f"amex extract --manifest M --store {store.path}"
-    if options.wants_objects:
-        hint = f"make one with {extract} --stream frcnn_r50_coco, or --set model.relation_branch=false"
-        chosen["objects"] = find(options.objects, "objects", "model.objects", hint)
-    if options.wants_streams:
-        without = "--set model.global_branch=false" if options.wants_objects else "choose some with --set model.streams"
-        hint = f"make one with {extract} --stream r2plus1d_18, or {without}"
-        names = options.streams or candidates.names("clips")
-        also = "objects" if options.takes_objects else ""
-        chosen["streams"] = [find(name, "clips", "model.streams", hint, also) for name in names]
-        if not names:
-            find("", "clips", "model.streams", hint)
-    if options.text != "words" and not options.tower:
-        hint = f"make one with {extract} --stream text_bert, or --set model.text=words"
-        chosen["text"] = find(options.text, "text", "model.text", hint)
-    if problems:
-        raise DataError("; ".join(problems))
-    return options.model_copy(update=chosen)
-
-
-class Candidates:
-    """The streams of a store to choose from where none is named: what can be opened and has a part.
-
-    They are opened when they are first asked for: where all streams are named, damage in others stops nothing.
-
-    Attributes:
-        unreadable: the errors of those that cannot be opened.
-        undone: by kind the names of those that are declared, and hold nothing yet.
-    """
-
-    def __init__(self, store: Store, say: Callable[[str], None]) -> None:
-        self.store, self.say = store, say
-        self.unreadable: list[StoreError] = []
-        self.undone: defaultdict[str, list[str]] = defaultdict(list)
-
-    @cached_property
-    def _by_kind(self) -> defaultdict[str, list[str]]:
-        by_kind: defaultdict[str, list[str]] = defaultdict(list)
-        for name in self.store:
-            try:
-                stream = self.store[name]
-            except StoreError as error:
-                self.unreadable.append(error)
-                self.say(f"left out: {error}")
-                continue
-            (by_kind if stream.commits else self.undone)[kind(stream)].append(name)
-        return by_kind
-
-    def names(self, wanted: str) -> list[str]:
-        """Those of a kind."""
-        return self._by_kind[wanted]
-
-    def none_of(self, wanted: str, hint: str) -> str:
-        """Why there is none of a kind, and what to do."""
-        undone = self.undone[wanted]
-        but = f" but {', '.join(undone)}, which holds nothing yet" if undone else ""
-        left_out = f" (left out: {'; '.join(map(str, self.unreadable))})" if self.unreadable else ""
-        return f"{self.store.path} has no stream of {wanted}{but}{left_out}: {hint}"
-
-
 def of_split(clips: Sequence[Clip], split: str, source: str) -> list[Clip]:
     """The clips of a split; ``all`` takes every clip. Raises DataError if there are none."""
     chosen = [clip for clip in clips if split in ("all", clip.split)]
     if not chosen:
-        there = sorted({clip.split or "(no split)" for clip in clips})
-        named = f"{source} has no clip of split {split!r}; it has {', '.join(there) or 'no clip at all'}"
-        raise DataError(f"{named}. The field split of its lines says which clip is of which split")
+        splits = sorted({clip.split for clip in clips})
+        there = ", ".join(name or "clips of no split" for name in splits) or "no clip at all"
+        remedy = did_you_mean(split, splits) or f": draw splits with {MAKE_SPLITS}"
+        raise DataError(f"{source} has no clip of split {split!r}; it has {there}{remedy}")
     return chosen
 
 

@@ -28,12 +28,11 @@ from ..manifests import read_manifest
 from ..storage import write_json
 from .checkpoint import FORMAT, describe, learned_from, read_checkpoint
 from .config import Config, Train
-from .coverage import gallery_warning, split_lines, training_warning
+from .coverage import selection_warning, split_lines, training_warning
 from .data import (
     EpochSampler,
     Split,
     choose_clips,
-    choose_streams,
     collate,
     fingerprints,
     inputs,
@@ -44,6 +43,7 @@ from .data import (
 from .evaluate import parameters
 from .hooks import Bar, Keep, LearningRate, Reproducible, RetrievalLoop
 from .models import RetrievalModel, build_model
+from .streams import choose_streams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +98,15 @@ def fit(
         if not split.pairs:
             left_out = f" ({split.coverage.caption_line})" if split.coverage.captions_left_out else ""
             raise AmexError(
-                f"{manifest}: no clip of split {name!r} has a caption{left_out}: there is nothing to train on"
+                f"{manifest}: no clip of split {name!r} has a caption{left_out}: there is nothing to train on. Those "
+                "of your own videos stand in captions.csv beside them (video,caption): amex manifest build folder"
             )
     # Validation first: it reads everything after each epoch while nothing else happens, and training reads ahead while
     # it computes. It is smaller, too, and so fits more often.
     keep_in_memory([val, train], config.data.memory_gb)
     splits = {
         "train": {"split": config.data.train, "warning": training_warning(len(train.with_captions))},
-        "val": {"split": config.data.val, "warning": gallery_warning(len(val.clips))},
+        "val": {"split": config.data.val, "warning": selection_warning(len(val.clips))},
     }
     for name, split in (("train", train), ("val", val)):
         splits[name]["coverage"] = dataclasses.asdict(split.coverage)

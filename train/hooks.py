@@ -160,7 +160,8 @@ class Keep(Hook):
             handle.write(json.dumps(entry) + "\n")
         self.sums.clear()
         self.steps = 0
-        better = metrics["rsum"] > self.best
+        # Of equal ones the last has learned most; on few clips many are equal.
+        better = metrics["rsum"] >= self.best
         self.best = max(self.best, metrics["rsum"])
         if better:
             self.save(runner, "best.pth", metrics, whole=False)

@@ -52,10 +52,12 @@ class ModelOptions(Section):
 
     Attributes:
         takes_objects: whether ``streams`` may name streams of objects.
+        takes_words: whether ``text`` may be ``words``.
         needs_graphs: whether captions come with their role graphs.
     """
 
     takes_objects: ClassVar[bool] = True
+    takes_words: ClassVar[bool] = True
     needs_graphs: ClassVar[bool] = False
 
     streams: list[str] = Field([], description="streams of clips, frames and objects; empty: all of clips and frames")
@@ -85,6 +87,11 @@ class ModelOptions(Section):
     def text_stream(self) -> str:
         """The stream of text that the model reads, once it is chosen; empty where it reads none."""
         return "" if self.text == "words" else self.text
+
+    @property
+    def learns_words_unless_told(self) -> bool:
+        """Whether words may be learned where a store has no text: the model can, and the user says nothing."""
+        return self.takes_words and "text" not in self.model_fields_set
 
     @property
     def tower(self) -> str:
@@ -118,6 +125,10 @@ class WithBag(ModelOptions):
     @property
     def needs_words(self) -> bool:
         return self.text_bag or super().needs_words
+
+    @property
+    def learns_words_unless_told(self) -> bool:
+        return super().learns_words_unless_told and not self.text_bag
 
     @model_validator(mode="after")
     def _no_bag_of_words_alone(self) -> WithBag:
@@ -302,6 +313,7 @@ class CLIPMean(ModelOptions, Ranked):
     """Mean-pooled CLIP: nothing to learn but the temperature."""
 
     takes_objects: ClassVar[bool] = False
+    takes_words: ClassVar[bool] = False
 
     name: Literal["clip_mean"] = "clip_mean"
     text: str = Field(

@@ -1,0 +1,176 @@
+"""What is mistyped is answered with what may be meant; ``python -m amex`` and completion are fast and work anywhere."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import pickle
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import amex, write_lines
+from tiny import FRAMES, TINY, drawn_store, lines
+
+from amex.errors import AmexError, did_you_mean, nearest
+from amex.features import ClipNotThere, open_store
+from amex.manifests import ManifestError, named
+from amex.train.config import load_config
+
+ROOT = Path(__file__).parents[1]
+
+
+def started(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT.parent), str(Path(__file__).parent)])}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=os.environ | path | env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of one stream, ``motion``."""
+    return drawn_store(tmp_path_factory.mktemp("tiny"), {"motion": FRAMES})
+
+
+def test_names_that_are_near_are_named_whatever_their_case() -> None:
+    assert nearest("VIDEO7.mp4", ["video7.mp4", "video71.mp4", "other.mp4"])[:2] == ["video7.mp4", "video71.mp4"]
+    assert did_you_mean("tset", ["test", "train"]) == "; did you mean 'test'?"
+    assert did_you_mean("x", ["test", "train"]) == ""
+    assert did_you_mean("x" * 10_000_000, ["x" * 1000] * 1000) == ""
+    assert did_you_mean("\x1b[2Ja.mp4", ["\x1b[2Jb.mp4"]) == r"; did you mean '\x1b[2Jb.mp4'?"
+
+
+def test_of_many_names_the_nearest_are_known_at_once() -> None:
+    names = [f"folder{i % 1000}/video_{i:07d}.mp4" for i in range(300_000)]
+    begin = time.process_time()
+    assert nearest("folder41/vidoe_0250041.mp4", names)[0] == "folder41/video_0250041.mp4"
+    assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("serch",), "No such command 'serch'. Did you mean 'search'?"),
+        (("features", "sho"), "No such command 'sho'. Did you mean 'show'?"),
+        (("info", "s.zarr"), "Did you mean 'main features info'?"),
+        (("train", "amenet", "--stor", "s"), "'--store'"),
+        (("streams", "--recipe"), "--recipes"),
+    ],
+)
+def test_a_mistyped_command_or_option_is_answered_with_the_one_that_is_meant(
+    arguments: tuple[str, ...], words: str
+) -> None:
+    result = amex(*arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("features", "show", "S", "trian1", "--videos", "."), "did you mean 'train1' or 'train"),
+        (("features", "ls", "S", "motoin"), "no stream 'motoin' in S; there is motion; did you mean 'motion'?"),
+        (("features", "rm", "S", "motoin", "--yes"), "did you mean 'motion'?"),
+        (("features", "rm", "S", "motion", "vall1", "--yes"), "1 of 1 id not in motion: vall1; did you mean 'val1'"),
+        (("train", "global", "--store", "S", "--manifest", "m.jsonl", "--work-dir", "w", "--set", "data.val=vall",
+          "--set", "model.text=words"), "no clip of split 'vall'; it has test, train, val; did you mean 'val'?"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_clip_stream_or_split_is_answered_with_the_nearest(
+    arguments: tuple[str, ...], words: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(store.parent)
+    result = amex(*(word if word != "S" else store.name for word in arguments))
+    assert result.exit_code == 1
+    assert words in result.output.replace(store.name, "S")
+    assert "Traceback" not in result.output
+
+
+def test_search_names_the_clips_that_may_be_meant(store: Path, tmp_path: Path) -> None:
+    manifest = write_lines(tmp_path / "m.jsonl", *lines())
+    given = ("--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w")
+    settings = (word for setting in (*TINY, "train.epochs=1") for word in ("--set", setting))
+    assert amex("train", "global", *given, *settings).exit_code == 0
+    wrong = amex("search", tmp_path / "w", "--video", "trian3")
+    assert wrong.exit_code == 1
+    assert "clip 'trian3' is not among the 15 clips" in wrong.output
+    assert "did you mean 'train3' or" in wrong.output
+
+
+def test_a_clip_that_is_not_there_looks_for_near_ones_only_when_it_is_read(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = open_store(store)["motion"]
+    calls = []
+    monkeypatch.setattr(
+        "amex.features.schema.did_you_mean", lambda name, among: calls.append(name) or (name and "; near")
+    )
+    with pytest.raises(ClipNotThere) as caught:
+        stream["trian3"]
+    assert not calls
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert str(caught.value).endswith("extract it first; near")
+
+
+def test_mistyped_data_sets_protocols_and_configurations_are_answered() -> None:
+    with pytest.raises(ManifestError, match="did you mean 'youcook2'"):
+        named("youcok2")
+    with pytest.raises(ManifestError, match="did you mean '1k-A'"):
+        named("msrvtt:1ka")
+    with pytest.raises(AmexError, match="did you mean 'hgr_msrvtt'"):
+        load_config("hgr_msrvt")
+
+
+def test_python_m_amex_is_amex_wherever_it_is_started(tmp_path: Path) -> None:
+    shown = started("-m", "amex", "--version", cwd=tmp_path)
+    assert (shown.returncode, shown.stdout.split()[0]) == (0, "amex,")
+    (tmp_path / "amex").symlink_to(ROOT)  # a checkout that is not installed: from the folder above it
+    command = [sys.executable, "-m", "amex", "streams", "--help"]
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    assert subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("amex fea", {"features"}),
+        ("amex features ver", {"verify"}),
+        ("amex train amenet --st", {"--store", "--strict"}),
+    ],
+)
+def test_completion_offers_what_fits_without_loading_torch(line: str, offered: set[str], tmp_path: Path) -> None:
+    code = (
+        "import sys, atexit\n"
+        "heavy = {'torch', 'mmengine', 'faiss', 'zarr', 'dask', 'distributed', 'av', 'decord', 'rapidfuzz'}\n"
+        "atexit.register(lambda: print('loaded', *sorted(heavy & set(sys.modules)), file=sys.stderr))\n"
+        "from amex.cli import main\n"
+        "main(prog_name='amex')"
+    )
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    completed = started("-c", code, cwd=tmp_path, _AMEX_COMPLETE="bash_complete", **words)
+    assert {entry.partition(",")[2] for entry in completed.stdout.split()} == offered
+    assert completed.stderr == "loaded\n"
+
+
+def test_every_room_is_in_the_wheel() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    outside = {"tests", "benchmarks", "build", "docs"}
+    rooms = {
+        ".".join(("amex", *path.parent.relative_to(ROOT).parts))
+        for path in ROOT.rglob("__init__.py")
+        if path.relative_to(ROOT).parts[0] not in outside
+    }
+    assert rooms == listed
+
+
+@pytest.mark.slow
+def test_a_wheel_has_what_python_m_amex_runs(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
+    subprocess.run([*pip, str(ROOT)], check=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("amex-*.whl")
+    assert {"amex/__main__.py", "amex/cli/__init__.py"} <= set(zipfile.ZipFile(wheel).namelist())

@@ -18,6 +18,7 @@ from ..errors import AmexError
 from .ablate import ablate
 from .datasets import datasets
 from .demo import demo
+from .doctor import doctor
 from .evaluate import evaluate
 from .extract import extract, streams
 from .features import features
@@ -31,7 +32,7 @@ __all__ = ["main"]
 
 
 # What these had begun is gone after an interrupt, or they write nothing.
-START_OVER = {"card", "eval", "export", "failures", "info", "ls", "report", "search", "show", "verify"}
+START_OVER = {"card", "doctor", "eval", "export", "failures", "info", "ls", "report", "search", "show", "verify"}
 
 
 class Group(click.Group):
@@ -86,8 +87,20 @@ def main() -> None:
 
 
 COMMANDS = (
-    *(demo, extract, streams, worker, datasets, manifest, features),
-    *(train, evaluate, ablate, search, report, configs),
+    demo,
+    doctor,
+    extract,
+    streams,
+    worker,
+    datasets,
+    manifest,
+    features,
+    train,
+    evaluate,
+    ablate,
+    search,
+    report,
+    configs,
 )
 for command in COMMANDS:
     main.add_command(command)

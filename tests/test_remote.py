@@ -365,3 +365,15 @@ def test_workers_of_a_loader_read_a_store_in_s3_by_connections_of_their_own(s3: 
     whole = stream.dataset().batch(range(20))  # this process has connections, too
     loader = DataLoader(stream.dataset(), batch_size=10, num_workers=1, multiprocessing_context=start)
     assert torch.equal(torch.cat([batch["mask"].sum(1) for batch in loader]), whole["mask"].sum(1))
+
+
+def test_the_doctor_lists_a_bucket(s3: str) -> None:
+    from amex.doctor import places
+    from amex.doctor.findings import Subject
+
+    (finding,) = places.bucket(Subject(folder=Path(), bucket=s3))
+    assert finding.found == f"{s3} can be listed: nothing is in it"
+    (wrong,) = places.bucket(Subject(folder=Path(), bucket="s3://nobody-has-this/x"))
+    assert (wrong.state, wrong.essential) == ("broken", True)
+    assert "AWS_ENDPOINT_URL" in wrong.remedy
+    assert not list(places.bucket(Subject(folder=Path())))

@@ -24,7 +24,7 @@ def known(name: str, names: Collection[str], what: str, *, list_all: bool = True
         return name
     near = did_you_mean(name, names)
     if list_all:
-        raise AmexError(f"unknown {what} {name!r}; there is {', '.join(names)}{near}")
+        raise AmexError(f"unknown {what} {name!r}{near or ';'} there is {', '.join(names)}")
     raise AmexError(f"unknown {what} {name!r}{near or f'; there are {len(names)} others'}")
 
 

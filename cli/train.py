@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ..console import console
-from ..errors import AmexError
+from ..errors import AmexError, did_you_mean
 from .options import FILE, STORAGE_PATH, added, json_option
 from .places import dataset_option, root_option, store_and_manifest, work_folder
 from .trained import strict_option
@@ -65,7 +65,8 @@ def configs(name: str | None) -> None:
                 table.add_row(f"{section}.{key}", repr(getattr(defaults, key)), field.description or "")
         console().print(table)
     else:
-        raise AmexError(f"no configuration is called {name!r}; there is {', '.join((*MODELS, *known_configs()))}")
+        known = (*MODELS, *known_configs())
+        raise AmexError(f"no configuration is called {name!r}; there is {', '.join(known)}{did_you_mean(name, known)}")
 
 
 @click.command()

@@ -37,7 +37,7 @@ def training(subject: Subject) -> Iterator[Finding]:
             raise ArithmeticError("a search finds the wrong vectors")
         return f"FAISS {faiss.__version__}"
 
-    remedy = "pip install --force-reinstall --no-deps"
+    remedy = "mend torch first, if that is broken; then pip install --force-reinstall --no-deps"
     yield tried("training", runner, remedy=f"{remedy} onedl-mmengine", essential=True)
     yield tried("search", index, remedy=f"{remedy} faiss-cpu")
     again = "only streams of objects need it: pip install --force-reinstall onedl-mmcv onedl-mmdetection onedl-mmengine"

@@ -6,12 +6,13 @@ import contextlib
 import os
 from collections.abc import Iterator
 from fractions import Fraction
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import first_line
 from ..storage import temporary_folder
-from .findings import Finding, Subject
+from .findings import Finding, Subject, tried
 
 # What can stand in a file, what makes it, and in which container.
 CODECS = {
@@ -28,9 +29,13 @@ NEAR = 8.0
 
 def video(subject: Subject) -> Iterator[Finding]:
     """PyAV and, with a GPU, its decoder."""
+    remedy = "pip install --force-reinstall --only-binary av av"
+    loads = tried("decoding by PyAV", lambda: import_module("av").__name__, remedy=remedy, essential=True)
+    if loads.state != "ok":
+        yield loads
+        return
     from ..extract.video.nvdec import nvdec_missing
 
-    remedy = "pip install --force-reinstall --only-binary av av"
     with _files() as (files, unmade):
         yield _finding("decoding by PyAV", "pyav", files, unmade, remedy=remedy, essential=True)
         if lacking := nvdec_missing():
@@ -43,11 +48,9 @@ def video(subject: Subject) -> Iterator[Finding]:
 def decord(subject: Subject) -> Iterator[Finding]:
     """decord, which is asked first for most videos."""
     remedy = "pip install --force-reinstall decord2; until then, amex extract --decoder pyav"
-    try:
-        import decord  # noqa: F401 - only whether it loads
-    except (ImportError, OSError, RuntimeError) as error:
-        state = "missing" if isinstance(error, ModuleNotFoundError) else "broken"
-        yield Finding(what="decoding by decord", state=state, found=first_line(error), remedy=remedy)
+    loads = tried("decoding by decord", lambda: import_module("decord").__name__, remedy=remedy)
+    if loads.state != "ok":
+        yield loads
         return
     with _files() as (files, unmade):
         yield _finding("decoding by decord", "decord", files, unmade, remedy=remedy)
@@ -69,6 +72,8 @@ def _finding(
     found = f"{package} {version(package)}: {', '.join(good) or 'nothing'}"
     found += f"; {', '.join(others)} {'goes' if len(others) == 1 else 'go'} to PyAV" if others else ""
     found += f"; not tried: {', '.join(unmade)}, which cannot be made here" if unmade else ""
+    if not files:
+        found, remedy = "no file to try it on, since PyAV can make none", "see what is said of PyAV"
     if wrong or not good:
         found = f"{'; '.join(wrong)} ({found})" if wrong else found
         return Finding(what=what, state="broken", found=found, remedy=remedy, essential=essential)

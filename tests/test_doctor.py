@@ -81,7 +81,7 @@ def test_what_cannot_be_imported_says_what_to_install(
     module(tmp_path / "m", "decord", "raise ImportError('libav.so.0: cannot open shared object file')", monkeypatch)
     finding = only("decord")["decoding by decord"]
     assert finding.state == "broken"
-    assert finding.found == "libav.so.0: cannot open shared object file"
+    assert finding.found == "ImportError: libav.so.0: cannot open shared object file"
     assert "pip install --force-reinstall decord2" in finding.remedy
     assert not finding.essential  # PyAV decodes in its place
 

@@ -72,6 +72,7 @@ def test_a_mistyped_command_or_option_is_answered_with_the_one_that_is_meant(
     ("arguments", "words"),
     [
         (("features", "show", "S", "trian1", "--videos", "."), "did you mean 'train1' or 'train"),
+        (("configs", "amenet_shape"), "did you mean 'amenet_shapes'"),
         (("features", "ls", "S", "motoin"), "no stream 'motoin' in S; there is motion; did you mean 'motion'?"),
         (("features", "rm", "S", "motoin", "--yes"), "did you mean 'motion'?"),
         (("features", "rm", "S", "motion", "vall1", "--yes"), "1 of 1 id not in motion: vall1; did you mean 'val1'"),

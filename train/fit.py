@@ -94,11 +94,11 @@ def fit(
     refuse = refused_states(strict)
     train = Split(opened, train_clips, config.model, config.data, text, seed=seed, refuse=refuse)
     val = Split(opened, val_clips, config.model, config.data, text, refuse=refuse)
-    for split, name in ((train, config.data.train), (val, config.data.val)):
+    for split, name, use in ((train, config.data.train, "train"), (val, config.data.val, "choose a checkpoint")):
         if not split.pairs:
             left_out = f" ({split.coverage.caption_line})" if split.coverage.captions_left_out else ""
             raise AmexError(
-                f"{manifest}: no clip of split {name!r} has a caption{left_out}: there is nothing to train on. Those "
+                f"{manifest}: no clip of split {name!r} has a caption{left_out}: there is nothing to {use} on. Those "
                 "of your own videos stand in captions.csv beside them (video,caption): amex manifest build folder"
             )
     # Validation first: it reads everything after each epoch while nothing else happens, and training reads ahead while

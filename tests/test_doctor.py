@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from conftest import amex
 
-from amex.doctor import CHECKS, Finding, examine
-from amex.doctor.checks import Check
+from amex.cli.doctor import CHECKS, Finding, examine
+from amex.cli.doctor.checks import Check
 
 BY_FUNCTION = {check.function: check for check in CHECKS}
 
@@ -26,7 +26,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs some of the checks, by their functions, and returns their findings by name."""
 
     def examined(*functions: str, folder: Path = Path(), bucket: str = "") -> dict[str, Finding]:
-        monkeypatch.setattr("amex.doctor.checks.CHECKS", [BY_FUNCTION[function] for function in functions])
+        monkeypatch.setattr(sys.modules["amex.cli.doctor.checks"], "CHECKS", [BY_FUNCTION[function] for function in functions])
         return {finding.what: finding for finding in examine(folder, bucket)}
 
     return examined
@@ -63,8 +63,8 @@ def test_frames_of_every_codec_come_out_right_by_the_decoder_that_amex_would_tak
 
 
 def test_a_decoder_whose_frames_are_wrong_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from amex.doctor import video
-    from amex.doctor.findings import Subject
+    from amex.cli.doctor import video
+    from amex.cli.doctor.findings import Subject
 
     monkeypatch.setattr(video, "CODECS", {"H.264": ("libx264", "mp4"), "X": ("libnothing", "mp4")})
     (sound,) = (finding for finding in video.video(Subject(folder=Path())) if "PyAV" in finding.what)
@@ -91,7 +91,7 @@ def test_a_check_that_crashes_or_hangs_costs_its_own_lines_alone(
 ) -> None:
     module(tmp_path / "m", "torch", "import os; os.abort()", monkeypatch)
     module(tmp_path / "m", "decord", "import time; print('{}', flush=True); time.sleep(1000)", monkeypatch)
-    monkeypatch.setattr("amex.doctor.checks.LIMIT", 3.0)
+    monkeypatch.setattr(sys.modules["amex.cli.doctor.checks"], "LIMIT", 3.0)
     begin = time.monotonic()
     findings = only("machine", "computing", "decord")
     assert time.monotonic() - begin < 60
@@ -99,13 +99,13 @@ def test_a_check_that_crashes_or_hangs_costs_its_own_lines_alone(
     crashed, hung = findings["torch"], findings["decoding by decord"]
     assert (crashed.state, crashed.found, crashed.essential) == ("broken", "ended by SIGABRT", True)
     assert (hung.state, hung.found) == ("broken", "no answer within 3 seconds")
-    assert "'amex.doctor' 'video' 'decord'" in hung.remedy
+    assert "'amex.cli.doctor' 'video' 'decord'" in hung.remedy
 
 
 def test_something_essential_that_is_broken_is_exit_status_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks = [BY_FUNCTION["folder"]]
-    monkeypatch.setattr("amex.doctor.checks.CHECKS", checks)
-    monkeypatch.setattr("amex.doctor.CHECKS", checks)
+    monkeypatch.setattr(sys.modules["amex.cli.doctor.checks"], "CHECKS", checks)
+    monkeypatch.setattr(sys.modules["amex.cli.doctor"], "CHECKS", checks)
     well = amex("doctor", "--store", tmp_path / "not" / "yet.zarr")
     assert well.exit_code == 0, well.output
     assert "what is essential works; 0 optional things missing or broken" in well.output
@@ -119,7 +119,7 @@ def test_something_essential_that_is_broken_is_exit_status_3(tmp_path: Path, mon
 
 
 def test_a_disk_that_is_full_is_broken(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "amex.doctor", "places", "folder", str(tmp_path), ""]
+    command = [sys.executable, "-m", "amex.cli.doctor", "places", "folder", str(tmp_path), ""]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
     def quota() -> None:
@@ -133,8 +133,8 @@ def test_a_disk_that_is_full_is_broken(tmp_path: Path) -> None:
 
 
 def test_packages_that_are_missing_or_old_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    from amex.doctor import packages
-    from amex.doctor.findings import Subject
+    from amex.cli.doctor import packages
+    from amex.cli.doctor.findings import Subject
 
     wanted = ["click>=1", "zarr>=1000", "nowhere-to-be-found", "windows-only; sys_platform == 'win32'"]
     wanted += ["no-such-thing>=1; extra == 'more'", "no-such-tool; extra == 'dev'"]
@@ -150,7 +150,7 @@ def test_packages_that_are_missing_or_old_are_named_with_the_command(monkeypatch
 def test_servers_that_never_answer_hold_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    from amex.doctor import models
+    from amex.cli.doctor import models
 
     monkeypatch.setattr(models, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -169,4 +169,4 @@ def test_every_check_has_its_function() -> None:
 
     for check in CHECKS:
         assert isinstance(check, Check)
-        assert getattr(importlib.import_module(f"amex.doctor.{check.module}"), check.function).__doc__
+        assert getattr(importlib.import_module(f"amex.cli.doctor.{check.module}"), check.function).__doc__

@@ -368,8 +368,8 @@ def test_workers_of_a_loader_read_a_store_in_s3_by_connections_of_their_own(s3: 
 
 
 def test_the_doctor_lists_a_bucket(s3: str) -> None:
-    from amex.doctor import places
-    from amex.doctor.findings import Subject
+    from amex.cli.doctor import places
+    from amex.cli.doctor.findings import Subject
 
     (finding,) = places.bucket(Subject(folder=Path(), bucket=s3))
     assert finding.found == f"{s3} can be listed: nothing is in it"

@@ -21,7 +21,6 @@ ALLOWED = {
     "shapes": {"manifests"},
     "extract": {"features", "manifests", "shapes", "storage"},
     "train": {"features", "language", "manifests", "storage"},
-    "doctor": {"extract", "language", "storage"},
 }
 # Which rooms of extract/ may import each other: what knows files knows no network, and the other way round.
 ROOMS = {"video": set(), "encoders": {"video"}, "run": {"video", "encoders"}}

@@ -10,8 +10,8 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from ..errors import first_line
-from ..storage import temporary_folder
+from ...errors import first_line
+from ...storage import temporary_folder
 from .findings import Finding, Subject, tried
 
 # What can stand in a file, what makes it, and in which container.
@@ -34,7 +34,7 @@ def video(subject: Subject) -> Iterator[Finding]:
     if loads.state != "ok":
         yield loads
         return
-    from ..extract.video.nvdec import nvdec_missing
+    from ...extract.video.nvdec import nvdec_missing
 
     with _files() as (files, unmade):
         yield _finding("decoding by PyAV", "pyav", files, unmade, remedy=remedy, essential=True)
@@ -86,8 +86,8 @@ def _decode(decoder: str, path: Path) -> bool:
     Raises:
         ValueError: if frames are missing or wrong. Whatever the decoder raises.
     """
-    from ..extract.video import Sampling, SamplingRequest
-    from ..extract.video.decoders import DecodingRequest, choose
+    from ...extract.video import Sampling, SamplingRequest
+    from ...extract.video.decoders import DecodingRequest, choose
 
     request = DecodingRequest(
         path=str(path),

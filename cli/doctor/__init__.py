@@ -7,6 +7,7 @@ Knows what to try, and what to do where it fails; nothing is installed, download
 """
 
 from .checks import CHECKS, examine
+from .command import doctor
 from .findings import Finding
 
-__all__ = ["CHECKS", "Finding", "examine"]
+__all__ = ["CHECKS", "Finding", "doctor", "examine"]

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..errors import plural, printable
+from ...errors import plural, printable
 from .findings import Finding, Subject
 
 # Seconds for one check: an installation on a busy network file system takes half a minute to import torch.

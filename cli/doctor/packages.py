@@ -11,7 +11,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from .. import __version__
+from ... import __version__
 from .findings import Finding, Subject, tried
 
 # What brings nothing to those who use amex.
@@ -65,7 +65,7 @@ def language(subject: Subject) -> Iterator[Finding]:
     """The parsers of captions, for role graphs."""
 
     def parse() -> str:
-        from ..language import role_parser
+        from ...language import role_parser
 
         _, parser = role_parser("rules")
         graph = parser("a man throws a ball to a dog")

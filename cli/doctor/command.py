@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from ..console import console, progress_bar
-from ..errors import plural, printable
-from .options import json_option
+from ...console import console, progress_bar
+from ...errors import plural, printable
+from ..options import json_option
 
 
 @click.command()
@@ -26,7 +26,7 @@ def doctor(folder: str, bucket: str, as_json: bool) -> None:
 
     Exit status: 0 what is essential works; 3 something essential is missing or broken.
     """
-    from ..doctor import CHECKS, examine
+    from . import CHECKS, examine
 
     if "://" in folder:
         raise click.UsageError(f"--store takes a folder: give an address as --s3 {folder}")

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import AmexError
-from ..storage import open_path, reachable, write_text
+from ...errors import AmexError
+from ...storage import open_path, reachable, write_text
 from .findings import Finding, Subject, tried
 
 # Bytes that are written and synced at once, about a part of a store.

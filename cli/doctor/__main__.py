@@ -1,4 +1,4 @@
-"""The process of one check: ``python -m amex.doctor MODULE FUNCTION FOLDER BUCKET`` writes findings as JSON lines."""
+"""The process of one check: ``python -m amex.cli.doctor MODULE FUNCTION FOLDER BUCKET``; findings are JSON lines."""
 
 import importlib
 import os

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import first_line
+from ...errors import first_line
 from .findings import Finding, Subject, tried
 
 GIB = 1 << 30
@@ -95,7 +95,7 @@ def computing(subject: Subject) -> Iterator[Finding]:
 def _gpus() -> Iterator[Finding]:
     import torch
 
-    from ..extract.encoders.devices import has_driver
+    from ...extract.encoders.devices import has_driver
 
     build = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
     if torch.version.hip:
@@ -135,7 +135,7 @@ def workers(subject: Subject) -> Iterator[Finding]:
     """A worker of this machine, which is started as ``amex extract`` starts it; and batch systems."""
 
     def ask() -> str:
-        from ..extract.run.cluster import local
+        from ...extract.run.cluster import local
 
         begin = time.monotonic()
         with local(1) as started:

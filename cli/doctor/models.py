@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..errors import AmexError, first_line
+from ...errors import AmexError, first_line
 from .findings import Finding, Subject, tried
 
 # Seconds for a server to answer.
@@ -49,7 +49,7 @@ def _detectors() -> str:
     import torch
 
     compiled = importlib.util.find_spec("mmcv") is not None and importlib.util.find_spec("mmcv._ext") is not None
-    from ..extract.encoders.mmdetection import use_mmdetection
+    from ...extract.encoders.mmdetection import use_mmdetection
 
     use_mmdetection()
     from mmcv.ops import RoIAlign, nms
@@ -70,8 +70,8 @@ def _detectors() -> str:
 
 def weights(subject: Subject) -> Iterator[Finding]:
     """Published weights on this disk, and whether others can be had."""
-    from ..extract.encoders import DEFAULT_MODELS, NETWORKS
-    from ..extract.encoders.weights import FromHub, Installed, Published, UserSupplied
+    from ...extract.encoders import DEFAULT_MODELS, NETWORKS
+    from ...extract.encoders.weights import FromHub, Installed, Published, UserSupplied
 
     at_hand, absent, hosts = [], [], set()
     for name, network in NETWORKS.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import first_line
+from ...errors import first_line
 
 
 @dataclass(frozen=True, kw_only=True)

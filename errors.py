@@ -76,6 +76,8 @@ def check_text(name: str, text: str) -> None:
     """Raises ValueError for a text that stores, logs and other programs cannot hold."""
     if "\0" in text:
         raise ValueError(f"{name} contains a NUL character: {text[:QUOTED]!r}")
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError as error:

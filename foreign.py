@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import AmexError, first_line
 
@@ -18,6 +20,9 @@ NESTED = 100
 DIGITS = 300
 # Bytes of a line; 64 MiB of features are some 8,000 objects.
 LINE = 64 << 20
+# Characters that are read of a JSON file at once.
+CHUNK = 1 << 20
+BLANKS = re.compile(r"[ \t\r\n]*")
 # Characters of another library's message that are repeated.
 QUOTED = 200
 
@@ -49,27 +54,41 @@ def reason(error: Exception) -> str:
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """While much is made and nothing is dropped: the collector would look through all of it again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def parse_json(text: str | bytes) -> Any:
     """A JSON value, with ``NaN`` and ``Infinity`` as json takes them; a byte order mark is skipped.
 
     Raises:
         ValueError: if it is no JSON, is nested more than NESTED deep, or has an integer of more than DIGITS digits.
     """
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     try:
-        value = json.loads(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text, parse_int=_integer)
+        value = _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass"))
     except RecursionError:
         raise ValueError(f"it is nested more than {NESTED} deep") from None
+    if data.count(b"[") + data.count(b"{") > NESTED:  # most lines have too few brackets to be deep
+        _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
     level, depth = _containers([value]), 0
     while level:
         depth += 1
         if depth > NESTED:
             raise ValueError(f"it is nested more than {NESTED} deep")
         level = _containers(item for entry in level for item in (entry.values() if isinstance(entry, dict) else entry))
-    return value
-
-
-def _containers(values: Iterable[Any]) -> list[Any]:
-    return [value for value in values if isinstance(value, dict | list)]
 
 
 def _integer(digits: str) -> int:
@@ -78,12 +97,95 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
+_DECODER = json.JSONDecoder(parse_int=_integer)
+
+
+def _containers(values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, dict | list)]
+
+
 def read_json(path: Path, kind: type[AmexError]) -> Any:
     """The value of a JSON file; raises a ``kind`` that names the file."""
     with reading(path, kind):
         text = path.read_bytes()
     with reading(path, kind, "is not JSON"):
         return parse_json(text)
+
+
+def read_json_members(path: Path, kind: type[AmexError]) -> Iterator[tuple[str | None, Any]]:
+    """What the list or the object in a JSON file has, one member at a time: each with its key, None in a list.
+
+    Raises a ``kind`` that names the file, also for a member that is longer than LINE.
+    """
+    with reading(path, kind):
+        handle = path.open(encoding="utf-8-sig")
+    with reading(path, kind, "is not JSON"), handle:
+        text = _JsonText(handle)
+        opening = text.sign()
+        if opening not in ("[", "{"):
+            raise ValueError("it is neither a list nor an object")
+        closing = "]" if opening == "[" else "}"
+        sign = text.sign()
+        if sign != closing:
+            text.at -= len(sign)
+            sign = ","
+        while sign == ",":
+            key = text.value() if opening == "{" else None
+            if key is not None and (not isinstance(key, str) or text.sign() != ":"):
+                raise ValueError("a key is expected")
+            yield key, text.value()
+            sign = text.sign()
+        if sign != closing or text.sign():
+            raise ValueError(f"{closing!r} is expected" if sign != closing else "it goes on after its end")
+
+
+class _JsonText:
+    """The text of a JSON file, of which no more than a value is in memory."""
+
+    def __init__(self, handle: IO[str]) -> None:
+        self._handle = handle
+        self._text = ""
+        self._ended = False
+        self.at = 0
+
+    def _more(self) -> None:
+        rest = self._text[self.at :]
+        chunk = self._handle.read(max(CHUNK, len(rest)))
+        self._text, self.at, self._ended = rest + chunk, 0, not chunk
+
+    def sign(self) -> str:
+        """The next character that is not blank, or nothing at the end."""
+        while True:
+            self.at = BLANKS.match(self._text, self.at).end()
+            if self.at < len(self._text):
+                self.at += 1
+                return self._text[self.at - 1]
+            if self._ended:
+                return ""
+            self._more()
+
+    def value(self) -> Any:
+        """The next value; raises ValueError as ``parse_json`` does."""
+        sign = self.sign()
+        self.at -= len(sign)
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self.at)
+            except RecursionError:
+                raise ValueError(f"it is nested more than {NESTED} deep") from None
+            except json.JSONDecodeError:
+                if self._ended:
+                    raise
+                if len(self._text) - self.at > LINE:
+                    raise ValueError(f"a member is longer than {LINE >> 20} MiB") from None
+            else:
+                if end < len(self._text) or self._ended:  # else a number may go on
+                    break
+            self._more()
+        if self._text.count("[", self.at, end) + self._text.count("{", self.at, end) > NESTED:
+            _check_depth(value)
+        self.at = end
+        return value
 
 
 def read_json_lines(path: Path, kind: type[AmexError]) -> Iterator[tuple[str, dict[str, Any]]]:

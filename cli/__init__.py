@@ -32,7 +32,9 @@ __all__ = ["main"]
 
 
 # What these had begun is gone after an interrupt, or they write nothing.
-START_OVER = {"card", "doctor", "eval", "export", "failures", "info", "ls", "report", "search", "show", "verify"}
+START_OVER = {
+    *("card", "doctor", "eval", "export", "failures", "info", "ls", "manifest", "report", "search", "show", "verify"),
+}
 
 
 class Group(click.Group):

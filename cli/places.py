@@ -47,7 +47,7 @@ def known(text: str, root: Path | None, protocol: str | None = None) -> Known:
 
     dataset, after_colon = named(text)
     if protocol and after_colon and protocol != after_colon:
-        raise click.UsageError(f"--dataset {text} and --protocol {protocol} are two protocols")
+        raise click.UsageError(f"{text} and --protocol {protocol} are two protocols: give one")
     chosen = dataset.protocol(after_colon or protocol)
     return Known(f"{dataset.name}:{chosen}", dataset, chosen, Home(data_root(root) / dataset.name))
 

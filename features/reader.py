@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import did_you_mean, first_line
+from ..foreign import uncollected
 from ..storage import NOT_THERE, open_path, reachable, storage_at
 from .index import LISTINGS, Index, open_index
 from .parts import BadPart, PartReader
@@ -48,18 +48,6 @@ if TYPE_CHECKING:
     import dask.array
 
     from .dataset import JoinedDataset, StreamDataset
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """While much is made and nothing is dropped: the collector would look through all of it again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def open_store(path: str | os.PathLike[str], *, skip_damaged: bool = False) -> Store:

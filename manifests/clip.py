@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import AmexError, check_text, printable
-from ..foreign import parse_json
+from ..foreign import parse_json, uncollected
 from ..storage import write_whole
 
 # No clip begins or ends further from the beginning of its video, in seconds: thirty years.
@@ -22,7 +23,7 @@ class ManifestError(AmexError):
     """A manifest or an annotation file cannot be used as it is."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
     """A stretch of one video, with what is said about it.
 
@@ -70,6 +71,7 @@ class Clip:
         if not isinstance(self.extras, Mapping):
             raise ValueError(f"extras must be a JSON object, got {self.extras!r}")
         object.__setattr__(self, "captions", tuple(self.captions))
+        object.__setattr__(self, "split", sys.intern(self.split))  # one object for a million clips
         for name, text in (("clip_id", self.clip_id), ("video", self.video), ("split", self.split)):
             check_text(name, text)
         for caption in self.captions:
@@ -82,12 +84,15 @@ class Clip:
         """The clip of one parsed manifest line; raises ValueError that says what is wrong with it."""
         if not isinstance(record, dict):
             raise ValueError(f"expected a JSON object, got {type(record).__name__}")
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(record) - known):
-            raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        if not record.keys() <= FIELDS:
+            unknown = min(record.keys() - FIELDS)
+            raise ValueError(f"unknown field {unknown!r}; known are {', '.join(sorted(FIELDS))}")
         if missing := [name for name in ("clip_id", "video") if name not in record]:
             raise ValueError(f"field {missing[0]!r} is missing")
         return cls(**record)
+
+
+FIELDS = frozenset(each.name for each in dataclasses.fields(Clip))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +162,11 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Clip]:
         ManifestError: naming the file and the line of the first problem.
     """
     clips: list[Clip] = []
-    for item in scan_manifest(path):
-        if isinstance(item, Problem):
-            raise ManifestError(f"{Path(path).parent / str(item)}")
-        clips.append(item)
+    with uncollected():
+        for item in scan_manifest(path):
+            if isinstance(item, Problem):
+                raise ManifestError(f"{Path(path).parent / str(item)}")
+            clips.append(item)
     return clips
 
 
@@ -177,5 +183,11 @@ def write_manifest(clips: Iterable[Clip], path: str | os.PathLike[str]) -> int:
             if clip.clip_id in seen:
                 raise ManifestError(f"duplicate clip_id {clip.clip_id!r}: every clip needs its own")
             seen.add(clip.clip_id)
-            handle.write(json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n")
+            handle.write(json_line(clip))
     return len(seen)
+
+
+def json_line(clip: Clip) -> str:
+    """The line of a clip in a manifest, with its end."""
+    record = {name: getattr(clip, name) for name in Clip.__slots__}
+    return json.dumps(record, ensure_ascii=False, default=dict) + "\n"

@@ -237,8 +237,9 @@ def test_a_folder_takes_captions_from_csv_or_json_lines(tmp_path: Path) -> None:
     write_lines(tmp_path / "captions.jsonl", {"video": "b", "caption": "three"})
     assert {c.clip_id: c.captions for c in dataset("folder").scan(tmp_path)}["b.webm"] == ("three",)
     write_lines(tmp_path / "captions.jsonl", {"video": "b", "caption": "x"}, {"video": "zz", "caption": "y"})
-    with pytest.raises(ManifestError, match=r"captions\.jsonl:2: no video 'zz'"):
-        dataset("folder").scan(tmp_path)
+    *made, problem = dataset("folder").scan(tmp_path)
+    assert str(problem).startswith("captions.jsonl:2: no video 'zz'")
+    assert {clip.clip_id: clip.captions for clip in made}["b.webm"] == ("x",)
 
 
 def test_captions_may_name_a_file_through_a_link_or_with_an_extension_of_its_own(tmp_path: Path) -> None:
@@ -250,8 +251,10 @@ def test_captions_may_name_a_file_through_a_link_or_with_an_extension_of_its_own
     made = {clip.clip_id: clip.captions for clip in dataset("folder").scan(tmp_path)}
     assert made == {"v1.mp4": ("one", "two"), "v2.m1v": ("three",)}
     write_lines(tmp_path / "captions.jsonl", {"video": "v1"})
-    with pytest.raises(ManifestError, match="needs video and caption"):
+    with pytest.raises(ManifestError, match="no column caption or start or split: its columns are video"):
         dataset("folder").scan(tmp_path)
+    write_lines(tmp_path / "captions.jsonl", {"video": "v1"}, {"video": "v1", "caption": "x"})
+    assert "it has no caption, no start and end, and no split" in str(dataset("folder").scan(tmp_path)[-1])
 
 
 def test_a_file_that_cannot_be_named_and_a_caption_that_cannot_be_stored_cost_themselves(tmp_path: Path) -> None:
@@ -260,21 +263,23 @@ def test_a_file_that_cannot_be_named_and_a_caption_that_cannot_be_stored_cost_th
         (tmp_path / name).touch()
     lines = ({"video": "b", "caption": "torn \ud83d"}, {"video": "a", "caption": "fine"})
     write_lines(tmp_path / "captions.jsonl", *lines)
-    good, *problems = dataset("folder").scan(tmp_path)
+    good, without, *problems = dataset("folder").scan(tmp_path)
     assert good == Clip(clip_id="a.mp4", video="a.mp4", captions=("fine",))
+    assert without == Clip(clip_id="b.mp4", video="b.mp4")
     rename = "its path is not UTF-8: rename it"
     assert [str(problem) for problem in problems] == [
-        "b.mp4: not a clip: a caption is not valid Unicode (a lone surrogate at 5): 'torn \\ud83d'",
+        "captions.jsonl:1: a caption is not valid Unicode (a lone surrogate at 5): 'torn \\ud83d'",
         rf"caf\xe9.mp4: {rename}",
         rf"\xff/c.mp4: {rename}",
     ]
     built = amex("manifest", "build", "folder", "--annotations", tmp_path, "--out", tmp_path / "m.jsonl")
     assert built.exit_code == 3
     assert rf"left out: caf\xe9.mp4: {rename}" in built.output
-    assert read_manifest(tmp_path / "m.jsonl") == [good]
+    assert read_manifest(tmp_path / "m.jsonl") == [good, without]
     write_lines(tmp_path / "captions.jsonl", {"video": "caf\udce9.mp4", "caption": "x"})
-    with pytest.raises(ManifestError, match=r"captions\.jsonl:1: .* a path that is not UTF-8: rename it"):
-        dataset("folder").scan(tmp_path)
+    row = next(item for item in dataset("folder").scan(tmp_path) if isinstance(item, Problem))
+    assert str(row).startswith("captions.jsonl:1: video 'caf")
+    assert "a path that is not UTF-8: rename it" in row.reason
     with pytest.raises(VideoError, match=r"video 'c' is .*c\.mp4, a path that is not UTF-8: rename it"):
         VideoFinder(tmp_path).find("c")
     with pytest.raises(VideoError, match=r"the path of the videos folder .*xff is not UTF-8: give a link to it"):

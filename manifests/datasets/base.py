@@ -122,7 +122,14 @@ class Dataset:
         with foreign.reading(path, ManifestError, f"is not laid out as expected, --annotations takes {self.takes}"):
             items = list(self.build(Annotations(path, known, first), chosen))
         clips = [_under(f"{self.name}:{chosen}", item) if chosen else item for item in items if isinstance(item, Clip)]
-        return [*carve(clips, val), *(item for item in items if isinstance(item, Problem))]
+        return with_val([*clips, *(item for item in items if isinstance(item, Problem))], val)
+
+
+def with_val(items: Iterable[Clip | Problem], share: float) -> list[Clip | Problem]:
+    """The clips, of which ``carve`` makes a val, and then the problems."""
+    items = list(items)
+    clips = [item for item in items if isinstance(item, Clip)]
+    return [*carve(clips, share), *(item for item in items if isinstance(item, Problem))]
 
 
 def _under(protocol: str, clip: Clip) -> Clip:
@@ -140,10 +147,10 @@ def carve(clips: Sequence[Clip], share: float) -> list[Clip]:
     A video's clips stay together. The draw is a hash of seed and video id, so that it depends on no other video; at
     least one is drawn. Extras say under ``carved`` that a clip was moved, and how many videos were.
     """
-    draws = {clip.video: _draw(clip.video) for clip in clips if clip.split == "train"}
+    draws = {clip.video: draw(clip.video, VAL_SEED) for clip in clips if clip.split == "train"}
     if share == 0 or len(draws) < 2 or any(clip.split == "val" for clip in clips):
         return list(clips)
-    chosen = {video for video, draw in draws.items() if draw < share} or {min(draws, key=draws.__getitem__)}
+    chosen = {video for video, number in draws.items() if number < share} or {min(draws, key=draws.__getitem__)}
     carved = {"carved": f"{len(chosen):,} of {len(draws):,} videos of train, seed {VAL_SEED}"}
     return [
         replace(clip, split="val", extras={**clip.extras, **carved})
@@ -153,9 +160,9 @@ def carve(clips: Sequence[Clip], share: float) -> list[Clip]:
     ]
 
 
-def _draw(video: str) -> float:
-    """A number in [0, 1) that only depends on the video and ``VAL_SEED``."""
-    return int.from_bytes(hashlib.sha256(f"{VAL_SEED} {video}".encode()).digest()[:6]) / 2**48
+def draw(video: str, seed: int) -> float:
+    """A number in [0, 1) that only depends on the video and the seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {video}".encode()).digest()[:6]) / 2**48
 
 
 def laid_out(path: Path) -> AbstractContextManager[None]:

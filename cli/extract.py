@@ -219,7 +219,7 @@ def compute(options: ExtractOptions, cluster: Any) -> None:
 
 def clips_of(options: ExtractOptions) -> list:
     """The clips that the options name, and what is wrong with others; from files, without a look into videos."""
-    from ..manifests import VideoFinder, scan_folder, scan_manifest
+    from ..manifests import VideoFinder, scan_folder, scan_manifest, with_val
 
     if options.repair and options.dry_run:
         raise click.UsageError("--dry-run repairs nothing: `amex features verify STORE` says what is damaged")
@@ -227,7 +227,7 @@ def clips_of(options: ExtractOptions) -> list:
         return list(scan_manifest(options.manifest_path))
     if options.dataset == "folder":
         VideoFinder(options.videos)  # says what is wrong with the folder
-        return list(scan_folder(options.videos, options.annotations))
+        return with_val(scan_folder(options.videos, options.annotations))
     return scan(known(options.dataset, options.root, options.protocol), options.annotations)
 
 

@@ -7,6 +7,7 @@ from .annotations import AnnotationFile, Annotations
 from .captions import Captions, read_captions
 from .clip import Clip, ManifestError, Problem, read_manifest, scan_manifest, write_manifest
 from .datasets import DATASETS, Dataset, Protocol, dataset, named
+from .datasets.base import with_val
 from .datasets.folder import scan_folder
 from .home import Home, data_root
 from .videos import VideoError, VideoFinder
@@ -31,5 +32,6 @@ __all__ = [
     "read_manifest",
     "scan_folder",
     "scan_manifest",
+    "with_val",
     "write_manifest",
 ]

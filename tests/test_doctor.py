@@ -26,9 +26,8 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs some of the checks, by their functions, and returns their findings by name."""
 
     def examined(*functions: str, folder: Path = Path(), bucket: str = "") -> dict[str, Finding]:
-        monkeypatch.setattr(
-            sys.modules["amex.cli.doctor.checks"], "CHECKS", [BY_FUNCTION[function] for function in functions]
-        )
+        chosen = [BY_FUNCTION[function] for function in functions]
+        monkeypatch.setattr(sys.modules["amex.cli.doctor.checks"], "CHECKS", chosen)
         return {finding.what: finding for finding in examine(folder, bucket)}
 
     return examined

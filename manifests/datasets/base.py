@@ -125,7 +125,7 @@ class Dataset:
         return with_val([*clips, *(item for item in items if isinstance(item, Problem))], val)
 
 
-def with_val(items: Iterable[Clip | Problem], share: float) -> list[Clip | Problem]:
+def with_val(items: Iterable[Clip | Problem], share: float = VAL_SHARE) -> list[Clip | Problem]:
     """The clips, of which ``carve`` makes a val, and then the problems."""
     items = list(items)
     clips = [item for item in items if isinstance(item, Clip)]

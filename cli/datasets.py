@@ -148,7 +148,8 @@ def print_dataset(which: Known, lacking: Sequence[str], here: dict[str, Any]) ->
 
     dataset, protocol, home = which.dataset, which.dataset.protocols[which.protocol], which.home
     click.echo(f"{which.name}: {dataset.title}")
-    click.echo(f"  protocol: {protocol.help}; others: {', '.join(set(dataset.protocols) - {which.protocol}) or 'none'}")
+    others = [name for name in dataset.protocols if name != which.protocol]
+    click.echo(f"  protocol: {protocol.help}; others: {', '.join(others) or 'none'}")
     source = f" ({protocol.source})" if protocol.source else ""
     click.echo(f"  published: {by_split(protocol.clips)} clips, {protocol.known}{source}")
     click.echo(f"  videos: {dataset.videos}")

@@ -23,6 +23,7 @@ from .evaluate import evaluate
 from .extract import extract, streams
 from .features import features
 from .manifest import manifest
+from .moments import moments
 from .report import report
 from .search import search
 from .train import configs, train
@@ -33,7 +34,21 @@ __all__ = ["main"]
 
 # What these had begun is gone after an interrupt, or they write nothing.
 START_OVER = {
-    *("card", "doctor", "eval", "export", "failures", "info", "ls", "manifest", "report", "search", "show", "verify"),
+    *(
+        "card",
+        "doctor",
+        "eval",
+        "export",
+        "failures",
+        "info",
+        "ls",
+        "manifest",
+        "moments",
+        "report",
+        "search",
+        "show",
+        "verify",
+    ),
 }
 
 
@@ -99,6 +114,7 @@ COMMANDS = (
     features,
     train,
     evaluate,
+    moments,
     ablate,
     search,
     report,

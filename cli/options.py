@@ -39,10 +39,10 @@ class StoragePath(click.ParamType):
 
 
 class Positive(click.FloatRange):
-    """A number above zero, and neither NaN nor infinite."""
+    """A number above zero, up to ``most``, and neither NaN nor infinite."""
 
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
+    def __init__(self, most: float | None = None) -> None:
+        super().__init__(min=0, min_open=True, max=most)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = super().convert(value, param, ctx)

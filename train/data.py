@@ -298,9 +298,10 @@ class Split(Dataset):
         Args:
             draw: takes rows at random places of equal segments; None those in their middles.
         """
-        return {name: self._padded(*table[indices], draw) for name, table in self.tables.items()}
+        return {name: self.padded(*table[indices], draw) for name, table in self.tables.items()}
 
-    def _padded(self, batch: Batch, clips: Sequence[int], draw: np.random.Generator | None = None) -> dict[str, Tensor]:
+    def padded(self, batch: Batch, clips: Sequence[int], draw: np.random.Generator | None = None) -> dict[str, Tensor]:
+        """Some clips of a batch of one stream, by their places in it, as of ``videos``."""
         choose = partial(spread_rows, most=self.data.max_rows, draw=draw)
         if "boxes" in batch.arrays:
             return tensors(pad_objects(batch, clips, choose, self.data.max_objects))
@@ -309,7 +310,7 @@ class Split(Dataset):
     def video_batches(self, size: int) -> Iterator[tuple[np.ndarray, dict[str, dict[str, Tensor]]]]:
         """All clips, ``size`` a batch, in the order in which they are stored: their indices, and as of ``videos``."""
         for indices, held in read_in_order(list(self.tables.values()), size):
-            yield indices, {name: self._padded(*rows) for name, rows in zip(self.tables, held, strict=True)}
+            yield indices, {name: self.padded(*rows) for name, rows in zip(self.tables, held, strict=True)}
 
     def caption_batches(self, size: int) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """All captions, ``size`` a batch, in the order in which they are stored: their indices, and their tensors."""

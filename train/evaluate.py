@@ -30,13 +30,13 @@ def encode(
     mode = model.training
     model.eval()
     with torch.inference_mode():
-        videos = _in_order(model.encode_videos, split.video_batches(VIDEOS), model, progress)
-        texts = _in_order(model.encode_texts, split.caption_batches(TEXTS), model, progress)
+        videos = in_order(model.encode_videos, split.video_batches(VIDEOS), model, progress)
+        texts = in_order(model.encode_texts, split.caption_batches(TEXTS), model, progress)
     model.train(mode)
     return videos, texts
 
 
-def _in_order(
+def in_order(
     encoder: Callable[[Any], Embeddings],
     batches: Iterable[tuple[np.ndarray, Any]],
     model: RetrievalModel,

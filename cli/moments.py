@@ -1,0 +1,126 @@
+"""``amex moments``: figures of a checkpoint on queries for moments of videos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..console import console, progress_bar
+from ..errors import AmexError
+from .options import Positive, json_option
+from .places import dataset_option, root_option, store_and_manifest
+from .trained import load, manifest_option, store_option, strict_option
+
+OF_MOMENTS = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.3", "R5@0.5", "R5@0.7", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")
+OF_HIGHLIGHTS = ("HIT@1", "HL-mAP")
+
+
+@click.command()
+@click.argument("path", metavar="CHECKPOINT", type=click.Path(path_type=Path))
+@dataset_option
+@root_option
+@store_option
+@manifest_option
+@click.option("--split", default="test", show_default=True, help="Which videos and queries; all takes all.")
+@click.option(
+    "--length",
+    "lengths",
+    multiple=True,
+    type=Positive(),
+    default=(4, 8, 16, 32, 64, 128),
+    show_default=True,
+    help="Seconds of the windows that are scored; may be repeated. A video that is not longer is one window.",
+)
+@click.option(
+    "--step",
+    type=Positive(1),
+    default=0.25,
+    show_default=True,
+    help="From the start of a window to that of the next, as a share of their length.",
+)
+@click.option(
+    "--nms",
+    "overlap",
+    type=Positive(1),
+    default=0.5,
+    show_default=True,
+    help="A window is dropped if its IoU with one of a higher score is more than this; 1 drops none.",
+)
+@strict_option
+@click.option("--out", type=click.Path(path_type=Path), help="The JSON to write.  [default: beside the checkpoint]")
+@json_option
+def moments(
+    path: Path,
+    dataset: str | None,
+    root: Path | None,
+    store: Path | None,
+    manifest_path: Path | None,
+    split: str,
+    lengths: tuple[float, ...],
+    step: float,
+    overlap: float,
+    strict: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Print how well a model finds moments in videos.
+
+    Windows slide over each video. Each is encoded as a clip of its own from the rows whose middles lie in it, or from
+    the row next to it where there is none, and scored with the queries of its video; what overlaps a better window is
+    dropped. Videos without rows are left out and counted. Docs: docs/moments.md.
+    """
+    from ..storage import write_whole
+    from ..train.data import Split, of_split, refused_states
+    from ..train.windows import Windows, evaluate_moments, with_moments
+
+    if dataset is not None:
+        store, manifest_path = store_and_manifest(dataset, root, store, manifest_path)
+    used = load(path, store, manifest_path)
+    checkpoint, config = used.checkpoint, used.checkpoint.config
+    clips = with_moments(of_split(used.clips, split, "the manifest"), split)
+    data = Split(used.store, clips, config.model, config.data, used.text, refuse=refused_states(strict))
+    windows = Windows(lengths=lengths, step=step, overlap=overlap)
+    with progress_bar() as bar:
+        task = bar.add_task("encoding", total=None)
+        result = evaluate_moments(
+            checkpoint.model(), data, clips, windows, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    record = {"checkpoint": str(checkpoint.path), "model": config.model.name, "split": split} | result
+    out = out or checkpoint.path.with_name(f"moments-{split}.json")
+    with write_whole(out, AmexError) as handle:
+        handle.write(json.dumps(record, indent=1) + "\n")
+    if as_json:
+        click.echo(json.dumps(record, indent=1))
+        return
+    print_moments(record)
+    click.echo(f"written to {out}")
+
+
+def print_moments(record: dict[str, Any]) -> None:
+    """A table of the figures of ``evaluate_moments``, with those of the two baselines below them."""
+    from rich.table import Table
+
+    from ..train.coverage import Coverage
+
+    coverage, windows = Coverage(**record["coverage"]), record["windows"]
+    lengths = ", ".join(f"{length:g}" for length in windows["lengths"])
+    click.echo(f"{record['model']} on split {record['split']}: moments of {record['videos']:,} videos")
+    click.echo(f"videos {coverage.clip_line}")
+    click.echo(f"queries {record['queries']:,} with moments; {coverage.caption_line}")
+    click.echo(f"windows {windows['scored']:,} of {lengths} s; NMS at an IoU of {windows['overlap']:g}")
+    for warning in record["warnings"]:
+        click.echo(f"warning: {warning}")
+    for names, queries, figures in (
+        (OF_MOMENTS, record["queries"], record["figures"]),
+        (OF_HIGHLIGHTS, record.get("highlights", {}).get("queries"), record.get("highlights", {})),
+    ):
+        if not queries:
+            continue
+        table = Table("", "queries", *names, box=None, title_justify="left")
+        for way in ("model", "random order", "whole video"):
+            if way in figures:
+                table.add_row(way, f"{queries:,}", *(f"{figures[way][name]:.1f}" for name in names))
+        console().print(table)

@@ -66,7 +66,10 @@ def test_splits_that_are_there_are_kept_unless_others_are_asked_for(tmp_path: Pa
     assert "in splits already (train); --again draws others" in amex(*command).stderr
     assert not (tmp_path / "s.jsonl").exists()
     assert "4 clips of 4 videos" in amex(*command, "--again").output
-    assert all(clip.extras == {"n": 1} for clip in read_manifest(tmp_path / "s.jsonl"))
+    made = read_manifest(tmp_path / "s.jsonl")
+    assert all(clip.extras == {"n": 1} for clip in made)
+    assert amex(*command[:3], "--again").exit_code == 0  # in place
+    assert read_manifest(tmp_path / "m.jsonl") == made
     for wrong in (("--val", ".5", "--test", ".5"), ("--val", "nan"), ("--val", "-1")):
         assert amex(*command, "--again", *wrong).exit_code == 2
     write_manifest(clips[:2], tmp_path / "m.jsonl")

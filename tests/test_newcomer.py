@@ -122,15 +122,15 @@ def test_on_one_validation_clip_the_last_checkpoint_is_kept(tmp_path: Path) -> N
     clips = [{**line, "split": "train" if i else "val"} for i, line in enumerate(lines())]
     output = train(drawn_store(tmp_path, {"frames": FRAMES}, clips), "train.epochs=3")
     assert "a gallery of 1 clip, which every model ranks first, chooses no checkpoint: the last one is kept" in output
-    assert "amex manifest split M --val .1" in output
+    assert "amex manifest split MANIFEST --val .1" in output
     assert load_checkpoint(tmp_path / "w").epoch == 3
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"split": ""}, "no clip of split 'train'; it has clips of no split: draw splits with amex manifest split M"),
-        ({"split": "train"}, "no clip of split 'val'; it has train: draw splits with amex manifest split M --val .1"),
+        ({"split": ""}, "no clip of split 'train'; it has clips of no split: draw splits with amex manifest split"),
+        ({"split": "train"}, "no clip of split 'val'; it has train: draw splits with amex manifest split"),
         ({"captions": []}, "no clip of split 'train' has a caption: there is nothing to train on. Those of your own"),
     ],
 )

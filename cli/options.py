@@ -165,7 +165,8 @@ stream_options = added(
             help="What to compute; repeat for several, all in one pass over each video. `amex streams` lists what "
             "there is. NAME=NETWORK keeps a variant under a name of its own; NETWORK may also be frames:MODEL or "
             "video:MODEL (transformers), timm:MODEL, python:MODULE:FACTORY (your own), mmdet:CONFIG, clip:MODEL or "
-            "text:MODEL.  [default: r2plus1d_18; efficientnet_lite2 where the weights of that cannot be downloaded]",
+            "text:MODEL.  [default: clip_vit_b32, or where that cannot be downloaded efficientnet_lite2: `amex search` "
+            "can search both without training; with captions also text_clip, or text_bert by minilm]",
         ),
         click.option(
             "--recipe",
@@ -390,6 +391,10 @@ run_options = added(
 )
 
 
+# Streams of a run that names none, the first choice first; the last is what earlier versions computed.
+USUAL = ("clip_vit_b32", "efficientnet_lite2", "r2plus1d_18")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions:
     """What the command line of ``amex extract`` says, under the names of its options.
@@ -454,8 +459,14 @@ class ExtractOptions:
 
     @property
     def networks(self) -> dict[str, str]:
-        """The network of each stream, by the stream's name in the store."""
-        return dict(self.streams or (("r2plus1d_18", "r2plus1d_18"),))
+        """The network of each stream, by the stream's name in the store; where none is named, the default's.
+
+        An option for one of the streams that are computed by default chooses it.
+        """
+        if self.streams:
+            return dict(self.streams)
+        named = {*dict(self.weights), *dict(self.presets), *self.stream_settings}
+        return {name: name for name in USUAL if name in named} or {USUAL[0]: USUAL[0]}
 
     @property
     def stream_settings(self) -> dict[str, dict[str, str]]:

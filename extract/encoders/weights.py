@@ -33,10 +33,6 @@ class WeightsError(AmexError):
     """Weights cannot be had, or are not those of this network."""
 
 
-class NoDownload(WeightsError):
-    """Published weights are not on this disk and cannot be downloaded."""
-
-
 def changed_weights(located: str, stream: str) -> WeightsError:
     """For a worker that finds other weights than the run began with: another file, or a torch that draws otherwise."""
     return WeightsError(f"the weights {located} of {stream} differ between this worker and the start of the run")
@@ -70,7 +66,7 @@ class Published:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(self.url, str(self.path), hash_prefix=self.sha256)
             except (urllib.error.URLError, OSError) as error:
-                raise NoDownload(
+                raise WeightsError(
                     f"cannot download {self.url} ({getattr(error, 'reason', error)}). Without a network: put the file "
                     f"at {self.path}, or name a local one with --weights STREAM=FILE, or try the pipeline with "
                     "--weights STREAM=random:0"
@@ -216,8 +212,11 @@ def weights_file(choice: str, published: File | None) -> str:
     return os.path.abspath(choice)
 
 
-def model_directory(name: str) -> str:
+def model_directory(name: str, *, download: bool = True) -> str:
     """The absolute path of a transformers model's directory: a local one, ``minilm``, or one fetched from the hub.
+
+    Args:
+        download: whether to fetch what is not on this disk.
 
     Raises:
         WeightsError: where it cannot be had, or has no weights.
@@ -232,7 +231,7 @@ def model_directory(name: str) -> str:
         return str(get_model_path())
     folder = Path(name)
     if not folder.is_dir():
-        folder = _from_hub(name)
+        folder = _from_hub(name, download)
     if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder} is not a transformers model: it has no config.json")
     if not any(path for pattern in ("*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern)):
@@ -268,15 +267,16 @@ def quiet_transformers() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, download: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     files = ["*.json", "*.txt", "*.model"]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*files, "*.safetensors"]))
+        given = {"local_files_only": not download}
+        folder = Path(snapshot_download(name, allow_patterns=[*files, "*.safetensors"], **given))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*files, "pytorch_model*.bin"]))
+            folder = Path(snapshot_download(name, allow_patterns=[*files, "pytorch_model*.bin"], **given))
     except HFValidationError as error:
         raise WeightsError(f"{name!r} is neither a directory nor a name that a model hub could know") from error
     except Exception as error:  # of many kinds: no network, no such model, offline mode

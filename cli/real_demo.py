@@ -1,0 +1,112 @@
+"""``amex demo --real DIR``: a folder of videos is extracted and searched, and a page shows what was found."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import plural, printable
+from .extract import extract
+from .search import print_hits
+from .searching import Searching, open_searcher
+from .trained import thumbnails
+
+if TYPE_CHECKING:
+    from ..train.search import Hit
+
+QUERIES = 4  # shown
+HITS = 5  # of each
+
+# Asked where the videos have no captions: what people film. Those that fit best are shown.
+QUESTIONS = (
+    "someone cooking in a kitchen",
+    "food on a plate",
+    "a dog",
+    "a cat",
+    "a wild animal",
+    "a bird",
+    "a horse",
+    "fish under water",
+    "a street with cars",
+    "someone rides a bicycle",
+    "someone rides a motorbike",
+    "a train",
+    "an airplane in the sky",
+    "a boat on the water",
+    "people play a ball game",
+    "someone does gymnastics",
+    "someone plays an instrument",
+    "a concert on a stage",
+    "people dance",
+    "a person in a suit talks",
+    "someone at a computer",
+    "a city with tall buildings",
+    "mountains and snow",
+    "a beach",
+    "flowers in a garden",
+    "a child plays with a toy",
+    "a video game",
+    "the earth from space",
+)
+
+
+def real_demo(ctx: click.Context, videos: Path, out: Path) -> None:
+    """Extracts a folder, searches it a few times, and writes a page of what was found.
+
+    A video that cannot be read is left out.
+
+    Raises:
+        AmexError: if the folder has no video, or none that can be read.
+    """
+    store, page = out / "my.zarr", out / "found.html"
+    click.echo(f"[1/3] amex extract {videos} --store {store}")
+    try:
+        ctx.invoke(extract, folder=videos, store=store)
+    except SystemExit as ended:
+        if ended.code not in (0, 3):  # 3: some clips failed
+            raise
+    searcher = open_searcher(store)
+    click.echo(f"\n[2/3] searching with {searcher.says}; {searcher.coverage.clip_line}")
+    results = chosen_searches(searcher)
+    for query, hits in results.items():
+        click.echo(f"\namex search {store} {shlex.quote(printable(query))}")
+        print_hits(hits)
+    if all(hit.weak for hits in results.values() for hit in hits[:1]):
+        click.echo("\nall are weak: what the videos show is not among the things that these queries are of")
+
+    from ..train.report import write_results
+
+    write_results(
+        page,
+        title=f"Found in {plural(len(searcher.clips), 'clip')}",
+        results=results,
+        coverage=searcher.coverage,
+        says=searcher.says,
+        thumbnail=thumbnails(searcher.store, videos),
+    )
+    click.echo(
+        f"\n[3/3] {page}: open it in a browser\n\n"
+        f"Next:\n"
+        f"  amex search {store} 'what you look for'\n"
+        f"  amex features info {store}\n"
+        f"  captions.csv in {videos}, with columns video and caption, and the same command again: then train a model"
+    )
+
+
+def chosen_searches(searcher: Searching) -> dict[str, list[Hit]]:
+    """A few queries with their best hits: captions of the user's, or else the questions that fit best."""
+    captions = [clip.captions[0] for clip in searcher.clips if clip.captions]
+    if captions:
+        step = max(1, len(captions) // QUERIES)
+        queries = list(dict.fromkeys(captions[::step]))[:QUERIES]
+        return {query: searcher.clips_for(query, HITS) for query in queries}
+    found = {query: searcher.clips_for(query, HITS) for query in QUESTIONS}
+    best_first = sorted(found.items(), key=lambda item: item[1][0].weak - item[1][0].score)
+    of_others: dict[str, tuple[str, list[Hit]]] = {}  # one question a clip, as long as there are clips
+    for query, hits in best_first:
+        of_others.setdefault(hits[0].clip.clip_id, (query, hits))
+    chosen = dict([*of_others.values(), *best_first])
+    return {query: chosen[query] for query in list(chosen)[:QUERIES]}

@@ -26,6 +26,7 @@ from .manifest import manifest
 from .moments import moments
 from .report import report
 from .search import search
+from .serve import serve
 from .train import configs, train
 from .worker import worker
 
@@ -46,6 +47,7 @@ START_OVER = {
         "moments",
         "report",
         "search",
+        "serve",
         "show",
         "verify",
     ),
@@ -117,6 +119,7 @@ COMMANDS = (
     moments,
     ablate,
     search,
+    serve,
     report,
     configs,
 )

@@ -103,6 +103,11 @@ def test_a_check_that_crashes_or_hangs_costs_its_own_lines_alone(
     assert "'amex.cli.doctor' 'video' 'decord'" in hung.remedy
 
 
+def test_the_amex_that_is_examined_is_the_one_that_examines(only: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert only("packages")["amex"].found.endswith(f", {Path(__file__).resolve().parents[1]}")
+
+
 def test_something_essential_that_is_broken_is_exit_status_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks = [BY_FUNCTION["folder"]]
     monkeypatch.setattr(sys.modules["amex.cli.doctor.checks"], "CHECKS", checks)

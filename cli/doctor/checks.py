@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...errors import plural, printable
-from .findings import Finding, Subject
+from .findings import ROOT, Finding, Subject
 
 # Seconds for one check: an installation on a busy network file system takes half a minute to import torch.
 LIMIT = 60.0
@@ -79,8 +79,8 @@ def examine(folder: Path, bucket: str = "", progress: Callable[[], None] = lambd
 
 def _run(check: Check, subject: Subject, processes: list[subprocess.Popen[str]]) -> list[Finding]:
     """What a check finds, and a finding more where it does not come to its end."""
-    package = Path(__file__).parents[2]  # a checkout is found where it lies
-    path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH", ""))))
+    beside = str(ROOT.parent)  # a checkout is found where it lies
+    path = os.pathsep.join(filter(None, (beside, os.environ.get("PYTHONPATH", ""))))
     command = [sys.executable, "-m", __package__, check.module, check.function, str(subject.folder), subject.bucket]
     process = subprocess.Popen(
         command,

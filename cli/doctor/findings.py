@@ -9,6 +9,9 @@ from typing import Literal
 
 from ...errors import first_line
 
+# The folder of the package that is examined.
+ROOT = Path(__file__).parents[2]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:

@@ -7,12 +7,11 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from ... import __version__
-from .findings import Finding, Subject, tried
+from .findings import ROOT, Finding, Subject, tried
 
 # What brings nothing to those who use amex.
 FOR_DEVELOPERS = {"bench", "dev", "test"}
@@ -21,8 +20,7 @@ FOR_DEVELOPERS = {"bench", "dev", "test"}
 def packages(subject: Subject) -> Iterator[Finding]:
     """Python, amex, its requirements in their versions, and its extras."""
     yield Finding(what="Python", state="ok", found=f"{platform.python_version()}, {sys.executable}", essential=True)
-    where = Path(__file__).parents[1]
-    yield Finding(what="amex", state="ok", found=f"{__version__}, {where}", essential=True)
+    yield Finding(what="amex", state="ok", found=f"{__version__}, {ROOT}", essential=True)
     needed: defaultdict[str, list[Requirement]] = defaultdict(list)
     for requirement in map(Requirement, requires("amex") or ()):
         extra = _extra(requirement)

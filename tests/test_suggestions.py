@@ -54,7 +54,7 @@ def test_of_many_names_the_nearest_are_known_at_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("serch",), "No such command 'serch'. Did you mean 'search'?"),
+        (("serch",), "No such command 'serch'. (Did you mean one of: 'search', 'serve'?)"),
         (("features", "sho"), "No such command 'sho'. Did you mean 'show'?"),
         (("info", "s.zarr"), "Did you mean 'main features info'?"),
         (("train", "amenet", "--stor", "s"), "'--store'"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ from ..errors import AmexError
 from .options import FILE, ExtractOptions
 
 if TYPE_CHECKING:
-    from ..manifests import Dataset, Home
+    from ..manifests import Clip, Dataset, Home, Problem
 
 Command = Callable[..., Any]
 
@@ -33,12 +33,14 @@ class Known(NamedTuple):
 
     Attributes:
         name: ``msrvtt:1k-A``.
+        asked: whether the protocol is named too, and not the default.
     """
 
     name: str
     dataset: Dataset
     protocol: str
     home: Home
+    asked: bool
 
 
 def known(text: str, root: Path | None, protocol: str | None = None) -> Known:
@@ -49,15 +51,34 @@ def known(text: str, root: Path | None, protocol: str | None = None) -> Known:
     if protocol and after_colon and protocol != after_colon:
         raise click.UsageError(f"{text} and --protocol {protocol} are two protocols: give one")
     chosen = dataset.protocol(after_colon or protocol)
-    return Known(f"{dataset.name}:{chosen}", dataset, chosen, Home(data_root(root) / dataset.name))
+    home = Home(data_root(root) / dataset.name)
+    return Known(f"{dataset.name}:{chosen}", dataset, chosen, home, bool(after_colon or protocol))
 
 
-def scan(which: Known, annotations: Path | None) -> list:
-    """Clips and problems of a known data set, whose missing annotation files are fetched."""
-    folder = annotations or which.home.annotations
-    if not folder.is_file():
-        which.dataset.fetch(folder, which.protocol, say=lambda line: click.echo(line, err=True))
-    return which.dataset.scan(folder, which.protocol if annotations is None or not folder.is_file() else None)
+def scan(which: Known, annotations: Path | None, val: float | None = None) -> list:
+    """Clips and problems of a known data set.
+
+    Args:
+        annotations: as of ``Dataset.scan``, and only read; None for those below the data root, of which missing files
+            are fetched.
+        val: as of ``Dataset.scan``; None for its default.
+    """
+    if annotations is None:
+        annotations = which.home.annotations
+        which.dataset.fetch(annotations, which.protocol, say=lambda line: click.echo(line, err=True))
+    share = {} if val is None else {"val": val}
+    return which.dataset.scan(annotations, which.protocol if which.asked else None, **share)
+
+
+def default_manifest(which: Known, items: Iterable[Clip | Problem]) -> Path:
+    """Where the manifest of what ``scan`` returned is kept.
+
+    One file of annotations tells by its kind which protocol it is of, where none is asked for.
+    """
+    from ..manifests import Clip
+
+    gallery = next((str(item.extras["protocol"]) for item in items if isinstance(item, Clip)), which.name)
+    return which.home.manifest(gallery.partition(":")[2])
 
 
 def manifest_of(which: Known) -> Path:
@@ -160,7 +181,7 @@ def _text_alone(options: ExtractOptions) -> bool:
     return bool(options.streams) and not options.recipes and all(is_text(network) for _, network in options.streams)
 
 
-def remember(options: ExtractOptions, clips: list) -> None:
+def remember(options: ExtractOptions, clips: Sequence[Clip]) -> None:
     """Keeps for later commands what a store is made from: its videos, and its clips in a manifest beside the store.
 
     A manifest that was made by name or from a folder is written there, unless a user has changed it since: a line says
@@ -171,7 +192,7 @@ def remember(options: ExtractOptions, clips: list) -> None:
     create_store(options.store)
     before = read_sources(options.store)
     manifest, written = options.manifest_path, before.written
-    if manifest is None and (beside := _beside(options)) is not None:
+    if manifest is None and (beside := _beside(options, clips)) is not None:
         manifest = beside
         if _is_changed(beside, written, clips):
             click.echo(
@@ -184,7 +205,7 @@ def remember(options: ExtractOptions, clips: list) -> None:
     write_sources(options.store, manifest=manifest, videos=options.videos, written=written)
 
 
-def _is_changed(path: Path, written: str, clips: list) -> bool:
+def _is_changed(path: Path, written: str, clips: Sequence[Clip]) -> bool:
     """Whether a manifest is neither what amex wrote there, nor what it would write now."""
     if not path.exists() or _sha256(path) == written:
         return False
@@ -195,7 +216,7 @@ def _is_changed(path: Path, written: str, clips: list) -> bool:
         trial.unlink(missing_ok=True)
 
 
-def _written(path: Path, clips: list) -> str:
+def _written(path: Path, clips: Sequence[Clip]) -> str:
     """Writes a manifest; returns its sha256."""
     from ..manifests import write_manifest
 
@@ -204,14 +225,14 @@ def _written(path: Path, clips: list) -> str:
     return _sha256(path)
 
 
-def _beside(options: ExtractOptions) -> Path | None:
+def _beside(options: ExtractOptions, clips: Sequence[Clip]) -> Path | None:
     """Where the manifest belongs that is made for a store."""
     if "://" in str(options.store):
         return None
     if options.dataset not in (None, "folder"):
         which = known(options.dataset, options.root, options.protocol)
         if options.store == which.home.store:
-            return which.home.manifest(which.protocol)
+            return default_manifest(which, clips)
     return options.store.with_suffix(".jsonl")
 
 

@@ -97,7 +97,7 @@ def test_errors_are_one_line_that_says_what_to_do(
 def test_a_manifest_is_built_and_shown(clips: Path, tmp_path: Path) -> None:
     built = amex("manifest", "build", "folder", "--annotations", clips, "--out", tmp_path / "m.jsonl")
     assert "4 clips of 4 videos" in built.output
-    assert "4 clips have no captions" in built.output
+    assert "4 clips without captions" in built.output
     shown = amex("manifest", "show", tmp_path / "m.jsonl", "--limit", 1)
     assert "a.mp4  [0, end) of a.mp4" in shown.output
 

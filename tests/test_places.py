@@ -131,6 +131,38 @@ def test_a_data_set_without_its_videos_says_where_they_belong(home: Home, tiny: 
     assert f"put the videos into {home.videos} (amex datasets show youcook2:official)" in refused.output
 
 
+def test_a_protocol_that_is_named_counts_whatever_file_of_annotations_is_given(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "MSRVTT_train.9k.csv").write_text("video_id\na\nb\n")
+    (tmp_path / "MSRVTT_train.7k.csv").write_text("video_id\nb\n")
+    (tmp_path / "MSRVTT_JSFUSION_test.csv").write_text("video_id,sentence\nc,a circle\n")
+    (tmp_path / "train_list_miech.txt").write_text("a\n")
+    (tmp_path / "test_list_miech.txt").write_text("c\n")
+    run = ("--videos", clips, "--limit", "1", *tiny)
+    extracted = amex("extract", "--dataset", "msrvtt:7k", "--annotations", "MSRVTT_train.7k.csv", *run)
+    assert extracted.exit_code == 0, extracted.output
+    (manifest,) = Path("data/msrvtt").glob("*.jsonl")
+    assert manifest.name == "7k.jsonl"
+    assert [clip.clip_id for clip in read_manifest(manifest)] == ["b", "c"]
+    # Where none is named, the file tells, and the manifest has the name of what it holds.
+    extracted = amex("extract", "--dataset", "msrvtt", "--annotations", "train_list_miech.txt", *run)
+    assert extracted.exit_code == 0, extracted.output
+    assert {clip.extras["protocol"] for clip in read_manifest("data/msrvtt/1k-B.jsonl")} == {"msrvtt:1k-B"}
+    assert not Path("data/msrvtt/1k-A.jsonl").exists()
+
+
+def test_a_folder_of_annotations_that_is_given_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").mkdir()
+    run = ("--videos", "videos", "--store", "s.zarr", "--dry-run")
+    refused = amex("extract", "--dataset", "msrvtt", "--annotations", "mistyped", *run)
+    assert refused.exit_code == 1
+    assert "mistyped does not exist; --annotations takes the folder with the split lists" in refused.output
+    assert not Path("mistyped").exists()
+
+
 def test_what_of_a_data_set_is_here_is_counted_and_the_missing_videos_are_listed(home: Home) -> None:
     shown = amex("datasets", "show", "youcook2")
     assert shown.exit_code == 3, shown.output

@@ -14,7 +14,7 @@ from ...console import progress_bar
 from ...errors import plural, printable
 from ..demo import draw_shapes
 from ..options import FILE, json_option
-from ..places import known
+from ..places import default_manifest, known, scan
 from .summary import in_one_line, out_option, summarise
 
 
@@ -84,14 +84,14 @@ def manifest_build(
     else:
         if videos is not None:
             raise click.UsageError("--videos is for folder: other data sets name their videos in their annotations")
-        items, default = published(dataset, protocol, annotations, root, share)
-        out = out or default
+        which = known(dataset, root, protocol)
+        items = scan(which, annotations, share / 100)
+        out = out or default_manifest(which, items)
     clips = [item for item in items if isinstance(item, Clip)]
     write_manifest(clips, out)
     click.echo(f"{out}: {summarise(clips)}")
-    without = sum(not clip.captions for clip in clips)
-    if without:
-        click.echo(f"{without:,} clips have no captions: enough to extract from, not to train on", err=True)
+    if without := sum(not clip.captions for clip in clips):
+        click.echo(f"{plural(without, 'clip')} without captions: enough to extract from, not to train on", err=True)
     problems = [item for item in items if isinstance(item, Problem)]
     for problem in problems:
         click.echo(f"left out: {problem}", err=True)
@@ -113,23 +113,6 @@ def own_videos(
     if videos is None:
         return folder.scan(annotations, val=share / 100)
     return with_val(scan_folder(videos, annotations), share / 100)
-
-
-def published(
-    name: str, protocol: str | None, annotations: Path | None, root: Path | None, share: float
-) -> tuple[list[Any], Path]:
-    """The clips of a known data set, and where its manifest is by default."""
-    from ...manifests import Clip
-
-    which = known(name, root, protocol)
-    asked = which.protocol if protocol or ":" in name else None
-    if annotations is None:
-        annotations = which.home.annotations
-        which.dataset.fetch(annotations, which.protocol, lambda line: click.echo(line, err=True))
-    items = which.dataset.scan(annotations, asked, val=share / 100)
-    # One file of annotations tells by its kind which protocol it is of.
-    gallery = next((str(item.extras["protocol"]) for item in items if isinstance(item, Clip)), which.name)
-    return items, which.home.manifest(gallery.partition(":")[2])
 
 
 @click.command("shapes")

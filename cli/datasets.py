@@ -12,8 +12,8 @@ import click
 
 from ..console import console, progress_bar
 from ..errors import plural
-from .options import json_option
-from .places import Known, known, root_option, scan
+from .options import json_option, root_option
+from .places import Known, known, scan
 
 if TYPE_CHECKING:
     from ..manifests import Clip, Protocol

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ..console import console, progress_bar
-from .options import json_option
-from .places import dataset_option, root_option, store_and_manifest
+from .options import dataset_option, json_option, root_option
+from .places import store_and_manifest
 from .trained import Used, encoding, load, manifest_option, store_option, strict_option
 
 

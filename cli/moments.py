@@ -10,8 +10,8 @@ import click
 
 from ..console import console, progress_bar
 from ..errors import AmexError
-from .options import Positive, json_option
-from .places import dataset_option, root_option, store_and_manifest
+from .options import Positive, dataset_option, json_option, root_option
+from .places import store_and_manifest
 from .trained import load, manifest_option, store_option, strict_option
 
 OF_MOMENTS = ("R1@0.3", "R1@0.5", "R1@0.7", "R5@0.3", "R5@0.5", "R5@0.7", "mIoU", "mAP@0.5", "mAP@0.75", "mAP")

@@ -114,6 +114,14 @@ def added(options: list[Callable[[Command], Command]]) -> Callable[[Command], Co
     return decorate
 
 
+root_option = click.option(
+    "--root", type=FILE, help="The folder that has known data sets by name.  [default: $AMEX_ROOT, or ./data]"
+)
+dataset_option = click.option(
+    "--dataset",
+    metavar="NAME[:PROTOCOL]",
+    help="A known data set, for its store and manifest below the data root. `amex datasets` lists them.",
+)
 workers_per_gpu_option = click.option(
     "--workers-per-gpu",
     type=click.IntRange(min=1),
@@ -130,9 +138,7 @@ clip_options = added(
             help="Instead of FOLDER: a known data set, with one of its published splits. `amex datasets` lists them.",
         ),
         click.option("--protocol", help="The same as NAME:PROTOCOL."),
-        click.option(
-            "--root", type=FILE, help="The folder that has known data sets by name.  [default: $AMEX_ROOT, or ./data]"
-        ),
+        root_option,
         click.option(
             "--annotations",
             type=FILE,

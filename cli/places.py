@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from ..errors import AmexError
-from .options import FILE, ExtractOptions
+from .options import ExtractOptions
 
 if TYPE_CHECKING:
     from ..manifests import Clip, Dataset, Home, Problem
-
-Command = Callable[..., Any]
-
-root_option = click.option(
-    "--root", type=FILE, help="The folder that has known data sets by name.  [default: $AMEX_ROOT, or ./data]"
-)
-dataset_option = click.option(
-    "--dataset",
-    metavar="NAME[:PROTOCOL]",
-    help="A known data set, for its store and manifest below the data root. `amex datasets` lists them.",
-)
 
 
 class Known(NamedTuple):

@@ -11,8 +11,8 @@ import click
 
 from ..console import console
 from ..errors import AmexError, did_you_mean
-from .options import FILE, STORAGE_PATH, added, json_option
-from .places import dataset_option, root_option, store_and_manifest, work_folder
+from .options import FILE, STORAGE_PATH, added, dataset_option, json_option, root_option
+from .places import store_and_manifest, work_folder
 from .trained import strict_option
 
 trained_on_options = added(

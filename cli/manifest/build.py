@@ -13,7 +13,7 @@ import click
 from ...console import progress_bar
 from ...errors import plural, printable
 from ..demo import draw_shapes
-from ..options import FILE, json_option
+from ..options import FILE, json_option, root_option
 from ..places import default_manifest, known, scan
 from .summary import in_one_line, out_option, summarise
 
@@ -45,10 +45,10 @@ def a_number(context: click.Context, parameter: click.Parameter, value: float) -
 
 @click.command("build", cls=BuildCommand)
 @click.argument("dataset", metavar="NAME[:PROTOCOL]")
-@click.option("--annotations", type=FILE, help="See below. By default ROOT/NAME/annotations, and fetched.")
+@click.option("--annotations", type=FILE, help="See below.  [default: ROOT/NAME/annotations, fetched]")
 @click.option("--videos", type=FILE, help="For folder: where the videos are, of which --annotations has the captions.")
-@click.option("--protocol", help="Which published split, where there are several; the first one listed otherwise.")
-@click.option("--root", type=FILE, help="The folder of data sets; $AMEX_ROOT or ./data otherwise.")
+@click.option("--protocol", help="The same as NAME:PROTOCOL.")
+@root_option
 @click.option(
     "--val",
     "share",
@@ -59,7 +59,7 @@ def a_number(context: click.Context, parameter: click.Parameter, value: float) -
     help="Where the protocol has train and test alone: percent of train's videos that become val, which chooses the "
     "checkpoint. 0 trains on all of train.",
 )
-@click.option("--out", type=FILE, help="The manifest to write, JSON lines. By default ROOT/NAME/PROTOCOL.jsonl.")
+@click.option("--out", type=FILE, help="The manifest to write, JSON lines.  [default: ROOT/NAME/PROTOCOL.jsonl]")
 def manifest_build(
     dataset: str,
     annotations: Path | None,

@@ -33,24 +33,10 @@ from .worker import worker
 __all__ = ["main"]
 
 
-# What these had begun is gone after an interrupt, or they write nothing.
+# Commands, and groups of them, that write nothing, or that begin anew after an interrupt.
 START_OVER = {
-    *(
-        "card",
-        "doctor",
-        "eval",
-        "export",
-        "failures",
-        "info",
-        "ls",
-        "manifest",
-        "moments",
-        "report",
-        "search",
-        "serve",
-        "show",
-        "verify",
-    ),
+    *("card", "configs", "datasets", "doctor", "eval", "export", "failures", "info", "ls", "manifest", "moments"),
+    *("report", "search", "serve", "show", "streams", "verify"),
 }
 
 

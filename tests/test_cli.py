@@ -130,6 +130,8 @@ def test_an_interrupted_command_says_whether_it_goes_on(tmp_path: Path, monkeypa
     shown, compacted = (amex("features", command, tmp_path) for command in ("info", "compact"))
     assert (shown.exit_code, shown.stderr) == (130, "stopped\n")
     assert "the same command goes on from there" in compacted.stderr
+    monkeypatch.setattr("amex.manifests.named", interrupted)
+    assert amex("datasets", "show", "youcook2").stderr == "stopped\n"
 
 
 def test_streams_lists_networks_and_presets() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import itertools
 import json
 import os
@@ -64,6 +65,12 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def file_sha256(path: Path, kind: type[AmexError]) -> str:
+    """Hexadecimal; raises a ``kind`` that names the file if it cannot be read."""
+    with reading(path, kind), path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def parse_json(text: str | bytes) -> Any:

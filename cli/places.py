@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from ..errors import AmexError
+from ..foreign import file_sha256
 from .options import ExtractOptions
 
 if TYPE_CHECKING:
@@ -196,11 +196,11 @@ def remember(options: ExtractOptions, clips: Sequence[Clip]) -> None:
 
 def _is_changed(path: Path, written: str, clips: Sequence[Clip]) -> bool:
     """Whether a manifest is neither what amex wrote there, nor what it would write now."""
-    if not path.exists() or _sha256(path) == written:
+    if not path.exists() or file_sha256(path, AmexError) == written:
         return False
     trial = path.with_name(f".{path.name}.trial")
     try:
-        return _written(trial, clips) != _sha256(path)
+        return _written(trial, clips) != file_sha256(path, AmexError)
     finally:
         trial.unlink(missing_ok=True)
 
@@ -211,7 +211,7 @@ def _written(path: Path, clips: Sequence[Clip]) -> str:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(clips, path)
-    return _sha256(path)
+    return file_sha256(path, AmexError)
 
 
 def _beside(options: ExtractOptions, clips: Sequence[Clip]) -> Path | None:
@@ -223,12 +223,3 @@ def _beside(options: ExtractOptions, clips: Sequence[Clip]) -> Path | None:
         if options.store == which.home.store:
             return default_manifest(which, clips)
     return options.store.with_suffix(".jsonl")
-
-
-def _sha256(path: Path) -> str:
-    """Hexadecimal; raises AmexError if the file cannot be read."""
-    try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise AmexError(f"cannot read {path}: {error.strerror}") from error

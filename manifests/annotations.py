@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import first_line
-from ..foreign import reading
+from ..foreign import file_sha256
 from .clip import ManifestError
 
 
@@ -57,7 +56,7 @@ class AnnotationFile:
                 (folder / self.member).replace(target)
         except Exception as error:  # of many kinds: no network, no such file, another digest, no archive
             raise ManifestError(f"cannot fetch {self.name}: {first_line(error)}; {by_hand}") from error
-        if self.member and file_sha256(target) != self.sha256:
+        if self.member and file_sha256(target, ManifestError) != self.sha256:
             target.unlink()
             raise ManifestError(f"{self.url} holds another {self.name} than amex knows (its sha256 differs); {by_hand}")
         return target
@@ -107,9 +106,3 @@ class Annotations:
                 f"{self._folder / name} is missing" + (f"; it is published at {known.where}" if known else "")
             )
         return found
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal; raises ManifestError if the file cannot be read."""
-    with reading(path, ManifestError), path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -18,6 +18,7 @@ import pytest
 from conftest import amex
 
 from amex.features import open_store
+from amex.foreign import file_sha256
 from amex.manifests import (
     DATASETS,
     AnnotationFile,
@@ -30,7 +31,6 @@ from amex.manifests import (
     named,
     read_manifest,
 )
-from amex.manifests.annotations import file_sha256
 
 PAGE = Path(__file__).parents[1] / "docs" / "datasets.md"
 PROTOCOLS = [f"{name}:{protocol}" for name, entry in DATASETS.items() for protocol in entry.protocols]
@@ -415,7 +415,7 @@ def test_digests_are_of_the_real_files(name: str, real_data: Path) -> None:
     if not real:
         pytest.skip(f"no file of {name} with a digest is in {folder}")
     for file in real:
-        assert file_sha256(folder / file.name) == file.sha256, file.name
+        assert file_sha256(folder / file.name, ManifestError) == file.sha256, file.name
 
 
 def test_all_clips_of_howto100ms_list_have_official_ids(real_data: Path) -> None:
@@ -493,7 +493,7 @@ def test_optional_files_are_fetched_if_their_digest_is_known(tmp_path: Path) -> 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/list.txt"
-        digest = file_sha256(tmp_path / "there" / "list.txt")
+        digest = file_sha256(tmp_path / "there" / "list.txt", ManifestError)
         required, known = (AnnotationFile(name=name, url=url, sha256=digest) for name in ("list.txt", "more.txt"))
         gone = AnnotationFile(name="gone.txt", url=f"{url}.old", sha256=digest)
         unknown = AnnotationFile(name="captions.json", url=url)

@@ -24,10 +24,10 @@ from amex.extract.encoders.weights import (
     UserSupplied,
     WeightsError,
     digest,
-    file_sha256,
     load,
     weights_file,
 )
+from amex.foreign import file_sha256
 
 
 def small() -> nn.Module:
@@ -63,7 +63,7 @@ def published(url: str, sha256: str) -> Published:
 def test_published_weights_are_downloaded_once_and_checked(server: tuple[str, Path, list[str]]) -> None:
     base, folder, asked = server
     torch.save(small().state_dict(), folder / "w.pth")
-    entry = published(f"{base}/w.pth", file_sha256(folder / "w.pth"))
+    entry = published(f"{base}/w.pth", file_sha256(folder / "w.pth", WeightsError))
     path = weights_file("default", entry)
     assert weights_file("default", entry) == path
     assert asked == ["/w.pth"]

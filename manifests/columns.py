@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import math
 import re
@@ -12,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from ..errors import nearest
 from .clip import ManifestError
 
 # The meanings of columns, and the names that published lists give them: of two columns the name that is first counts.
@@ -82,7 +82,7 @@ def near(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` where a name is like a known one, or is another word for it; or nothing."""
     by_name = {plain(each): each for each in known}
     meant = [plain(meaning) for meaning, names in USUAL.items() if plain(name) in names and plain(meaning) in by_name]
-    matches = meant or difflib.get_close_matches(plain(name), by_name, n=1)
+    matches = meant or nearest(plain(name), by_name, 1)
     return f"; did you mean {by_name[matches[0]]!r}?" if matches else ""
 
 

@@ -43,7 +43,3 @@ class Home:
     def manifest(self, protocol: str) -> Path:
         """The manifest of one protocol, beside the store."""
         return self.folder / f"{protocol}.jsonl"
-
-    def run(self, model: str, protocol: str) -> Path:
-        """The work folder of a training run."""
-        return self.folder / "runs" / f"{model}-{protocol}"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, Problem
-from .base import Dataset, Protocol, laid_out, read_entries
+from ..published import laid_out, read_entries
+from .base import Dataset, Protocol
 
 # The published archive's files, as repositories have them.
 TAN = "https://raw.githubusercontent.com/microsoft/2D-TAN/2f7410f0de5e764ac7d84817f173732ef34e1545/data/ActivityNet"

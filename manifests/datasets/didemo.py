@@ -8,7 +8,8 @@ from statistics import mean
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip
-from .base import Dataset, Protocol, laid_out, read_entries, read_names, whole_videos
+from ..published import laid_out, read_entries, read_names
+from .base import Dataset, Protocol, whole_videos
 
 AUTHORS = "https://raw.githubusercontent.com/LisaAnne/LocalizingMoments/b6a555c8134581305d0ed4716fbc192860e0b88c/data"
 COLLABORATIVE = (

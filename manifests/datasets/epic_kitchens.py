@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from ... import foreign
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError
-from .base import Dataset, Protocol, read_rows
+from ..published import read_rows
+from .base import Dataset, Protocol
 
 RETRIEVAL = (
     "https://raw.githubusercontent.com/epic-kitchens/epic-kitchens-100-annotations"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip
-from .base import Dataset, Protocol, read_table, whole_videos
+from ..published import read_table
+from .base import Dataset, Protocol, whole_videos
 
 
 def protected(name: str) -> AnnotationFile:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError
-from .base import Dataset, Protocol, laid_out, read_json, read_names, read_rows, texts, whole_videos
+from ..published import laid_out, read_json, read_names, read_rows, texts
+from .base import Dataset, Protocol, whole_videos
 
 # CLIP4Clip's release has the captions of all clips in one file; other repositories have the lists.
 CLIP4CLIP = "https://github.com/ArrowLuo/CLIP4Clip/releases/download/v0.0/msrvtt_data.zip"

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip
-from .base import Dataset, Protocol, laid_out, read_entries, read_names, texts, whole_videos
+from ..published import laid_out, read_entries, read_names, texts
+from .base import Dataset, Protocol, whole_videos
 
 # X-Pool's repository has the lists of Venugopalan et al. and the captions of all clips.
 XPOOL = "https://raw.githubusercontent.com/layer6ai-labs/xpool/bc88718199007d395136adc99a3e69adbee874a0/data/MSVD"

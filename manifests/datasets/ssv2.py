@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip
+from ..published import laid_out, read_entries
 from ..videos import video_id
-from .base import Dataset, Protocol, laid_out, read_entries
+from .base import Dataset, Protocol
 
 
 def released(kind: str, part: str) -> AnnotationFile:

@@ -9,8 +9,9 @@ from ...foreign import reading
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError, Problem
 from ..moments import Query, whole_videos
+from ..published import read_json
 from ..videos import video_id
-from .base import Dataset, Protocol, read_json
+from .base import Dataset, Protocol
 
 REPOSITORY = (
     "https://raw.githubusercontent.com/microsoft/VideoX/1744b2159c3d11694f94dab4fcde8660c685e79a/2D-TAN/data/TACoS/"

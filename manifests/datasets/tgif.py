@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip
-from .base import Dataset, Protocol, read_names, read_table, whole_videos
+from ..published import read_names, read_table
+from .base import Dataset, Protocol, whole_videos
 
 RELEASE = "https://raw.githubusercontent.com/raingo/TGIF-Release/3e54d2f71418d8a2e9f5f61aa5be0edb9c0ac2b8/data"
 HYBRID = "https://github.com/danieljf24/hybrid_space/tree/master/dataset"

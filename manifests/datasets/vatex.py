@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip
-from .base import Dataset, Protocol, laid_out, read_entries, read_names, texts, whole_videos
+from ..published import laid_out, read_entries, read_names, texts
+from .base import Dataset, Protocol, whole_videos
 
 OFFICIAL = "https://eric-xw.github.io/vatex-website/data"
 # CLIP2Video's repository has the ids of HGR's split, whose own release is a folder of arrays.

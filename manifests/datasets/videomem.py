@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from ... import foreign
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError
-from .base import Dataset, Protocol, read_rows
+from ..published import read_rows
+from .base import Dataset, Protocol
 
 # Of the 8,000 videos for development, those that choose a checkpoint: the first by the sha256 of their names.
 VAL = 800

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError
-from .base import Dataset, Protocol, laid_out, read_json, read_names, read_rows
+from ..published import laid_out, read_json, read_names, read_rows
+from .base import Dataset, Protocol
 
 # The videos for testing have no public captions: every published figure is of the clips called validation.
 SPLITS = {"training": "train", "validation": "test", "testing": "testing"}

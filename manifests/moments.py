@@ -36,7 +36,7 @@ class Query:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
-def whole_videos(queries: Iterable[Query], split: str) -> Iterator[Clip | Problem]:
+def clips_of_queries(queries: Iterable[Query], split: str) -> Iterator[Clip | Problem]:
     """A clip of each video, in the order in which videos first occur, and a Problem for each query that is unusable.
 
     A window that ends after its video, or begins before it, is cut to the video, as 2D-TAN does. A query is unusable

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amex.manifests import Clip, ManifestError, Problem, dataset, read_manifest
-from amex.manifests.moments import Query, whole_videos
+from amex.manifests.moments import Query, clips_of_queries
 
 TVR = {"vid_name": "friends_1", "duration": 60.5, "ts": [16.4, 33.8], "desc": "Phoebe laughs.", "type": "v"}
 HIGHLIGHT = {
@@ -221,7 +221,7 @@ seconds = st.floats(-10, 100) | st.sampled_from([math.nan, math.inf])
 @given(st.lists(st.tuples(seconds, seconds), max_size=3), st.none() | st.floats(1, 50))
 def test_what_is_kept_lies_in_the_video_and_nothing_raises(windows: list[Any], duration: float | None) -> None:
     query = Query(video="v", text="t", windows=windows, file="f", duration=duration)
-    (item,) = whole_videos([query], "test")
+    (item,) = clips_of_queries([query], "test")
     if isinstance(item, Problem):
         return
     assert len(item.extras["moments"][0]) == len(windows)

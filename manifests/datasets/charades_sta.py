@@ -8,7 +8,7 @@ from pathlib import Path
 from ...foreign import read_lines, reading
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError, Problem
-from ..moments import Query, whole_videos
+from ..moments import Query, clips_of_queries
 from .base import Dataset, Protocol
 
 # The authors' own addresses are pages of a file host; 2D-TAN keeps a copy of the files.
@@ -33,7 +33,7 @@ FILES = {
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip | Problem]:
     """Whole videos. The files do not tell how long these are, so a moment may end after its video."""
     for split, file in FILES.items():
-        yield from whole_videos(read_queries(annotations[file.name]), split)
+        yield from clips_of_queries(read_queries(annotations[file.name]), split)
 
 
 def read_queries(path: Path) -> Iterator[Query]:

@@ -9,7 +9,7 @@ from typing import Any
 from ...foreign import read_json_lines, reading
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError, Problem
-from ..moments import Query, whole_videos
+from ..moments import Query, clips_of_queries
 from .base import Dataset, Protocol
 
 REPOSITORY = "https://raw.githubusercontent.com/jayleicn/moment_detr/b7e553ac3b0c898ee6b85e03ee507c064eab89ca/data/"
@@ -45,7 +45,7 @@ def build(annotations: Annotations, protocol: str) -> Iterator[Clip | Problem]:
         path = annotations.find(file.name)
         if path is None and split == "test":
             path = annotations.find(QUERIES)
-        yield from whole_videos(read_queries(path or annotations[file.name]), split)
+        yield from clips_of_queries(read_queries(path or annotations[file.name]), split)
 
 
 def read_queries(path: Path) -> Iterator[Query]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...foreign import reading
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError, Problem
-from ..moments import Query, whole_videos
+from ..moments import Query, clips_of_queries
 from ..published import read_json
 from ..videos import video_id
 from .base import Dataset, Protocol
@@ -30,7 +30,7 @@ FILES = {
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip | Problem]:
     """Whole videos."""
     for split, file in FILES.items():
-        yield from whole_videos(read_queries(annotations[file.name]), split)
+        yield from clips_of_queries(read_queries(annotations[file.name]), split)
 
 
 def read_queries(path: Path) -> Iterator[Query]:

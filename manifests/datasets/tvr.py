@@ -8,7 +8,7 @@ from pathlib import Path
 from ...foreign import read_json_lines, reading
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError, Problem
-from ..moments import Query, whole_videos
+from ..moments import Query, clips_of_queries
 from .base import Dataset, Protocol
 
 REPOSITORY = "https://raw.githubusercontent.com/jayleicn/TVRetrieval/d99a9ea7e724249047d6357f2a607c7ae256f8c6/data/"
@@ -27,7 +27,7 @@ FILES = {
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip | Problem]:
     """Whole videos, with the ids of their queries under ``query_ids``."""
     for split, file in FILES.items():
-        yield from whole_videos(read_queries(annotations[file.name]), split)
+        yield from clips_of_queries(read_queries(annotations[file.name]), split)
 
 
 def read_queries(path: Path) -> Iterator[Query]:

@@ -364,7 +364,7 @@ def test_a_protocol_says_where_its_files_and_its_numbers_come_from(name: str) ->
     assert DATASETS[entry.name] is entry
     assert protocol.help
     assert entry.videos.endswith(".")
-    assert entry.title.startswith(entry.title.partition(" (")[0])
+    assert re.match(r"\S.* \(.+ \d{4}\)", entry.title), "its name, and its paper with the year"
     assert protocol.files
     assert len({file.name for file in (*protocol.files, *protocol.optional)}) == len(protocol.files + protocol.optional)
     for file in (*protocol.files, *protocol.optional):

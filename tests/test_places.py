@@ -178,6 +178,11 @@ def test_what_of_a_data_set_is_here_is_counted_and_the_missing_videos_are_listed
     assert "MSRVTT_train.9k.csv: fetched when it is needed" in bare.output
 
 
+def test_the_readme_says_how_many_data_sets_are_listed() -> None:
+    listed = sum(bool(dataset.protocols) for dataset in DATASETS.values())
+    assert f"# {listed} sets, each published split" in (Path(__file__).parents[1] / "README.md").read_text()
+
+
 def test_every_protocol_is_listed_with_its_counts() -> None:
     listed = amex("datasets").output
     record = json.loads(amex("datasets", "ls", "--json").stdout)

@@ -177,4 +177,7 @@ def test_a_wheel_has_what_python_m_amex_runs(tmp_path: Path) -> None:
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", "tests", "benchmarks", "build", "*.egg-info"))
     subprocess.run([*pip, str(source)], check=True, cwd=tmp_path)
     (wheel,) = tmp_path.glob("amex-*.whl")
-    assert {"amex/__main__.py", "amex/cli/__init__.py"} <= set(zipfile.ZipFile(wheel).namelist())
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {"amex/__main__.py", "amex/cli/__init__.py"} <= held
+    pages = [*(ROOT / "cli" / "page" / "static").iterdir(), *(ROOT / "train" / "pages").iterdir()]
+    assert {f"amex/{page.relative_to(ROOT).as_posix()}" for page in pages} <= held

@@ -102,8 +102,7 @@ def own_videos(
     annotations: Path | None, videos: Path | None, protocol: str | None, share: float, out: Path | None
 ) -> list[Any]:
     """The clips of a folder of videos, of which the annotations are the captions."""
-    from ...manifests import DATASETS, scan_folder
-    from ...manifests.datasets.base import with_val
+    from ...manifests import DATASETS, scan_folder, with_val
 
     folder = DATASETS["folder"]
     folder.protocol(protocol)

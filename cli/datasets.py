@@ -111,7 +111,7 @@ def on_disk(which: Known, missing: Path | None) -> dict[str, Any]:
     from ..manifests import Clip, Problem
     from ..storage import write_text
 
-    items = scan(which, None)
+    items = scan(which, which.home.annotations)
     clips = [item for item in items if isinstance(item, Clip)]
     counted = count(clips)
     found: dict[str, Any] = {"clips": counted, "problems": sum(isinstance(item, Problem) for item in items)}

@@ -178,6 +178,18 @@ def test_what_of_a_data_set_is_here_is_counted_and_the_missing_videos_are_listed
     assert "MSRVTT_train.9k.csv: fetched when it is needed" in bare.output
 
 
+def test_a_look_at_a_data_set_fetches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Home(tmp_path / "didemo").annotations
+    folder.mkdir(parents=True)
+    for split in ("train", "val", "test"):
+        (folder / f"{split}_list.txt").write_text(f"{split}.mp4\n")
+    monkeypatch.setattr(AnnotationFile, "fetch", lambda file, folder: pytest.fail(f"{file.name} is fetched"))
+    shown = amex("datasets", "show", "didemo", "--root", tmp_path)
+    assert shown.exit_code == 0, shown.output
+    assert "clips: 1 train, 1 val, 1 test" in shown.output
+    assert "val_data.json: optional, fetched when it is needed" in shown.output
+
+
 def test_the_readme_says_how_many_data_sets_are_listed() -> None:
     listed = sum(bool(dataset.protocols) for dataset in DATASETS.values())
     assert f"# {listed} sets, each published split" in (Path(__file__).parents[1] / "README.md").read_text()

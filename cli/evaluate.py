@@ -79,7 +79,8 @@ def evaluate(
         store, manifest_path = store_and_manifest(dataset, root, store, manifest_path)
     used = load(path, store, manifest_path)
     record = evaluate_checkpoint(used, split, strict=strict, ties=ties, merged=merged, dsl=dsl)
-    show(record, out or used.checkpoint.path.with_name(f"eval-{split}.json"), as_json)
+    figures_of = "-".join(filter(None, ("eval", dataset and dataset.replace(":", "-"), split)))
+    show(record, out or used.checkpoint.path.with_name(f"{figures_of}.json"), as_json)
 
 
 def evaluate_official(folder: Path, scores_out: Path | None, ties: Any, out: Path | None, as_json: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -190,19 +192,25 @@ def remember(options: ExtractOptions, clips: Sequence[Clip]) -> None:
                 err=True,
             )
         else:
-            written = _written(beside, clips)
+            replaced = file_sha256(beside, AmexError) if beside.exists() else ""
+            others = [digest for digest in written.split() if digest != replaced]
+            written = " ".join(dict.fromkeys([*others, _written(beside, clips)]))
     write_sources(options.store, manifest=manifest, videos=options.videos, written=written)
 
 
 def _is_changed(path: Path, written: str, clips: Sequence[Clip]) -> bool:
     """Whether a manifest is neither what amex wrote there, nor what it would write now."""
-    if not path.exists() or file_sha256(path, AmexError) == written:
-        return False
-    trial = path.with_name(f".{path.name}.trial")
-    try:
-        return _written(trial, clips) != file_sha256(path, AmexError)
-    finally:
-        trial.unlink(missing_ok=True)
+    return path.exists() and file_sha256(path, AmexError) not in (*written.split(), _would_be(clips))
+
+
+def _would_be(clips: Sequence[Clip]) -> str:
+    """The sha256 of the manifest of clips."""
+    from ..manifests.clip import json_line
+
+    digest = hashlib.sha256()
+    for clip in clips:
+        digest.update(json_line(clip).encode())
+    return digest.hexdigest()
 
 
 def _written(path: Path, clips: Sequence[Clip]) -> str:
@@ -211,7 +219,7 @@ def _written(path: Path, clips: Sequence[Clip]) -> str:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(clips, path)
-    return file_sha256(path, AmexError)
+    return _would_be(clips)
 
 
 def _beside(options: ExtractOptions, clips: Sequence[Clip]) -> Path | None:
@@ -222,4 +230,5 @@ def _beside(options: ExtractOptions, clips: Sequence[Clip]) -> Path | None:
         which = known(options.dataset, options.root, options.protocol)
         if options.store == which.home.store:
             return default_manifest(which, clips)
-    return options.store.with_suffix(".jsonl")
+    store = Path(os.path.abspath(options.store)) if options.store.name in ("", "..") else options.store
+    return store.with_name(f"{store.name.removesuffix('.zarr')}.jsonl")

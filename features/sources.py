@@ -20,7 +20,8 @@ class Sources:
     A path below the folder of the store is kept relative to that folder, so that the whole can be moved.
 
     Attributes:
-        written: sha256 of the manifest as amex wrote it beside the store; empty for one that a user gave.
+        written: sha256 of each manifest that amex wrote beside the store, one a protocol, with blanks in between; empty
+            where a user gave all.
     """
 
     manifest: Path | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 from ..errors import first_line
 from ..foreign import file_sha256
 from .clip import ManifestError
+
+# Begins the name of the folder of a fetch that is going on, or was interrupted.
+FETCHING = ".fetch-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +48,27 @@ class AnnotationFile:
         target, archive = folder / self.name, self.url.rsplit("/", 1)[-1]
         unpack = Unzip if archive.endswith(".zip") else Untar
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             pooch.get_logger().setLevel("ERROR")
-            pooch.retrieve(
-                self.url,
-                known_hash=None if self.member else self.sha256,
-                fname=archive if self.member else self.name,
-                path=folder,
-                processor=unpack(members=[self.member], extract_dir=".") if self.member else None,
-            )
-            if self.member:
-                (folder / self.member).replace(target)
+            # Another program may fetch the same file, and what is not the right one must not be found next time.
+            with tempfile.TemporaryDirectory(prefix=FETCHING, dir=folder) as own:
+                pooch.retrieve(
+                    self.url,
+                    known_hash=None if self.member else self.sha256,
+                    fname=archive if self.member else self.name,
+                    path=own,
+                    processor=unpack(members=[self.member], extract_dir=".") if self.member else None,
+                )
+                fetched = Path(own, self.member or self.name)
+                if self.member and file_sha256(fetched, ManifestError) != self.sha256:
+                    raise ManifestError(
+                        f"{self.url} holds another {self.name} than amex knows (its sha256 differs); {by_hand}"
+                    )
+                fetched.replace(target)
+        except ManifestError:
+            raise
         except Exception as error:  # of many kinds: no network, no such file, another digest, no archive
             raise ManifestError(f"cannot fetch {self.name}: {first_line(error)}; {by_hand}") from error
-        if self.member and file_sha256(target, ManifestError) != self.sha256:
-            target.unlink()
-            raise ManifestError(f"{self.url} holds another {self.name} than amex knows (its sha256 differs); {by_hand}")
         return target
 
     @property
@@ -93,6 +103,7 @@ class Annotations:
         if (self._folder / name).is_file():
             return self._folder / name
         deeper = sorted(self._folder.rglob(name)) if self._file is None else []
+        deeper = [path for path in deeper if not path.relative_to(self._folder).parts[0].startswith(FETCHING)]
         if len(deeper) > 1:
             raise ManifestError(f"{deeper[0]} and {deeper[1]} could be {name}: give the folder of one of them")
         return deeper[0] if deeper else None

@@ -327,6 +327,15 @@ def test_val_is_carved_from_train_by_video_and_depends_on_no_other_video(
     assert len(val | train) < 3 or {clip.video for clip in fewer if clip.split == "val"} == val
 
 
+def test_a_video_that_is_named_with_its_extension_and_without_is_carved_as_one() -> None:
+    names = [f"v{number}{extension}" for number in range(20) for extension in ("", ".mp4", ".mkv")]
+    carved = carve([Clip(clip_id=name, video=name, split="train") for name in names], 0.3)
+    val, train = ({video_id(clip.video) for clip in carved if clip.split == split} for split in ("val", "train"))
+    assert val
+    assert not val & train
+    assert sum(clip.split == "val" for clip in carved) == 3 * len(val)
+
+
 def test_a_published_val_is_kept_and_no_other_is_carved(tmp_path: Path) -> None:
     clips = [
         Clip(clip_id=f"{split}{i}", video=f"{split}{i}", split=split) for split in ("train", "val") for i in (0, 1)

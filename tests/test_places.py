@@ -11,6 +11,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -19,8 +20,22 @@ from typing import Any
 import pytest
 from conftest import amex, write_lines
 
+from amex.cli import main
+from amex.cli.extract import clips_of
+from amex.cli.options import ExtractOptions
+from amex.cli.places import placed, remember
 from amex.features import create_store, open_store, read_sources, write_sources
-from amex.manifests import DATASETS, AnnotationFile, Annotations, Home, ManifestError, data_root, read_manifest
+from amex.manifests import (
+    DATASETS,
+    AnnotationFile,
+    Annotations,
+    Clip,
+    Home,
+    ManifestError,
+    data_root,
+    read_manifest,
+    scan_folder,
+)
 
 
 @pytest.fixture
@@ -117,11 +132,14 @@ def test_another_gallery_of_the_same_store_is_evaluated_by_its_name(home: Home, 
             "extras": {"protocol": "youcook2:howto100m"},
         },
     )
-    result = amex("eval", home.folder / "runs" / "global-official", "--dataset", "youcook2:howto100m", "--json")
+    run = home.folder / "runs" / "global-official"
+    result = amex("eval", run, "--dataset", "youcook2:howto100m", "--json")
     assert result.exit_code == 0, result.output
     coverage = json.loads(result.stdout)["coverage"]
     assert (coverage["gallery"], coverage["clips"], coverage["published"]) == ("youcook2:howto100m", 1, 3_350)
     assert other.exists()
+    # The figures of the run's own gallery stay what they are.
+    assert [path.name for path in run.glob("eval-*")] == ["eval-youcook2-howto100m-test.json"]
 
 
 def test_a_data_set_without_its_videos_says_where_they_belong(home: Home, tiny: tuple[str, ...]) -> None:
@@ -243,6 +261,84 @@ def test_a_manifest_that_was_there_before_the_store_is_not_written_over(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_stores_whose_names_differ_have_manifests_of_their_own(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = read_clips(clips)
+    for store, manifest in {"my.v1": "my.v1.jsonl", "my.v2": "my.v2.jsonl", "my.zarr": "my.jsonl"}.items():
+        remember(placed_options(clips, "--store", store), given)
+        assert read_sources(Path(store)).manifest == Path(manifest)
+        assert read_manifest(manifest) == given
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    remember(placed_options(clips, "--store", "."), given)
+    assert read_manifest(tmp_path / "here.jsonl") == given
+
+
+def test_tasks_of_one_run_that_begin_together_all_find_the_manifest_unchanged(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, given = placed_options(clips, "--store", tmp_path / "my.zarr"), read_clips(clips)
+    remember(options, given)
+    for _ in range(10):  # the manifest is there, and the store does not know yet who wrote it
+        (tmp_path / "my.zarr" / "sources.json").unlink()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: remember(options, given), range(4)))
+    assert "was changed" not in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my.jsonl", "my.zarr"]
+
+
+def test_the_clips_of_an_extraction_are_those_of_the_protocol_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lists = {"MSRVTT_train.9k.csv": "9", "MSRVTT_train.7k.csv": "7", "train_list_miech.txt": "m"}
+    lists |= {"MSRVTT_JSFUSION_test.csv": "t", "test_list_miech.txt": "n"}
+    for name, video in lists.items():
+        csv = name.endswith(".csv")
+        Path(name).write_text(f"video_id,sentence\n{video},a cat\n" if csv else f"{video}\n")
+    for dataset, file, videos in (
+        ("msrvtt:7k", "MSRVTT_train.9k.csv", {"7", "t"}),
+        ("msrvtt", "MSRVTT_train.9k.csv", {"9", "t"}),
+        ("msrvtt", "train_list_miech.txt", {"m", "n"}),
+    ):
+        options = placed_options("--dataset", dataset, "--annotations", file, "--videos", tmp_path)
+        scanned = clips_of(options)
+        assert {clip.video for clip in scanned} == videos
+        remember(options, scanned)
+        protocol = {"7": "7k", "9": "1k-A", "m": "1k-B"}[min(videos)]
+        assert read_sources(options.store).manifest == Home(Path("data/msrvtt")).manifest(protocol)
+    refused = amex("extract", "--dataset", "msrvtt", "--annotations", "typo.csv", "--videos", tmp_path)
+    assert "typo.csv does not exist" in refused.output
+    assert not Path("typo.csv").exists()
+
+
+def test_the_manifest_of_each_protocol_follows_its_annotations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = Home(Path("data/msrvtt"))
+    made.annotations.mkdir(parents=True)
+    for name in ("MSRVTT_train.9k.csv", "MSRVTT_train.7k.csv", "MSRVTT_JSFUSION_test.csv"):
+        (made.annotations / name).write_text(f"video_id,sentence\n{name[:13]},a cat\n")
+    monkeypatch.setattr(type(DATASETS["msrvtt"]), "fetch", lambda *_, **__: None)
+    for said in ("a cat", "a dog"):
+        entry = {"video_id": "MSRVTT_train.", "caption": said}
+        (made.annotations / "MSRVTT_data.json").write_text(json.dumps({"sentences": [entry]}))
+        for protocol in ("1k-A", "7k"):
+            options = placed_options("--dataset", f"msrvtt:{protocol}", "--videos", tmp_path)
+            remember(options, clips_of(options))
+            assert read_manifest(made.manifest(protocol))[0].captions == (said,)
+    assert "was changed" not in capsys.readouterr().err
+    # What a user changes stays, in each of them.
+    made.manifest("1k-A").write_text("")
+    options = placed_options("--dataset", "msrvtt:1k-A", "--videos", tmp_path)
+    remember(options, clips_of(options))
+    assert made.manifest("1k-A").read_text() == ""
+    assert len(read_sources(made.store).written.split()) == 2
+
+
 def test_a_store_and_its_folder_may_be_moved_together(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     store = create_store(tmp_path / "old" / "s.zarr")
@@ -270,6 +366,16 @@ def test_a_training_run_that_lacks_things_lists_them_all(tmp_path: Path) -> None
     assert "missing: --store, the features from `amex extract`; --manifest, the clips" in refused.output
     store = create_store(tmp_path / "s.zarr")
     assert "missing: --manifest" in amex("train", "global", "--store", store).output
+
+
+def placed_options(*arguments: Any) -> ExtractOptions:
+    """What ``amex extract`` makes of its command line, with the places filled in."""
+    given = [str(argument) for argument in arguments]
+    return placed(ExtractOptions(**main.commands["extract"].make_context("extract", given).params))
+
+
+def read_clips(folder: Path) -> list[Clip]:
+    return [item for item in scan_folder(folder) if isinstance(item, Clip)]
 
 
 def archive(kind: str, name: str, content: bytes) -> bytes:
@@ -303,6 +409,28 @@ def test_annotations_are_fetched_once_and_checked(form: str, server: tuple[str, 
         wrong.fetch(folder)
     assert len(str(caught.value).splitlines()) == 1
     assert Annotations(folder).find("a.json") is None
+
+
+def test_a_fetch_that_goes_wrong_leaves_nothing_for_the_next_one(server: tuple[str, Path], tmp_path: Path) -> None:
+    address, served = server
+    content = cooking(OF_CLIPS)
+    where = {"url": f"{address}/all.tar.gz", "member": "deep/a.json"}
+    file = AnnotationFile(name="a.json", sha256=sha256(content).hexdigest(), **where)
+    folder = tmp_path / "annotations"
+    whole = archive("tar.gz", "deep/a.json", content)
+    for wrong in (b"<html>please log in</html>", whole[:60], archive("tar.gz", "deep/a.json", content[:-9])):
+        (served / "all.tar.gz").write_bytes(wrong)
+        with pytest.raises(ManifestError, match=r"a\.json.*download it yourself"):
+            file.fetch(folder)
+        assert list(folder.iterdir()) == []
+    # One that was killed, or that another program is at.
+    half = folder / ".fetch-other" / "deep" / "a.json"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(content[:9])
+    assert Annotations(folder).find("a.json") is None
+    (served / "all.tar.gz").write_bytes(whole)
+    assert file.fetch(folder).read_bytes() == content
+    assert sorted(path.name for path in folder.iterdir()) == [".fetch-other", "a.json"]
 
 
 def test_what_cannot_be_fetched_names_the_address_the_file_and_where_to_put_it(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ...storage import open_path
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError, Problem
 from ..published import laid_out
+from ..videos import video_id
 
 # Of the videos of train, where a published protocol names no clips to choose a checkpoint on.
 VAL_SHARE = 0.05
@@ -143,17 +144,19 @@ def _is_for(path: Path, protocol: Protocol) -> bool:
 def carve(clips: Sequence[Clip], share: float) -> list[Clip]:
     """The clips, with those of about ``share`` of train's videos moved to ``val``; unchanged where there is a val.
 
-    A video's clips stay together. The draw is a hash of seed and video id, so that it depends on no other video; at
-    least one is drawn. Extras say under ``carved`` that a clip was moved, and how many videos were.
+    A video's clips stay together, whether they name it with its extension or without. The draw is a hash of seed and
+    video id, so that it depends on no other video; at least one is drawn. Extras say under ``carved`` that a
+    clip was moved, and how many videos were.
     """
-    draws = {clip.video: draw(clip.video, VAL_SEED) for clip in clips if clip.split == "train"}
+    videos = {video_id(clip.video) for clip in clips if clip.split == "train"}
+    draws = {video: draw(video, VAL_SEED) for video in videos}
     if share == 0 or len(draws) < 2 or any(clip.split == "val" for clip in clips):
         return list(clips)
     chosen = {video for video, number in draws.items() if number < share} or {min(draws, key=draws.__getitem__)}
     carved = {"carved": f"{len(chosen):,} of {len(draws):,} videos of train, seed {VAL_SEED}"}
     return [
         replace(clip, split="val", extras={**clip.extras, **carved})
-        if clip.split == "train" and clip.video in chosen
+        if clip.split == "train" and video_id(clip.video) in chosen
         else clip
         for clip in clips
     ]

@@ -10,11 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import av
 import httpx
@@ -248,6 +250,26 @@ def test_a_video_that_browsers_do_not_play_is_copied_frame_for_frame(
             for frame in container.decode(stream)
         ]
     assert frames == [(i, 6 + i) for i in range(54)]
+
+
+def test_videos_and_thumbnails_wait_for_no_copies(page: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    make_copy = pictures.Pictures.copy
+
+    def slow(*clip: Any) -> pictures.Copy:
+        assert go_on.wait(30)
+        return make_copy(*clip)
+
+    monkeypatch.setattr(pictures.Pictures, "copy", slow)
+    with ThreadPoolExecutor(8) as threads:
+        copies = [threads.submit(page.get, "/api/copy?clip=dog") for _ in range(8)]
+        try:
+            time.sleep(0.2)  # all of them are under way
+            for path in ("/video?clip=dog", "/still?clip=cat"):
+                assert page.get(path, timeout=10).status_code == 200
+        finally:
+            go_on.set()
+    assert {copy.result().status_code for copy in copies} == {200}
 
 
 def test_copies_are_bounded_in_length_and_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

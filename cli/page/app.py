@@ -13,6 +13,7 @@ from __future__ import annotations
 import ipaddress
 import traceback
 from collections.abc import Callable, Collection
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,7 +37,7 @@ from .pictures import Pictures
 STATIC = Path(__file__).parent / "static"
 # Results a page, at most, and characters of a query.
 MOST_RESULTS, MOST_CHARACTERS = 500, 2000
-# Threads that wait for pictures, besides those that search.
+# Threads that wait for thumbnails and files, besides those that search. Copies, which take long, are made in another.
 PICTURE_THREADS = 4
 
 # Whatever captions and ids hold: nothing runs but the page's own script, and no other site may embed or read anything.
@@ -77,7 +78,15 @@ class Answers:
 
     def __init__(self, library: Library, files: VideoFiles | None, pictures: Pictures) -> None:
         self._library, self._files, self._pictures = library, files, pictures
-        self._limiter: CapacityLimiter | None = None
+
+    # Each is of the loop that serves, which is not there yet when this is made.
+    @cached_property
+    def _threads(self) -> CapacityLimiter:
+        return CapacityLimiter(PICTURE_THREADS)
+
+    @cached_property
+    def _copy_thread(self) -> CapacityLimiter:
+        return CapacityLimiter(1)
 
     def about(self, request: Request) -> Response:
         return JSONResponse(self._library.about())
@@ -99,34 +108,29 @@ class Answers:
         return JSONResponse(self._library.boxes(clip_id(request), request.query_params.get("stream", "")))
 
     async def still(self, request: Request) -> Response:
-        picture = await self._decoded(request, self._pictures.still)
+        picture = await self._decoded(request, self._pictures.still, self._threads)
         return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
 
     async def video(self, request: Request) -> Response:
         clip = self._library.clip(clip_id(request))
-        return await sent(request, await self._in_thread(lambda: self._path(clip)))
+        return await sent(request, await to_thread.run_sync(self._path, clip, limiter=self._threads))
 
     async def make_copy(self, request: Request) -> Response:
-        copy = await self._decoded(request, self._pictures.copy)
+        copy = await self._decoded(request, self._pictures.copy, self._copy_thread)
         return JSONResponse({"begin": copy.begin, "end": copy.end, "cut": copy.cut})
 
     async def copy(self, request: Request) -> Response:
-        return await sent(request, (await self._decoded(request, self._pictures.copy)).path)
+        return await sent(request, (await self._decoded(request, self._pictures.copy, self._copy_thread)).path)
 
-    async def _decoded(self, request: Request, decode: Callable[..., Any]) -> Any:
-        """What ``decode`` makes of the seconds of a clip."""
+    async def _decoded(self, request: Request, decode: Callable[..., Any], threads: CapacityLimiter) -> Any:
+        """What ``decode`` makes of the seconds of a clip, in few threads: those that search are left alone."""
         clip = self._library.clip(clip_id(request))
-        return await self._in_thread(lambda: decode(self._path(clip), clip.start, clip.end))
+        return await to_thread.run_sync(lambda: decode(self._path(clip), clip.start, clip.end), limiter=threads)
 
     def _path(self, clip: Clip) -> Path:
         if self._files is None:
             raise AmexError("there are no videos here: name their folder with --videos")
         return self._files.path(clip)
-
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        """Runs in a few threads of its own: pictures that take long leave those that search alone."""
-        self._limiter = self._limiter or CapacityLimiter(PICTURE_THREADS)  # one of the loop that serves
-        return await to_thread.run_sync(work, limiter=self._limiter)
 
 
 async def page(request: Request) -> Response:

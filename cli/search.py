@@ -74,6 +74,8 @@ def search(
     """
     if (query is None) == (clip_id is None):
         raise click.UsageError("give either QUERY or --video CLIP")
+    if query is not None and not query.strip():
+        raise click.UsageError("QUERY has no words")
     try:
         check_text("QUERY", query or "")
     except ValueError as error:

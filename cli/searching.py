@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import click
+
 from ..console import progress_bar
 from ..errors import AmexError
 from ..storage import reachable
@@ -145,7 +147,7 @@ def choose_stream(store: Store, text_encoder: str | None) -> tuple[Stream, TextV
     for stream in streams:
         if not len(stream) and (is_clip_frames(stream) or is_classified(stream)):
             reasons.append(f"stream {stream.name!r} holds no clip (amex features failures {store.path} says why)")
-    streams = [stream for stream in streams if len(stream)]
+    streams = sorted(filter(len, streams), key=len, reverse=True)  # of several the one in which most can be found
     for stream in filter(is_clip_frames, streams):
         try:
             return stream, clip_text_vectors(stream, text_encoder), f"CLIP frames of {stream.name}, no training"
@@ -162,7 +164,7 @@ def choose_stream(store: Store, text_encoder: str | None) -> tuple[Stream, TextV
     there = ", ".join(store) or "none yet"
     raise AmexError(
         f"{store.path} has no stream that can be searched without training (there is {there}): add one with amex "
-        f"extract --videos V --store {store.path} --stream clip_vit_b32, or where that cannot be downloaded --stream "
+        f"extract FOLDER --store {store.path} --stream clip_vit_b32, or where that cannot be downloaded --stream "
         "efficientnet_lite2; or train a model with amex train, and search its run"
     )
 
@@ -175,6 +177,10 @@ def clips_of(store: Store, stream: Stream, manifest: Path | None) -> list[Clip]:
     known = manifest or read_sources(store.path).manifest
     if manifest or (known and known.exists()):
         return read_manifest(known)
+    if known:
+        click.echo(
+            f"the manifest {known} is gone: clips are searched without captions; name it with --manifest", err=True
+        )
     clips = []
     for clip_id in [*stream, *stream.failures]:
         source = stream.source(clip_id)

@@ -166,6 +166,34 @@ def test_a_query_that_is_no_text_is_wrong_usage(classes: Path) -> None:
     result = amex("search", classes, "a \udc80 dog")
     assert result.exit_code == 2
     assert "QUERY is not valid Unicode" in result.stderr
+    result = amex("search", classes, " ")
+    assert result.exit_code == 2
+    assert "QUERY has no words" in result.stderr
+
+
+@NEEDS_MINILM
+def test_of_several_streams_of_classes_that_with_most_clips_is_searched(classes: Path) -> None:
+    """One whose classes and names do not fit each other is none of them."""
+    few = {"pet": timed(values=np.zeros((1, 2), np.float16), probabilities=seeing("pizza").astype(np.float16))}
+    for name, labels in (("a_few", LABELS), ("a_misfit", LABELS[:2])):
+        array = {"probabilities": {"shape": [len(LABELS)], "dtype": "float16"}}
+        output = {"shape": [2], "dtype": "float16", "labels": list(labels), "arrays": array}
+        write_stream(classes, name, {"network": "some_classifier", "output": output}, few)
+    assert "class names of classes (minilm), no training; 3 of 3 clips" in amex("search", classes, "a dog").stderr
+    assert amex("features", "rm", classes, "classes", "--yes").exit_code == 0
+    assert "class names of a_few" in amex("search", classes, "a dog").stderr
+    assert amex("features", "rm", classes, "a_few", "--yes").exit_code == 0
+    refused = amex("search", classes, "a dog")
+    assert refused.exit_code == 1
+    assert "no stream that can be searched without training (there is a_misfit)" in refused.stderr
+
+
+@NEEDS_MINILM
+def test_a_manifest_that_is_gone_is_told(classes: Path) -> None:
+    write_sources(classes, manifest=classes.parent / "gone.jsonl")
+    result = amex("search", classes, "a puppy")
+    assert result.exit_code == 0, result.output
+    assert f"the manifest {classes.parent / 'gone.jsonl'} is gone" in result.stderr
 
 
 def test_a_store_of_other_streams_says_which_one_to_add(tmp_path: Path) -> None:

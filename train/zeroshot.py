@@ -38,8 +38,9 @@ def is_clip_frames(stream: Stream) -> bool:
 
 
 def is_classified(stream: Stream) -> bool:
-    """Whether rows have probabilities of classes whose names are known."""
-    return bool(stream.labels) and "probabilities" in row_arrays(stream.spec)
+    """Whether rows have probabilities of classes whose names are known, one for each name."""
+    shape, _ = row_arrays(stream.spec).get("probabilities", ((), ""))
+    return bool(stream.labels) and tuple(shape) == (len(stream.labels),)
 
 
 class ZeroShot:

@@ -20,16 +20,17 @@ from typing import Any
 
 import av
 import httpx
+import numpy as np
 import pytest
 from conftest import amex
-from served import CLIPS, WICKED, make_store, serving
+from served import CLIPS, OBJECTS, WICKED, make_store, serving, write
 from tiny import TINY, tiny_store
 from videos import encode, read_number
 
 from amex.cli.page import Library, VideoFiles, pictures
 from amex.cli.serve import address, names_of, shown_videos
 from amex.errors import AmexError
-from amex.features import open_store, write_sources
+from amex.features import ClipRows, ClipSource, create_store, open_store, write_sources
 from amex.manifests import Clip
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +93,26 @@ def test_texts_for_a_clip_and_its_boxes(page: httpx.Client) -> None:
     assert (other["label"], frames[0]["size"]) == ("ball", [320, 240])
     for asked in ({"clip": "cat", "stream": "objects"}, {"clip": "dog", "stream": "motion"}, {"clip": "dog"}):
         assert page.get("/api/boxes", params=asked).status_code == 422
+
+
+def test_a_clip_without_objects_has_no_boxes_and_a_class_without_a_name_its_number(tmp_path: Path) -> None:
+    shapes = {"values": (2, 4), "boxes": (2, 4), "scores": (2,), "labels": (2,), "counts": (), "frame_size": (2,)}
+    of = {"labels": np.int32, "counts": np.int32, "frame_size": np.int32}
+
+    def drawn(rows: int) -> dict[str, np.ndarray]:
+        made = {name: np.ones((rows, *shape), of.get(name, np.float32)) for name, shape in shapes.items()}
+        return made | {"times": np.tile([0.0, 1.0], (rows, 1))}
+
+    source = ClipSource(video="a.mp4")
+    strange = drawn(1) | {"labels": np.array([[-1, 9]], np.int32), "counts": np.array([2], np.int32)}
+    found = [("none", drawn(0)), ("strange", strange)]
+    create_store(tmp_path / "s.zarr")
+    write(tmp_path / "s.zarr", "objects", OBJECTS, [ClipRows(clip_id=n, arrays=a, source=source) for n, a in found])
+    clips = [Clip(clip_id=name, video="a.mp4", captions=("x",)) for name, _ in found]
+    with serving(tmp_path / "s.zarr", None, clips) as url, httpx.Client(base_url=url, timeout=60) as page:
+        assert page.get("/api/boxes?clip=none&stream=objects").json() == {"frames": []}
+        (frame,) = page.get("/api/boxes?clip=strange&stream=objects").json()["frames"]
+        assert [box["label"] for box in frame["boxes"]] == ["class -1", "class 9"]
 
 
 def test_an_error_of_the_searcher_is_text(page: httpx.Client, capfd: pytest.CaptureFixture[str]) -> None:

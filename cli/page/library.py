@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,6 +99,8 @@ class Library:
             raise AmexError(f"{name!r} is no stream of objects")
         stream = self._streams[name]
         rows = stream[clip_id]
+        if not len(rows):
+            return {"frames": []}
         begins = rows.times[:, 0]
         # Objects are found a few times a second: the boxes of a frame stay until those of the next one come.
         usual = float(np.median(np.diff(begins))) if len(begins) > 1 else float(np.ptp(rows.times))
@@ -111,7 +113,7 @@ class Library:
             boxes = [
                 {
                     "box": [_number(edge) for edge in rows["boxes"][row, index]],
-                    "label": stream.labels[int(rows["labels"][row, index])],
+                    "label": _label(stream.labels, int(rows["labels"][row, index])),
                     "number": int(rows["labels"][row, index]),
                     "score": _number(rows["scores"][row, index]),
                 }
@@ -175,6 +177,11 @@ def has_boxes(stream: Stream) -> bool:
         bool(stream.labels)
         and {"boxes", "scores", "labels", "counts", "frame_size", "times"} <= row_arrays(stream.spec).keys()
     )
+
+
+def _label(labels: Sequence[str], number: int) -> str:
+    """The name of a class; of an imported one that the stream has no name for, its number."""
+    return labels[number] if 0 <= number < len(labels) else f"class {number}"
 
 
 def _number(value: Any) -> float | None:

@@ -292,7 +292,8 @@ def test_what_cannot_be_scored_is_an_error_that_says_why(world: Path) -> None:
     with pytest.raises(MetricsError, match="hold NaN or infinity"):
         evaluate_moments(Broken(), split_of(world, clips), clips, WINDOWS)
     salient = videos(saliency=[{"clips": [0], "scores": [[4, 4, 4]]}] * 3)
-    for wrong in ({"clips": [99], "scores": [[4, 4, 4]]}, {"clips": [0]}, {"clips": "x", "scores": [[1]]}, "x"):
+    outside = [{"clips": [place], "scores": [[4, 4, 4]]} for place in (99, -1)]
+    for wrong in (*outside, {"clips": [0]}, {"clips": "x", "scores": [[1]]}, "x"):
         clips = [replace(clip, extras=clip.extras | {"saliency": [wrong] * 3}) for clip in salient]
         with pytest.raises(DataError, match="the saliency of query 'run' does not fit its video"):
             evaluate_moments(Counting(), split_of(world, clips), clips, WINDOWS)

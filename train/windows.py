@@ -229,7 +229,10 @@ def _on_grid(query: Asked, cells: int) -> np.ndarray:
     try:
         scores = np.array(query.saliency["scores"], float)
         truth = np.zeros((cells, scores.shape[1]))
-        truth[query.saliency["clips"]] = scores
+        places = np.array(query.saliency["clips"])
+        if (places < 0).any():
+            raise IndexError(f"index {places.min()} is before its beginning")
+        truth[places] = scores
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"the saliency of query {query.caption!r} does not fit its video: {error}") from error
     return truth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,6 +103,8 @@ def run(searcher: Searching, listener: socket.socket, host: str, videos: Path | 
         click.echo(url)
         if opened:
             click.launch(url)  # the socket listens: the browser waits for the rest
+        # uvicorn ends its answers on SIGTERM and raises it again: by default the process would end and leave copies.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         uvicorn.Server(config).run(sockets=[listener])
 
 

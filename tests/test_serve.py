@@ -346,15 +346,22 @@ def test_an_address_that_is_taken_is_one_line_that_says_what_to_do(tmp_path: Pat
     )
 
 
-def test_a_run_is_served_until_it_is_interrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_run_is_served_until_it_is_interrupted(tmp_path: Path, number: int) -> None:
     store = tiny_store(tmp_path)
     settings = (word for setting in (*TINY, "train.epochs=1") for word in ("--set", setting))
     given = ("--store", store, "--manifest", tmp_path / "m.jsonl")
     trained = amex("train", "global", *settings, *given, "--work-dir", tmp_path / "run")
     assert trained.exit_code == 0, trained.output
     command = [sys.executable, "-m", "amex.cli", "serve", str(tmp_path / "run"), "--port", "0"]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
     ) as process:
         url = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url), process.stderr.read()
@@ -364,12 +371,13 @@ def test_a_run_is_served_until_it_is_interrupted(tmp_path: Path) -> None:
             assert "(global)" in page.get("/api/about").json()["says"]
             assert page.get("/api/captions?clip=train0").json()["captions"]
             begin = time.monotonic()
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             assert process.wait(30) == 130
             assert time.monotonic() - begin < 10
         stderr = process.stderr.read()
         assert process.stdout.read() == ""
         assert stderr.splitlines()[-1] == "stopped"
+        assert not list(temporary.glob("amex-*"))
         assert "Traceback" not in stderr
         assert "no pictures: the store does not say where its videos are" in stderr
 

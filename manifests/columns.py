@@ -37,6 +37,7 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 SPLITS |= {"test": "test", "testing": "test"}
 
 CLOCK = re.compile(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:\.\d*)?)")
+THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+")
 YOUTUBE = re.compile(r"(?:https?://)?(?:[a-z]+\.)?(?:youtube(?:-nocookie)?\.com|youtu\.be)/", re.IGNORECASE)
 YOUTUBE_ID = re.compile(r"[\w-]{11}")
 
@@ -99,6 +100,8 @@ def seconds(value: Any) -> float | None:
         if clock := CLOCK.fullmatch(text):
             hours, minutes, rest = clock.groups()
             return int(hours or 0) * 3600 + int(minutes) * 60 + float(rest)
+        if THOUSANDS.fullmatch(value.strip()):
+            raise ValueError(f"{_shown(value)} may be thousands or a fraction: write seconds without a comma")
         try:
             number = float(text) if "_" not in text else math.nan
         except ValueError:
@@ -195,6 +198,13 @@ def video_of(text: str) -> tuple[str, str]:
         if YOUTUBE_ID.fullmatch(video_id):
             return video_id, "youtube"
     raise ValueError(f"the address {_shown(text)} names no video of YouTube")
+
+
+def address_of(text: str) -> str:
+    """The address of a video that is named by the file in it, without what varies from call to call; else empty."""
+    if YOUTUBE.match(text) or "://" not in text:
+        return ""
+    return urlsplit(text)._replace(query="", fragment="").geturl()
 
 
 def intervals(value: Any) -> tuple[Any, Any] | list[tuple[Any, Any]]:

@@ -19,6 +19,7 @@ from ..errors import plural
 from ..storage import write_whole
 from .clip import Clip, ManifestError, Problem, json_line
 from .columns import (
+    address_of,
     blank,
     caption_of,
     captions_of,
@@ -35,7 +36,12 @@ from .tables import Table, open_table
 
 # Rows that are handed to the database at once.
 BATCH = 2000
-FIELDS = ("clip_id", "line", "video", "start", "end", "split", "caption")
+FIELDS = ("clip_id", "line", "address", "video", "start", "end", "split", "caption")
+# Of videos that are named by the file of an address, those that come from several; the first address counts.
+SEVERAL = (
+    "select video, address, min(rowid) from piece where video in (select video from piece where address != '' "
+    "group by video having count(distinct address) > 1) group by video"
+)
 # Each clip's rows after each other, clips in the order of their first rows.
 SORTED = (
     f"select {', '.join(FIELDS)} from (select *, rowid as place, min(rowid) over (partition by clip_id) as first "
@@ -108,8 +114,11 @@ def import_list(
                 database.executemany(insert, batch)
                 advance(result.rows)
             database.execute("commit")
+            first = (
+                {video: address for video, address, _ in database.execute(SEVERAL)} if result.named_by["url"] else {}
+            )
             with write_whole(out, ManifestError) as handle:
-                for clip in _clips(database.execute(SORTED), table.path.name, leave_out):
+                for clip in _clips(database.execute(SORTED), first, table.path.name, leave_out):
                     handle.write(json_line(clip))
                     result.clips += 1
                     result.captions += len(clip.captions)
@@ -136,13 +145,14 @@ def _pieces(
             continue
         line, values = item
         row = dict(zip(meanings, values, strict=True))
+        address = address_of(str(row["video"]))
         try:
             for clip in row_clips(row, result.named_by):
                 if isinstance(clip, ValueError):
                     leave_out(Problem(file=table.path.name, line=line, reason=str(clip)))
                     continue
                 for caption in clip.captions or (None,):
-                    yield clip.clip_id, line, clip.video, clip.start, clip.end, clip.split, caption
+                    yield clip.clip_id, line, address, clip.video, clip.start, clip.end, clip.split, caption
         except ValueError as error:
             leave_out(Problem(file=table.path.name, line=line, reason=str(error)))
 
@@ -193,16 +203,23 @@ def _clip(clip_id: str | None, video: str, start: Any, end: Any, split: str, cap
     return Clip(clip_id=clip_id, video=video, start=start, end=end, split=split, captions=tuple(captions))
 
 
-def _clips(rows: Iterator[tuple[Any, ...]], file: str, leave_out: Callable[[Problem], None]) -> Iterator[Clip]:
+def _clips(
+    rows: Iterator[tuple[Any, ...]], first_address: Mapping[str, str], file: str, leave_out: Callable[[Problem], None]
+) -> Iterator[Clip]:
     for clip_id, group in itertools.groupby(rows, key=lambda row: row[0]):
         captions: list[str] = []
         first = None
-        for _, line, *fields, caption in group:
+        for _, line, address, *fields, caption in group:
+            if first_address.get(fields[0], address) != address:
+                reason = f"another video is called {fields[0]!r} too, {first_address[fields[0]]}: name videos by an id"
+                leave_out(Problem(file=file, line=line, reason=reason))
+                continue
             first = first or (line, fields)
             if fields != first[1]:
                 reason = f"clip {clip_id!r} has another video, another time or another split on line {first[0]}"
                 leave_out(Problem(file=file, line=line, reason=reason))
             elif caption is not None:
                 captions.append(caption)
-        video, start, end, split = first[1]
-        yield Clip(clip_id=clip_id, video=video, start=start, end=end, split=split, captions=tuple(captions))
+        if first is not None:
+            video, start, end, split = first[1]
+            yield Clip(clip_id=clip_id, video=video, start=start, end=end, split=split, captions=tuple(captions))

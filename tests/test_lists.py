@@ -53,6 +53,28 @@ def test_webvid_like_lists_are_whole_videos(tmp_path: Path) -> None:
     assert clip.video == "stock-a.mp4"
 
 
+def test_videos_that_only_share_the_name_of_a_file_are_not_taken_for_one(tmp_path: Path) -> None:
+    rows = [
+        ("1/v.mp4", 0, 5, "one"),
+        ("2/v.mp4", 0, 5, "two"),
+        ("1/v.mp4?token=x", 6, 9, "again"),
+        ("2/v.mp4", 6, 9, "other"),
+    ]
+    lines = [f"https://x/{address},{start},{end},{text}" for address, start, end, text in rows]
+    (tmp_path / "l.csv").write_text("\n".join(["url,start,end,caption", *lines]) + "\n")
+    clips = imported(tmp_path / "l.csv", code=3)
+    assert [clip.captions for clip in clips] == [("one",), ("again",)]
+    result = amex("manifest", "import", tmp_path / "l.csv", "--out", tmp_path / "again.jsonl")
+    assert "l.csv:3: another video is called 'v.mp4' too, https://x/1/v.mp4: name videos by an id" in result.output
+    assert "l.csv:5" in result.output
+
+
+@pytest.mark.parametrize("text", ["1,234", "12,345,678"])
+def test_a_comma_that_may_be_of_thousands_or_of_a_fraction_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="may be thousands or a fraction"):
+        seconds(text)
+
+
 def test_panda_like_rows_hold_a_clip_for_each_of_their_times(tmp_path: Path) -> None:
     (tmp_path / "panda.csv").write_text(PANDA)
     first, second = imported(tmp_path / "panda.csv")

@@ -222,7 +222,7 @@ def test_clips_that_failed_or_are_empty_are_left_out_and_every_figure_says_so(pa
     assert queries in page
     assert "train: 8 of 10 clips: 1 failed in motion" in page
     found = amex("search", partial / "w", "thing 9 moves", "--split", "test", "-k", "20", "--html", tmp_path / "s.html")
-    assert "searched 8 of 10 clips: 1 failed in motion, 1 empty in motion" in found.output
+    assert "8 of 10 clips: 1 failed in motion, 1 empty in motion" in found.output
     assert "in 8 of 10 clips: 1 failed" in (tmp_path / "s.html").read_text()
 
 
@@ -292,7 +292,7 @@ def test_what_was_never_extracted_is_an_error_but_to_a_search(command: str, part
     if command == "search":
         assert result.exit_code == 0, result.output
         assert (
-            "searched 8 of 11 clips: 1 failed in motion, 1 empty in motion, 1 not extracted in motion" in result.output
+            "8 of 11 clips: 1 failed in motion, 1 empty in motion, 1 not extracted in motion" in result.output
         )
         return
     assert result.exit_code == 1

@@ -62,13 +62,14 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     return [match for match, _, _ in matches]
 
 
-def did_you_mean(name: str, names: Iterable[str], before: str = "; ") -> str:
+def did_you_mean(name: str, names: Iterable[str], before: str = "; ", count: int = 3) -> str:
     """``; did you mean 'a' or 'b'?``: the end of a message about an unknown ``name``; empty where no name is near.
 
     Args:
         before: what joins it to the message.
+        count: names that it gives, at most.
     """
-    near = " or ".join(map(repr, nearest(name, names)))
+    near = " or ".join(map(repr, nearest(name, names, count)))
     return f"{before}did you mean {near}?" if near else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -16,10 +17,16 @@ EXTENSIONS = frozenset(
         *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv"),
     )
 )
+# Files that macOS lays beside others on foreign disks: ._a.mp4 has attributes of a.mp4, and no video.
+NO_VIDEO = "._"
 
 
 class VideoError(AmexError):
     """No file, or no one file, belongs to a clip's video."""
+
+
+class MissingVideoError(VideoError):
+    """No file belongs to a clip's video."""
 
 
 class VideoFinder:
@@ -41,7 +48,9 @@ class VideoFinder:
         self.other_extension: dict[str, Path] = {}
         self._storage = storage_at(self.root)
         if not self._storage.is_folder():
-            raise VideoError(f"the videos folder {self.root} does not exist; give it with --videos")
+            if self.root.exists():
+                raise VideoError(f"{self.root} is no folder: give the folder that has the videos")
+            raise VideoError(f"the videos folder {self.root} does not exist")
         if not is_utf8(self.root.absolute()):
             where = quoted(self.root.absolute())
             raise VideoError(f"the path of the videos folder {where} is not UTF-8: give a link to it with --videos")
@@ -94,39 +103,53 @@ class VideoFinder:
 
     def _search(self, video: str, name: PurePosixPath) -> Path:
         """The file whose id is ``video``, or that has its name and perhaps another extension."""
+        name = PurePosixPath(composed(str(name)))
         matches = self._with_id(name.name, name.parent)
         if not matches and name.suffix.lower() in EXTENSIONS:
             matches = self._with_id(name.stem, name.parent)
-            matches = [path for path in matches if path.name == name.name] or matches
-            if len(matches) == 1 and matches[0].name != name.name:
+            matches = [path for path in matches if composed(path.name) == name.name] or matches
+            if len(matches) == 1 and composed(matches[0].name) != name.name:
                 self.other_extension[video] = matches[0]
         if not matches:
-            raise VideoError(f"no video {video!r} below {self.root}")
+            raise MissingVideoError(f"no video {video!r} below {self.root}")
         if len(matches) > 1:
             names = ", ".join(quoted(path) for path in sorted(matches)[:4])
-            raise VideoError(f"{len(matches)} files could be video {video!r}: {names}; keep one of them")
+            raise VideoError(
+                f"{len(matches)} files could be video {video!r}: {names}; name one by its path, or keep one of them"
+            )
         return matches[0]
 
     def _with_id(self, video_id: str, parent: PurePosixPath) -> list[Path]:
         """The files with an id that lie in a folder whose path ends with ``parent``, compared part by part."""
         depth = len(parent.parts)
         matches = self._by_id.get(video_id, [])
-        return [path for path in matches if depth == 0 or path.parent.parts[-depth:] == parent.parts]
+        return [
+            path for path in matches if depth == 0 or Path(composed(str(path.parent))).parts[-depth:] == parent.parts
+        ]
 
     @cached_property
     def _files(self) -> list[Path]:
         if not self._storage.can_list:
             raise VideoError(f"{self.root} cannot be listed: name the videos in a manifest")
         with reachable(self.root):
-            return sorted(path for path in self._storage.files() if path.suffix.lower() in EXTENSIONS)
+            return sorted(
+                path
+                for path in self._storage.files()
+                if path.suffix.lower() in EXTENSIONS and not path.name.startswith(NO_VIDEO)
+            )
 
     @cached_property
     def _by_id(self) -> dict[str, list[Path]]:
         by_id: dict[str, list[Path]] = {}
         for path in self._files:
             for key in {path.stem, video_id(path.name)}:
-                by_id.setdefault(key, []).append(path)
+                by_id.setdefault(composed(key), []).append(path)
         return by_id
+
+
+def composed(name: str) -> str:
+    """A name with each accented letter as one character: macOS may write it as two, and captions rarely do."""
+    return unicodedata.normalize("NFC", name)
 
 
 def video_id(video: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -373,3 +374,49 @@ def test_captions_may_carry_splits_and_unused_columns_are_said(
     assert str(problem) == "captions.csv:2: it is not UTF-8: save the list as UTF-8"
     (tmp_path / "captions.csv").write_text("video\tcaption\na\tcaf\xe9\n", encoding="utf-16")
     assert next(iter(scan_folder(tmp_path))).captions == ("caf\xe9",)
+
+
+def scanned(folder: Path, *names: str, captions: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """The captions of the clips of a folder with these videos, and the problems."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "captions.csv").write_text(captions, encoding="utf-8")
+    items = list(scan_folder(folder))
+    problems = [str(item) for item in items if isinstance(item, Problem)]
+    return {item.clip_id: item.captions for item in items if isinstance(item, Clip)}, problems
+
+
+def test_an_accent_is_one_character_or_two(tmp_path: Path) -> None:
+    """As two, macOS and what was copied from it write it; as one, a keyboard does."""
+    apart = unicodedata.normalize("NFD", "Übung/Ä b.mp4")
+    rows = "video,caption\nÜbung/Ä b.mp4,one\nÄ b,two\nÜbung/Ä b.avi,three\n"
+    assert scanned(tmp_path, apart, captions=rows) == ({apart: ("one", "two", "three")}, [])
+
+
+def test_what_macos_lays_beside_videos_is_no_video(tmp_path: Path) -> None:
+    clips, problems = scanned(tmp_path, "a.mp4", "._a.mp4", "sub/._b.mov", ".c.mp4", captions="video,caption\na,x\n")
+    assert (clips, problems) == ({".c.mp4": (), "a.mp4": ("x",)}, [])
+
+
+def test_a_row_that_names_no_video_says_which_is_near(tmp_path: Path) -> None:
+    rows = "video,caption\nclip7050.mp4,x\n" + "clip7050.mp4,x\n" * 100 + "same.mp4,x\n"
+    _, problems = scanned(tmp_path, "clip7500.mp4", "other.mp4", "a/same.mp4", "b/same.mp4", captions=rows)
+    assert problems[0].endswith("no video 'clip7050.mp4' below " + f"{tmp_path}; did you mean 'clip7500.mp4'?")
+    assert problems[100].endswith(f"below {tmp_path}")  # a long list of others is compared no further
+    assert problems[-1].endswith("a/same.mp4, b/same.mp4; name one by its path, or keep one of them")
+
+
+def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    said = amex("extract", tmp_path / "a.mp4", "--store", tmp_path / "s.zarr").output
+    assert said == f"Error: {tmp_path / 'a.mp4'} is no folder: give the folder that has the videos\n"
+    said = amex("extract", tmp_path / "b", "--store", tmp_path / "s.zarr").output
+    assert said == f"Error: the videos folder {tmp_path / 'b'} does not exist\n"
+
+
+def test_hours_of_whole_videos_are_not_said_to_be_none(tmp_path: Path) -> None:
+    write_manifest([Clip(clip_id="a", video="a")], tmp_path / "m.jsonl")
+    said = amex("manifest", "stats", tmp_path / "m.jsonl").output
+    assert "  1 clip to the end of the video, of unknown length\n" in said
+    assert " hours" not in said

@@ -61,8 +61,10 @@ def manifest_stats(path: Path, out: Path | None, as_json: bool) -> None:
     if as_json:
         return click.echo(json.dumps(counted.as_json(), indent=1))
     click.echo(f"{path}: {in_one_line(counted.splits, counted.videos, counted.captions, counted.carved)}")
-    open_ended = f"; {plural(counted.open_ended, 'clip')} to the end of the video, of unknown length"
-    click.echo(f"  {counted.hours:,.2f} hours{open_ended if counted.open_ended else ''}")
+    lengths = [f"{counted.hours:,.2f} hours"] if counted.clips > counted.open_ended or not counted.clips else []
+    if counted.open_ended:
+        lengths.append(f"{plural(counted.open_ended, 'clip')} to the end of the video, of unknown length")
+    click.echo(f"  {'; '.join(lengths)}")
     for name, numbers in counted.quantiles().items():
         if numbers:
             values = ", ".join(f"{which} {number:,.4g}" for which, number in numbers.items())

@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import plural, printable
+from ...errors import did_you_mean, plural, printable
 from ..annotations import Annotations
 from ..clip import Clip, ManifestError, Problem
 from ..columns import SPLITS, captions_of, cut_id, name_of, near, seconds, split_of
 from ..tables import Table, open_table
-from ..videos import VideoError, VideoFinder, quoted
+from ..videos import MissingVideoError, VideoError, VideoFinder, quoted
 from .base import Dataset
 
 COLUMNS = ("video", "caption", "start", "end", "split")
+# Rows that name no video, and are told which one they may mean: each is compared with every name.
+HINTS = 100
 # What is said of a list that is no reason to leave a clip out.
 notes = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ def scan_folder(folder: Path, captions: Path | None = None) -> Iterator[Clip | P
         raise ManifestError(f"no video files below {folder}")
     by_video: dict[str, dict[str, _Stretch]] = {path.as_posix(): {} for path in files}
     by_file = {os.path.realpath(folder / path): path.as_posix() for path in files}
+    missing = 0
     for item in caption_rows(captions) if captions else ():
         if isinstance(item, Problem):
             yield item
@@ -70,7 +73,11 @@ def scan_folder(folder: Path, captions: Path | None = None) -> Iterator[Clip | P
                 video = by_file.get(os.path.realpath(folder / video), video)
             _add(by_video.setdefault(video, {}), video, line, row)
         except (ValueError, VideoError) as error:
-            yield Problem(file=captions.name, line=line, reason=str(error))
+            meant = ""
+            if isinstance(error, MissingVideoError) and missing < HINTS:
+                missing += 1
+                meant = did_you_mean(row["video"], by_video, count=1)
+            yield Problem(file=captions.name, line=line, reason=f"{error}{meant}")
     mixed = {}
     for video, stretches in by_video.items():
         for clip_id, stretch in (stretches or {video: _Stretch()}).items():

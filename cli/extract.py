@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,9 @@ def streams(recipes: bool) -> None:
 @run_options
 @json_option
 def extract(**given: Any) -> None:
-    """Compute what the store lacks of the clips, and only that.
+    """Compute features of videos and captions into a store.
+
+    Only what the store lacks is computed.
 
     The same command resumes an interrupted run, follows a manifest that has grown, and adds streams. A video that
     cannot be read costs its own clips alone: `amex features failures STORE` says which and why.
@@ -468,6 +470,7 @@ def dry_run(items: list, plans: list, device: str, options: ExtractOptions) -> N
         click.echo(f"  not below {options.videos}, and so recorded as failed: {plural(costs.missing_videos, 'video')}")
     for note in files.finder.notes() if files is not None else ():
         click.echo(f"  {note}")
+    print_problems([item for item in items if not isinstance(item, Clip)])
     for name, rows in costs.rows.items():
         click.echo(f"  {name}: about {rows:,} rows")
     click.echo(f"  about {duration(costs.video_hours)} of video, {decimal(costs.bytes)} before compression")
@@ -484,6 +487,14 @@ def duration(hours: float) -> str:
         if hours >= size:
             return f"{hours / size:,.1f} {unit}"
     return f"{hours * 3600:.0f} seconds"
+
+
+def print_problems(problems: Sequence[Any]) -> None:
+    """Prints the first lines of a list that cannot be used, and why."""
+    for problem in problems[:5]:
+        click.echo(f"  left out: {problem}", err=True)
+    if len(problems) > 5:
+        click.echo(f"  left out: {len(problems) - 5:,} more", err=True)
 
 
 def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
@@ -521,8 +532,7 @@ def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
         click.echo(f"  repaired: {name}")
     for note in outcome.notes:
         click.echo(f"  {note}")
-    for problem in outcome.problems[:5]:
-        click.echo(f"  manifest: {problem}", err=True)
+    print_problems(outcome.problems)
     for part, error in outcome.broken.items():
         click.echo(printable(f"  part {part} broke: {error}"), err=True)
     for name, key in outcome.absent.items():

@@ -344,8 +344,12 @@ def test_a_dry_run_says_what_would_be_done_without_weights_and_does_nothing(
         "--dry-run",
         *QUICK[2:],
     )
-    text = amex(*arguments)
+    typos = tmp_path / "typos.csv"
+    typos.write_text("video,caption\n" + "nothing.mp4,x\n" * 6)
+    text = amex(*arguments, "--annotations", typos)
     assert "would compute 4 of 4 clips" in text.output
+    assert "left out: typos.csv:2: no video 'nothing.mp4'" in text.output
+    assert "left out: 1 more" in text.output
     estimate = json.loads(amex(*arguments, "--json").stdout)
     assert estimate["rows"] == {R2: 4 * 3}
     assert estimate["bytes"] == 12 * (512 * 2 + 16)

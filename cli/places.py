@@ -98,8 +98,9 @@ def store_and_manifest(
         return store or which.home.store, manifest or manifest_of(which)
     missing = [] if store is not None else ["--store, the features from `amex extract`"]
     if store is not None and manifest is None:
-        from ..features import read_sources
+        from ..features import open_store, read_sources
 
+        open_store(store)  # says what is wrong with it
         manifest = read_sources(store).manifest
     if manifest is None:
         missing.append("--manifest, the clips with captions and splits")

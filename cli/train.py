@@ -132,8 +132,13 @@ def train(
     figures = "  ".join(
         f"{name} {done.val[name]:.1f}" for name in ("t2v R@1", "t2v R@10", "v2t R@1", "v2t R@10", "rsum")
     )
+    chosen = (
+        "which chose it"
+        if done.splits["val"]["coverage"]["clips"] > 1
+        else "of 1 clip, which says nothing of the model"
+    )
     click.echo(
         f"{done.best}: epoch {done.epoch}, {done.parameters:,} parameters\n"
-        f"on split {config.data.val}, which chose it: {figures}\n"
+        f"on split {config.data.val}, {chosen}: {figures}\n"
         f"Next: amex eval {work_dir}, amex report {work_dir}, amex serve {work_dir}, tensorboard --logdir {work_dir}"
     )

@@ -123,6 +123,8 @@ def test_on_one_validation_clip_the_last_checkpoint_is_kept(tmp_path: Path) -> N
     output = train(drawn_store(tmp_path, {"frames": FRAMES}, clips), "train.epochs=3")
     assert "a gallery of 1 clip, which every model ranks first, chooses no checkpoint: the last one is kept" in output
     assert "amex manifest split MANIFEST --val .1" in output
+    assert "on split val, of 1 clip, which says nothing of the model: " in output
+    assert "which chose it" not in output
     assert load_checkpoint(tmp_path / "w").epoch == 3
 
 
@@ -162,3 +164,9 @@ def test_ten_real_clips_with_captions_train_with_default_settings(real_data: Pat
     assert trained.exit_code == 0, trained.output
     evaluated = json.loads(amex("eval", tmp_path / "w", "--split", "train", "--json").stdout)
     assert evaluated["text_to_video"]["R@1"] > 80  # of what it has learned by heart
+
+
+def test_a_store_that_is_not_there_is_what_training_names(tmp_path: Path) -> None:
+    refused = amex("train", "amenet", "--store", tmp_path / "none.zarr")
+    assert "none.zarr is not an amex store; make one with: amex extract" in refused.output
+    assert "--manifest" not in refused.output

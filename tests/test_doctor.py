@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import amex
 
+import amex as amex_package
 from amex.cli.doctor import CHECKS, Finding, examine
 from amex.cli.doctor.checks import Check
 
@@ -147,6 +148,7 @@ def test_packages_that_are_missing_or_old_are_named_with_the_command(monkeypatch
     monkeypatch.setattr(packages, "requires", lambda name: wanted)
     findings = {finding.what: finding for finding in packages.packages(Subject(folder=Path()))}
     assert findings.keys() == {"Python", "amex", "requirements", "amex[more]"}
+    assert findings["amex"].found.endswith(f", {Path(amex_package.__file__).parent}")
     assert findings["requirements"].state == "broken"
     assert findings["requirements"].remedy == "pip install 'zarr>=1000' 'nowhere-to-be-found'"
     assert findings["amex[more]"].state == "missing"

@@ -91,6 +91,7 @@ def real_demo(ctx: click.Context, videos: Path, out: Path) -> None:
         f"\n[3/3] {page}: open it in a browser\n\n"
         f"Next:\n"
         f"  amex search {store} 'what you look for'\n"
+        f"  amex serve {store}\n"
         f"  amex features info {store}\n"
         f"  captions.csv in {videos}, with columns video and caption, and the same command again: then train a model"
     )

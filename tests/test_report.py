@@ -70,6 +70,7 @@ def test_captions_are_text_not_html(run: Path) -> None:
     assert "<script" not in text
     assert "<b>cat" not in text
     assert text.count("data:image/jpeg;base64,") == 3
+    assert re.search(r"[0-9], v[0-9]+\S*, 0\.0 s to ", text)  # the score, the clip, its seconds
 
 
 def test_without_videos_a_page_has_no_pictures_and_a_missing_video_costs_only_its_own(

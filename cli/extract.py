@@ -28,7 +28,8 @@ from .options import (
     run_options,
     stream_options,
 )
-from .places import known, placed, remember, scan
+from .places import known, placed, scan
+from .remembering import remember
 from .worker import default_workers
 
 
@@ -543,3 +544,4 @@ def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
         )
     if outcome.exit_code:
         click.echo(f"  see what failed and why: amex features failures {store}", err=True)
+    click.echo(f"Next: amex features info {store}, amex search {store} 'WORDS', amex serve {store}")

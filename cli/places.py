@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from ..errors import AmexError
-from ..foreign import file_sha256
 from .options import ExtractOptions
 
 if TYPE_CHECKING:
@@ -171,65 +167,3 @@ def _text_alone(options: ExtractOptions) -> bool:
     from ..extract.encoders import is_text
 
     return bool(options.streams) and not options.recipes and all(is_text(network) for _, network in options.streams)
-
-
-def remember(options: ExtractOptions, clips: Sequence[Clip]) -> None:
-    """Keeps for later commands what a store is made from: its videos, and its clips in a manifest beside the store.
-
-    A manifest that was made by name or from a folder is written there, unless a user has changed it since: a line says
-    so. Of a store that is not on this machine only the paths are kept.
-    """
-    from ..features import create_store, read_sources, write_sources
-
-    create_store(options.store)
-    before = read_sources(options.store)
-    manifest, written = options.manifest_path, before.written
-    if manifest is None and (beside := _beside(options, clips)) is not None:
-        manifest = beside
-        if _is_changed(beside, written, clips):
-            click.echo(
-                f"{beside} was changed since amex wrote it, and stays as it is: --manifest {beside} extracts its "
-                "clips; once it is deleted it is written anew",
-                err=True,
-            )
-        else:
-            replaced = file_sha256(beside, AmexError) if beside.exists() else ""
-            others = [digest for digest in written.split() if digest != replaced]
-            written = " ".join(dict.fromkeys([*others, _written(beside, clips)]))
-    write_sources(options.store, manifest=manifest, videos=options.videos, written=written)
-
-
-def _is_changed(path: Path, written: str, clips: Sequence[Clip]) -> bool:
-    """Whether a manifest is neither what amex wrote there, nor what it would write now."""
-    return path.exists() and file_sha256(path, AmexError) not in (*written.split(), _would_be(clips))
-
-
-def _would_be(clips: Sequence[Clip]) -> str:
-    """The sha256 of the manifest of clips."""
-    from ..manifests.clip import json_line
-
-    digest = hashlib.sha256()
-    for clip in clips:
-        digest.update(json_line(clip).encode())
-    return digest.hexdigest()
-
-
-def _written(path: Path, clips: Sequence[Clip]) -> str:
-    """Writes a manifest; returns its sha256."""
-    from ..manifests import write_manifest
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_manifest(clips, path)
-    return _would_be(clips)
-
-
-def _beside(options: ExtractOptions, clips: Sequence[Clip]) -> Path | None:
-    """Where the manifest belongs that is made for a store."""
-    if "://" in str(options.store):
-        return None
-    if options.dataset not in (None, "folder"):
-        which = known(options.dataset, options.root, options.protocol)
-        if options.store == which.home.store:
-            return default_manifest(which, clips)
-    store = Path(os.path.abspath(options.store)) if options.store.name in ("", "..") else options.store
-    return store.with_name(f"{store.name.removesuffix('.zarr')}.jsonl")

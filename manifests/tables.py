@@ -104,7 +104,7 @@ def _csv(path: Path) -> Table:
         separator = "\t" if path.suffix.lower() == ".tsv" else max(SEPARATORS, key=first.count)
         columns = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
     if not any(columns):
-        raise ManifestError(f"{path} is empty: its first line must name the columns")
+        raise ManifestError(f"{path} is empty: its first line must name the columns; fill it or delete it")
     if twice := next((name for name in columns if name and columns.count(name) > 1), None):
         raise ManifestError(f"{path} has two columns {twice!r}")
 

@@ -291,9 +291,7 @@ def test_what_was_never_extracted_is_an_error_but_to_a_search(command: str, part
         result = amex(command, partial / "w", *more, "--manifest", manifest)
     if command == "search":
         assert result.exit_code == 0, result.output
-        assert (
-            "8 of 11 clips: 1 failed in motion, 1 empty in motion, 1 not extracted in motion" in result.output
-        )
+        assert "8 of 11 clips: 1 failed in motion, 1 empty in motion, 1 not extracted in motion" in result.output
         return
     assert result.exit_code == 1
     assert "1 clip has no rows in stream 'motion', the first 'late t" in result.output

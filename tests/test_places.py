@@ -23,7 +23,8 @@ from conftest import amex, write_lines
 from amex.cli import main
 from amex.cli.extract import clips_of
 from amex.cli.options import ExtractOptions
-from amex.cli.places import placed, remember
+from amex.cli.places import placed
+from amex.cli.remembering import remember, update
 from amex.features import create_store, open_store, read_sources, write_sources
 from amex.manifests import (
     DATASETS,
@@ -35,6 +36,7 @@ from amex.manifests import (
     data_root,
     read_manifest,
     scan_folder,
+    write_manifest,
 )
 
 
@@ -332,11 +334,36 @@ def test_the_manifest_of_each_protocol_follows_its_annotations(
             assert read_manifest(made.manifest(protocol))[0].captions == (said,)
     assert "was changed" not in capsys.readouterr().err
     # What a user changes stays, in each of them.
-    made.manifest("1k-A").write_text("")
+    made.manifest("1k-A").write_text("mine")
     options = placed_options("--dataset", "msrvtt:1k-A", "--videos", tmp_path)
     remember(options, clips_of(options))
-    assert made.manifest("1k-A").read_text() == ""
+    assert made.manifest("1k-A").read_text() == "mine"
     assert len(read_sources(made.store).written.split()) == 2
+
+
+def test_splits_that_were_drawn_in_place_stay_when_captions_are_mended(tmp_path: Path) -> None:
+    path = tmp_path / "my.jsonl"
+    clips = [Clip(clip_id=name, video=name, captions=(f"a {name}",)) for name in "abcdefgh"]
+    written = update(path, clips, [])
+    assert amex("manifest", "split", path, "--val", ".2", "--test", ".2").exit_code == 0
+    drawn = {clip.clip_id: clip.split for clip in read_manifest(path)}
+    assert set(drawn.values()) == {"train", "val", "test"}
+    mended = [replace(clips[0], captions=("mended",)), *clips[1:], Clip(clip_id="new", video="new")]
+    written = update(path, mended, written)
+    after = {clip.clip_id: clip for clip in read_manifest(path)}
+    assert {name: clip.split for name, clip in after.items()} == {**drawn, "new": ""}
+    assert after["a"].captions == ("mended",)
+    # Splits of captions.csv count where the file is as amex wrote it, and what else a user changes stays.
+    own = [replace(clip, split="train") for clip in mended]
+    path.unlink()
+    written = update(path, own, update(path, mended, written))
+    assert {clip.split for clip in read_manifest(path)} == {"train"}
+    write_manifest(clips[:2], path)
+    assert update(path, own, written) == written
+    assert read_manifest(path) == clips[:2]
+    path.write_text("not a manifest")
+    update(path, own, written)
+    assert path.read_text() == "not a manifest"
 
 
 def test_a_store_and_its_folder_may_be_moved_together(tmp_path: Path) -> None:

@@ -88,7 +88,10 @@ def training_warning(clips: int) -> str:
     """A line if clips are too few to learn from; else empty."""
     if clips >= FEW_CLIPS:
         return ""
-    return f"{_clips(clips)} with captions {'is' if clips == 1 else 'are'} too few to train on ({FEW_CLIPS} or more)"
+    return (
+        f"{_clips(clips)} with captions {'is' if clips == 1 else 'are'} too few to train on ({FEW_CLIPS} or more); "
+        "`amex search STORE` needs no training"
+    )
 
 
 def _clips(count: int) -> str:

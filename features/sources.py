@@ -20,8 +20,8 @@ class Sources:
     A path below the folder of the store is kept relative to that folder, so that the whole can be moved.
 
     Attributes:
-        written: sha256 of each manifest that amex wrote beside the store, one a protocol, with blanks in between; empty
-            where a user gave all.
+        written: sha256 of each manifest that amex wrote beside the store, one a protocol, as it is and without splits;
+            with blanks in between. Empty where a user gave all.
     """
 
     manifest: Path | None = None

@@ -218,6 +218,8 @@ def compute(options: ExtractOptions, cluster: Any) -> None:
             repair=options.repair,
         )
     print_outcome(outcome, options.store, as_json=options.as_json)
+    if not options.as_json:
+        click.echo(f"Next: amex features info {options.store}, amex search {options.store} 'WORDS'")
     sys.exit(outcome.exit_code)
 
 
@@ -544,4 +546,3 @@ def print_outcome(outcome: Any, store: Path, *, as_json: bool) -> None:
         )
     if outcome.exit_code:
         click.echo(f"  see what failed and why: amex features failures {store}", err=True)
-    click.echo(f"Next: amex features info {store}, amex search {store} 'WORDS', amex serve {store}")

@@ -10,7 +10,9 @@ Knows how to draw; what to do with the clips is told by their manifest, whose ex
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -99,7 +101,13 @@ class Scene:
 
 
 def make_shapes(
-    folder: Path, *, clips: int, seed: int = 0, size: int = 160, progress: Callable[[int], None] = lambda done: None
+    folder: Path,
+    *,
+    clips: int,
+    seed: int = 0,
+    size: int = 160,
+    train_twins: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """Writes ``clips`` videos below ``folder/videos`` and ``folder/manifest.jsonl``; returns the manifest's path.
 
@@ -108,6 +116,8 @@ def make_shapes(
 
     Args:
         size: of the frames, in pixels, both sides; even, as H.264 wants it.
+        train_twins: draw most training clips in pairs with the roles exchanged too, as those for evaluation are. These
+            are other clips than without, under other names.
         progress: called after each clip with how many are done.
 
     Raises:
@@ -117,10 +127,10 @@ def make_shapes(
         raise ManifestError(f"shapes need frames of an even number of pixels, at least 32, got {size}")
     videos = folder / "videos"
     videos.mkdir(parents=True, exist_ok=True)
-    made = []
-    for index in range(clips):
-        name = clip_name(seed, index)
-        scene, generator = scene_of(seed, index)
+
+    def make(index: int) -> Clip:
+        name = clip_name(seed, index, train_twins)
+        scene, generator = scene_of(seed, index, train_twins)
         background = texture(generator, size)
         drawn = list(draw(scene, background, generator))
         if not (videos / name).exists():
@@ -130,33 +140,41 @@ def make_shapes(
             "objects": [{"label": thing.label, "size": thing.size} for thing in scene.things],
             "boxes": [boxes for _, boxes in drawn],  # one list a frame, in the order of objects; null: not in sight
         }
-        if (twin := twin_of(index)) is not None and scene.event in RELATIONS:
-            extras["swapped"] = clip_name(seed, twin)
+        if (twin := twin_of(index, train_twins)) is not None:
+            extras["swapped"] = clip_name(seed, twin, train_twins)
         split = ("train",) * 7 + ("val",) + ("test",) * 2
         captions = describe(scene, generator)
-        made.append(Clip(clip_id=name, video=name, split=split[index % 10], captions=captions, extras=extras))
-        progress(index + 1)
+        return Clip(clip_id=name, video=name, split=split[index % 10], captions=captions, extras=extras)
+
+    made = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy and x264 let other threads run
+        for clip in pool.map(make, range(clips)):
+            made.append(clip)
+            progress(len(made))
     write_manifest(made, folder / "manifest.jsonl")
     return folder / "manifest.jsonl"
 
 
-def clip_name(seed: int, index: int) -> str:
-    return f"shapes_{seed}_{index:05d}.mp4"
+def clip_name(seed: int, index: int, train_twins: bool = False) -> str:
+    return f"{'twins' if train_twins else 'shapes'}_{seed}_{index:05d}.mp4"
 
 
-def twin_of(index: int) -> int | None:
+def twin_of(index: int, train_twins: bool = False) -> int | None:
     """The clip of the same split that shows the same with the roles exchanged. Every third pair is of other clips."""
     block, place = divmod(index, 10)
-    if place < 7 or (block // 2 if place == 7 else block) % 3 == 2:
+    if place < 7:  # pairs of neighbours; the seventh stays alone
+        paired = train_twins and place < 6 and (block + place // 2) % 3 != 2
+        return index + (1 if place % 2 == 0 else -1) if paired else None
+    if (block // 2 if place == 7 else block) % 3 == 2:
         return None
     if place == 7:  # one of ten is for validation: its twin is among the next ten, or the last
         return index + (10 if block % 2 == 0 else -10)
     return index + 1 if place == 8 else index - 1
 
 
-def scene_of(seed: int, index: int) -> tuple[Scene, np.random.Generator]:
+def scene_of(seed: int, index: int, train_twins: bool = False) -> tuple[Scene, np.random.Generator]:
     """What clip ``index`` shows, and the generator with which to draw and describe it."""
-    twin = twin_of(index)
+    twin = twin_of(index, train_twins)
     generator = np.random.default_rng([seed, index if twin is None else min(index, twin)])
     events = EVENTS if twin is None else [event for event in RELATIONS if event not in SYMMETRIC]
     event = str(generator.choice(events))

@@ -15,10 +15,11 @@ from tiny import TINY, lines, tiny_store
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from amex.train import hooks
+from amex.train.batches import PairBatches
 from amex.train.checkpoint import read_checkpoint
 from amex.train.config import load_config
 from amex.train.data import Split
-from amex.train.fit import PairBatches, fit
+from amex.train.fit import fit
 
 
 @pytest.fixture

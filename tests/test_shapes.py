@@ -83,6 +83,32 @@ def test_twins_differ_in_who_does_it_to_whom_and_share_a_split() -> None:
     assert found == {"val": 20, "test": 40}  # two of three
 
 
+def test_training_clips_may_have_twins_too_and_the_others_stay_as_they_are(tmp_path: Path) -> None:
+    pairs = 0
+    for index in range(300):
+        twin = twin_of(index, train_twins=True)
+        if index % 10 >= 7:
+            assert twin == twin_of(index)
+            continue
+        if twin is None:
+            continue
+        pairs += 1
+        assert twin_of(twin, train_twins=True) == index
+        assert twin // 10 == index // 10
+        assert twin % 10 < 7
+        one, other = (scene_of(5, i, train_twins=True)[0] for i in (index, twin))
+        assert one.event == other.event
+        assert [thing.label for thing in one.things[:2]] == [thing.label for thing in reversed(other.things[:2])]
+    assert pairs == 120  # two of three pairs, one clip of seven alone
+    plain, paired = (
+        read_manifest(make_shapes(tmp_path / name, clips=10, size=32, train_twins=name == "paired"))
+        for name in ("plain", "paired")
+    )
+    assert not {clip.video for clip in plain} & {clip.video for clip in paired}  # one folder may hold both
+    assert [clip.captions for clip in plain[7:]] == [clip.captions for clip in paired[7:]]
+    assert sum("swapped" in clip.extras for clip in paired[:7]) == 4
+
+
 @settings(max_examples=150)
 @given(event=st.sampled_from(EVENTS), seed=st.integers(0, 10_000))
 def test_what_is_seen_is_what_the_event_is_called(event: str, seed: int) -> None:
@@ -199,3 +225,8 @@ def test_shapes_are_drawn_from_the_command_line(tmp_path: Path) -> None:
     said = amex("manifest", "shapes", "--out", tmp_path / "s", "--clips", 10, "--size", 64).output
     assert "10 clips of 10 videos (7 train, 1 val, 2 test), 30 captions" in said
     assert len(list((tmp_path / "s" / "videos").glob("*.mp4"))) == 10
+    amex("manifest", "shapes", "--out", tmp_path / "t", "--clips", 2, "--size", 32, "--train-twins")
+    assert [clip.extras["swapped"] for clip in read_manifest(tmp_path / "t" / "manifest.jsonl")] == [
+        "twins_0_00001.mp4",
+        "twins_0_00000.mp4",
+    ]

@@ -35,6 +35,11 @@ class Data(Section):
     )
     batch_size: int = Field(64, ge=2, description="pairs a step, over all processes")
     captions: Literal["one", "all"] = Field("one", description="a clip's captions an epoch: one at random, or each")
+    together: str = Field(
+        "",
+        description="a key of the clips' extras that names another clip: the two follow one another, so that nearly "
+        "every batch has both or none, and each is a hard negative of the other",
+    )
     max_rows: int = Field(12, ge=1, description="T: rows a clip and stream, in the middle of equal segments")
     max_objects: int = Field(36, ge=1, description="N: objects a row, the surest first")
     max_tokens: int = Field(30, ge=1, description="a caption's tokens or words")

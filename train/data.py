@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from ..errors import AmexError, did_you_mean
 from ..features import Batch, Store, Stream, clip_arrays, entry_bytes, is_of_captions, row_arrays
@@ -513,26 +513,6 @@ def _refuse_moved(store: Store, stream: Stream, clips: Sequence[Clip]) -> None:
             f"{store.path}: {count} of stream {stream.name!r} had other times in the manifest when extracted, the "
             f"first {moved[0]!r}: run amex extract again, with this manifest"
         )
-
-
-class EpochSampler(Sampler):
-    """Every index once an epoch, shuffled by seed and epoch, dealt out to the processes; yields (epoch, index)."""
-
-    def __init__(self, length: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.length, self.seed, self.rank, self.world, self.epoch = length, seed, rank, world, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by mmengine's hook before every epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        # Every process needs equally many: the first come again at the end.
-        order = np.resize(order, len(self) * self.world)
-        return iter([(self.epoch, int(index)) for index in order[self.rank :: self.world]])
-
-    def __len__(self) -> int:
-        return -(-self.length // self.world)
 
 
 def make_text(store: Store, config: Config, clips: Sequence[Clip], manifest: Path) -> Text:

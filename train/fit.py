@@ -20,17 +20,17 @@ from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
 from ..errors import AmexError, first_line
 from ..features import diff_specs, open_store
 from ..manifests import read_manifest
 from ..storage import write_json
+from .batches import EpochSampler, PairBatches, groups_of
 from .checkpoint import FORMAT, describe, learned_from, read_checkpoint
 from .config import Config, Train
 from .coverage import selection_warning, split_lines, training_warning
 from .data import (
-    EpochSampler,
     Split,
     choose_clips,
     collate,
@@ -264,7 +264,7 @@ def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:
 
 def make_loader(config: Config, train: Split, world: int) -> DataLoader:
     """This process's share of the batches of every epoch, read ahead where features are not in memory."""
-    sampler = EpochSampler(len(train), config.train.seed, *get_dist_info())
+    sampler = EpochSampler(groups_of(train), config.train.seed, *get_dist_info())
     workers = 0 if train.in_memory else config.data.workers
     return DataLoader(
         train,
@@ -316,23 +316,6 @@ def _runner(
         load_from=None if last is None else str(last),
         resume=last is not None,
     )
-
-
-class PairBatches(BatchSampler):
-    """Batches of ``batch_size`` pairs, the last of which may be smaller. A single pair left over joins the last batch.
-
-    One pair has no negatives, and batch normalisation has no variance over it. The sampler holds two pairs or more.
-    """
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        batches = list(super().__iter__())
-        if len(batches[-1]) == 1:
-            batches[-2:] = [batches[-2] + batches[-1]]
-        return iter(batches)
-
-    def __len__(self) -> int:
-        pairs = len(self.sampler)
-        return super().__len__() - (pairs % self.batch_size == 1)
 
 
 def make_optimizer(chosen: Train, model: RetrievalModel, on_gpu: bool) -> OptimWrapper:

@@ -119,7 +119,8 @@ def own_videos(
 @click.option("--clips", default=200, show_default=True, type=click.IntRange(min=1), help="How many.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="What they show.")
 @click.option("--size", default=160, show_default=True, help="Pixels, both sides.")
-def manifest_shapes(out: Path, clips: int, seed: int, size: int) -> None:
+@click.option("--train-twins", is_flag=True, help="Pairs with the roles exchanged for training too, as in the demo.")
+def manifest_shapes(out: Path, clips: int, seed: int, size: int, train_twins: bool) -> None:
     """Draw the embedded data set of moving shapes.
 
     Short videos of shapes that move, push, follow and orbit, and their manifest. Of ten clips seven are for
@@ -128,7 +129,7 @@ def manifest_shapes(out: Path, clips: int, seed: int, size: int) -> None:
     """
     from ...manifests import read_manifest
 
-    path = draw_shapes(out, clips=clips, seed=seed, size=size)
+    path = draw_shapes(out, clips=clips, seed=seed, size=size, train_twins=train_twins)
     click.echo(f"{path}: {summarise(read_manifest(path))}")
 
 

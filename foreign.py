@@ -186,7 +186,7 @@ class _JsonText:
                 if len(self._text) - self.at > LINE:
                     raise ValueError(f"a member is longer than {LINE >> 20} MiB") from None
             else:
-                if end < len(self._text) or self._ended:  # else a number may go on
+                if end + 2 < len(self._text) or self._ended:  # else a number may go on, as 0 does in 0.5 and 0e-1
                     break
             self._more()
         if self._text.count("[", self.at, end) + self._text.count("{", self.at, end) > NESTED:

@@ -112,7 +112,9 @@ def extract(**given: Any) -> None:
     """
     from ..extract.run import allocation, first_task, job_script, jobs_folder
 
-    options = placed(ExtractOptions(**given))
+    options = ExtractOptions(**given)
+    if not (options.print_job and options.store):
+        options = placed(options)
     cluster = chosen_cluster(options)
     folder = jobs_folder(options.store)
     if options.print_job:
@@ -192,34 +194,38 @@ def compute(options: ExtractOptions, cluster: Any) -> None:
         plans = stream_plans(options, device, precision)
         if options.dry_run:
             return dry_run(items, plans, device, options)
-        remember(options, [item for item in every if isinstance(item, Clip)])
-        outcome = run(
-            items,
-            plans,
-            store=options.store,
-            videos=options.videos,
-            device=device,
-            workers=default_workers(device, options.workers, options.workers_per_gpu),
-            feeders=options.feeders,
-            deterministic=options.deterministic,
-            display=choose_display(console(stderr=True), quiet=options.as_json),
-            cluster=cluster,
-            partition=Partition(*options.partition) if options.partition else None,
-            keep_changed=options.changed == "keep",
-            longest_frame=options.longest_frame,
-            keep_damaged=options.damaged == "keep",
-            decoder=options.decoder,
-            part_clips=options.part_clips,
-            part_minutes=options.part_minutes,
-            deadline=options.deadline,
-            stall=options.stall,
-            retry_failed=options.retry_failed,
-            digest=options.digest,
-            repair=options.repair,
-        )
+        clips = [item for item in every if isinstance(item, Clip)]
+        try:
+            outcome = run(
+                items,
+                plans,
+                store=options.store,
+                videos=options.videos,
+                device=device,
+                workers=default_workers(device, options.workers, options.workers_per_gpu),
+                feeders=options.feeders,
+                deterministic=options.deterministic,
+                display=choose_display(console(stderr=True), quiet=options.as_json),
+                cluster=cluster,
+                partition=Partition(*options.partition) if options.partition else None,
+                keep_changed=options.changed == "keep",
+                longest_frame=options.longest_frame,
+                keep_damaged=options.damaged == "keep",
+                decoder=options.decoder,
+                part_clips=options.part_clips,
+                part_minutes=options.part_minutes,
+                deadline=options.deadline,
+                stall=options.stall,
+                retry_failed=options.retry_failed,
+                digest=options.digest,
+                repair=options.repair,
+            )
+        except KeyboardInterrupt:  # what is there can be searched already
+            if (options.store / "zarr.json").exists():
+                remember(options, clips)
+            raise
     print_outcome(outcome, options.store, as_json=options.as_json)
-    if not options.as_json:
-        click.echo(f"Next: amex features info {options.store}, amex search {options.store} 'WORDS'")
+    remember(options, clips)
     sys.exit(outcome.exit_code)
 
 

@@ -72,7 +72,7 @@ def search(
     amex search W/best.pth "a red circle pushes a blue square"
     amex search W/best.pth --video shapes_0_00008.mp4
     """
-    if (query is None) == (clip_id is None) or (query is not None and not query.strip()):
+    if (query is None) == (clip_id is None):
         raise click.UsageError("give either QUERY or --video CLIP")
     if query is not None and not query.strip():
         raise click.UsageError("QUERY has no words")

@@ -48,7 +48,7 @@ class VideoFinder:
         self.other_extension: dict[str, Path] = {}
         self._storage = storage_at(self.root)
         if not self._storage.is_folder():
-            if self.root.exists():
+            if self._storage.has_file(""):
                 raise VideoError(f"{self.root} is no folder: give the folder that has the videos")
             raise VideoError(f"the videos folder {self.root} does not exist")
         if not is_utf8(self.root.absolute()):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def s3(server: Any) -> str:
 
     server.trouble = server.harm = lambda environ: None
     S3FileSystem.clear_instance_cache()
-    bucket = f"bucket{random.randrange(10**9)}"
+    bucket = f"bucket{uuid.uuid4().hex}"  # hypothesis seeds random anew
     boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
 

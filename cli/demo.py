@@ -76,6 +76,10 @@ def demo(ctx: click.Context, out: Path, clips: int, seed: int, epochs: int, real
     with stage(2, "Extract clip, object and text features into one store, in one pass over each video"):
         has_text = extract_demo(manifest, videos, store)
         ctx.invoke(features_info, store=store, as_json=False)
+    import torch
+
+    # A model as small as this gains nothing from threads that wait for one another, and loses much beside other work.
+    torch.set_num_threads(1)
     with stage(3, "Train AME-Net on the store: which caption belongs to which clip"):
         settings = [f"train.epochs={epochs}", *([] if has_text else ["model.text=words"])]
         given = {"store": store, "manifest_path": manifest, "work_dir": work}

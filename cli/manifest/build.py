@@ -52,11 +52,11 @@ def a_number(context: click.Context, parameter: click.Parameter, value: float) -
 @click.option(
     "--val",
     "share",
-    default=5.0,
+    default=0.05,
     show_default=True,
-    type=click.FloatRange(0, 50),
+    type=click.FloatRange(0, 0.5),
     callback=a_number,
-    help="Where the protocol has train and test alone: percent of train's videos that become val, which chooses the "
+    help="Where the protocol has train and test alone: share of train's videos that become val, which chooses the "
     "checkpoint. 0 trains on all of train.",
 )
 @click.option("--out", type=FILE, help="The manifest to write, JSON lines.  [default: ROOT/NAME/PROTOCOL.jsonl]")
@@ -85,7 +85,7 @@ def manifest_build(
         if videos is not None:
             raise click.UsageError("--videos is for folder: other data sets name their videos in their annotations")
         which = known(dataset, root, protocol)
-        items = scan(which, annotations, share / 100)
+        items = scan(which, annotations, share)
         out = out or default_manifest(which, items)
     clips = [item for item in items if isinstance(item, Clip)]
     write_manifest(clips, out)
@@ -110,8 +110,8 @@ def own_videos(
     if lacking:
         raise click.UsageError(f"folder needs {' and '.join(lacking)}")
     if videos is None:
-        return folder.scan(annotations, val=share / 100)
-    return with_val(scan_folder(videos, annotations), share / 100)
+        return folder.scan(annotations, val=share)
+    return with_val(scan_folder(videos, annotations), share)
 
 
 @click.command("shapes")

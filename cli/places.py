@@ -154,7 +154,7 @@ def placed(options: ExtractOptions) -> ExtractOptions:
         videos = videos_of(store, None)
     if dataset == "folder" and videos is None:
         problems.append("--dataset folder needs --videos")
-    elif videos is None and not _text_alone(options):
+    elif videos is None and (which or options.manifest_path) and not _text_alone(options):
         where = f"put the videos into {which.home.videos} (amex datasets show {which.name}), or " if which else ""
         problems.append(f"{where}give --videos: only streams of text need none")
     if problems:

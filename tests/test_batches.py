@@ -1,94 +1,118 @@
-"""An epoch has every pair once, in an order that the seed fixes; clips that belong together come in one batch."""
+"""Batches: each window is encoded once, no row depends on its batch, and too little memory makes batches smaller."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import weakref
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amex.manifests import Clip
-from amex.train.batches import EpochSampler, PairBatches, groups_of
-from amex.train.config import Data
-from amex.train.data import DataError
+from amex.errors import AmexError
+from amex.extract.encoders.batches import Batches
+from amex.extract.encoders.presets import plan_windows
 
 
-class Pairs:
-    """What of a split the order of an epoch depends on: ``partners`` by clip, None where a clip names no other."""
+class Sums:
+    """An encoder whose row is the sum of a window; it has memory for so many windows."""
 
-    def __init__(self, partners: list[object], captions: list[int], data: Data) -> None:
-        self.data = data
-        self.clips = [
-            Clip(clip_id=f"c{i}", video="v.mp4", split="train", captions=(), extras={} if p is None else {"twin": p})
-            for i, p in enumerate(partners)
-        ]
-        self.own = [list(range(count)) for count in captions]
-        self.with_captions = [index for index, own in enumerate(self.own) if own]
+    device = torch.device("cpu")
 
-    def __len__(self) -> int:
-        return len(self.with_captions) if self.data.captions == "one" else sum(map(len, self.own))
+    def __init__(self, most: int = 1000) -> None:
+        self.most = most
+        self.sizes: list[int] = []
 
-
-def twins(count: int) -> list[object]:
-    return [f"c{i + 1 if i % 2 == 0 else i - 1}" for i in range(count)]
+    def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
+        if len(windows) > self.most:
+            raise torch.OutOfMemoryError("no memory for so much\nand more lines")
+        self.sizes.append(len(windows))
+        return {"values": windows.float().sum((1, 2, 3, 4))[:, None]}
 
 
-def test_without_a_key_an_epoch_is_a_permutation() -> None:
-    split = Pairs([None] * 9, [1] * 9, Data())
-    sampler = EpochSampler(groups_of(split), 3)
-    sampler.set_epoch(2)
-    assert [index for _, index in sampler] == np.random.default_rng((3, 2)).permutation(9).tolist()
+def encoded(batches: Batches[int], windows: list[np.ndarray]) -> dict[int, float]:
+    rows: dict[int, float] = {}
+    results: list[Any] = []
+    for owner, window in enumerate(windows):
+        results += batches.add(owner, window)
+    results += batches.flush()
+    for result in results:
+        for place, owner in enumerate(result.owners):
+            assert owner not in rows
+            rows[owner] = float(result.arrays["values"][place, 0])
+    return rows
 
 
+@settings(deadline=None)
 @given(
-    clips=st.lists(st.tuples(st.none() | st.integers(-1, 12), st.integers(0, 3)), min_size=2, max_size=12),
-    captions=st.sampled_from(["one", "all"]),
-    world=st.integers(1, 3),
+    shapes=st.lists(st.sampled_from([(1, 2, 3, 3), (2, 2, 2, 3), (1, 4, 4, 3)]), max_size=40),
+    size=st.integers(1, 7),
+    most=st.sampled_from([1, 2, 3, 1000]),
 )
-def test_every_pair_comes_once_and_beside_the_one_it_belongs_to(
-    clips: list[tuple[int | None, int]], captions: str, world: int
-) -> None:
-    partners, counts = [None if p is None else f"c{p}" for p, _ in clips], [count for _, count in clips]
-    split = Pairs(partners, counts, Data(together="twin", captions=captions))
-    try:
-        groups = groups_of(split)
-    except DataError:
-        groups = np.arange(len(split))[:, None]
-    assert sorted(groups[groups >= 0].tolist()) == list(range(len(split)))
-    if not len(split):
-        return
-    shares = [[index for _, index in EpochSampler(groups, 0, rank, world)] for rank in range(world)]
-    assert len({len(share) for share in shares}) == 1
-    order = [index for several in zip(*shares, strict=True) for index in several]
-    assert set(order) == set(range(len(split)))
-    first = order[: len(split)]
-    beside = {frozenset(two) for two in pairwise(first)}
-    assert {frozenset(two) for two in groups.tolist() if len(two) == 2 and -1 not in two} <= beside
+def test_every_window_is_encoded_once_whatever_its_shape(shapes: list[tuple[int, ...]], size: int, most: int) -> None:
+    windows = [np.full(shape, number % 250, np.uint8) for number, shape in enumerate(shapes)]
+    encoder = Sums(most)
+    rows = encoded(Batches(encoder, size), windows)
+    assert rows == {owner: float(window.sum(dtype=float)) for owner, window in enumerate(windows)}
+    assert max(encoder.sizes, default=0) <= min(size, most)
 
 
-def test_nearly_every_batch_has_both_or_none() -> None:
-    split = Pairs([*twins(200), *[None] * 80], [3] * 280, Data(together="twin"))
-    both = split_up = 0
-    sampler = EpochSampler(groups_of(split), 0)
-    for epoch in range(20):
-        sampler.set_epoch(epoch)
-        for batch in PairBatches(sampler, 32, drop_last=False):
-            there = {index for _, index in batch}
-            twins_there = [index for index in there if index < 200]
-            both += sum(index ^ 1 in there for index in twins_there)
-            split_up += sum(index ^ 1 not in there for index in twins_there)
-    assert both + split_up == 20 * 200
-    assert split_up < 0.05 * both
+def test_too_little_memory_makes_batches_smaller_and_is_said_once() -> None:
+    said: list[str] = []
+    encoder = Sums(most=3)
+    windows = [np.full((1, 2, 2, 3), number, np.uint8) for number in range(32)]
+    encoded(Batches(encoder, 8, note=said.append), windows)
+    assert said == [f"no memory for batches of {size}; batches of {size // 2} from now on" for size in (8, 4)]
+    assert encoder.sizes == [2] * 16
 
 
-def test_all_captions_go_with_those_of_the_other_clip_as_far_as_there_are_any() -> None:
-    split = Pairs(["c1", "c0", None], [3, 2, 1], Data(together="twin", captions="all"))
-    assert groups_of(split).tolist() == [[0, 3], [1, 4], [2, -1], [5, -1]]
+def test_what_an_encoder_had_made_when_memory_ran_out_is_free_for_smaller_batches() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    class Layers(Sums):
+        def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
+            assert not [layer for layer in made if layer() is not None]
+            layer = windows.float()
+            made.append(weakref.ref(layer))
+            return super().__call__(layer)
+
+    encoder = Layers(most=2)
+    encoded(Batches(encoder, 8), [np.zeros((1, 2, 2, 3), np.uint8)] * 8)
+    assert encoder.sizes == [2] * 4
 
 
-@pytest.mark.parametrize("partners", [[None] * 4, ["c9"] * 4, ["c0", "c1", "c2", "c3"], [7, None, {}, ["c1"]]])
-def test_a_key_that_joins_nothing_is_an_error(partners: list[object]) -> None:
-    with pytest.raises(DataError, match=r"data\.together=twin: that key of no training clip's extras names another"):
-        groups_of(Pairs(partners, [1] * 4, Data(together="twin")))
+def test_no_memory_for_one_window_is_an_error_in_a_line() -> None:
+    with pytest.raises(AmexError, match=r"no memory for one window: no memory for so much$"):
+        encoded(Batches(Sums(most=0), 2), [np.zeros((1, 2, 2, 3), np.uint8)] * 2)
+
+
+def test_the_memory_of_batches_does_not_grow_with_the_sizes_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amex.extract.encoders.batches.PENDING_BYTES", 4 * 3 * 20)
+    batches: Batches[int] = Batches(Sums(), 4)
+    windows = [np.full((1, 1, width, 3), 1, np.uint8) for width in range(1, 11) for _ in range(3)]
+    early = [each for number, window in enumerate(windows) for each in batches.add(number, window)]
+    assert [owner for each in early for owner in each.owners] == list(
+        range(3 * 8)
+    )  # those of widths 9 and 10 have room
+    assert [owner for each in batches.flush() for owner in each.owners] == list(range(24, 30))
+
+
+def test_the_owners_of_a_batch_are_told_before_it_is_encoded() -> None:
+    begun: list[list[int] | None] = []
+    encoded(Batches(Sums(), 2, begins=begun.append), [np.zeros((1, 2, 2, 3), np.uint8)] * 3)
+    assert begun == [[0, 1], None, [2], None]
+
+
+def test_a_row_does_not_depend_on_the_other_windows_of_its_batch() -> None:
+    plan = plan_windows("r2plus1d_tiny", network="r2plus1d_tiny", weights="default", precision="fp32")
+    encoder = plan.encoder("cpu")
+    windows = list(np.random.default_rng(0).integers(0, 256, (5, 12, 96, 96, 3), dtype=np.uint8))
+    alone = torch.cat([encoder(torch.from_numpy(window)[None])["values"] for window in windows])
+    rows = []
+    batches = Batches(encoder, 2)
+    for number, window in enumerate(windows):
+        rows += [result.arrays["values"] for result in batches.add(number, window)]
+    rows += [result.arrays["values"] for result in batches.flush()]
+    torch.testing.assert_close(torch.from_numpy(np.concatenate(rows)), alone, rtol=1e-4, atol=1e-4)

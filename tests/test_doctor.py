@@ -106,7 +106,7 @@ def test_a_check_that_crashes_or_hangs_costs_its_own_lines_alone(
 
 def test_the_amex_that_is_examined_is_the_one_that_examines(only: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    assert only("packages")["amex"].found.endswith(f", {Path(__file__).resolve().parents[1]}")
+    assert only("packages")["amex"].found.endswith(f", {Path(amex_package.__file__).resolve().parent}")
 
 
 def test_something_essential_that_is_broken_is_exit_status_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -758,7 +758,7 @@ def test_features_of_another_fingerprint_are_refused(trained: Path, made: tuple[
     ("arguments", "code", "words"),
     [
         ((), 2, "give either QUERY or --video"),
-        (("  ",), 2, "give either QUERY or --video"),
+        (("  ",), 2, "QUERY has no words"),
         (("a dog", "--video", "c1"), 2, "give either QUERY or --video"),
         (("--video", "none.mp4"), 1, "'none.mp4' is not among the 72 clips"),
         (("a dog", "--split", "dev"), 1, "no clip of split 'dev'"),

@@ -79,8 +79,8 @@ def examine(folder: Path, bucket: str = "", progress: Callable[[], None] = lambd
 
 def _run(check: Check, subject: Subject, processes: list[subprocess.Popen[str]]) -> list[Finding]:
     """What a check finds, and a finding more where it does not come to its end."""
-    beside = str(ROOT.parent)  # a checkout is found where it lies
-    path = os.pathsep.join(filter(None, (beside, os.environ.get("PYTHONPATH", ""))))
+    beside = str(ROOT.parent)  # a checkout is found where it lies; what the user puts before it stays before it
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH", ""), beside)))
     command = [sys.executable, "-m", __package__, check.module, check.function, str(subject.folder), subject.bucket]
     process = subprocess.Popen(
         command,

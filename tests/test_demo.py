@@ -212,9 +212,8 @@ def test_the_demo_run_again_computes_nothing_again(small: tuple[Path, subprocess
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", [0, 7])
-def test_the_demo_learns_who_does_it_to_whom(tmp_path: Path, seed: int) -> None:
-    run = run_demo(tmp_path, "--seed", seed)
+def test_the_demo_learns_who_does_it_to_whom(tmp_path: Path) -> None:
+    run = run_demo(tmp_path, "--seed", 7)  # of a drawing that no setting was chosen on
     record = json.loads((tmp_path / "here" / "amenet" / "eval-test.json").read_text())
     assert record["swapped_pairs"]["accuracy"] >= 65
     assert record["text_to_video"]["R@10"] > 5 * record["chance"]["text_to_video"]["R@10"]

@@ -93,7 +93,8 @@ def demo(ctx: click.Context, out: Path, clips: int, seed: int, epochs: int, real
     conclude(out, answers, shown, seconds=time.monotonic() - began)
     if sys.stdout.isatty():
         click.echo("\nThe search page, until Ctrl-C:")
-        ctx.invoke(serve, path=work, videos=videos, port=0)
+        with contextlib.suppress(KeyboardInterrupt):  # all is done by then
+            ctx.invoke(serve, path=work, videos=videos, port=0)
 
 
 def refuse_other_clips(out: Path, clips: int, seed: int) -> None:

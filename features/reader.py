@@ -65,7 +65,7 @@ def open_store(path: str | os.PathLike[str], *, skip_damaged: bool = False) -> S
         with reachable(path, but=NOT_THERE):
             read_store(path)
     except NOT_THERE as error:
-        raise StoreError(f"{path} is not an amex store; make one with: amex extract --store {path} ...") from error
+        raise StoreError(f"{path} is not an amex store; make one with: amex extract FOLDER --store {path}") from error
     return Store(path, skip_damaged=skip_damaged)
 
 

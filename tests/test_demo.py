@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -208,6 +212,24 @@ def test_the_demo_learns_words_where_there_is_no_text_encoder(tmp_path: Path) ->
 def test_the_demo_run_again_computes_nothing_again(small: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     again = run_demo(small[0], "--clips", 30, "--epochs", 1)
     assert "computed 0 clips" in again.stdout
+
+
+@pytest.mark.slow
+def test_in_a_terminal_the_demo_ends_with_the_search_page_until_ctrl_c(
+    small: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    terminal, ours = pty.openpty()
+    command = [sys.executable, "-m", "amex.cli", "demo", "--out", "here", "--clips", "30", "--epochs", "1"]
+    run = subprocess.Popen(command, cwd=small[0], stdin=ours, stdout=ours, stderr=ours, start_new_session=True)
+    os.close(ours)
+    said = ""
+    while not (address := re.search(r"http://127\.0\.0\.1:\d+/(?=\s)", said)):
+        said += os.read(terminal, 65536).decode(errors="replace")
+    with urllib.request.urlopen(address[0], timeout=30) as page:
+        assert page.status == 200
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=60) == 0
+    os.close(terminal)
 
 
 @pytest.mark.slow

@@ -39,8 +39,8 @@ class Used:
         data = Split(store, clips, config.model, config.data, checkpoint.text(store, manifest))
         self.name, self.model = f"{run}: {config.model.name}", checkpoint.model()
         self.clips, self.captions = len(data.clips), min(CAPTIONS, len(data.captions))
-        self.video = self.model.data_preprocessor(data.videos(range(self.clips)))
-        self.text = self.model.data_preprocessor(data.captions_batch(range(self.captions)))
+        self.video = self.model.to_device(data.videos(range(self.clips)))
+        self.text = self.model.to_device(data.captions_batch(range(self.captions)))
         self.embeddings = encode(self.model, data)
 
     def works(self) -> dict[str, tuple[Callable[[], Any], int]]:

@@ -142,7 +142,7 @@ def train(model_name: str, group: Group | None, given: argparse.Namespace) -> No
     held.load()
     read.texts.load()
     torch.manual_seed(0)
-    model = build_model(config.model, inputs(store, config.model, text))
+    model = build_model(config.model, inputs(store, config, text))
     model.train()
     optimizer = make_optimizer(config.train, model, on_gpu=torch.cuda.is_available())
     loaders = {"in memory": make_loader(config, held, 1)}

@@ -61,14 +61,14 @@ class Snapshot:
         self._graphs: Graphs | None = None
         self._learned: dict[tuple[Any, ...], dict[str, str]] = {}
 
-    def learned_from(self, options: ModelOptions, splits: tuple[str, ...]) -> dict[str, str]:
+    def learned_from(self, options: ModelOptions, splits: tuple[str, ...], reads_graphs: bool) -> dict[str, str]:
         """What a model reads of some splits, as of ``checkpoint.learned_from``."""
-        key = (*options.video_streams, options.text_stream, options.needs_graphs, splits)
+        key = (*options.video_streams, options.text_stream, reads_graphs, splits)
         if key not in self._learned:
-            if options.needs_graphs and self._graphs is None:
+            if reads_graphs and self._graphs is None:
                 self._graphs = Graphs.beside(self.sources.manifest, options)
             clips = {name: of_split(self.clips, name, str(self.sources.manifest)) for name in splits}
-            graphs = self._graphs if options.needs_graphs else None
+            graphs = self._graphs if reads_graphs else None
             self._learned[key] = learned_from(self.store, options, clips, graphs)
         return self._learned[key]
 
@@ -79,9 +79,9 @@ class Snapshot:
             "amex": __version__,
             "config": config.model_copy(update={"model": options}).plain(),
             "fingerprints": fingerprints(self.store, options),
-            "learned_from": self.learned_from(options, (config.data.train, config.data.val)),
+            "learned_from": self.learned_from(options, (config.data.train, config.data.val), config.reads_graphs),
         }
-        tested = self.learned_from(options, (self.sources.split,))
+        tested = self.learned_from(options, (self.sources.split,), options.needs_graphs)
         run_folder = folder / f"seed{config.train.seed}-{fingerprint(made_from)[:8]}"
         return Run(config=config, folder=run_folder, made_from=made_from, tested=tested)
 

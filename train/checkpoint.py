@@ -24,8 +24,8 @@ from .options import Inputs, ModelOptions
 from .rolegraphs import Graphs
 from .vocabulary import Vocabulary
 
-# Runs of format 1 can be used, but not resumed: their optimizers had other groups of parameters.
-FORMAT = 2
+# Before format 3 the losses and what they learn were parts of the model.
+FORMAT = 3
 
 
 class CheckpointError(AmexError):
@@ -43,7 +43,7 @@ class Checkpoint:
         vocabulary: as JSON; empty where captions come as token features alone.
         parser: by whom the role graphs of captions were made; empty where there are none.
         sources: the store and the manifest of the training run, as absolute paths.
-        learned_from: what was read from these, by name, as ``learned_from`` gives it; empty in format 1.
+        learned_from: what was read from these, by name, as ``learned_from`` gives it.
         epoch: how many are behind it.
         val: the figures on the validation split that chose it.
     """
@@ -186,6 +186,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint of amex train: it holds other things")
     if known["format"] > FORMAT:
         raise CheckpointError(f"{path} was written by a later amex (format {known['format']}): upgrade amex")
+    if known["format"] < FORMAT:
+        raise CheckpointError(
+            f"{path} was written by an earlier amex (format {known['format']}), whose models had their losses in them: "
+            "train it again"
+        )
     return record
 
 
@@ -195,6 +200,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     known = dict(record["amex"])
     known.pop("format")
     path = Path(path) / "best.pth" if Path(path).is_dir() else Path(path)
+    # Beside the model a run keeps what its objective learns.
+    own = {name: x for name, x in record["state_dict"].items() if name.startswith("model.")}
+    weights = {name.removeprefix("model."): x for name, x in own.items()}
     known["config"] = check_config(known["config"], str(path))
     known["inputs"] = Inputs(**known["inputs"])
-    return Checkpoint(path=path, weights=record["state_dict"], epoch=record["meta"]["epoch"], **known)
+    return Checkpoint(path=path, weights=weights, epoch=record["meta"]["epoch"], **known)

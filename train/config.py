@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ..errors import AmexError, did_you_mean
-from .options import SECTIONS, AMENet, Model, Off, Section
+from .options import SECTIONS, AMENet, Model, Objective, Off, Section
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -41,6 +41,10 @@ class Data(Section):
         "every batch has both or none, and each is a hard negative of the other",
     )
     max_rows: int = Field(12, ge=1, description="T: rows a clip and stream, in the middle of equal segments")
+    rows: Literal["middle", "random"] = Field(
+        "middle",
+        description="of more rows than max_rows: those in the middle of the segments, or in training random ones",
+    )
     max_objects: int = Field(36, ge=1, description="N: objects a row, the surest first")
     max_tokens: int = Field(30, ge=1, description="a caption's tokens or words")
     min_count: int = Field(1, ge=1, description="of words learned here: rarer ones are unknown")
@@ -70,6 +74,18 @@ class Train(Section):
     patience: int = Field(5, ge=1, description="epochs without a better rsum after which plateau halves the rate")
     warmup: int = Field(0, ge=0, description="steps over which the rate rises")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    accumulate: int = Field(
+        1, ge=1, description="batches whose gradients are added up for one step; each has its own negatives"
+    )
+    encode_at_once: int = Field(
+        0,
+        ge=0,
+        description="pairs of a batch that are encoded at once, for batches that do not fit in memory: each is encoded "
+        "twice, the negatives are those of the whole batch (GradCache); 0: all",
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of an average of the weights that is validated and kept; 0: none"
+    )
     amp: Annotated[Literal["auto", "off", "bf16", "fp16"], Off] = Field(
         "auto", description="auto: bf16 on a GPU, off on a CPU"
     )
@@ -81,8 +97,40 @@ class Config(Section):
     """A whole configuration. Validation lists everything that is wrong with it."""
 
     model: Model = AMENet()
+    objective: Objective = Objective(**AMENet.objective)
     data: Data = Data()
     train: Train = Train()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_of_the_model(cls, values: Any) -> Any:
+        """What the section ``objective`` leaves open is the model's own choice."""
+        if not isinstance(values, dict):
+            return values
+        model, given = values.get("model", {}), values.get("objective", {})
+        section = SECTIONS.get(model.get("name", "amenet")) if isinstance(model, dict) else None
+        if section is None or not isinstance(given, dict):
+            return values
+        own = dict(section.objective)
+        if {"hinge", "contrastive"} & given.keys():
+            own = {key: value for key, value in own.items() if key not in ("hinge", "contrastive")}
+        return values | {"objective": own | given}
+
+    @property
+    def concepts(self) -> dict[str, int]:
+        """By kind how many concepts of captions are told apart at most; none where neither model nor objective does."""
+        if not (self.model.has_concepts or self.objective.concepts):
+            return {}
+        return {
+            "entity": self.objective.entities,
+            "action": self.objective.actions,
+            "relation": self.objective.relations,
+        }
+
+    @property
+    def reads_graphs(self) -> bool:
+        """Whether training needs role graphs, for the model's captions or for concepts."""
+        return self.model.needs_graphs or bool(self.concepts)
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it; ``Config.model_validate`` reads it back."""
@@ -94,7 +142,7 @@ MODELS = tuple(SECTIONS)
 
 def known_configs() -> list[str]:
     """Names of the configuration files that come with amex."""
-    return sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+    return sorted(path.stem for path in CONFIGS.glob("*.py") if not path.stem.startswith("_"))
 
 
 def load_config(which: str, settings: Iterable[str] = ()) -> Config:
@@ -182,7 +230,21 @@ def _sections(path: Path) -> dict[str, Any]:
     except Exception as error:  # whatever a user's file may do
         raise ConfigError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     names = [name for name in left if not name.startswith("_") and isinstance(left[name], dict)]
-    return {name: dict(left[name]) for name in names}
+    sections = {name: dict(left[name]) for name in names}
+    if base := left.get("base"):
+        shared = _sections(_base(str(base), path))
+        sections = {name: shared.get(name, {}) | sections.get(name, {}) for name in {**shared, **sections}}
+    return sections
+
+
+def _base(name: str, path: Path) -> Path:
+    """The file that the configuration in ``path`` is based on: a name of amex's, or a path from its own folder."""
+    if name.endswith(".py"):
+        return path.parent / name
+    if (found := CONFIGS / f"{name}.py").is_file():
+        return found
+    known = sorted(file.stem for file in CONFIGS.glob("*.py") if file.stem != "__init__")
+    raise ConfigError(f"{path}: base={name!r} is no configuration of amex{did_you_mean(name, known)}")
 
 
 def _number(value: Any) -> Any:

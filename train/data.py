@@ -209,6 +209,7 @@ class Split(Dataset):
     """The clips and captions of one split, with their features.
 
     Args:
+        second: training batches hold the videos once more, under ``second``, by other rows drawn at random.
         refuse: as of ``with_features``.
 
     Attributes:
@@ -231,8 +232,10 @@ class Split(Dataset):
         text: Text,
         *,
         seed: int = 0,
+        second: bool = False,
         refuse: Collection[str] = NEVER_EXTRACTED,
     ) -> None:
+        self.second = second
         self.options, self.data, self.text, self.seed = options, data, text, seed
         self.in_memory = False
         streams = [store[name] for name in options.video_streams]
@@ -278,19 +281,27 @@ class Split(Dataset):
             pairs.append((clip, own[draw]))
         clip, caption = np.array(pairs).T
         epoch = items[0][0]
-        views = [np.random.default_rng((self.seed, epoch, view, *clip)) for view in range(self.options.views)]
+        drawn = [np.random.default_rng((self.seed, epoch, draw, *clip)) for draw in range(2)]
         batch = {
-            "video": self.videos(clip, views[0] if views else None),
+            "video": self.videos(clip, drawn[0] if self.data.rows == "random" else None),
             "text": self.captions_batch(caption),
             "clip": torch.from_numpy(clip),
             "caption": torch.from_numpy(caption),
+            "own": torch.from_numpy(self._own_captions(clip)),
         }
         if self.text.concepts is not None:
             captions = [(self.captions[i], [self.captions[j] for j in self.own[c]]) for c, i in pairs]
             batch["concepts"] = self.text.concepts.labels(captions)
-        if len(views) > 1:
-            batch["second"] = self.videos(clip, views[1])
+        if self.second:
+            batch["second"] = self.videos(clip, drawn[1])
         return batch
+
+    def _own_captions(self, clips: Sequence[int]) -> np.ndarray:
+        """(clips, K): the numbers of all captions of each, -1 where it has fewer."""
+        numbers = np.full((len(clips), max(len(self.own[clip]) for clip in clips)), -1)
+        for row, clip in zip(numbers, clips, strict=True):
+            row[: len(self.own[clip])] = self.own[clip]
+        return numbers
 
     def videos(self, indices: Sequence[int], draw: np.random.Generator | None = None) -> dict[str, dict[str, Tensor]]:
         """The features of clips by index, padded: by stream ``values`` and ``mask``, for objects their boxes too.
@@ -522,13 +533,15 @@ def make_text(store: Store, config: Config, clips: Sequence[Clip], manifest: Pat
     if options.needs_words:
         captions = [caption for clip in clips for caption in clip.captions]
         vocabulary = Vocabulary.of(captions, min_count=config.data.min_count)
-    graphs = Graphs.beside(manifest, options) if options.needs_graphs else None
+    graphs = Graphs.beside(manifest, options) if config.reads_graphs else None
     concepts = None
-    if options.concepts and graphs is not None:
+    if graphs is not None and config.concepts:
         every = dict.fromkeys(caption for clip in clips for caption in clip.captions)
-        concepts = Concepts.of(every, graphs, options.concepts)
+        concepts = Concepts.of(every, graphs, config.concepts)
     stream = store[options.text_stream] if options.text_stream else None
-    return Text(stream=stream, vocabulary=vocabulary, graphs=graphs, concepts=concepts)
+    return Text(
+        stream=stream, vocabulary=vocabulary, graphs=graphs if options.needs_graphs else None, concepts=concepts
+    )
 
 
 def fingerprints(store: Store, options: ModelOptions) -> dict[str, str]:
@@ -537,8 +550,9 @@ def fingerprints(store: Store, options: ModelOptions) -> dict[str, str]:
     return {name: store[name].fingerprint for name in names}
 
 
-def inputs(store: Store, options: ModelOptions, text: Text) -> Inputs:
-    """What a model of these options is built for."""
+def inputs(store: Store, config: Config, text: Text) -> Inputs:
+    """What a model and its objective are built for."""
+    options = config.model
     widths = {name: store[name].spec["output"]["shape"][-1] for name in fingerprints(store, options)}
     tower = tower_settings(options.tower) if options.tower else {}
     own = tower["projection_dim"] if tower else options.word_dim

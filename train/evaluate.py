@@ -45,7 +45,7 @@ def in_order(
     """What an encoder makes of batches that come with their places, put into these places."""
     order, parts = [], []
     for places, batch in batches:
-        made = encoder(model.data_preprocessor(batch))
+        made = encoder(model.to_device(batch))
         parts.append({name: (x if x.dtype == torch.bool else x.float()).cpu() for name, x in made.items()})
         order.append(places)
         progress(len(places))

@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from mmengine.device import get_device
 from mmengine.dist import get_dist_info
-from mmengine.hooks import Hook
-from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.hooks import EMAHook, Hook, SyncBuffersHook
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -27,7 +25,7 @@ from ..features import diff_specs, open_store
 from ..manifests import read_manifest
 from ..storage import write_json
 from .batches import EpochSampler, PairBatches, groups_of
-from .checkpoint import FORMAT, describe, learned_from, read_checkpoint
+from .checkpoint import describe, learned_from, read_checkpoint
 from .config import Config, Train
 from .coverage import selection_warning, split_lines, training_warning
 from .data import (
@@ -42,7 +40,9 @@ from .data import (
 )
 from .evaluate import parameters
 from .hooks import Bar, Keep, LearningRate, Reproducible, RetrievalLoop
-from .models import RetrievalModel, build_model
+from .learner import Learner
+from .models import build_model
+from .objective import Objective
 from .streams import choose_streams
 
 
@@ -92,7 +92,8 @@ def fit(
     text = make_text(opened, config, train_clips, manifest)
     seed = config.train.seed
     refuse = refused_states(strict)
-    train = Split(opened, train_clips, config.model, config.data, text, seed=seed, refuse=refuse)
+    second = config.objective.denoise != "off"
+    train = Split(opened, train_clips, config.model, config.data, text, seed=seed, second=second, refuse=refuse)
     val = Split(opened, val_clips, config.model, config.data, text, refuse=refuse)
     for split, name, use in ((train, config.data.train, "train"), (val, config.data.val, "choose a checkpoint")):
         if not split.pairs:
@@ -123,7 +124,7 @@ def fit(
             )
     if config.train.amp not in ("auto", "off") and not torch.cuda.is_available():
         raise AmexError(f"train.amp={config.train.amp} needs a GPU; leave it at auto")
-    built_for = inputs(opened, config.model, text)
+    built_for = inputs(opened, config, text)
     sources = {"store": str(store.resolve()), "manifest": str(manifest.resolve())}
     described = describe(
         config,
@@ -135,7 +136,7 @@ def fit(
             opened,
             config.model,
             {config.data.train: train_clips, config.data.val: val_clips},
-            text.graphs,
+            text.graphs or (text.concepts.graphs if text.concepts else None),
         ),
     )
     with only_run(work_dir) if rank == 0 else contextlib.nullcontext():
@@ -151,12 +152,18 @@ def fit(
         model = build_model(config.model, built_for)
         model.start_from(config.model)
         model.standardize(train.sample_rows)
+        objective = Objective(config.objective, model, built_for.concepts)
+        learner = Learner(model, objective, encode_at_once=config.train.encode_at_once)
         count = parameters(model)
         keep = Keep(work_dir, described)
         hooks = [Reproducible(seed), LearningRate(config.train), keep, *([Bar()] if rank == 0 else [])]
+        if config.train.ema:
+            hooks.append(EMAHook("MomentumAnnealingEMA", momentum=1 - config.train.ema, gamma=10, update_buffers=True))
+        if world > 1:
+            hooks.append(SyncBuffersHook())
         loader = make_loader(config, train, world)
         with errors_of_workers(loader):
-            _runner(config, model, loader, val, hooks, work_dir, world, last).train()
+            _runner(config, learner, loader, val, hooks, work_dir, last).train()
         if world > 1:  # nobody leaves while another still writes or waits
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
@@ -238,10 +245,6 @@ def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:
         raise AmexError(f"{work_dir} holds a run already: go on with --resume, or choose another --work-dir")
     if last.exists():
         there = read_checkpoint(last)
-        if there["amex"]["format"] < FORMAT:
-            raise AmexError(
-                f"{last} was trained by an earlier amex, whose optimizer cannot go on here: choose another --work-dir"
-            )
         for part, words in COMPARED.items():
             changed = [
                 f"{field}: {old!r} then, {new!r} now"
@@ -283,32 +286,26 @@ _runs = itertools.count()
 
 def _runner(
     config: Config,
-    model: RetrievalModel,
+    learner: Learner,
     loader: DataLoader,
     val: Split,
     hooks: list[Hook],
     work_dir: Path,
-    world: int,
     last: Path | None,
 ) -> Runner:
     chosen = config.train
-    on_gpu = torch.cuda.is_available()
-    if world > 1:
-        place = {"device_ids": [torch.cuda.current_device()]} if on_gpu else {}
-        # What the options leave unused has no gradient.
-        model = MMDistributedDataParallel(module=model.to(get_device()), find_unused_parameters=True, **place)
     return Runner(
-        model=model,
+        model=learner,
         work_dir=str(work_dir / "tensorboard"),
         train_dataloader=loader,
         val_dataloader=val,
         train_cfg={"by_epoch": True, "max_epochs": chosen.epochs, "val_interval": chosen.val_every},
         val_cfg={"type": RetrievalLoop},
         val_evaluator=[],
-        optim_wrapper=make_optimizer(chosen, getattr(model, "module", model), on_gpu),
+        optim_wrapper=make_optimizer(config, learner, torch.cuda.is_available()),
         default_hooks={"checkpoint": None, "param_scheduler": None, "logger": {"type": "LoggerHook", "interval": 10}},
         custom_hooks=hooks,
-        launcher="pytorch" if world > 1 else "none",
+        launcher="none",  # processes know each other already, and the learner exchanges gradients by itself
         randomness={"seed": chosen.seed},
         visualizer={"type": "Visualizer", "vis_backends": [{"type": "TensorboardVisBackend"}]},
         log_level="ERROR",
@@ -318,23 +315,33 @@ def _runner(
     )
 
 
-def make_optimizer(chosen: Train, model: RetrievalModel, on_gpu: bool) -> OptimWrapper:
+def make_optimizer(config: Config, learner: Learner, on_gpu: bool) -> OptimWrapper | OptimWrapperDict:
+    """What ``Learner.train_step`` takes: ``encoders`` and ``adversary`` where the latter steps by itself."""
+    chosen = config.train
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.optimizer]
-    optimizer = kind(parameter_groups(chosen, model), lr=chosen.lr)
+    optimizer = kind(parameter_groups(chosen, learner), lr=chosen.lr)
     clip = None if chosen.clip_grad is None else {"max_norm": chosen.clip_grad}
+    common: dict[str, Any] = {"clip_grad": clip, "accumulative_counts": chosen.accumulate}
     amp = chosen.amp if chosen.amp != "auto" else "bf16" if on_gpu else "off"
     if amp == "off":
-        return OptimWrapper(optimizer, clip_grad=clip)
-    return AmpOptimWrapper(optimizer=optimizer, dtype={"bf16": "bfloat16", "fp16": "float16"}[amp], clip_grad=clip)
+        encoders = OptimWrapper(optimizer, **common)
+    else:
+        dtype = {"bf16": "bfloat16", "fp16": "float16"}[amp]
+        encoders = AmpOptimWrapper(optimizer=optimizer, dtype=dtype, **common)
+    adversary = learner.objective.adversary
+    if adversary is None or not adversary.steps_alone:
+        return encoders
+    own = torch.optim.Adam(adversary.parameters(), lr=config.objective.adversary_lr, betas=(0.5, 0.999))
+    return OptimWrapperDict(encoders=encoders, adversary=OptimWrapper(own))
 
 
-def parameter_groups(chosen: Train, model: RetrievalModel) -> list[dict[str, Any]]:
+def parameter_groups(chosen: Train, learner: Learner) -> list[dict[str, Any]]:
     """The learned parameters by learning rate and weight decay, as torch's optimizers take them; no group is empty.
 
     Only parameters of two axes or more decay: the weights of linear maps and convolutions, embeddings. Biases, the
     scales of norms and a learned temperature do not, since a value near zero is no simpler model.
     """
-    slow, share = model.slow_parameters()
+    slow, share = learner.model.slow_parameters()
     apart = {id(parameter) for parameter in slow}
     groups: dict[tuple[bool, bool], dict[str, Any]] = {
         (is_slow, decays): {
@@ -345,7 +352,7 @@ def parameter_groups(chosen: Train, model: RetrievalModel) -> list[dict[str, Any
         for is_slow in (False, True)
         for decays in (True, False)
     }
-    for parameter in model.parameters():
+    for parameter in learner.parameters():
         if parameter.requires_grad:
             groups[id(parameter) in apart, parameter.ndim > 1]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]

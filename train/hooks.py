@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop, Runner
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
@@ -19,12 +20,12 @@ from ..console import progress_bar
 from .config import Train
 from .data import Split
 from .evaluate import evaluate_split, flat
-from .models import RetrievalModel
 
 
-def bare(runner: Runner) -> RetrievalModel:
-    """The model of a run, out of the wrapping of several processes."""
-    return getattr(runner.model, "module", runner.model)
+def optimizers(runner: Runner) -> dict[str, OptimWrapper]:
+    """Those of a run by name: of the encoders, and of networks that step by themselves."""
+    wrapper = runner.optim_wrapper
+    return dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {"encoders": wrapper}
 
 
 class RetrievalLoop(BaseLoop):
@@ -38,7 +39,7 @@ class RetrievalLoop(BaseLoop):
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         split: Split = self.dataloader  # type: ignore[assignment]
-        metrics = flat(evaluate_split(bare(self.runner), split))
+        metrics = flat(evaluate_split(self.runner.model.model, split))
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")
         return metrics
@@ -56,7 +57,7 @@ class Reproducible(Hook):
         torch.manual_seed(self.seed * 1_000_003 + runner.epoch * 1009 + runner.rank)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        bare(runner).progress = runner.iter / runner.max_iters
+        runner.model.progress = runner.iter / runner.max_iters
 
 
 class LearningRate(Hook):
@@ -74,11 +75,23 @@ class LearningRate(Hook):
         self.best, self.since, self.halvings = -math.inf, 0, 0
 
     def before_run(self, runner: Runner) -> None:
-        self.rates = [group["lr"] for group in runner.optim_wrapper.param_groups]
+        self.rates = [group["lr"] for group in self.groups(runner)]
+
+    @staticmethod
+    def groups(runner: Runner) -> list[dict[str, Any]]:
+        """Those of all optimizers.
+
+        An adversary that went on at full rate while the encoders come to rest would leave them behind.
+        """
+        return [group for wrapper in optimizers(runner).values() for group in wrapper.param_groups]
+
+    def before_train(self, runner: Runner) -> None:
+        encoders = optimizers(runner)["encoders"]
+        encoders.initialize_count_status(runner.model, runner.iter, runner.max_iters)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         factor = self.factor(runner.iter, runner.max_iters)
-        for group, rate in zip(runner.optim_wrapper.param_groups, self.rates, strict=True):
+        for group, rate in zip(self.groups(runner), self.rates, strict=True):
             group["lr"] = rate * factor
 
     def factor(self, step: int, steps: int) -> float:
@@ -124,15 +137,16 @@ class Keep(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self.best = checkpoint["best"]
-        if (own := bare(runner).own_optimizer) is not None:
-            own.load_state_dict(checkpoint["own_optimizer"])
+        for name, parameter in runner.model.named_parameters():
+            parameter.grad = checkpoint["gradients"].get(name)
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         del checkpoint["message_hub"]  # holds objects, which are not read back
         checkpoint |= {"amex": self.described, "best": self.best}
-        if (own := bare(runner).own_optimizer) is not None and "optimizer" in checkpoint:
-            checkpoint["own_optimizer"] = own.state_dict()
+        if "optimizer" in checkpoint:  # gradients are there between two steps, while some are added up
+            own = runner.model.named_parameters()
+            checkpoint["gradients"] = {name: p.grad.cpu() for name, p in own if p.grad is not None}
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.steps == 0:
@@ -151,7 +165,7 @@ class Keep(Hook):
             return
         entry = {
             "epoch": runner.epoch,
-            "lr": runner.optim_wrapper.get_lr()["lr"][0],
+            "lr": optimizers(runner)["encoders"].get_lr()["lr"][0],
             "seconds": round(time.monotonic() - self.started, 2),
             "train": {name: total / max(1, self.steps) for name, total in self.sums.items()},
             "val": metrics,

@@ -1,217 +1,114 @@
-"""Ranking and adversarial losses, and the negatives of all processes."""
+"""Losses of scores and of embeddings: functions without weights of their own, and without side effects."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad, relu
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax, relu
 
-from .options import Ranked, SameCaption
-
-Negatives = Literal["hardest", "all"]
-Adversarial = Literal["off", "reversal", "alternating"]
+Negatives = Literal["hardest", "all"] | int
 
 
-def gather(x: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks; gradients flow back to each. ``x`` where there is one.
-
-    Every process must hold equally many rows.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return x
-    return _Gather.apply(x)
-
-
-def gather_all(embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``gather`` for each of several tensors; where processes have sequences of different lengths, zeros fill them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return embeddings
-    found = {}
-    for name, x in embeddings.items():
-        if x.ndim > 1:
-            longest = torch.tensor(x.shape[1], device=x.device)
-            torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
-            x = pad(x, [0, 0] * (x.ndim - 2) + [0, int(longest) - x.shape[1]])
-        found[name] = gather(x) if x.dtype != torch.bool else gather(x.to(torch.uint8)).bool()
-    return found
-
-
-class _Gather(torch.autograd.Function):
-    """Backwards, a row's gradient is the sum of those it has in the losses of all processes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        torch.distributed.all_reduce(grad)
-        return grad.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
-
-
-def hinge(scores: Tensor, margin: float, negatives: Negatives, excused: Tensor | None = None) -> Tensor:
-    """The bidirectional ranking loss of VSE++ (Faghri et al., BMVC 2018), a mean over the queries of the batch.
+def hinge(scores: Tensor, positives: Tensor, negatives: Tensor, *, margin: float, which: Negatives) -> Tensor:
+    """The bidirectional ranking loss of VSE++ (Faghri et al., BMVC 2018), a mean over the positive pairs.
 
     Args:
-        scores: (B, B), those of pairs that belong together on the diagonal.
-        negatives: the hardest of a query's negatives counts, or the sum of all.
-        excused: (B, B) bool: pairs off the diagonal that are no negatives, since they belong together too.
+        scores: (captions, clips).
+        positives, negatives: of that shape, bool, with no pair in both. Pairs in neither count neither way.
+        which: of a query's negatives the hardest counts, the sum of all, or the mean over so many of the hardest.
     """
-    own = scores.diagonal()
-    skip = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    if excused is not None:
-        skip = skip | excused
-    by_row = relu(margin + scores - own.unsqueeze(1)).masked_fill(skip, 0.0)
-    by_column = relu(margin + scores - own.unsqueeze(0)).masked_fill(skip, 0.0)
-    if negatives == "hardest":
-        return by_row.amax(1).mean() + by_column.amax(0).mean()
-    return by_row.sum(1).mean() + by_column.sum(0).mean()
+    caption, clip = positives.nonzero(as_tuple=True)
+    own = scores[caption, clip].unsqueeze(1)
+    total = scores.new_zeros(())
+    for others, eligible in ((scores[caption], negatives[caption]), (scores.T[clip], negatives.T[clip])):
+        costs = relu(margin + others - own).masked_fill(~eligible, 0.0)
+        if which == "all":
+            costs = costs.sum(1)
+        else:
+            most = 1 if which == "hardest" else min(which, costs.shape[1])
+            costs = costs.topk(most, dim=1).values.mean(1)
+        total = total + costs.mean()
+    return total
 
 
-def shared_pairs(batch: dict[str, Any], same_caption: SameCaption) -> Tensor:
-    """(B, B) bool, over the pairs of all processes: those off the diagonal that are no negatives.
-
-    ``ignored``: pairs of the same clip, and pairs with the same caption. ``negative``: none.
+def contrastive(logits: Tensor, positives: Tensor, negatives: Tensor, *, several: str) -> Tensor:
+    """The symmetric cross-entropy of CLIP (Radford et al., ICML 2021), with several positives where there are.
 
     Args:
-        batch: this process's, with ``clip`` and ``caption``: for each pair numbers that are equal where the clips or
-            the captions are.
+        logits: (captions, clips).
+        positives, negatives: as of ``hinge``; every caption and every clip has a positive.
+        several: of a query's positives the ``mean`` of the log-probabilities, or the log of the ``sum`` of the
+            probabilities.
     """
-    clip, caption = gather(batch["clip"]), gather(batch["caption"])
-    if same_caption == "negative":
-        return torch.zeros(len(clip), len(clip), dtype=torch.bool, device=clip.device)
-    shared = (clip.unsqueeze(0) == clip.unsqueeze(1)) | (caption.unsqueeze(0) == caption.unsqueeze(1))
-    return shared.fill_diagonal_(False)
+    total = logits.new_zeros(())
+    for scores, own, others in ((logits, positives, negatives), (logits.T, positives.T, negatives.T)):
+        chances = log_softmax(scores.masked_fill(~(own | others), -math.inf), dim=-1)
+        if several == "mean":
+            total = total - (chances.masked_fill(~own, 0.0).sum(-1) / own.sum(-1)).mean()
+        else:
+            total = total - chances.masked_fill(~own, -math.inf).logsumexp(-1).mean()
+    return total / 2
 
 
-class Contrastive(nn.Module):
-    """The symmetric cross-entropy of CLIP (Radford et al., ICML 2021) over a batch; its temperature is learned."""
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(-math.log(temperature)))
-
-    def forward(self, scores: Tensor, excused: Tensor) -> Tensor:
-        """Of (B, B) scores, those of pairs that belong together on the diagonal; ``excused`` as in ``hinge``."""
-        own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-        logits = (scores * self.scale.exp().clamp(max=100)).masked_fill(excused & ~own, -math.inf)
-        truth = torch.arange(len(scores), device=scores.device)
-        return (cross_entropy(logits, truth) + cross_entropy(logits.T, truth)) / 2
-
-
-class Ranking(nn.Module):
-    """The ranking loss that the options of a model ask for."""
-
-    def __init__(self, options: Ranked) -> None:
-        super().__init__()
-        self.options = options
-        self.contrast = Contrastive(options.temperature) if options.ranking == "contrastive" else None
-
-    def forward(self, scores: Tensor, batch: dict[str, Any]) -> Tensor:
-        """Of the scores of all processes' pairs.
-
-        Args:
-            batch: this process's, as of ``shared_pairs``.
-        """
-        excused = shared_pairs(batch, self.options.same_caption)
-        if self.contrast is not None:
-            return self.contrast(scores.float(), excused)
-        return hinge(scores.float(), self.options.margin, self.options.negatives, excused)
-
-
-class _Reverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return -ctx.factor * grad, None
-
-
-class ModalityClassifier(nn.Module):
-    """Tells videos from texts in each space; the encoders learn to prevent it.
-
-    ``reversal`` (Ganin and Lempitsky, ICML 2015): one backward pass, the gradient reversed on its way into the
-    encoders, by a factor that grows from 0 to ``weight`` over the run. ``alternating`` (ACMR, Wang et al., ACM MM
-    2017): one step of the classifiers, by an optimizer of their own, before each step of the encoders. These then
-    lower ``weight`` times the loss that the classifiers would have with the two modalities exchanged (Goodfellow et
-    al., NeurIPS 2014): minus the classifiers' own loss hardly slopes where they are sure, just where it should.
+def divergence(videos: Tensor, texts: Tensor, *, symmetric: bool) -> Tensor:
+    """The Kullback-Leibler divergence between the two sides of each pair, a mean over the pairs.
 
     Args:
-        spaces: one classifier for each.
-        weight: lambda.
+        videos, texts: (pairs, D) logits of distributions. A row of zeros in ``texts`` says nothing: its pair is left
+            out.
+        symmetric: the mean of both ways, instead of KL(video || text).
     """
+    seen, said = log_softmax(videos.float(), dim=-1), log_softmax(texts.float(), dim=-1)
+    each = kl_div(said, seen, log_target=True, reduction="none").sum(-1)
+    if symmetric:
+        each = (each + kl_div(seen, said, log_target=True, reduction="none").sum(-1)) / 2
+    spoken = texts.detach().ne(0).any(-1).to(each.dtype)
+    return (each * spoken).sum() / spoken.sum().clamp(min=1)
 
-    def __init__(
-        self, spaces: list[str], dim: int, *, mode: Adversarial, weight: float, hidden: int, lr: float
-    ) -> None:
-        super().__init__()
-        self.mode, self.weight, self.lr = mode, weight, lr
-        self.nets = nn.ModuleDict(
-            {
-                space: nn.Sequential(
-                    nn.Linear(dim, hidden),
-                    nn.LeakyReLU(0.2),
-                    nn.Linear(hidden, hidden // 2),
-                    nn.LeakyReLU(0.2),
-                    nn.Linear(hidden // 2, 1),
-                )
-                for space in spaces
-            }
-        )
-        self.optimizer = None
-        if mode == "alternating":
-            self.requires_grad_(False)  # the encoders' optimizer, and the exchange of gradients, leave them alone
-            self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=lr, betas=(0.5, 0.999))
 
-    def forward(self, videos: dict[str, Tensor], texts: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-        """What to add to the loss, and how often the classifiers are right.
+def focal(chance: Tensor, truth: Tensor, mask: Tensor, *, focus: float, balance: float) -> Tensor:
+    """The focal binary cross-entropy (Lin et al., ICCV 2017): what is known already counts less.
 
-        Args:
-            videos, texts: (B, dim) of each space, of this process alone.
-            progress: the share of the run that is over.
-        """
-        if self.mode == "alternating":
-            # Classifiers that went on at full rate while the encoders come to rest would leave them behind.
-            self.optimizer.param_groups[0]["lr"] = self.lr * (1 - progress)
-            self._step({k: v.detach() for k, v in videos.items()}, {k: v.detach() for k, v in texts.items()})
-            fooled, wrong = self._entropy(texts, videos)
-            return {"loss_adversarial": self.weight * fooled, "modality_accuracy": 1 - wrong}
-        factor = self.weight * (2 / (1 + math.exp(-10 * progress)) - 1)
-        reverse = {k: _Reverse.apply(v, factor) for k, v in videos.items()}
-        entropy, right = self._entropy(reverse, {k: _Reverse.apply(v, factor) for k, v in texts.items()})
-        return {"loss_adversarial": entropy, "modality_accuracy": right}
+    Args:
+        chance, truth, mask: (B, concepts); masked concepts count neither way.
+        focus: gamma; 0 is the plain cross-entropy.
+        balance: alpha, the weight of concepts that are there; 1 - alpha that of the others.
 
-    def _entropy(self, videos: dict[str, Tensor], texts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        losses, right = [], []
-        for space, net in self.nets.items():
-            both = torch.cat([videos[space], texts[space]])
-            # The numbers of a vector of length 1 are small: a network that sees them as they are learns too slowly.
-            logits = net(both * math.sqrt(both.shape[-1])).squeeze(-1).float()
-            truth = torch.cat([logits.new_ones(len(videos[space])), logits.new_zeros(len(texts[space]))])
-            losses.append(2 * binary_cross_entropy_with_logits(logits, truth))
-            right.append(((logits > 0) == (truth > 0)).float().mean())
-        return torch.stack(losses).mean(), torch.stack(right).mean().detach()
+    Returns:
+        The mean over a pair's unmasked concepts, and over pairs.
+    """
+    chance = chance.float().clamp(1e-6, 1 - 1e-6)
+    there = balance * truth * (1 - chance).pow(focus) * chance.log()
+    absent = (1 - balance) * (1 - truth) * chance.pow(focus) * (1 - chance).log()
+    return -((there + absent) * mask).sum(-1).div(mask.sum(-1).clamp(min=1)).mean()
 
-    def _step(self, videos: dict[str, Tensor], texts: dict[str, Tensor]) -> None:
-        assert self.optimizer is not None
-        self.requires_grad_(True)
-        with torch.enable_grad():
-            entropy, _ = self._entropy(videos, texts)
-            parameters = list(self.nets.parameters())
-            for parameter, grad in zip(parameters, torch.autograd.grad(entropy, parameters), strict=True):
-                if torch.distributed.is_available() and torch.distributed.is_initialized():
-                    torch.distributed.all_reduce(grad)
-                    grad /= torch.distributed.get_world_size()
-                parameter.grad = grad
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.requires_grad_(False)
+
+def mean_average_precision(chance: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """The mean over concepts that some row has of their average precision, between 0 and 1; NaN if no row has any.
+
+    Args:
+        chance, truth, mask: (B, concepts), as of ``focal``.
+    """
+    counted = mask > 0
+    order = chance.float().masked_fill(~counted, -1.0).argsort(dim=0, descending=True)
+    hits = (truth * counted).gather(0, order)
+    places = torch.arange(1, len(hits) + 1, device=hits.device).unsqueeze(1)
+    precision = (hits.cumsum(0) / places * hits).sum(0)
+    return (precision / hits.sum(0))[hits.sum(0) > 0].mean()
+
+
+def mine(first: Tensor, second: Tensor, rule: str) -> Tensor:
+    """(B, B) bool: other videos that are as near as a video's two draws of frames are to each other.
+
+    Args:
+        first, second: (B, D), of length 1.
+        rule: a pair is mined if either of its videos finds the other so (``or``), or both (``and``).
+    """
+    views = torch.stack([first, second])
+    between = torch.einsum("kid,ljd->ij", views, views) / 4
+    found = between >= (first * second).sum(-1, keepdim=True)
+    found = found | found.T if rule == "or" else found & found.T
+    return found & ~torch.eye(len(first), dtype=torch.bool, device=first.device)

@@ -96,7 +96,7 @@ def score_official(folder: Path, progress: Callable[[int, int], None] = lambda d
             for begin in range(0, len(names), BATCH):
                 some = [_frames(file, name, most) for name in names[begin : begin + BATCH]]
                 padded = pad(joined([{"values": values} for values in some]), range(len(some)))
-                videos.append(model.encode_videos(model.data_preprocessor({FRAMES: tensors(padded)})))
+                videos.append(model.encode_videos(model.to_device({FRAMES: tensors(padded)})))
         rows: dict[str, list[torch.Tensor]] = {level: [] for level in LEVELS}
         for begin in range(0, len(captions), BATCH):
             batch = captions[begin : begin + BATCH]
@@ -139,7 +139,6 @@ def load_official(path: Path, settings: dict[str, Any], source: Path) -> HGR:
             nouns=settings["num_nouns"],
             fusion=settings["attn_fusion"],
             sharpness=settings["simattn_sigma"],
-            margin=settings["margin"],
             streams=[FRAMES],
         )
         inputs = Inputs(widths={FRAMES: sum(video["dim_fts"]), "text": options.word_dim}, words=text["num_words"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -18,12 +18,66 @@ class Section(BaseModel):
 # YAML, which reads --set, and people write off for what is called off here.
 Off = BeforeValidator(lambda value: "off" if value is False else value)
 
-# What pairs of a batch are that have their clip or their caption in common.
-SameCaption = Literal["ignored", "negative"]
-SAME_CAPTION = (
-    "pairs of one clip, or with one caption: ignored: they are no negatives of each other; negative: they are, like "
-    "every other pair of the batch, as in HGR"
-)
+# What pairs of a batch are that have their clip or a caption in common.
+Relation = Literal["positive", "excused", "negative"]
+# Weights by the name of a score; a number alone is that of the fused score.
+Weights = Annotated[dict[str, float], BeforeValidator(lambda x: {"fused": x} if isinstance(x, int | float) else x)]
+
+
+class Objective(Section):
+    """What training minimises: the sum of the terms that have a weight. Every term can be had with every model."""
+
+    hinge: Weights = Field(
+        {},
+        description="weights of the hinge with a margin, by score: fused, the name of a level, or levels for each by "
+        "its weight in the fused score; a number is that of fused. To give one of hinge and contrastive replaces the "
+        "model's own choice of both",
+    )
+    margin: float = Field(0.2, ge=0, description="of the hinge")
+    negatives: Literal["hardest", "all"] | int = Field(
+        "hardest", description="of the hinge: the hardest in the batch, the sum over all, or the mean of so many"
+    )
+    contrastive: Weights = Field({}, description="weights of CLIP's cross-entropy over the batch, as of hinge")
+    temperature: float = Field(0.05, gt=0, description="of the cross-entropy, to begin with; each score learns its own")
+    several: Literal["mean", "sum"] = Field(
+        "mean", description="of several positives in the cross-entropy: mean of logs, log of the sum"
+    )
+    same_clip: Relation = Field(
+        "excused", description="pairs of one clip: positive, negative as in HGR, or excused: neither"
+    )
+    same_caption: Relation = Field("excused", description="pairs of other clips with the same caption; as of same_clip")
+    denoise: Annotated[Literal["off", "or", "and"], Off] = Field(
+        "off",
+        description="make positives of clips that are as near as two draws of one clip's rows: where either of two "
+        "clips finds the other (or), or both (and)",
+    )
+    divergence: float = Field(0.0, ge=0, description="weight of the KL divergence between the two sides of a pair")
+    divergence_way: Literal["symmetric", "one_way"] = Field(
+        "symmetric", description="the mean of both ways, or of text from video alone"
+    )
+    divergence_of: Literal["vectors", "concepts"] = "vectors"
+    divergence_temperature: float = Field(1.0, gt=0, description="tau, of the softmax over a vector's numbers")
+    concepts: float = Field(
+        0.0, ge=0, description="weight of the cross-entropy of concepts (nouns, verbs, pairs), each level and side"
+    )
+    focus: float = Field(2.0, ge=0, description="gamma of the focal loss of concepts; 0: plain cross-entropy")
+    balance: float = Field(0.25, gt=0, lt=1, description="alpha of the focal loss, the weight of what is there")
+    entities: int = Field(1024, ge=1, description="most frequent nouns that are concepts")
+    actions: int = Field(512, ge=1, description="most frequent verbs")
+    relations: int = Field(512, ge=1, description="most frequent pairs of both")
+    adversary: Annotated[Literal["off", "reversal", "alternating", "wasserstein"], Off] = Field(
+        "off", description="networks that tell videos from texts, which the encoders learn to prevent, and how"
+    )
+    adversary_weight: float = Field(0.03, ge=0, description="lambda")
+    adversary_hidden: int = Field(512, ge=2, description="width of these networks")
+    adversary_lr: float = Field(2e-4, gt=0, description="of networks that step by themselves: all but reversal")
+
+    @field_validator("negatives")
+    @classmethod
+    def _some(cls, value: str | int) -> str | int:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("of the hardest at least 1 counts")
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +108,13 @@ class ModelOptions(Section):
         takes_objects: whether ``streams`` may name streams of objects.
         takes_words: whether ``text`` may be ``words``.
         needs_graphs: whether captions come with their role graphs.
+        objective: the terms of the section ``objective`` where a configuration leaves them open.
     """
 
     takes_objects: ClassVar[bool] = True
     takes_words: ClassVar[bool] = True
     needs_graphs: ClassVar[bool] = False
+    objective: ClassVar[Mapping[str, Any]] = {"hinge": 1.0}
 
     streams: list[str] = Field([], description="streams of clips, frames and objects; empty: all of clips and frames")
     text: str = Field(
@@ -99,14 +155,14 @@ class ModelOptions(Section):
         return ""
 
     @property
-    def views(self) -> int:
-        """How many draws of a clip's rows a training batch holds; 0: none is drawn, rows come from fixed places."""
-        return 0
+    def graph_sizes(self) -> dict[str, Any]:
+        """How much of a role graph becomes tensors, as of ``graph_tensors``."""
+        return {}
 
     @property
-    def concepts(self) -> dict[str, int]:
-        """By kind how many concepts of captions the model is taught at most."""
-        return {}
+    def has_concepts(self) -> bool:
+        """Whether the model tells concepts of captions by itself."""
+        return False
 
     @property
     def needs_words(self) -> bool:
@@ -137,20 +193,6 @@ class WithBag(ModelOptions):
         return self
 
 
-class Ranked(Section):
-    """The ranking loss."""
-
-    ranking: Literal["hinge", "contrastive"] = Field(
-        "hinge", description="the loss: a hinge with a margin, or CLIP's cross-entropy over the batch"
-    )
-    margin: float = Field(0.2, ge=0, description="of the hinge")
-    negatives: Literal["hardest", "all"] = Field(
-        "hardest", description="of the hinge: the hardest in the batch, or the sum over all"
-    )
-    temperature: float = Field(0.05, gt=0, description="of the cross-entropy, to begin with; it is learned")
-    same_caption: SameCaption = Field("ignored", description=SAME_CAPTION)
-
-
 class ObjectGraph(Section):
     """The graph over the objects of a clip."""
 
@@ -167,10 +209,11 @@ class ObjectGraph(Section):
     geometry: bool = Field(True, description="nodes and edges know the boxes")
 
 
-class AMENet(WithBag, Ranked, ObjectGraph):
+class AMENet(WithBag, ObjectGraph):
     """AME-Net. Defaults are those of docs/amenet.md: BiC-Net's where they are known, the graph's of the ARG."""
 
     takes_objects: ClassVar[bool] = False
+    objective: ClassVar[Mapping[str, Any]] = {"contrastive": {"levels": 1.0}}
 
     name: Literal["amenet", "global"] = Field("amenet", description="amenet, or global: the baseline without relations")
     relation_branch: bool = Field(True, description="over the objects")
@@ -188,16 +231,7 @@ class AMENet(WithBag, Ranked, ObjectGraph):
     )
     text_sequence: Literal["none", "gru", "transformer"] = Field("none", description="between tokens, before pooling")
     text_heads: Literal["shared", "separate"] = Field("shared", description="one text vector, or one a space")
-    weight: float = Field(0.5, ge=0, le=1, description="w, of the relation space in the score and in the loss")
-    adversarial: Annotated[Literal["off", "reversal", "alternating"], Off] = "reversal"
-    adversarial_weight: float = Field(
-        0.01, ge=0, description="lambda; on Shapes 0.01 hardly aligned, 0.03 did, 0.1 left nothing to rank by"
-    )
-    adversarial_hidden: int = Field(512, ge=2, description="width of the modality classifiers")
-    adversarial_lr: float = Field(2e-4, gt=0, description="of the classifiers, when alternating")
-    negatives: Literal["hardest", "all"] = Field(
-        "all", description="of the hinge: the hardest in the batch, or the sum over all"
-    )
+    weight: float = Field(0.5, ge=0, le=1, description="w, of the relation space in the score")
 
     @property
     def wants_objects(self) -> bool:
@@ -215,10 +249,9 @@ class AMENet(WithBag, Ranked, ObjectGraph):
     @model_validator(mode="before")
     @classmethod
     def _baseline(cls, values: Any) -> Any:
-        """The baseline is the global branch alone: means, linear projections, hinge with the hardest negative."""
+        """The baseline is the global branch alone: means and linear projections."""
         if isinstance(values, dict) and values.get("name") == "global":
-            fixed = {"relation_branch": False, "global_branch": True, "adversarial": "off"}
-            return {"pooling": "mean", "negatives": "hardest"} | values | fixed
+            return {"pooling": "mean"} | values | {"relation_branch": False, "global_branch": True}
         return values
 
     @model_validator(mode="after")
@@ -228,7 +261,7 @@ class AMENet(WithBag, Ranked, ObjectGraph):
         return self
 
 
-class RoleGraphs(ModelOptions, Ranked, ObjectGraph):
+class RoleGraphs(ModelOptions, ObjectGraph):
     """What HGR and what builds on it have: a caption as a graph of its verbs and their arguments."""
 
     needs_graphs: ClassVar[bool] = True
@@ -254,7 +287,6 @@ class RoleGraphs(ModelOptions, Ranked, ObjectGraph):
 
     @property
     def graph_sizes(self) -> dict[str, Any]:
-        """How much of a role graph becomes tensors, as of ``graph_tensors``."""
         return {"verbs": self.verbs, "nouns": self.nouns}
 
 
@@ -270,6 +302,13 @@ class HGR(RoleGraphs):
 class MCSAN(RoleGraphs):
     """MCSAN, reconstructed. Defaults are docs/models.md's: HGR's and HANet's; the paper's own are not known."""
 
+    # Features and concepts are ranked apart, as HANet does.
+    objective: ClassVar[Mapping[str, Any]] = {
+        "hinge": {"features": 1.0, "concepts": 0.1},
+        "divergence": 0.1,
+        "concepts": 0.01,
+    }
+
     name: Literal["mcsan"] = "mcsan"
     levels: list[Literal["global", "entity", "action", "relationship"]] = Field(
         ["global", "entity", "action", "relationship"], min_length=1, description="whose scores are averaged"
@@ -278,30 +317,17 @@ class MCSAN(RoleGraphs):
         "pair", description="a relationship is a verb and an argument, or a verb with both its ARG0 and ARG1"
     )
     relations: int = Field(8, ge=1, description="N_r, a caption's relationships at most")
-    divergence: Annotated[Literal["off", "one_way", "symmetric", "attributes"], Off] = Field(
-        "symmetric", description="KL between a pair's features: of text from video, both ways; or of their concepts"
-    )
-    divergence_weight: float = Field(0.1, ge=0)
-    divergence_temperature: float = Field(1.0, gt=0, description="tau, of the softmax over a feature's numbers")
     attributes: Annotated[Literal["off", "separate", "shared"], Off] = Field(
         "shared", description="the projection to concepts: one for both sides, one each, none"
     )
     attribute_norm: Literal["shared", "separate"] = Field(
         "shared", description="statistics of its batch normalisation, of both sides or of each"
     )
-    attribute_weight: float = Field(0.01, ge=0, description="of the concepts' loss, each level and side")
-    attribute_ranking: float = Field(0.1, ge=0, description="weight of the ranking loss by concepts; 0: none")
     attribute_score: bool = Field(True, description="concepts count half of the score")
-    focus: float = Field(2.0, ge=0, description="gamma of the focal loss; 0: plain cross-entropy")
-    balance: float = Field(0.25, gt=0, lt=1, description="alpha of the focal loss, the weight of what is there")
-    entities: int = Field(1024, ge=1, description="most frequent nouns that are taught")
-    actions: int = Field(512, ge=1, description="most frequent verbs")
-    pairs: int = Field(512, ge=1, description="most frequent pairs of both")
 
     @property
-    def concepts(self) -> dict[str, int]:
-        most = {"entity": self.entities, "action": self.actions, "relation": self.pairs}
-        return {} if self.attributes == "off" else most
+    def has_concepts(self) -> bool:
+        return self.attributes != "off"
 
     @property
     def graph_sizes(self) -> dict[str, Any]:
@@ -309,20 +335,20 @@ class MCSAN(RoleGraphs):
         return sizes | {"relations": self.relations, "triples": self.relation == "triple"}
 
 
-class CLIPMean(ModelOptions, Ranked):
+class CLIPMean(ModelOptions):
     """Mean-pooled CLIP: nothing to learn but the temperature."""
 
     takes_objects: ClassVar[bool] = False
     takes_words: ClassVar[bool] = False
+    objective: ClassVar[Mapping[str, Any]] = {"contrastive": 1.0}
 
     name: Literal["clip_mean"] = "clip_mean"
     text: str = Field(
         "", description="a stream of text with sentences in CLIP's space; empty: the only one in the store"
     )
-    ranking: Literal["contrastive"] = Field("contrastive", description="of the temperature")
 
 
-class DualEncoding(WithBag, Ranked):
+class DualEncoding(WithBag):
     """Dual Encoding; defaults are the paper's, but for word vectors of 300 numbers learned here."""
 
     takes_objects: ClassVar[bool] = False
@@ -339,6 +365,12 @@ class DualEncoding(WithBag, Ranked):
 
 class HCMI(ModelOptions, ObjectGraph):
     """HCMI, on features of CLIP or others. Defaults are docs/models.md's; the paper's own numbers are not known."""
+
+    objective: ClassVar[Mapping[str, Any]] = {
+        "contrastive": {"levels": 3.0},
+        "hinge": {"video_sentence": 0.5},
+        "denoise": "or",
+    }
 
     name: Literal["hcmi"] = "hcmi"
     text: str = Field(
@@ -362,16 +394,6 @@ class HCMI(ModelOptions, ObjectGraph):
     phrases: int = Field(4, ge=1, description="N_p, groups of words")
     token_weights: Literal["learned", "uniform"] = Field("learned", description="of tokens when they are compared")
     temporal_layers: int = Field(0, ge=0, description="of a transformer over the frames, before all")
-    denoise: Annotated[Literal["off", "or", "and"], Off] = Field(
-        "or",
-        description="find more positives by two draws of a clip's frames: where either of two clips finds the other "
-        "(or), or both (and)",
-    )
-    positives: Literal["mean", "sum"] = Field("mean", description="of several positives: mean of logs, log of the sum")
-    enhancement: float = Field(1.0, ge=0, description="mu, weight of the loss of the most confusing pairs; 0: off")
-    margin: float = Field(0.2, ge=0, description="theta, of that loss, in cosines")
-    temperature: float = Field(0.05, gt=0, description="of the cross-entropy, to begin with; it is learned")
-    same_caption: SameCaption = Field("ignored", description=SAME_CAPTION)
 
     @property
     def tower(self) -> str:
@@ -380,10 +402,6 @@ class HCMI(ModelOptions, ObjectGraph):
     @property
     def text_stream(self) -> str:
         return "" if self.tower else super().text_stream
-
-    @property
-    def views(self) -> int:
-        return 0 if self.denoise == "off" else 2
 
 
 Model = Annotated[AMENet | HGR | MCSAN | HCMI | CLIPMean | DualEncoding, Field(discriminator="name")]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..language import GraphError, graphs_path, read_graphs, role_parser
-from .options import RoleGraphs
+from .options import ModelOptions
 
 # In the order of HGR's embedding of roles.
 ROLES = (
@@ -32,7 +32,7 @@ class Graphs(Mapping[str, Any]):
         self._parse: Callable[[str], Any] | None = None
 
     @classmethod
-    def beside(cls, manifest: Path, options: RoleGraphs, made_by: str = "") -> Graphs:
+    def beside(cls, manifest: Path, options: ModelOptions, made_by: str = "") -> Graphs:
         """Those of a manifest.
 
         Args:

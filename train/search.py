@@ -126,7 +126,7 @@ class Searcher:
     def clips_for(self, query: str, k: int) -> list[Hit]:
         """The ``k`` clips that fit a text best."""
         with torch.inference_mode():
-            asked = self.model.encode_texts(self.model.data_preprocessor(self._text(query)))
+            asked = self.model.encode_texts(self.model.to_device(self._text(query)))
         scores, found = self._nearest("clips", asked, min(k, len(self.clips)))
         hits = enumerate(zip(scores, found, strict=True), start=1)
         return [self._hit(rank, score, self.clips[i], "") for rank, (score, i) in hits if i >= 0]

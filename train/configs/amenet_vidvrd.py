@@ -3,36 +3,26 @@
 amex train amenet_vidvrd --store vidvrd.zarr --manifest vidvrd.jsonl --work-dir W
 """
 
+base = "_vidvrd"
 model = {
     "name": "amenet",
     # There are no boxes: nothing to relate.
     "relation_branch": False,
-    "dim": 512,
-    "scaling": "standard",
     "hidden": 1024,
     "pooling": "mean",
     # Captions are three words, most of which recur.
     "text_bag": True,
     "dropout": 0.5,
-    "ranking": "contrastive",
-    "temperature": 0.15,
-    "adversarial": "off",
 }
-data = {
-    "batch_size": 64,
-}
+objective = {"temperature": 0.15}
 train = {
     "epochs": 12,
-    "optimizer": "adamw",
-    "lr": 3e-4,
-    "weight_decay": 1e-2,
-    "schedule": "cosine",
     # The schedule stops early, and its end counts: forty clips to validate on cannot choose between epochs.
     "val_every": 12,
 }
 # For `amex ablate amenet_vidvrd`.
 variants = {
     "contrastive": [],
-    "hinge": ["model.ranking=hinge"],
+    "hinge": ["objective.hinge={levels: 1}"],
     "tokens alone": ["model.text_bag=false"],
 }

@@ -3,25 +3,11 @@
 amex train dual_encoding_vidvrd --store vidvrd.zarr --manifest vidvrd.jsonl --work-dir W
 """
 
+base = "_vidvrd"
 model = {
     "name": "dual_encoding",
-    "dim": 512,
     "rnn_dim": 256,
     "filters": 256,
-    "scaling": "standard",
-    "dropout": 0.3,
     "text_bag": True,
-    "ranking": "contrastive",
 }
-data = {
-    "batch_size": 64,
-}
-train = {
-    "epochs": 30,
-    "optimizer": "adamw",
-    "lr": 3e-4,
-    "weight_decay": 1e-2,
-    "schedule": "cosine",
-    # As in amenet_vidvrd: forty clips to validate on cannot choose between epochs.
-    "val_every": 30,
-}
+objective = {"contrastive": 1.0}

@@ -17,6 +17,7 @@ data = {
     "batch_size": 128,
     "captions": "all",
     "max_rows": 12,
+    "rows": "random",
     "max_tokens": 32,
 }
 # CLIP4Clip's and DRL's; HCMI's own are not known.

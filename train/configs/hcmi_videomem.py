@@ -3,22 +3,11 @@
 amex train hcmi_videomem --store videomem.zarr --manifest videomem.jsonl --work-dir W
 """
 
+base = "_videomem"
 model = {
     "name": "hcmi",
-    "dim": 512,
-    "scaling": "logit",
-    "dropout": 0.3,
 }
+# Two draws of a clip's rows are alike in kind, for the denoising.
 data = {
-    "batch_size": 256,
-    "min_count": 2,
-}
-train = {
-    "epochs": 15,
-    "optimizer": "adamw",
-    "lr": 1e-3,
-    "weight_decay": 1e-2,
-    "schedule": "cosine",
-    "warmup": 50,
-    "val_every": 3,
+    "rows": "random",
 }

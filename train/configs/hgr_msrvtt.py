@@ -8,7 +8,10 @@ amex train hgr_msrvtt --store msrvtt.zarr --manifest msrvtt.jsonl --work-dir W
 model = {
     "name": "hgr",
     "streams": ["resnet152"],
+}
+objective = {
     # The release ranks captions of one video against each other, and begins with GloVe vectors, which amex does not.
+    "same_clip": "negative",
     "same_caption": "negative",
 }
 data = {

@@ -4,34 +4,16 @@ amex manifest parse shapes/manifest.jsonl
 amex train hgr_shapes --store shapes.zarr --manifest shapes/manifest.jsonl --work-dir W
 """
 
+base = "_shapes_objects"
 model = {
     "name": "hgr",
     "streams": ["r2plus1d_tiny", "objects"],
-    "dim": 256,
     "scaling": "layernorm",
     "dropout": 0.1,
     "text_dropout": 0.1,
     "role_dropout": 0.1,
-    # As in amenet_shapes.
-    "graph": "both",
-    "graph_dim": 96,
-    "graphs": 2,
-    "graph_layers": 2,
-    "key_dim": 32,
-    "distance": None,
-    "ranking": "contrastive",
 }
-data = {
-    "batch_size": 32,
-    "max_objects": 6,
-}
-train = {
-    "epochs": 20,
-    "lr": 1e-3,
-    "schedule": "cosine",
-    "warmup": 50,
-    "val_every": 4,
-}
+objective = {"contrastive": 1.0}
 # For `amex ablate hgr_shapes`.
 variants = {
     "sentence alone": ["model.levels=[sent]"],

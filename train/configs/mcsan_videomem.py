@@ -4,25 +4,10 @@ amex manifest parse videomem.jsonl
 amex train mcsan_videomem --store videomem.zarr --manifest videomem.jsonl --work-dir W
 """
 
+base = "_videomem"
 model = {
     "name": "mcsan",
-    "dim": 512,
-    "scaling": "logit",
-    "dropout": 0.3,
     "text_dropout": 0.3,
     "role_dropout": 0.3,
-    "ranking": "contrastive",
 }
-data = {
-    "batch_size": 256,
-    "min_count": 2,
-}
-train = {
-    "epochs": 15,
-    "optimizer": "adamw",
-    "lr": 1e-3,
-    "weight_decay": 1e-2,
-    "schedule": "cosine",
-    "warmup": 50,
-    "val_every": 3,
-}
+objective = {"contrastive": {"features": 1.0, "concepts": 0.1}}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from ...errors import AmexError
-from ..losses import Ranking, gather_all
 from ..options import CLIPMean as CLIPMeanOptions
 from ..options import DualEncoding as DualOptions
 from ..options import Inputs
@@ -20,13 +17,16 @@ from .layers import masked_mean, scaler, sequence_gru, unit
 class CLIPMean(SpacesModel):
     """CLIP's frame embeddings, averaged, against its caption embeddings: CLIP4Clip's parameter-free form.
 
-    Luo et al., 2021. Nothing is learned but the temperature, which changes no ranking: a run of one epoch makes the
-    checkpoint. CLIP4Clip itself goes on to fine-tune both towers; that needs the videos.
+    Luo et al., 2021. Nothing is learned: a run of one epoch makes the checkpoint. CLIP4Clip itself goes on to
+    fine-tune both towers; that needs the videos.
     """
+
+    known_levels = ("clip",)
 
     def __init__(self, options: CLIPMeanOptions, inputs: Inputs) -> None:
         super().__init__()
-        self.options, self.weights = options, {"clip": 1.0}
+        self.options, self.level_weights, self.whole = options, {"clip": 1.0}, "clip"
+        self.dims = {"clip": inputs.sentence}
         wrong = [name for name in options.streams if inputs.widths[name] != inputs.sentence]
         if wrong or not inputs.sentence:
             name = wrong[0] if wrong else options.streams[0]
@@ -34,7 +34,6 @@ class CLIPMean(SpacesModel):
                 f"clip_mean compares frames with sentences as they are: {name!r} has {inputs.widths[name]} numbers a "
                 f"frame, {options.text!r} {inputs.sentence or 'no'} a sentence. Extract both with one CLIP"
             )
-        self.rank = Ranking(options)
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
         """``clip``, (B, D) of length 1."""
@@ -46,18 +45,16 @@ class CLIPMean(SpacesModel):
         """``clip``, (B, D) of length 1."""
         return {"clip": unit(text["sentence"])}
 
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The ranking loss, of the temperature alone."""
-        videos, texts = map(gather_all, self.encode_pairs(batch))
-        return {"loss_ranking": self.rank(self.score(videos, texts), batch)}
-
 
 class DualEncoding(SpacesModel):
     """Dual Encoding (Dong et al., CVPR 2019): each side's mean, its biGRU and convolutions over that, in one space."""
 
+    known_levels = ("dual",)
+
     def __init__(self, options: DualOptions, inputs: Inputs) -> None:
         super().__init__()
-        self.options, self.weights = options, {"dual": 1.0}
+        self.options, self.level_weights, self.whole = options, {"dual": 1.0}, "dual"
+        self.dims = {"dual": options.dim}
         self.scale = nn.ModuleDict(
             {name: scaler(name, inputs.widths[name], options.scaling) for name in options.streams}
         )
@@ -74,7 +71,6 @@ class DualEncoding(SpacesModel):
             nn.init.zeros_(self.bag.weight)
         self.text = MultiLevel(inputs.widths["text"], options, kernels=(2, 3, 4), mean=self.embedding is None)
         self.text_out = Out(self.text.width, options)
-        self.rank = Ranking(options)
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
         """``dual``, (B, dim) of length 1."""
@@ -93,11 +89,6 @@ class DualEncoding(SpacesModel):
             there = (text["ids"] != 0).sum(1, keepdim=True).clamp(min=1)
             extra = self.bag(text["ids"]).sum(1) * (self.options.dim / there).sqrt()
         return {"dual": unit(self.text_out(self.text(x, text["mask"]), extra))}
-
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The ranking loss."""
-        videos, texts = map(gather_all, self.encode_pairs(batch))
-        return {"loss_ranking": self.rank(self.score(videos, texts), batch)}
 
 
 class MultiLevel(nn.Module):

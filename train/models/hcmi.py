@@ -7,14 +7,11 @@ leaves open is an option; docs/models.md says which is which.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax, relu
 
 from ...errors import AmexError
-from ..losses import gather, gather_all, shared_pairs
 from ..options import HCMI as Options
 from ..options import Inputs
 from ..towers import build_tower, load_tower, tower_features
@@ -28,6 +25,7 @@ LEVELS = {"frame_word": ("frame", "word"), "clip_phrase": ("clip", "phrase"), "v
 class HCMI(RetrievalModel):
     """See the module."""
 
+    known_levels = tuple(LEVELS)
     pairs_at_once = 1 << 14
 
     def __init__(self, options: Options, inputs: Inputs) -> None:
@@ -60,7 +58,9 @@ class HCMI(RetrievalModel):
                 if learned
             }
         )
-        self.scale = nn.Parameter(torch.tensor(-math.log(options.temperature)))
+        self.level_weights = dict.fromkeys(options.levels, 1 / len(options.levels))
+        self.dims = dict.fromkeys(options.levels, dim)
+        self.whole = "video_sentence" if "video_sentence" in options.levels else options.levels[0]
 
     def start_from(self, options: Options) -> None:
         """The text tower's weights are CLIP's."""
@@ -118,41 +118,13 @@ class HCMI(RetrievalModel):
             found[level] = token_scores(texts[said], ours, videos[seen], theirs)
         return found
 
-    def score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
-        """The mean of the levels."""
-        return torch.stack(list(self.level_scores(videos, texts).values())).mean(0)
-
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The contrastive loss of each level with mined positives, and the margin of the most confusing pairs."""
-        videos, texts = map(gather_all, self.encode_pairs(batch))
-        second = None
-        if self.options.denoise != "off":
-            with torch.no_grad():
-                second = gather(self.encode_videos(batch["second"])["video"])
-        return self._losses(videos, texts, second, batch)
-
-    @in_float32
-    def _losses(
-        self, videos: Embeddings, texts: Embeddings, second: Tensor | None, batch: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        """Of what all processes encoded; ``second`` is the videos' second draw, (B, dim)."""
-        options = self.options
-        excused = shared_pairs(batch, options.same_caption)
-        own = torch.eye(len(excused), dtype=torch.bool, device=excused.device)
-        positives, found = own, {}
-        if second is not None:
-            mined = mine(videos["video"].detach(), second, options.denoise)
-            positives = own | mined
-            found["mined"] = mined.sum(1).float().mean()
-        excused = excused & ~positives
-        scores = self.level_scores(videos, texts)
-        scale = self.scale.exp().clamp(max=100)
-        for level, score in scores.items():
-            found[f"loss_{level}"] = multi_positive(score * scale, positives, excused, options.positives)
-        if options.enhancement:
-            whole = texts["sentence"] @ videos["video"].T
-            found["loss_margin"] = options.enhancement * marginal(whole, options.margin, positives | excused)
-        return found
+    def pooled(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        pooled = {}
+        for level in self.options.levels:
+            name = next(name for name in LEVELS[level] if name in embeddings)
+            x = embeddings[name]
+            pooled[level] = x if x.ndim == 2 else (x * embeddings[f"{name} weight"].unsqueeze(-1)).sum(1)
+        return pooled
 
 
 class Aggregation(nn.Module):
@@ -272,44 +244,3 @@ def token_scores(a: Tensor, a_weight: Tensor, b: Tensor, b_weight: Tensor) -> Te
     # A side without tokens fits nothing.
     some = (a_weight > 0).any(1)[:, None] & (b_weight > 0).any(1)[None]
     return ((by_a + by_b) / 2).masked_fill(~some, 0.0)
-
-
-def mine(first: Tensor, second: Tensor, rule: str) -> Tensor:
-    """(B, B) bool: other videos that are as near as a video's two draws of frames are to each other.
-
-    Args:
-        first, second: (B, D), of length 1.
-        rule: a pair is mined if either of its videos finds the other so (``or``), or both (``and``).
-    """
-    views = torch.stack([first, second])
-    between = torch.einsum("kid,ljd->ij", views, views) / 4
-    found = between >= (first * second).sum(-1, keepdim=True)
-    found = found | found.T if rule == "or" else found & found.T
-    return found & ~torch.eye(len(first), dtype=torch.bool, device=first.device)
-
-
-def multi_positive(logits: Tensor, positives: Tensor, excused: Tensor, form: str) -> Tensor:
-    """Both ways, the cross-entropy with several positives; with one each it is CLIP's.
-
-    Args:
-        logits: (texts, videos).
-        positives: (B, B) bool, symmetric, the diagonal among them.
-        excused: (B, B) bool, symmetric: neither positives nor negatives.
-        form: the ``mean`` of the positives' log-probabilities, or the log of the ``sum`` of their probabilities.
-    """
-    total = logits.new_zeros(())
-    for scores in (logits, logits.T):
-        chances = log_softmax(scores.masked_fill(excused, -math.inf), dim=-1)
-        if form == "mean":
-            total = total - (chances.masked_fill(~positives, 0.0).sum(-1) / positives.sum(-1)).mean()
-        else:
-            total = total - chances.masked_fill(~positives, -math.inf).logsumexp(-1).mean()
-    return total / 2
-
-
-def marginal(scores: Tensor, margin: float, skip: Tensor) -> Tensor:
-    """The hinge with the most confusing caption of each video and video of each caption; ``skip`` are no such."""
-    own = scores.diagonal()
-    to_videos = relu(margin + scores - own.unsqueeze(1)).masked_fill(skip, 0.0).amax(1)
-    to_texts = relu(margin + scores - own.unsqueeze(0)).masked_fill(skip, 0.0).amax(0)
-    return (to_videos.mean() + to_texts.mean()) / 2

@@ -7,16 +7,13 @@ it to that.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from ..losses import Ranking, gather_all
 from ..options import HGR as Options
 from ..options import Inputs
 from .base import Embeddings, RetrievalModel
-from .layers import in_float32, unit
+from .layers import in_float32, masked_mean, unit
 from .phrases import RoleGraphEncoder, masked_softmax, phrase_scores
 from .rows import Rows
 
@@ -26,6 +23,7 @@ LEVELS = ("sent", "verb", "noun")
 class HGR(RetrievalModel):
     """See the module."""
 
+    known_levels = LEVELS
     pairs_at_once = 1 << 14
 
     def __init__(self, options: Options, inputs: Inputs) -> None:
@@ -34,7 +32,9 @@ class HGR(RetrievalModel):
         self.rows = Rows(options, inputs, LEVELS)
         self.frame_attention = nn.Linear(options.dim, 1)
         self.text = RoleGraphEncoder(options, inputs.words)
-        self.rank = Ranking(options)
+        self.level_weights = dict.fromkeys(options.levels, 1 / len(options.levels))
+        self.dims = dict.fromkeys(options.levels, options.dim)
+        self.whole = options.levels[0]
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
         """``sent`` (B, dim), ``verb`` and ``noun`` (B, T, dim), and the ``mask`` (B, T) of their rows."""
@@ -64,11 +64,11 @@ class HGR(RetrievalModel):
             found[level] = phrase_scores(videos[level], videos["mask"], *said, self.options)
         return {level: found[level] for level in self.options.levels}
 
-    def score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
-        """The mean of the levels."""
-        return torch.stack(list(self.level_scores(videos, texts).values())).mean(0)
-
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The ranking loss of the fused score."""
-        videos, texts = map(gather_all, self.encode_pairs(batch))
-        return {"loss_ranking": self.rank(self.score(videos, texts), batch)}
+    def pooled(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        mask = embeddings.get("mask")
+        return {
+            level: embeddings[level]
+            if level == "sent"
+            else masked_mean(embeddings[level], embeddings[f"{level} mask"] if mask is None else mask)
+            for level in self.level_weights
+        }

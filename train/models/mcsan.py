@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax
 
-from ..losses import Ranking, gather_all
 from ..options import MCSAN as Options
 from ..options import Inputs
 from ..rolegraphs import ROLES
@@ -29,6 +27,7 @@ LEVELS = {"global": "", "entity": "entity", "action": "action", "relationship": 
 class MCSAN(RetrievalModel):
     """See the module."""
 
+    known_levels = (*LEVELS, "features", "concepts")
     pairs_at_once = 1 << 13
 
     def __init__(self, options: Options, inputs: Inputs) -> None:
@@ -51,13 +50,22 @@ class MCSAN(RetrievalModel):
         if options.relation == "pair":
             self.relation_role = nn.Embedding(len(ROLES), dim)
             nn.init.normal_(self.relation_role.weight, std=0.02)
-        self.rank = Ranking(options)
         self.attributes = nn.ModuleDict()
         if options.attributes != "off":
             for level in options.levels:
                 count = inputs.concepts.get(LEVELS[level], 0)
                 if count:
                     self.attributes[level] = Attributes(dim, count, options)
+        self.concept_levels = {level: LEVELS[level] for level in self.attributes}
+        self.level_weights = {"features": 1.0}
+        if self.attributes and options.attribute_score:
+            self.level_weights = {"features": 0.5, "concepts": 0.5}
+        self.dims = dict.fromkeys(options.levels, dim)
+        self.whole = options.levels[0]
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        return (*self.options.levels, "features", *(["concepts"] if self.attributes else []))
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
         """``global`` (B, dim); ``entity``, ``action``, ``relationship`` (B, T, dim), the ``mask`` of their rows.
@@ -123,6 +131,9 @@ class MCSAN(RetrievalModel):
             sides = {side: found | {f"{level} concepts": chances[side]} for side, found in sides.items()}
         return sides
 
+    def pooled(self, embeddings: Embeddings) -> dict[str, Tensor]:
+        return {level: self._pooled(embeddings, level) for level in self.options.levels}
+
     def _pooled(self, found: Embeddings, level: str) -> Tensor:
         """(B, dim): a level of videos or captions in one vector."""
         if level == "global":
@@ -131,7 +142,10 @@ class MCSAN(RetrievalModel):
 
     @in_float32
     def level_scores(self, videos: Embeddings, texts: Embeddings) -> dict[str, Tensor]:
-        """(texts, videos) of each level; of a caption without a phrase on a level 0."""
+        """(texts, videos) of each level; of a caption without a phrase on a level 0.
+
+        ``features`` is the mean of the others, ``concepts`` how far the concepts of both sides agree.
+        """
         found = {}
         for level in self.options.levels:
             if level == "global":
@@ -139,9 +153,11 @@ class MCSAN(RetrievalModel):
             else:
                 said = texts[level], texts[f"{level} mask"]
                 found[level] = phrase_scores(videos[level], videos["mask"], *said, self.options)
+        found["features"] = torch.stack(list(found.values())).mean(0)
+        if self.attributes:
+            found["concepts"] = self.attribute_score(videos, texts)
         return found
 
-    @in_float32
     def attribute_score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
         """(texts, videos): the mean over levels of how far the concepts of both agree, least over most."""
         found = []
@@ -152,55 +168,6 @@ class MCSAN(RetrievalModel):
             apart = torch.cdist(said, seen, p=1)
             found.append((both - apart) / (both + apart).clamp(min=1e-6))
         return torch.stack(found).mean(0)
-
-    def score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
-        """The mean of the levels; with ``attribute_score`` averaged with how far the concepts agree."""
-        features = torch.stack(list(self.level_scores(videos, texts).values())).mean(0)
-        if not (self.options.attribute_score and len(self.attributes)):
-            return features
-        return (features + self.attribute_score(videos, texts)) / 2
-
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Ranking, by features and by concepts; the divergence of matched pairs; the concepts' cross-entropy."""
-        options = self.options
-        own = self.encode_pairs(batch)
-        videos, texts = map(gather_all, own)
-        features = torch.stack(list(self.level_scores(videos, texts).values())).mean(0)
-        found = {"loss_ranking": self.rank(features, batch)}
-        if len(self.attributes) and options.attribute_ranking:
-            agree = self.attribute_score(videos, texts)
-            found["loss_attribute_ranking"] = options.attribute_ranking * self.rank(agree, batch)
-        if options.divergence != "off":
-            found["loss_divergence"] = options.divergence_weight * self._divergence(*own)
-        for level in self.attributes:
-            labels = batch["concepts"][LEVELS[level]]
-            terms = [
-                focal(side[f"{level} concepts"], labels["truth"], labels["mask"], options.focus, options.balance)
-                for side in own
-            ]
-            found[f"loss_{level}_concepts"] = options.attribute_weight * (terms[0] + terms[1])
-        return found
-
-    def _divergence(self, videos: Embeddings, texts: Embeddings) -> Tensor:
-        """Between the two sides of each pair, summed over the levels; pairs without a phrase on a level have none."""
-        total = videos["global"].new_zeros(())
-        for level in self.options.levels:
-            if self.options.divergence == "attributes":
-                if level not in self.attributes:
-                    continue
-                seen, said = (side[f"{level} concepts"].clamp(min=1e-6).log() for side in (videos, texts))
-                seen, said = seen.log_softmax(-1), said.log_softmax(-1)
-            else:
-                sides = (self._pooled(side, level) for side in (videos, texts))
-                seen, said = (log_softmax(side.float() / self.options.divergence_temperature, dim=-1) for side in sides)
-            spoken = torch.ones(len(seen), device=seen.device)
-            if level != "global":
-                spoken = texts[f"{level} mask"].any(1).to(seen.dtype)
-            each = kl_div(said, seen, log_target=True, reduction="none").sum(-1)  # KL(video || text)
-            if self.options.divergence != "one_way":
-                each = (each + kl_div(seen, said, log_target=True, reduction="none").sum(-1)) / 2
-            total = total + (each * spoken).sum() / spoken.sum().clamp(min=1)
-        return total
 
 
 class Attributes(nn.Module):
@@ -226,20 +193,3 @@ class Attributes(nn.Module):
         else:
             projected = {side: self.norm[side](x) for side, x in projected.items()}
         return {side: x.sigmoid() for side, x in projected.items()}
-
-
-def focal(chance: Tensor, truth: Tensor, mask: Tensor, focus: float, balance: float) -> Tensor:
-    """The focal binary cross-entropy (Lin et al., ICCV 2017): what is known already counts less.
-
-    Args:
-        chance, truth, mask: (B, concepts); masked concepts count neither way.
-        focus: gamma; 0 is the plain cross-entropy.
-        balance: alpha, the weight of concepts that are there; 1 - alpha that of the others.
-
-    Returns:
-        The mean over a pair's unmasked concepts, and over pairs.
-    """
-    chance = chance.float().clamp(1e-6, 1 - 1e-6)
-    there = balance * truth * (1 - chance).pow(focus) * chance.log()
-    absent = (1 - balance) * (1 - truth) * chance.pow(focus) * (1 - chance).log()
-    return -((there + absent) * mask).sum(-1).div(mask.sum(-1).clamp(min=1)).mean()

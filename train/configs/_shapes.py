@@ -1,0 +1,17 @@
+"""Shapes, the embedded data set: small, minutes on a CPU. Base of the configurations of its name."""
+
+model = {
+    "dim": 256,
+}
+data = {
+    # Small batches: what counts here is the number of steps.
+    "batch_size": 32,
+    "max_objects": 6,
+}
+train = {
+    "epochs": 20,
+    "lr": 1e-3,
+    "schedule": "cosine",
+    "warmup": 50,
+    "val_every": 4,
+}

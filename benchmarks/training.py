@@ -34,7 +34,7 @@ GROUPS = Path("/sys/fs/cgroup/memory")
 MODELS = {
     "clip_mean": ["model.text=text"],
     "global": ["model.text=text"],
-    "amenet": ["model.text=text", "model.relation_branch=false", "model.adversarial=off"],
+    "amenet": ["model.text=text", "model.relation_branch=false", "objective.adversary=off"],
 }
 # What a step frees stays with the process, or the page cache would have that too.
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
@@ -133,7 +133,9 @@ def train(model_name: str, group: Group | None, given: argparse.Namespace) -> No
     from amex.train.config import load_config
     from amex.train.data import Split, inputs, make_text
     from amex.train.fit import errors_of_workers, make_loader, make_optimizer
+    from amex.train.learner import Learner
     from amex.train.models import build_model
+    from amex.train.objective import Objective
 
     config = load_config(model_name, ["model.streams=[motion]", *MODELS[model_name]])
     store, clips = open_store(given.folder / "s.zarr"), read_manifest(given.folder / "m.jsonl")
@@ -142,9 +144,10 @@ def train(model_name: str, group: Group | None, given: argparse.Namespace) -> No
     held.load()
     read.texts.load()
     torch.manual_seed(0)
-    model = build_model(config.model, inputs(store, config, text))
-    model.train()
-    optimizer = make_optimizer(config.train, model, on_gpu=torch.cuda.is_available())
+    built_for = inputs(store, config, text)
+    model = build_model(config.model, built_for)
+    learner = Learner(model, Objective(config.objective, model, built_for.concepts)).train()
+    optimizer = make_optimizer(config, learner, on_gpu=torch.cuda.is_available())
     loaders = {"in memory": make_loader(config, held, 1)}
     for seed, workers in enumerate(given.workers):
         # An order of its own, or one would find in the page cache what another has just read.
@@ -163,7 +166,7 @@ def train(model_name: str, group: Group | None, given: argparse.Namespace) -> No
         sources = {way: batches(loader) for way, loader in loaders.items()}
         for source in sources.values():
             for batch in itertools.islice(source, WARM):
-                model.train_step(batch, optimizer)
+                learner.train_step(batch, optimizer)
         drop(given.folder / "s.zarr")
         if group is not None:
             group.limit_cache(int(read.bytes / given.share))
@@ -173,7 +176,7 @@ def train(model_name: str, group: Group | None, given: argparse.Namespace) -> No
             for way, source in sources.items():
                 amount, begin, done = read_bytes(), time.perf_counter(), 0
                 while done < LEAST or time.perf_counter() - begin < given.seconds:
-                    model.train_step(next(source), optimizer)
+                    learner.train_step(next(source), optimizer)
                     done += 1
                 rates[way].append(done / (time.perf_counter() - begin))
                 amounts[way].append((read_bytes() - amount) / done / 1e6)

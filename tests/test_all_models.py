@@ -1,26 +1,21 @@
-"""What holds of every model: padding is never seen, all learns, and several processes are as one."""
+"""What holds of every model: padding is never seen, and all learns."""
 
 from __future__ import annotations
 
-import os
 import re
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ON_CPU
 from test_models import INPUTS, SMALL, batch
 from torch.nn.functional import pad
 
 from amex.language.roles import role_graph
 from amex.train.config import Train, check_config
-from amex.train.evaluate import parameters
 from amex.train.fit import parameter_groups
+from amex.train.learner import Learner
 from amex.train.models import RetrievalModel, build_model
+from amex.train.objective import Objective
 from amex.train.options import SECTIONS, Inputs
 from amex.train.rolegraphs import graph_tensors
 
@@ -40,12 +35,12 @@ CASES: dict[str, dict[str, Any]] = {
     "hgr, one level": HGR | {"levels": ["noun"], "fusion": "sim", "role_layers": 0},
     "mcsan": MCSAN,
     "mcsan, objects": MCSAN | {"streams": OBJECTS, "relation": "triple", "attribute_norm": "separate"},
-    "mcsan, concepts diverge": MCSAN | {"divergence": "attributes", "attributes": "separate"},
-    "mcsan, bare": MCSAN | {"divergence": "off", "attributes": "off", "levels": ["global", "action"]},
+    "mcsan, projections apart": MCSAN | {"attributes": "separate"},
+    "mcsan, bare": MCSAN | {"attributes": "off", "levels": ["global", "action"]},
     "hcmi": HCMI,
     "hcmi, objects": HCMI | {"streams": OBJECTS, "aggregation": "queries", "temporal_layers": 1},
-    "hcmi, clusters": HCMI | {"aggregation": "clusters", "denoise": "and", "token_weights": "uniform"},
-    "hcmi, one level": HCMI | {"levels": ["video_sentence"], "denoise": "off", "enhancement": 0.0, "positives": "sum"},
+    "hcmi, clusters": HCMI | {"aggregation": "clusters", "token_weights": "uniform"},
+    "hcmi, one level": HCMI | {"levels": ["video_sentence"]},
     "dual encoding": DUAL,
     "dual encoding, words": DUAL | {"text": "words", "word_dim": 7},
     "clip": {"name": "clip_mean", "streams": ["clips"], "text": "text"},
@@ -60,6 +55,15 @@ def build(case: str, **more: Any) -> RetrievalModel:
     words = 30 if options.text == "words" else 0
     inputs = Inputs(widths=INPUTS.widths, objects=("objects",), words=words, sentence=5, concepts=CONCEPTS)
     return build_model(options, inputs)
+
+
+def learner(case: str, *, encode_at_once: int = 0, dropout: float = 0.0, **objective: Any) -> Learner:
+    """A case's model and an objective, of the model's own choice where nothing else is given."""
+    given = {"model": CASES[case] | {"dropout": dropout}, "objective": {"adversary_hidden": 8} | objective}
+    model = build(case, dropout=dropout)
+    return Learner(
+        model, Objective(check_config(given, case).objective, model, CONCEPTS), encode_at_once=encode_at_once
+    )
 
 
 def make(case: str, size: int = 4, more: int = 0) -> dict[str, Any]:
@@ -101,28 +105,21 @@ def test_padding_never_changes_a_score(case: str) -> None:
     assert torch.allclose(expected, found, atol=1e-5)
 
 
-# Losses that are made of scores.
-OF_SCORES = re.compile(r"loss_((attribute_)?ranking|relation|global|frame_word|clip_phrase|video_sentence|margin)$")
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_scores_are_float32_under_mixed_precision(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, made = build(case).train(), make(case, size=5)
+def test_scores_and_what_is_made_of_them_are_float32_under_mixed_precision(case: str) -> None:
+    trained, made = learner(case).train(), make(case, size=5)
+    model, objective = trained.model, trained.objective
     with torch.autocast("cpu", torch.bfloat16):
         videos, texts = model.encode_pairs(made)
         second = model.encode_videos(made["second"])
-        monkeypatch.setattr(model, "encode_pairs", lambda batch: (videos, texts))
-        monkeypatch.setattr(model, "encode_videos", lambda video: second)
-        mixed, scores = model.loss(made), model.score(videos, texts)
+        mixed, scores = objective(model, videos, texts, made, second=second), model.score(videos, texts)
     whole = ({name: x if x.dtype == torch.bool else x.float() for name, x in side.items()} for side in (videos, texts))
     expected = model.score(*whole)
     assert scores.dtype == torch.float32
     assert torch.equal(scores, expected)
     assert not torch.equal(scores, scores.bfloat16().float())
-    plain = model.loss(made)
-    compared = {name for name in plain if OF_SCORES.match(name)}
-    assert compared
-    assert {name: mixed[name].item() for name in compared} == {name: plain[name].item() for name in compared}
+    plain = objective(model, videos, texts, made, second=second)
+    assert {name: x.item() for name, x in mixed.items()} == {name: x.item() for name, x in plain.items()}
 
 
 @pytest.mark.parametrize("case", ["amenet", "dual encoding", "clip"])
@@ -136,14 +133,14 @@ def test_embeddings_have_length_one_under_mixed_precision(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_pair_is_learned_by_heart(case: str) -> None:
-    model = build(case, ranking="contrastive") if CASES[case]["name"] != "hcmi" else build(case)
-    model.train()
+    given = {} if CASES[case]["name"] == "hcmi" else {"contrastive": {"levels": 1}}
+    trained = learner(case, **given).train()
     made = make(case)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    optimizer = torch.optim.Adam([p for p in trained.parameters() if p.requires_grad], lr=0.02)
     seen = []
     for step in range(60):
-        model.progress = step / 60
-        losses = model.loss(made)
+        trained.progress = step / 60
+        losses = trained(made)
         total = sum(value for name, value in losses.items() if name.startswith("loss"))
         assert torch.isfinite(total)
         seen.append(total.item())
@@ -155,17 +152,16 @@ def test_a_pair_is_learned_by_heart(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_parameter_that_a_case_has_learns(case: str) -> None:
-    model = build(case).train()
-    made = make(case)
+    trained = learner(case).train()
+    model, made = trained.model, make(case)
     with torch.no_grad():  # what begins at zero would hide what is behind it
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
-    sum(value for name, value in model.loss(made).items() if name.startswith("loss")).backward()
-    unused = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    sum(value for name, value in trained(made).items() if name.startswith("loss")).backward()
+    unused = {name for name, p in trained.named_parameters() if p.requires_grad and p.grad is None}
     # A level that is left out has its projections still, and the graph its nodes.
     allowed = ("one level" in case) or ("bare" in case)
     assert allowed or not unused, unused
-    assert parameters(model) > 0
 
 
 # Parameters that weight decay draws towards zero, by what they are called in their module.
@@ -175,7 +171,7 @@ NORMS = (torch.nn.LayerNorm, torch.nn.BatchNorm1d)
 
 @pytest.mark.parametrize("case", CASES)
 def test_weight_decay_leaves_biases_norms_and_the_temperature_alone(case: str) -> None:
-    model = build(case)
+    model = learner(case)
     of_norms = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters()}
     expected = {name for name, p in model.named_parameters() if DECAY.search(name) and id(p) not in of_norms}
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -193,57 +189,3 @@ def test_weight_decay_leaves_biases_norms_and_the_temperature_alone(case: str) -
 
 def test_every_model_has_a_case_here() -> None:
     assert {case["name"] for case in CASES.values()} | {"global"} == set(SECTIONS)
-
-
-SPLIT = """
-import os, sys, torch
-sys.path.insert(0, {tests!r})
-from test_all_models import build, make
-from mmengine.model import MMDistributedDataParallel
-
-def part(x, rank, world):
-    if isinstance(x, dict):
-        return {{k: part(v, rank, world) for k, v in x.items()}}
-    return x[rank::world]
-
-rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-if world > 1:
-    torch.distributed.init_process_group("gloo")
-found = []
-for case in {cases!r}:
-    wrapped = model = build(case).train()
-    made = make(case, size=8)
-    if world > 1:
-        wrapped = MMDistributedDataParallel(module=model, find_unused_parameters=True)
-        made = part(made, rank, world)
-        if rank and "values" in made["text"]:  # one process's captions are longer than the other's
-            made["text"] |= {{"values": torch.nn.functional.pad(made["text"]["values"], (0, 0, 0, 2)),
-                             "mask": torch.nn.functional.pad(made["text"]["mask"], (0, 2))}}
-    losses = wrapped(mode="loss", **made)
-    sum(v for k, v in losses.items() if k.startswith("loss")).backward()
-    grads = {{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
-    found.append(({{k: v.detach() for k, v in losses.items()}}, grads))
-if rank == 0:
-    torch.save(found, sys.argv[1])
-if world > 1:
-    torch.distributed.barrier()
-    os._exit(0)  # the threads of gloo now and then abort an interpreter that is shutting down
-"""
-
-
-def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = ["hgr", "hcmi"]  # MCSAN and Dual Encoding normalize over the clips at hand, each process over its own
-    script = tmp_path / "split.py"
-    script.write_text(SPLIT.format(tests=str(Path(__file__).parent), cases=cases))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, **ON_CPU}
-    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "one.pt")])
-    runpy.run_path(str(script))
-    subprocess.run([*torchrun, script, tmp_path / "two.pt"], check=True, env=environment, timeout=120)
-    alone, together = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
-    for case, (one, grads), (two, shared) in zip(cases, alone, together, strict=True):
-        for name, value in one.items():
-            assert value.item() == pytest.approx(two[name].item(), rel=1e-4), (case, name)
-        assert grads.keys() == shared.keys()
-        for name, grad in grads.items():
-            assert torch.allclose(grad, shared[name], atol=1e-5), (case, name)

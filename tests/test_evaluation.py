@@ -59,7 +59,7 @@ def test_a_caption_that_a_clip_repeats_is_a_query_each_time(tmp_path: Path) -> N
     assert split.captions == ["a dog", "a cat", "a bird"]  # features are kept by caption
     assert len(split) == 4  # a pair is trained on once
     torch.manual_seed(0)
-    model = build_model(config.model, inputs(store, config.model, split.text))
+    model = build_model(config.model, inputs(store, config, split.text))
     result = evaluate_split(model, split)
     assert result["text_to_video"]["queries"] == result["video_to_text"]["gallery"] == 6
     assert result["video_to_text_groups"]["gallery"] == 3

@@ -1,4 +1,4 @@
-"""HCMI: what its outline says must hold of grouping, of mined positives and of its losses."""
+"""HCMI: what its outline says must hold of grouping and of how tokens meet."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_all_models import make
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
-from amex.train.models.hcmi import Aggregation, density_peaks, marginal, mine, multi_positive, token_scores
+from amex.train.models.hcmi import Aggregation, density_peaks, token_scores
 from amex.train.options import HCMI as Options
 
 READINGS = ["assign", "queries", "clusters"]
@@ -89,52 +89,6 @@ def test_before_training_videos_are_means_of_frames() -> None:
 
 def vectors(*rows: list[float]) -> torch.Tensor:
     return normalize(torch.tensor(rows, dtype=torch.float32), dim=-1)
-
-
-def test_equal_draws_mine_only_the_same_video() -> None:
-    views = vectors([1, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [1, 0, 0])
-    assert mine(views, views, "or").nonzero().tolist() == [[0, 3], [3, 0]]
-
-
-@given(st.floats(-3, 3), st.floats(-3, 3))
-def test_a_video_that_is_there_twice_is_always_mined(a: float, b: float) -> None:
-    first, second = vectors([1, a], [1, a], [-5, 1]), vectors([1, b], [1, b], [-5, 1.1])
-    assert mine(first, second, "and")[0, 1]
-
-
-def test_or_mines_what_either_finds_and_and_what_both_find() -> None:
-    # The first video's draws are far apart, so it takes the second for itself; not the other way round.
-    first, second = vectors([1, 0.8], [1, 0]), vectors([1, -0.8], [1, 0.01])
-    assert mine(first, second, "or").nonzero().tolist() == [[0, 1], [1, 0]]
-    assert not mine(first, second, "and").any()
-
-
-@pytest.mark.parametrize("form", ["mean", "sum"])
-def test_with_one_positive_each_the_loss_is_clips(form: str) -> None:
-    logits = torch.randn(5, 5)
-    own = torch.eye(5).bool()
-    truth = torch.arange(5)
-    expected = (cross_entropy(logits, truth) + cross_entropy(logits.T, truth)) / 2
-    assert torch.allclose(multi_positive(logits, own, torch.zeros(5, 5).bool(), form), expected)
-
-
-def test_a_mined_positive_is_drawn_near_and_an_excused_pair_is_left_alone() -> None:
-    logits = torch.zeros(3, 3, requires_grad=True)
-    own, pair = torch.eye(3).bool(), torch.zeros(3, 3).bool()
-    pair[0, 1] = pair[1, 0] = True
-    (drawn,) = torch.autograd.grad(multi_positive(logits, own | pair, torch.zeros(3, 3).bool(), "mean"), logits)
-    assert drawn[0, 1] < 0 < drawn[0, 2]
-    (left,) = torch.autograd.grad(multi_positive(logits, own, pair, "mean"), logits)
-    assert left[0, 1] == 0 < left[0, 2]
-
-
-def test_the_margin_is_of_the_most_confusing_pair_that_counts() -> None:
-    scores = torch.tensor([[0.5, 0.6, 0.9], [0.1, 0.5, 0.2], [0.0, 0.1, 0.5]])
-    skip = torch.eye(3).bool()
-    rows, columns = [0.2 + 0.4, 0.0, 0.0], [0.0, 0.2 + 0.1, 0.2 + 0.4]
-    assert marginal(scores, 0.2, skip).item() == pytest.approx((sum(rows) / 3 + sum(columns) / 3) / 2)
-    skip[0, 2] = skip[2, 0] = True
-    assert marginal(scores, 0.2, skip).item() == pytest.approx((0.3 / 3 + 0.3 / 3) / 2)
 
 
 def test_a_caption_meets_its_best_tokens() -> None:

@@ -1,50 +1,13 @@
-"""MCSAN: the focal loss, the shared projection, concept labels and their masks, relationships as nodes."""
+"""MCSAN: the shared projection, concept labels and their masks, relationships as nodes."""
 
 from __future__ import annotations
 
-import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from test_all_models import build, make
-from torch.nn.functional import binary_cross_entropy
 
 from amex.language.roles import role_graph
 from amex.train.concepts import Concepts, concepts_of
-from amex.train.models.mcsan import focal
 from amex.train.rolegraphs import ROLES, graph_tensors
-
-
-def labels(seed: int, shape: tuple[int, int] = (4, 6)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    chance = torch.Generator().manual_seed(seed)
-    truth = (torch.rand(shape, generator=chance) < 0.3).float()
-    mask = (torch.rand(shape, generator=chance) < 0.7).float()
-    return torch.rand(shape, generator=chance) * 0.98 + 0.01, truth, mask
-
-
-@given(st.integers(0, 10_000))
-def test_the_focal_loss_without_focus_is_half_the_cross_entropy(seed: int) -> None:
-    found, truth, _ = labels(seed)
-    plain = binary_cross_entropy(found, truth)
-    assert focal(found, truth, torch.ones_like(truth), 0.0, 0.5).item() == pytest.approx(plain.item() / 2, rel=1e-5)
-
-
-@given(st.integers(0, 10_000), st.floats(0, 4), st.floats(0.1, 0.9))
-def test_masked_concepts_count_neither_way(seed: int, focus: float, balance: float) -> None:
-    found, truth, mask = labels(seed)
-    other = torch.where(mask > 0, found, 1 - found)
-    flipped = torch.where(mask > 0, truth, 1 - truth)
-    assert focal(found, truth, mask, focus, balance) == focal(other, flipped, mask, focus, balance)
-
-
-def test_focus_leaves_the_unsure_and_quiets_the_sure() -> None:
-    truth, mask = torch.ones(1, 1), torch.ones(1, 1)
-    sure, unsure = (
-        focal(torch.tensor([[p]]), truth, mask, 2.0, 0.5) / focal(torch.tensor([[p]]), truth, mask, 0.0, 0.5)
-        for p in (0.95, 0.1)
-    )
-    assert sure < 0.01
-    assert unsure > 0.8
 
 
 def test_the_shared_projection_is_one_and_the_separate_ones_are_two() -> None:
@@ -71,7 +34,7 @@ def test_shared_statistics_are_of_both_sides_together_and_separate_ones_of_each(
     for level, classify in model.attributes.items():
         (norm,) = classify.norm.values()
         norm.register_forward_pre_hook(lambda _, given, level=level: seen.setdefault(level, []).append(given[0]))
-    model.loss(made)
+    model.encode_pairs(made)
     assert seen.keys() == {"entity", "action", "relationship"}
     for level, calls in seen.items():
         (both,) = calls  # one call, so one update of the running statistics
@@ -81,7 +44,7 @@ def test_shared_statistics_are_of_both_sides_together_and_separate_ones_of_each(
         assert torch.allclose(norm.running_mean, 0.1 * both.mean(0), atol=1e-6)
         assert torch.allclose(norm.running_var, 0.9 + 0.1 * both.var(0), atol=1e-6)
     apart = build("mcsan", attribute_norm="separate").train()
-    apart.loss(made)
+    apart.encode_pairs(made)
     for classify in apart.attributes.values():
         assert {side: int(norm.num_batches_tracked) for side, norm in classify.norm.items()} == {"video": 1, "text": 1}
 
@@ -132,15 +95,6 @@ def test_a_relationship_is_a_node_joined_to_its_verb_and_argument() -> None:
     triple = graph_tensors([caption], graphs, lambda word: 1, relations=3, triples=True)
     assert triple["relations"][0].tolist() == [[1, 5, 6], [-1, -1, -1], [-1, -1, -1]]
     assert triple["edges"][0, 11].nonzero().flatten().tolist() == [1, 5, 6]
-
-
-def test_the_divergence_of_equal_sides_is_nothing() -> None:
-    model = build("mcsan", attributes="off", levels=["global"])
-    made = make("mcsan")
-    texts = model.encode_texts(made["text"])
-    videos = {"global": texts["global"], "mask": torch.ones(4, 1).bool()}
-    assert model._divergence(videos, texts).item() == pytest.approx(0, abs=1e-6)
-    assert model._divergence(videos | {"global": texts["global"].flip(0)}, texts).item() > 1e-4
 
 
 def test_concepts_agree_with_themselves() -> None:

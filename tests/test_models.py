@@ -1,4 +1,4 @@
-"""Models keep their promises whatever their switches: padding never counts, losses are the textbook's."""
+"""Models keep their promises whatever their switches: padding never counts, all learns, geometry is what it says."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from amex.train.losses import Contrastive, ModalityClassifier, Ranking, hinge
-from amex.train.models import build_model
+from amex.train.models import RetrievalModel, build_model
 from amex.train.models.relation import edge_geometry, node_geometry
 from amex.train.options import AMENet as Options
 from amex.train.options import Inputs
@@ -21,7 +19,7 @@ WIDTHS = {"objects": 6, "clips": 5, "frames": 4, "text": 7}
 INPUTS = Inputs(widths=WIDTHS, objects=("objects",))
 SMALL: dict[str, Any] = {
     "objects": "objects", "streams": ["clips", "frames"], "text": "text", "dim": 8, "graph_dim": 8, "graphs": 2,
-    "key_dim": 4, "adversarial_hidden": 8, "dropout": 0.0,
+    "key_dim": 4, "dropout": 0.0,
 }  # fmt: skip
 
 
@@ -62,7 +60,14 @@ def batch(
         "frames": {"values": behind(rng.standard_normal((size, rows, 4)), 1), "mask": mask(there, 1)},
     }
     text = {"values": behind(rng.standard_normal((size, tokens, 7)), 1), "mask": mask(words, 1)}
-    return {"video": video, "text": text, "clip": torch.arange(size), "caption": torch.arange(size)}
+    each = torch.arange(size)
+    return {"video": video, "text": text, "clip": each, "caption": each.clone(), "own": each.unsqueeze(1).clone()}
+
+
+def confused(model: RetrievalModel, made: dict[str, Any]) -> Tensor:
+    """The cross-entropy of a batch's pairs: something to learn."""
+    scores = 20 * model.score(*model.encode_pairs(made))
+    return cross_entropy(scores, torch.arange(len(scores)))
 
 
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -82,10 +87,6 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "gru": {"sequence": "gru", "text_sequence": "gru"},
     "transformer": {"sequence": "transformer", "text_sequence": "transformer"},
     "separate heads": {"text_heads": "separate"},
-    "alternating": {"adversarial": "alternating"},
-    "not adversarial": {"adversarial": "off"},
-    "hardest": {"negatives": "hardest"},
-    "contrastive": {"ranking": "contrastive"},
 }
 
 
@@ -107,9 +108,7 @@ def test_padding_never_changes_a_score(switches: dict[str, Any]) -> None:
 def test_every_learned_number_learns(switches: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = build_model(Options(**SMALL, **switches), INPUTS)
-    model.progress = 0.5
-    losses = model.loss(batch(1, size=16, rows=4, objects=4))
-    sum(value for name, value in losses.items() if name.startswith("loss")).backward()
+    confused(model, batch(1, size=16, rows=4, objects=4)).backward()
     # The keys' and pooling's last bias shift a whole softmax: nothing can depend on them.
     shifts = ("key.bias", "scores.3.bias", "bias.2.bias")
     for name, parameter in model.named_parameters():
@@ -123,7 +122,7 @@ def test_embeddings_have_length_one_and_scores_are_cosines(switch: str) -> None:
     model = build_model(Options(**SMALL, **SWITCHES[switch], text_heads="separate"), INPUTS).eval()
     made = batch(5)
     videos, texts = model.encode_videos(made["video"]), model.encode_texts(made["text"])
-    expected = sum(w * texts[space] @ videos[space].T for space, w in model.weights.items())
+    expected = sum(w * texts[space] @ videos[space].T for space, w in model.level_weights.items())
     assert torch.allclose(model.score(videos, texts), expected, atol=1e-6)
     assert all(torch.allclose(x.norm(dim=-1), torch.ones(4), atol=1e-5) for x in (*videos.values(), *texts.values()))
 
@@ -177,117 +176,9 @@ def test_geometry_is_what_it_says() -> None:
     assert np.allclose(node.numpy(), [-0.8, -0.8, 0.4, 0.4, 0.16, 1, -1], atol=1e-6)
 
 
-@given(st.integers(2, 7), st.integers(0, 10**6), st.floats(0, 1))
-def test_the_hinge_is_the_textbooks_loop(size: int, seed: int, margin: float) -> None:
-    rng = np.random.default_rng(seed)
-    scores = rng.uniform(-1, 1, (size, size))
-    excused = rng.random((size, size)) < 0.2
-    excused |= excused.T
-    hardest = everything = 0.0
-    for i in range(size):
-        others = [j for j in range(size) if j != i and not excused[i, j]]
-        rows = [max(0.0, margin + scores[i, j] - scores[i, i]) for j in others]
-        columns = [max(0.0, margin + scores[j, i] - scores[i, i]) for j in others]
-        hardest += (max(rows, default=0) + max(columns, default=0)) / size
-        everything += (sum(rows) + sum(columns)) / size
-    given_scores = torch.from_numpy(scores)
-    assert hinge(given_scores, margin, "hardest", torch.from_numpy(excused)).item() == pytest.approx(hardest)
-    assert hinge(given_scores, margin, "all", torch.from_numpy(excused)).item() == pytest.approx(everything)
-
-
-def test_clips_with_one_caption_are_no_negatives_unless_asked_for() -> None:
-    torch.manual_seed(0)
-    made = batch(7, size=6)
-    made["caption"][:] = 0
-    for same, expected in (("ignored", True), ("negative", False)):
-        model = build_model(Options(**SMALL, adversarial="off", same_caption=same), INPUTS)
-        loss = model.loss(made)
-        assert (sum(x.item() for x in loss.values()) == 0) is expected
-
-
-@pytest.mark.parametrize(
-    ("same", "ranking", "expected"),
-    [
-        # Pairs 0 and 1 are two captions of one clip; 1 and 2 share a caption. The hardest of each row are 0.1, 0.3
-        # and 0.2 over, of each column 0, 0.3 and 0.2: means of 0.6 / 3 and 0.5 / 3.
-        ("negative", "hinge", 1.1 / 3),
-        # Only 0 and 2 are left to be compared, and they are far apart.
-        ("ignored", "hinge", 0.0),
-        ("negative", "contrastive", None),
-        ("ignored", "contrastive", None),
-    ],
-)
-def test_same_caption_negative_leaves_only_the_diagonal_positive_as_in_hgr(
-    same: str, ranking: str, expected: float | None
-) -> None:
-    scores = torch.tensor([[0.9, 0.8, 0.3], [0.5, 0.7, 0.8], [0.4, 0.8, 0.8]], dtype=torch.float64)
-    pairs = {"clip": torch.tensor([4, 4, 7]), "caption": torch.tensor([0, 1, 1])}
-    loss = Ranking(Options(**SMALL, same_caption=same, ranking=ranking, negatives="hardest"))(scores, pairs).item()
-    if expected is None:  # CLIP's cross-entropy, temperature 0.05, over all pairs or over 0 and 2 alone
-        kept = [[0, 1, 2]] * 3 if same == "negative" else [[0, 2], [1], [0, 2]]
-        logits = (20 * scores).numpy()
-        rows = [np.log(np.exp(logits[i, kept[i]]).sum()) - logits[i, i] for i in range(3)]
-        columns = [np.log(np.exp(logits[kept[i], i]).sum()) - logits[i, i] for i in range(3)]
-        expected = float(np.mean(rows) + np.mean(columns)) / 2
-    assert loss == pytest.approx(expected, abs=1e-6)
-
-
-def spaces(seed: int, size: int = 64) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    videos = torch.randn(size, 8, generator=generator) + 1
-    texts = torch.randn(size, 8, generator=generator) - 1
-    return {"relation": videos.requires_grad_()}, {"relation": texts.requires_grad_()}
-
-
-def test_reversal_teaches_the_classifier_one_way_and_the_encoders_the_other() -> None:
-    torch.manual_seed(0)
-    adversary = ModalityClassifier(["relation"], 8, mode="reversal", weight=0.3, hidden=8, lr=1e-3)
-    plain = ModalityClassifier(["relation"], 8, mode="reversal", weight=0.3, hidden=8, lr=1e-3)
-    plain.load_state_dict(adversary.state_dict())
-    videos, texts = spaces(0)
-    adversary(videos, texts, progress=1.0)["loss_adversarial"].backward()
-    reversed_, own = videos["relation"].grad.clone(), [p.grad.clone() for p in adversary.parameters()]
-    videos, texts = spaces(0)
-    entropy, _ = plain._entropy(videos, texts)
-    entropy.backward()
-    assert torch.allclose(reversed_, -0.3 * videos["relation"].grad, rtol=1e-3)
-    assert all(torch.allclose(a, p.grad) for a, p in zip(own, plain.parameters(), strict=True))
-    videos, texts = spaces(0)
-    adversary(videos, texts, progress=0.0)["loss_adversarial"].backward()
-    assert videos["relation"].grad.abs().sum() == 0  # the factor grows from nothing
-
-
-def test_alternating_encoders_are_moved_most_where_the_classifiers_are_sure() -> None:
-    torch.manual_seed(0)
-    adversary = ModalityClassifier(["relation"], 8, mode="alternating", weight=1.0, hidden=8, lr=1e-2)
-    slopes = []
-    for step in range(200):
-        videos, texts = spaces(step)
-        found = adversary(videos, texts, progress=0.0)
-        found["loss_adversarial"].backward()
-        slopes.append((found["modality_accuracy"].item(), videos["relation"].grad.norm().item()))
-    assert slopes[-1][0] > 0.99
-    assert slopes[-1][1] > 5 * slopes[0][1]
-    weights = [parameter.clone() for parameter in adversary.parameters()]
-    adversary(*spaces(0), progress=1.0)  # the encoders rest
-    assert all(torch.equal(a, b) for a, b in zip(weights, adversary.parameters(), strict=True))
-
-
-def test_the_contrastive_loss_is_the_mean_of_two_cross_entropies_without_those_excused() -> None:
-    scores = torch.tensor([[0.9, 0.1, 0.4], [0.3, 0.8, 0.2], [0.5, 0.6, 0.7]])
-    loss, excused = Contrastive(0.1), torch.eye(3, dtype=torch.bool)
-    e = (scores / 0.1).exp()
-    expected = -sum((e[i, i] / e[i].sum()).log() + (e[i, i] / e[:, i].sum()).log() for i in range(3)) / 6
-    assert loss(scores, excused).item() == pytest.approx(expected.item(), rel=1e-5)
-    excused[0, 2] = excused[2, 0] = True
-    e[0, 2] = e[2, 0] = 0
-    expected = -sum((e[i, i] / e[i].sum()).log() + (e[i, i] / e[:, i].sum()).log() for i in range(3)) / 6
-    assert loss(scores, excused).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
 def test_a_bag_begins_without_a_say_learns_words_and_knows_no_padding() -> None:
     torch.manual_seed(0)
-    model = build_model(Options(**SMALL, text_bag=True, adversarial="off"), Inputs(widths=WIDTHS, words=20))
+    model = build_model(Options(**SMALL, text_bag=True), Inputs(widths=WIDTHS, words=20))
     made = batch(3, size=16)
     made["text"]["ids"] = torch.randint(1, 20, (16, 5))
     made["text"]["ids"][:, 3:] = 0
@@ -297,24 +188,10 @@ def test_a_bag_begins_without_a_say_learns_words_and_knows_no_padding() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(5):
         optimizer.zero_grad()
-        sum(model.train().loss(made).values()).backward()
+        confused(model.train(), made).backward()
         optimizer.step()
     model.eval()
     own = model.encode_texts(made["text"])["relation"]
     assert not torch.allclose(own, before, atol=1e-2)
     assert torch.equal(own, model.encode_texts(made["text"] | {"ids": made["text"]["ids"][:, :3]})["relation"])
     assert not torch.allclose(own, model.encode_texts(rolled)["relation"], atol=1e-2)
-
-
-def test_alternating_classifiers_learn_by_themselves_and_are_kept_out_of_the_encoders_step() -> None:
-    torch.manual_seed(0)
-    adversary = ModalityClassifier(["relation"], 8, mode="alternating", weight=0.1, hidden=8, lr=1e-2)
-    accuracy = []
-    for step in range(60):
-        videos, texts = spaces(step)
-        out = adversary(videos, texts, progress=0.5)
-        accuracy.append(float(out["modality_accuracy"]))
-    out["loss_adversarial"].backward()
-    assert accuracy[-1] > 0.95 > accuracy[0]
-    assert videos["relation"].grad.abs().sum() > 0
-    assert all(p.grad is None and not p.requires_grad for p in adversary.parameters())

@@ -349,7 +349,7 @@ def test_any_model_scores_windows(name: str, own: tuple[str, ...], world: Path) 
     config = load_config(name, [*SMALL, *own])
     split = Split(store, clips, config.model, config.data, make_text(store, config, clips, manifest))
     torch.manual_seed(0)
-    result = evaluate_moments(build_model(config.model, inputs(store, config.model, split.text)), split, clips, WINDOWS)
+    result = evaluate_moments(build_model(config.model, inputs(store, config, split.text)), split, clips, WINDOWS)
     assert result["queries"] == 9
     assert all(0 <= value <= 100 for value in result["figures"]["model"].values())
 

@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 from amex.features import ClipRows, Failure, Store, create_store, declare_stream, open_store, write_part
 from amex.features.schema import ClipSource
 from amex.manifests import Clip, read_manifest
+from amex.train.captions import make_text
 from amex.train.config import Config, Data, load_config
 from amex.train.coverage import FEW_CLIPS, gallery_warning, training_warning
-from amex.train.data import DataError, Split, choose_clips, inputs, make_text, refused_states, with_features
+from amex.train.data import Split, inputs
 from amex.train.evaluate import evaluate_split, truth_of
 from amex.train.metrics import Scores, Truth, chance, evaluate
 from amex.train.models import build_model
+from amex.train.selection import DataError, choose_clips, refused_states, with_features
 
 DIM = 6
 TINY = ("model.text=words", "model.word_dim=4", "model.dim=8", "model.streams=[motion]", "data.batch_size=4")
@@ -215,9 +217,9 @@ def test_clips_that_failed_or_are_empty_are_left_out_and_every_figure_says_so(pa
         "published": None,
     }
     assert (record["text_to_video"]["queries"], record["text_to_video"]["gallery"]) == (14, 8)
-    reported = amex("report", partial / "w", "--out", tmp_path / "report.html")
+    reported = amex("report", partial / "w", "--out", tmp_path / "report")
     assert gallery in reported.output
-    page = " ".join((tmp_path / "report.html").read_text().split())
+    page = " ".join((tmp_path / "report" / "index.html").read_text().split())
     assert gallery.replace("gallery", "Gallery") in page
     assert queries in page
     assert "train: 8 of 10 clips: 1 failed in motion" in page
@@ -406,9 +408,9 @@ def test_a_gallery_and_a_training_set_that_are_too_small_are_called_so(partial: 
     record = json.loads((tmp_path / "alone.json").read_text())
     assert record["warnings"][0].startswith(words)
     assert record["chance"]["text_to_video"]["R@1"] == 100
-    reported = amex("report", partial / "w", "--manifest", alone, "--out", tmp_path / "alone.html")
+    reported = amex("report", partial / "w", "--manifest", alone, "--out", tmp_path / "alone")
     assert f"warning: {words}" in reported.output
-    page = (tmp_path / "alone.html").read_text()
+    page = (tmp_path / "alone" / "index.html").read_text()
     assert f"Warning: {words}" in page
     assert "8 clips with captions are too few to train on" in page
 

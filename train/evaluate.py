@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
+from ..errors import AmexError
+from ..manifests import Clip
 from .coverage import gallery_warning
 from .data import Split
 from .metrics import Scores, Ties, Truth, chance, dual_softmax, evaluate
 from .models import Embeddings, RetrievalModel
+from .rankings import Judged, Writer
 
 VIDEOS, TEXTS = 64, 256  # a batch
+SIDE = 1024  # captions, and videos, that are scored in one call
+WAYS = ("text_to_video", "video_to_text")
+IN_MEMORY = 1 << 31  # bytes of scores; more are in a file
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Lets a model encode as it does when it is used, without gradients; then it is in its earlier mode again."""
+    mode = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(mode)
 
 
 def encode(
@@ -27,13 +48,23 @@ def encode(
     Args:
         progress: called with how many more are encoded; clips and captions together.
     """
-    mode = model.training
-    model.eval()
-    with torch.inference_mode():
+    with evaluating(model):
         videos = in_order(model.encode_videos, split.video_batches(VIDEOS), model, progress)
         texts = in_order(model.encode_texts, split.caption_batches(TEXTS), model, progress)
-    model.train(mode)
     return videos, texts
+
+
+def encoded(
+    encoder: Callable[[Any], Embeddings],
+    batches: Iterable[tuple[np.ndarray, Any]],
+    model: RetrievalModel,
+    progress: Callable[[int], None],
+) -> Iterator[tuple[np.ndarray, Embeddings]]:
+    """What an encoder makes of batches, on the model's device, floating-point numbers in float32; with their places."""
+    for places, batch in batches:
+        made = encoder(model.to_device(batch))
+        yield places, {name: x if x.dtype == torch.bool else x.float() for name, x in made.items()}
+        progress(len(places))
 
 
 def in_order(
@@ -42,44 +73,100 @@ def in_order(
     model: RetrievalModel,
     progress: Callable[[int], None],
 ) -> Embeddings:
-    """What an encoder makes of batches that come with their places, put into these places."""
-    order, parts = [], []
-    for places, batch in batches:
-        made = encoder(model.to_device(batch))
-        parts.append({name: (x if x.dtype == torch.bool else x.float()).cpu() for name, x in made.items()})
-        order.append(places)
-        progress(len(places))
+    """What an encoder makes of batches that come with their places, put into these places, on the CPU."""
+    return _joined(
+        (places, {name: x.cpu() for name, x in made.items()})
+        for places, made in encoded(encoder, batches, model, progress)
+    )
+
+
+def _joined(parts: Iterable[tuple[np.ndarray, Embeddings]]) -> Embeddings:
+    """Batches at their places; sequences that end sooner than others are filled up with zeros."""
+    parts = list(parts)
     if not parts:
         return {}
-    back = torch.from_numpy(np.argsort(np.concatenate(order)))
-    return {name: _joined([part[name] for part in parts])[back] for name in parts[0]}
+    count, joined = sum(len(places) for places, _ in parts), {}
+    for name in list(parts[0][1]):
+        # A name's batches are let go when it is whole, so that two copies of all are never held.
+        pieces = [made.pop(name) for _, made in parts]
+        longest = pieces[0].shape[1:2] and (max(piece.shape[1] for piece in pieces),)
+        whole = pieces[0].new_zeros(count, *longest, *pieces[0].shape[2:])
+        for (places, _), piece in zip(parts, pieces, strict=True):
+            at = torch.from_numpy(places).to(piece.device)
+            if longest:
+                whole[at, : piece.shape[1]] = piece
+            else:
+                whole[at] = piece
+        joined[name] = whole
+    return joined
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Batches one after the other; sequences that end sooner than others are filled up with zeros."""
-    if parts[0].ndim > 1:
-        longest = max(part.shape[1] for part in parts)
-        parts = [pad(part, [0, 0] * (part.ndim - 2) + [0, longest - part.shape[1]]) for part in parts]
-    return torch.cat(parts)
+def score_split(model: RetrievalModel, split: Split, progress: Callable[[int], None] = lambda done: None) -> Scores:
+    """Scores of a split's different captions with its clips, each computed once, on the model's device.
+
+    Captions are encoded a block at a time and forgotten when they are scored: the memory is that of the clips'
+    embeddings, of a block and of the scores.
+
+    Args:
+        progress: as of ``encode``.
+    """
+    with evaluating(model):
+        videos = in_order(model.encode_videos, split.video_batches(VIDEOS), model, progress)
+        texts = encoded(model.encode_texts, split.caption_batches(TEXTS), model, progress)
+        return _scored(model, videos, _blocks(texts), (len(split.captions), len(split.clips)))
 
 
 def scores_of(model: RetrievalModel, videos: Embeddings, texts: Embeddings) -> Scores:
-    """Scores of all captions with all videos, made from embeddings as they are asked for."""
+    """Scores of all captions with all videos, from their embeddings, each computed once, on the model's device."""
+    count = len(next(iter(texts.values())))
+    places = (np.arange(begin, min(begin + SIDE, count)) for begin in range(0, count, SIDE))
+    blocks = ((some, model.to_device({name: x[some] for name, x in texts.items()})) for some in places)
+    with torch.inference_mode():
+        return _scored(model, videos, blocks, (count, len(next(iter(videos.values())))))
 
-    count = (len(next(iter(texts.values()))), len(next(iter(videos.values()))))
 
-    def block(captions: slice, some: slice) -> Tensor:
-        gallery = {name: x[some] for name, x in videos.items()}
-        rows = range(*captions.indices(count[0]))
-        step = max(1, model.pairs_at_once // max(1, len(range(*some.indices(count[1])))))
-        with torch.inference_mode():
-            parts = [
-                model.score(gallery, {name: x[begin : min(begin + step, rows.stop)] for name, x in texts.items()})
-                for begin in range(rows.start, rows.stop, step)
-            ]
-        return torch.cat(parts)
+def _blocks(batches: Iterator[tuple[np.ndarray, Embeddings]]) -> Iterator[tuple[np.ndarray, Embeddings]]:
+    """Batches joined until they have about SIDE items: to prepare clips for a block of captions has its price."""
+    while held := list(itertools.islice(batches, SIDE // TEXTS)):
+        order = np.concatenate([places for places, _ in held])
+        rows = np.split(np.arange(len(order)), np.cumsum([len(places) for places, _ in held[:-1]]))
+        yield order, _joined((some, batch) for some, (_, batch) in zip(rows, held, strict=True))
 
-    return Scores(block=block, shape=count)
+
+def _scored(
+    model: RetrievalModel,
+    videos: Embeddings,
+    texts: Iterable[tuple[np.ndarray, Embeddings]],
+    shape: tuple[int, int],
+) -> Scores:
+    """Scores of blocks of captions, which come with their places and on the model's device, with all videos."""
+    matrix = _empty(shape)
+    for places, block in texts:
+        for begin in range(0, shape[1], SIDE):
+            some = model.to_device({name: x[begin : begin + SIDE] for name, x in videos.items()})
+            matrix[torch.from_numpy(places), begin : begin + SIDE] = model.score(some, block).cpu()
+    return Scores.of(matrix)
+
+
+def _empty(shape: tuple[int, int]) -> Tensor:
+    """Room for scores, float32: in memory, or beyond IN_MEMORY in a temporary file, which goes when they go.
+
+    Raises:
+        AmexError: if the folder of temporary files has too little room.
+    """
+    size = 4 * shape[0] * shape[1]
+    if size <= IN_MEMORY:
+        return torch.empty(shape)
+    try:
+        with tempfile.TemporaryFile() as file:
+            # A file that is found to lack room only when it is written to would end the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+            return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape))
+    except OSError as error:
+        raise AmexError(
+            f"scores of {shape[0]:,} captions and {shape[1]:,} clips need {size / 1e9:.1f} GB in "
+            f"{tempfile.gettempdir()}: {error.strerror}; name a folder with more room in TMPDIR"
+        ) from error
 
 
 def truth_of(split: Split, *, merged: bool = False) -> tuple[Truth, list[int]]:
@@ -105,6 +192,8 @@ def evaluate_split(
     ties: Ties = "mean",
     merged: bool = False,
     dsl: bool = False,
+    temperature: float = 0.01,
+    writers: Sequence[Writer] = (),
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """All figures of a model on a split: those of ``metrics.evaluate``, and ``dsl`` beside them where asked for.
@@ -114,29 +203,41 @@ def evaluate_split(
 
     Clips with the relation-swapped twin of ``amex manifest shapes`` add ``swapped_pairs``: how often a caption fits its
     own clip better than the twin, in percent; half of a tie counts.
+
+    Args:
+        temperature: of the dual softmax.
+        writers: get the scores before they are ranked.
     """
-    return evaluate_encoded(model, split, *encode(model, split, progress), ties=ties, merged=merged, dsl=dsl)
+    return evaluate_scores(
+        score_split(model, split, progress),
+        split,
+        ties=ties,
+        merged=merged,
+        dsl=dsl,
+        temperature=temperature,
+        writers=writers,
+    )
 
 
-def evaluate_encoded(
-    model: RetrievalModel,
+def evaluate_scores(
+    scores: Scores,
     split: Split,
-    videos: Embeddings,
-    texts: Embeddings,
     *,
     ties: Ties = "mean",
     merged: bool = False,
     dsl: bool = False,
+    temperature: float = 0.01,
+    writers: Sequence[Writer] = (),
 ) -> dict[str, Any]:
-    """``evaluate_split`` for what ``encode`` has made already."""
+    """``evaluate_split`` for what ``score_split`` has made already."""
     truth, asked = truth_of(split, merged=merged)
-    scores = scores_of(model, videos, {name: x[asked] for name, x in texts.items()})
+    plain, scores = scores, scores.of_captions(asked)
+    for write in writers:
+        captions, clips = [split.captions[number] for number in asked], [clip.clip_id for clip in split.clips]
+        write(Judged(scores=scores, truth=truth, captions=captions, clips=clips))
     result = evaluate(scores, truth, ties=ties)
     if dsl:
-        result["dsl"] = {
-            way: evaluate(dual_softmax(scores, way == "text_to_video"), truth, ties=ties, groups=False)[way]
-            for way in ("text_to_video", "video_to_text")
-        }
+        result |= evaluate_dual_softmax(scores, truth, temperature, ties=ties)
     result["coverage"] = dataclasses.asdict(split.coverage)
     result["chance"] = {
         "text_to_video": chance(truth.videos, len(truth.captions)),
@@ -144,27 +245,46 @@ def evaluate_encoded(
     }
     warning = gallery_warning(len(split.clips))
     result["warnings"] = [warning] if warning else []
-    if (pairs := swapped_pairs(model, split, videos, texts)) is not None:
+    if (pairs := swapped_pairs(plain, split)) is not None:
         result["swapped_pairs"] = pairs
     return result
 
 
-def swapped_pairs(
-    model: RetrievalModel, split: Split, videos: Embeddings, texts: Embeddings
-) -> dict[str, float] | None:
+def evaluate_dual_softmax(scores: Scores, truth: Truth, temperature: float, *, ties: Ties = "mean") -> dict[str, Any]:
+    """``dsl``, by direction the figures after a dual softmax over its queries, and ``dsl_rsum``."""
+    by_way = {}
+    for way in WAYS:
+        ranked = dual_softmax(scores, way == "text_to_video", temperature)
+        by_way[way] = evaluate(ranked, truth, ties=ties, groups=False)[way]
+    return {"dsl": by_way, "dsl_rsum": sum(found[f"R@{k}"] for found in by_way.values() for k in (1, 5, 10))}
+
+
+def swapped_pairs(scores: Scores, split: Split) -> dict[str, float] | None:
     """How often captions tell a clip from its twin with the roles exchanged; None where the manifest links no twins."""
-    number = {clip.clip_id: index for index, clip in enumerate(split.clips)}
-    won, asked = 0.0, 0
-    for index, clip in enumerate(split.clips):
-        twin = number.get(str(clip.extras.get("swapped", "")))
-        if twin is None or not split.queries[index]:
-            continue
-        chosen = {name: x[[index, twin]] for name, x in videos.items()}
-        with torch.inference_mode():
-            scores = model.score(chosen, {name: x[split.queries[index]] for name, x in texts.items()})
-        won += float((scores[:, 0] > scores[:, 1]).sum() + 0.5 * (scores[:, 0] == scores[:, 1]).sum())
-        asked += len(scores)
-    return {"accuracy": 100 * won / asked, "queries": asked} if asked else None
+    if (twins := twin_wins(scores, split)) is None:
+        return None
+    return {"accuracy": 100 * float(twins[0].mean()), "queries": len(twins[0])}
+
+
+def twins_of(clips: Sequence[Clip]) -> np.ndarray:
+    """(clips,) the number of the clip in which the roles of each are exchanged, -1 for none."""
+    number = {clip.clip_id: index for index, clip in enumerate(clips)}
+    return np.array([number.get(str(clip.extras.get("swapped", "")), -1) for clip in clips], dtype=np.int64)
+
+
+def twin_wins(scores: Scores, split: Split) -> tuple[np.ndarray, np.ndarray] | None:
+    """1 for each caption that fits its own clip better than the twin, 0.5 for a tie; and the number of its clip."""
+    pairs = [
+        (caption, index, twin)
+        for index, twin in enumerate(twins_of(split.clips).tolist())
+        if twin >= 0
+        for caption in split.queries[index]
+    ]
+    if not pairs:
+        return None
+    captions, own, twins = torch.tensor(pairs).T
+    own_score, other = scores.block(captions, own), scores.block(captions, twins)
+    return ((own_score > other).double() + 0.5 * (own_score == other)).numpy(), own.numpy()
 
 
 def flat(result: dict[str, Any]) -> dict[str, float]:

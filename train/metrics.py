@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,8 +23,8 @@ from ..errors import AmexError
 
 Ties = Literal["mean", "argsort", "c4c"]
 RECALLS = (1, 5, 10, 50)
-# Scores a block: 16 MB of float32, some copies of which are in use at a time.
-BLOCK = 1 << 22
+# Scores a block: 32 MB of float32, some copies of which are in use at a time. What is smaller, the C library may keep.
+BLOCK = 1 << 23
 
 
 class MetricsError(AmexError):
@@ -63,14 +63,14 @@ class Truth:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores of captions x videos, made a block at a time, so that the whole matrix need not fit in memory.
+    """Scores of captions x videos, read a block at a time.
 
     Attributes:
-        block: ``block(captions, videos)`` is (len(captions), len(videos)) float32 for two slices.
+        block: what a matrix has at ``[captions, videos]``: for slices a block, for two lists of numbers a score a pair.
         shape: captions, videos.
     """
 
-    block: Callable[[slice, slice], Tensor]
+    block: Callable[[Any, Any], Tensor]
     shape: tuple[int, int]
 
     @classmethod
@@ -81,14 +81,20 @@ class Scores:
             raise MetricsError(f"scores are captions x videos, got an array of shape {tuple(whole.shape)}")
         return cls(block=lambda captions, videos: whole[captions, videos], shape=(whole.shape[0], whole.shape[1]))
 
-    def rows(self, text_to_video: bool, size: int = BLOCK) -> Any:
-        """Yields (first query, (queries, gallery)) for all queries; raises MetricsError for NaN and infinity."""
-        queries, gallery = self.shape if text_to_video else self.shape[::-1]
+    def of_captions(self, numbers: Sequence[int]) -> Scores:
+        """Those of some captions in this order; a caption may come again."""
+        chosen = torch.tensor(numbers, dtype=torch.long)
+        return Scores(
+            block=lambda captions, videos: self.block(chosen[captions], videos), shape=(len(chosen), self.shape[1])
+        )
+
+    def rows(self, size: int = BLOCK) -> Iterator[tuple[int, Tensor]]:
+        """Yields (first caption, (captions, videos)) for all captions; raises MetricsError for NaN and infinity."""
+        count, gallery = self.shape
         step = max(1, size // max(1, gallery))
-        for begin in range(0, queries, step):
-            some = slice(begin, min(queries, begin + step))
-            block = self.block(some, slice(None)) if text_to_video else self.block(slice(None), some).T
-            if not torch.isfinite(block).all():
+        for begin in range(0, count, step):
+            block = self.block(slice(begin, min(count, begin + step)), slice(None))
+            if block.numel() and not all(map(math.isfinite, block.aminmax())):
                 raise MetricsError("scores hold NaN or infinity: such a model cannot be ranked")
             yield begin, block
 
@@ -106,17 +112,15 @@ def dual_softmax(scores: Scores, text_to_video: bool, temperature: float = 0.01)
     Args:
         temperature: what scores are divided by before the softmax. Cosines need one near 0.01.
     """
-    total: Tensor | None = None
-    for _, block in scores.rows(text_to_video):
-        part = (block.double() / temperature).logsumexp(0)
-        total = part if total is None else torch.logaddexp(total, part)
-    assert total is not None
-
-    def block(captions: slice, videos: slice) -> Tensor:
-        norm = total[videos] if text_to_video else total[captions].unsqueeze(1)
-        return scores.block(captions, videos).double() / temperature - norm
-
-    return Scores(block=block, shape=scores.shape)
+    parts = []
+    for _, block in scores.rows():
+        part = (block.double() / temperature).logsumexp(0 if text_to_video else 1, keepdim=True)
+        parts = [torch.logaddexp(*parts, part)] if text_to_video and parts else [*parts, part]
+    norm = torch.cat(parts).expand(scores.shape)
+    return Scores(
+        block=lambda captions, videos: scores.block(captions, videos).double() / temperature - norm[captions, videos],
+        shape=scores.shape,
+    )
 
 
 def positions(scores: Scores, truth: Sequence[Sequence[int]], ties: Ties, *, text_to_video: bool) -> list[np.ndarray]:
@@ -124,32 +128,60 @@ def positions(scores: Scores, truth: Sequence[Sequence[int]], ties: Ties, *, tex
 
     With ``c4c`` instead: an entry for each position that the best positive shares with items that are no positives.
     """
+    if not text_to_video:
+        queries = torch.tensor([video for video, own in enumerate(truth) if own])
+        index = _padded([own for own in truth if own])
+        wanted = scores.block(index, queries.unsqueeze(1).expand_as(index))
+        blocks = ((begin, block[:, queries]) for begin, block in scores.rows())
+        return _ranked(blocks, wanted, index, [len(own) for own in truth if own], ties)
     found: list[np.ndarray] = []
-    for begin, block in scores.rows(text_to_video):
+    for begin, block in scores.rows():
         kept = [row for row in range(len(block)) if truth[begin + row]]
         if not kept:
             continue
         own = [truth[begin + row] for row in kept]
-        found += _positions(block[kept], own, ties)
+        table, index = block[kept], _padded(own)
+        found += _ranked([(0, table.T)], table.gather(1, index), index, [len(some) for some in own], ties)
     return found
 
 
-def _positions(block: Tensor, own: list[Sequence[int]], ties: Ties) -> list[np.ndarray]:
-    most = max(len(positives) for positives in own)
-    # Rows have unequally many positives: the first is repeated, and cut off again below.
-    index = torch.tensor([[*positives, *[positives[0]] * (most - len(positives))] for positives in own])
-    if ties == "argsort":
-        order = block.argsort(dim=1, descending=True, stable=True)
-        places = torch.empty_like(order).scatter_(1, order, torch.arange(block.shape[1]).expand_as(order))
-        at = places.gather(1, index).numpy() + 1.0
-        return [np.sort(row[: len(positives)]) for row, positives in zip(at, own, strict=True)]
-    wanted = block.gather(1, index).contiguous()
-    ordered = block.sort(dim=1).values
-    above = block.shape[1] - torch.searchsorted(ordered, wanted, right=True)
-    equal = block.shape[1] - torch.searchsorted(ordered, wanted) - above
+def _padded(own: Sequence[Sequence[int]]) -> Tensor:
+    """Lists of unequal length, none of them empty, as one table: what lacks is the first of the list again."""
+    most = max(map(len, own))
+    return torch.tensor([[*some, *[some[0]] * (most - len(some))] for some in own])
+
+
+def _ranked(
+    blocks: Iterable[tuple[int, Tensor]], wanted: Tensor, index: Tensor, counts: Sequence[int], ties: Ties
+) -> list[np.ndarray]:
+    """Positions of every query's positives, from what of the gallery is above each of them, or equal.
+
+    Args:
+        blocks: the gallery piece by piece: the number of the first item, and the scores (items, queries).
+        wanted, index: (queries, most), the scores and the numbers of the positives.
+        counts: how many positives each query has; behind them the table repeats one.
+    """
+    above, equal, before = (torch.zeros_like(index) for _ in range(3))
+    wanted = wanted.contiguous()
+    for begin, block in blocks:
+        # NumPy sorts many numbers at a time, which torch does not.
+        ordered = torch.from_numpy(np.sort(np.ascontiguousarray(block.numpy().T), axis=1))
+        below, up_to = (torch.searchsorted(ordered, wanted, right=right) for right in (False, True))
+        above += len(block) - up_to
+        equal += up_to - below
+        if ties == "argsort":
+            number = torch.arange(begin, begin + len(block)).unsqueeze(1)
+            others = up_to - below > ((index >= begin) & (index < begin + len(block)))
+            for place in range(index.shape[1]):
+                tied = others[:, place].nonzero().squeeze(1)
+                score, own = wanted[tied, place], index[tied, place]
+                before[tied, place] += ((block[:, tied] == score) & (number < own)).sum(0)
     found = []
-    for ahead, tied, positives in zip(above.numpy(), equal.numpy(), own, strict=True):
-        ahead, tied = ahead[: len(positives)], tied[: len(positives)]
+    for ahead, tied, sooner, count in zip(above.numpy(), equal.numpy(), before.numpy(), counts, strict=True):
+        ahead, tied = ahead[:count], tied[:count]
+        if ties == "argsort":
+            found.append(np.sort(ahead + sooner[:count] + 1.0))
+            continue
         if ties == "c4c":
             best = ahead.argmin()
             # Positives tied with the best one, such as a caption that is repeated, are no competitors of it.
@@ -213,33 +245,31 @@ def evaluate(scores: Scores, truth: Truth, *, ties: Ties = "mean", groups: bool 
         gallery = scores.shape[1] if forwards else scores.shape[0]
         result[name] = {"queries": len(found), "gallery": gallery} | summary(found, ties)
     if groups and max(len(own) for own in truth.captions) > 1:
-        captioned = [own for own in truth.captions if own]
-        found = positions(_grouped(scores, truth), [[g] for g in range(len(captioned))], ties, text_to_video=False)
-        result["video_to_text_groups"] = {"queries": len(found), "gallery": len(captioned)} | summary(found, ties)
+        found = group_positions(scores, truth, ties)
+        result["video_to_text_groups"] = {"queries": len(found), "gallery": len(found)} | summary(found, ties)
     result["rsum"] = sum(result[way][f"R@{k}"] for way in ("text_to_video", "video_to_text") for k in (1, 5, 10))
     return result
 
 
-def _grouped(scores: Scores, truth: Truth) -> Scores:
-    """(groups, videos) scores of the videos that have captions, from the highest of each group's captions."""
-    videos = [video for video, own in enumerate(truth.captions) if own]
-    flat = torch.tensor([caption for video in videos for caption in truth.captions[video]])
-    group = torch.repeat_interleave(torch.tensor([len(truth.captions[video]) for video in videos])).unsqueeze(1)
+def group_positions(scores: Scores, truth: Truth, ties: Ties) -> list[np.ndarray]:
+    """As ``positions``, of the videos that have captions among as many groups of captions."""
+    videos = torch.tensor([video for video, own in enumerate(truth.captions) if own])
+    groups = [own for own in truth.captions if own]
+    size = torch.tensor([len(own) for own in groups])
+    flat, group = torch.tensor([caption for own in groups for caption in own]), torch.arange(len(groups))
+    own = scores.block(flat, videos.repeat_interleave(size))
+    wanted = own.new_empty(len(groups)).scatter_reduce_(
+        0, group.repeat_interleave(size), own, "amax", include_self=False
+    )
 
-    def block(groups: slice, some: slice) -> Tensor:
-        parts, chosen = [], videos[some]
-        step = max(1, BLOCK // scores.shape[0])  # a few videos at a time: there are many more captions than groups
-        for begin in range(0, len(chosen), step):
-            own = _columns(scores, chosen[begin : begin + step])
-            best = torch.full((len(videos), own.shape[1]), -torch.inf, dtype=own.dtype)
-            parts.append(best.scatter_reduce_(0, group.expand(-1, own.shape[1]), own[flat], "amax")[groups])
-        return torch.cat(parts, dim=1)
+    def blocks() -> Iterator[tuple[int, Tensor]]:
+        step = max(1, BLOCK // (int(size.max()) * len(videos)))
+        for begin in range(0, len(groups), step):
+            some = size[begin : begin + step]
+            first = int(size[:begin].sum())
+            block = scores.block(flat[first : first + int(some.sum())], slice(None))[:, videos]
+            places = torch.arange(len(some)).repeat_interleave(some).unsqueeze(1).expand_as(block)
+            best = block.new_empty(len(some), len(videos))
+            yield begin, best.scatter_reduce_(0, places, block, "amax", include_self=False)
 
-    return Scores(block=block, shape=(len(videos), len(videos)))
-
-
-def _columns(scores: Scores, videos: list[int]) -> Tensor:
-    """Scores of all captions with some videos, which mostly lie side by side."""
-    first, last = min(videos), max(videos) + 1
-    whole = scores.block(slice(None), slice(first, last))
-    return whole[:, [video - first for video in videos]]
+    return _ranked(blocks(), wanted.unsqueeze(1), group.unsqueeze(1), [1] * len(groups), ties)

@@ -1,4 +1,4 @@
-"""Phrases of captions, as HGR makes them and compares them to rows: what HGR and MCSAN share."""
+"""Phrases of captions as HGR makes them, from words and role graphs: what HGR and MCSAN share."""
 
 from __future__ import annotations
 
@@ -7,51 +7,22 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from ..options import RoleGraphs
+from ..options import Inputs, RoleGraphs
 from ..rolegraphs import ROLES
-from .layers import sequence_gru
-
-
-def phrase_scores(frames: Tensor, shown: Tensor, phrases: Tensor, said: Tensor, options: RoleGraphs) -> Tensor:
-    """The mean over a caption's phrases of how well each fits the rows of a video that it attends to.
-
-    Args:
-        frames, shown: (V, T, dim) and (V, T).
-        phrases, said: (C, P, dim) and (C, P).
-
-    Returns:
-        (C, V).
-    """
-    cosines = torch.einsum("cpd,vtd->cvpt", normalize(phrases, dim=-1), normalize(frames, dim=-1))
-    shown = shown[None, :, None]
-    attention = normalize(cosines.clamp(min=0).masked_fill(~shown, 0.0), dim=-1, eps=1e-10)
-    weights = masked_softmax(options.sharpness * attention, shown)
-    if options.fusion == "sim":
-        fits = (weights * cosines).sum(-1)
-    else:
-        # The cosine of a phrase with the weighted mean of frames, without making that mean for every phrase and video:
-        # its product with the phrase is the mean of products, its length comes from those between frames.
-        lengths = frames.norm(dim=-1)
-        products = (weights * cosines * lengths[None, :, None]).sum(-1)
-        between = frames @ frames.transpose(1, 2)
-        squared = torch.einsum("cvpt,vts,cvps->cvp", weights, between, weights)
-        fits = products / squared.clamp(min=1e-18).sqrt()
-    there = said[:, None].to(fits.dtype)
-    return (fits * there).sum(-1) / there.sum(-1).clamp(min=1)
+from .layers import Dropout, Present, sequence_gru
+from .text import CaptionReader
 
 
 class RoleGraphEncoder(nn.Module):
     """Words by a bidirectional GRU, nodes pooled from their words and scaled by their roles, then the graph."""
 
-    def __init__(self, options: RoleGraphs, words: int) -> None:
+    def __init__(self, options: RoleGraphs, inputs: Inputs) -> None:
         super().__init__()
         dim = options.dim
-        self.embedding = nn.Embedding(words, options.word_dim)
-        nn.init.uniform_(self.embedding.weight, -1 / math.sqrt(options.word_dim), 1 / math.sqrt(options.word_dim))
-        self.dropout = nn.Dropout(options.text_dropout)
-        self.rnn = nn.GRU(options.word_dim, dim, options.text_layers, batch_first=True, bidirectional=True)
+        self.reader = CaptionReader(options, inputs)
+        self.dropout = Dropout(options.text_dropout)
+        self.rnn = nn.GRU(self.reader.width, dim, options.text_layers, batch_first=True, bidirectional=True)
         for name, parameter in self.rnn.named_parameters():
             nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
         self.attention = nn.Linear(dim, 1)
@@ -65,19 +36,41 @@ class RoleGraphEncoder(nn.Module):
             related: makes further nodes of these, which ``edges`` knows too.
         """
         mask = text["mask"]
-        out = sequence_gru(self.rnn, self.dropout(self.embedding(text["ids"])), mask)
+        out = sequence_gru(self.rnn, self.dropout(self.reader(text)["values"]), mask)
         words = out.unflatten(-1, (2, -1)).mean(-2)  # of both directions
         whole = torch.einsum("bl,bld->bd", masked_softmax(self.attention(words).squeeze(-1), mask), words)
         phrases = text["nodes"][:, 1:]
-        # Places without a phrase are zeros; no edge leads to them or from them.
-        largest = words[:, None].masked_fill(~phrases[..., None], -math.inf).amax(2)
-        largest = largest.masked_fill(~phrases.any(-1, keepdim=True), 0.0)
-        nodes = torch.cat([whole[:, None], largest * self.roles(text["roles"])], dim=1)
+        places = Present(phrases.any(-1))
+        parts = largest(words, phrases, places) * self.roles(places.pick(text["roles"]))
+        nodes = torch.cat([whole[:, None], places.spread(parts)], dim=1)
         if related is not None:
             nodes = torch.cat([nodes, related(nodes)], dim=1)
-        for layer in self.layers:
-            nodes = layer(nodes, text["edges"])
+        if self.layers:
+            # Places without a phrase stay zeros; no edge leads to them or from them. Further nodes have edges.
+            there = text["edges"].any(-1)
+            there[:, : phrases.shape[1] + 1] |= text["nodes"].any(-1)
+            there[:, 0] = True
+            places = Present(there)
+            for layer in self.layers:
+                nodes = layer(nodes, text["edges"], places)
         return nodes
+
+
+def largest(words: Tensor, phrases: Tensor, places: Present) -> Tensor:
+    """(N, D): of each phrase that is there the largest number of its words, channel by channel.
+
+    Args:
+        words: (B, L, D).
+        phrases: (B, P, L) bool, the words of each.
+        places: of the N phrases that have words.
+    """
+    has, order = places.pick(phrases).sort(dim=1, descending=True, stable=True)
+    most = max(1, int(has.sum(1).amax())) if len(has) else 1
+    # Shorter phrases repeat their first word, which changes no maximum.
+    order = torch.where(has, order, order[:, :1])[:, :most]
+    caption = places.rows // phrases.shape[1]
+    picked = words.flatten(0, 1).index_select(0, (caption[:, None] * words.shape[1] + order).flatten())
+    return picked.unflatten(0, order.shape).amax(1)
 
 
 class RoleGraphLayer(nn.Module):
@@ -87,13 +80,20 @@ class RoleGraphLayer(nn.Module):
         super().__init__()
         self.query, self.key = nn.Linear(dim, dim // 2), nn.Linear(dim, dim // 2)
         self.context = nn.Linear(dim, dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
-        """(B, P, dim) nodes and (B, P, P) edges, from the column to the row, to (B, P, dim)."""
-        fits = self.query(nodes) @ self.key(nodes).transpose(1, 2) / math.sqrt(nodes.shape[-1] // 2)
-        return self.norm(nodes + self.dropout(self.context(masked_softmax(fits, edges) @ nodes)))
+    def forward(self, nodes: Tensor, edges: Tensor, places: Present) -> Tensor:
+        """(B, P, dim) nodes, of which those at ``places`` are there, and (B, P, P) edges, from the column to the row.
+
+        Returns:
+            (B, P, dim), zeros where no node is.
+        """
+        own = places.pick(nodes)
+        query, key = places.spread(self.query(own)), places.spread(self.key(own))
+        fits = query @ key.transpose(1, 2) / math.sqrt(nodes.shape[-1] // 2)
+        heard = places.pick(masked_softmax(fits, edges) @ nodes)
+        return places.spread(self.norm(own + self.dropout(self.context(heard))))
 
 
 def masked_softmax(x: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from test_all_models import make
 from torch.nn.functional import normalize
 
-from amex.train.models.hcmi import Aggregation, density_peaks, token_scores
+from amex.train.models.hcmi import Aggregation, density_peaks
+from amex.train.models.parts import token_scores
 from amex.train.options import HCMI as Options
 
 READINGS = ["assign", "queries", "clusters"]

@@ -75,13 +75,13 @@ def test_hcmi_trains_the_tower_at_its_share_of_the_rate(
 ) -> None:
     folder = shutil.copytree(clip, tmp_path / "clip")
     small = ("model.dim=24", "model.project=false", "data.batch_size=10", "train.epochs=2", "train.lr=1e-3")
-    options = given(made, tmp_path / "w", f"model.text=clip:{folder}", f"model.tower_lr={share}", *small)
+    options = given(made, tmp_path / "w", f"model.text=tower:{folder}", f"model.tower_lr={share}", *small)
     result = amex("train", "hcmi", *options)
     assert result.exit_code == 0, result.output
     before = build_tower(tower_settings(str(folder)))
     load_tower(before, str(folder))
     shutil.rmtree(folder)  # a checkpoint holds all it needs
-    after = load_checkpoint(tmp_path / "w").model().tower.state_dict()
+    after = load_checkpoint(tmp_path / "w").model().reader.tower.state_dict()
     same = all(torch.equal(after[name], value) for name, value in before.state_dict().items())
     assert same == (share == "0.0")
     assert json.loads(amex("eval", tmp_path / "w", "--json").stdout)["rsum"] > 0
@@ -91,7 +91,7 @@ def test_hcmi_trains_the_tower_at_its_share_of_the_rate(
 def test_features_of_other_widths_without_a_projection_are_one_line(
     clip: Path, made: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    options = given(made, tmp_path / "w", f"model.text=clip:{clip}", "model.dim=16", "model.project=false")
+    options = given(made, tmp_path / "w", f"model.text=tower:{clip}", "model.dim=16", "model.project=false")
     refused = amex("train", "hcmi", *options)
     assert refused.exit_code == 1
     assert "model.project=false needs model.dim=16 numbers in every stream" in refused.output
@@ -99,9 +99,9 @@ def test_features_of_other_widths_without_a_projection_are_one_line(
 
 
 def test_a_clip_that_is_not_there_is_one_line(made: tuple[Path, Path], tmp_path: Path) -> None:
-    refused = amex("train", "hcmi", *given(made, tmp_path / "w", f"model.text=clip:{tmp_path / 'none'}"))
+    refused = amex("train", "hcmi", *given(made, tmp_path / "w", f"model.text=tower:{tmp_path / 'none'}"))
     assert refused.exit_code == 1
-    assert "no CLIP can be loaded from there" in refused.output
+    assert "no text model of transformers can be loaded from there" in refused.output
     assert "Traceback" not in refused.output
 
 

@@ -16,11 +16,16 @@ from ..language.parsing import analyse, lemma, word_set
 COMMON = word_set("be have do get someone something it they he she them him we you i who each other one")
 
 
+def nouns_and_verbs(caption: str) -> tuple[set[str], set[str]]:
+    """Base forms of the nouns that phrases end in, and of the verbs; without those of ``COMMON``."""
+    found = analyse(caption)
+    nouns = {found.lemmas[end - 1] for _, end in found.phrases if end - 1 in found.lemmas}
+    return nouns - COMMON, {found.lemmas[verb] for verb in found.verbs} - COMMON
+
+
 def concepts_of(caption: str, graph: Any) -> dict[str, set[str]]:
     """Base forms: ``entity`` nouns, ``action`` verbs, ``relation`` pairs of a verb and an argument's noun."""
-    found = analyse(caption)
-    entity = {found.lemmas[end - 1] for _, end in found.phrases if end - 1 in found.lemmas} - COMMON
-    action = {found.lemmas[verb] for verb in found.verbs} - COMMON
+    entity, action = nouns_and_verbs(caption)
     nodes, edges = graph
     relation = set()
     for verb, argument, _ in edges:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import re
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -43,6 +45,12 @@ class Vocabulary:
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
+    @property
+    def words(self) -> list[str]:
+        """By number."""
+        known = self.tokenizer.get_vocab()
+        return sorted(known, key=known.__getitem__)
+
     def number(self, word: str) -> int:
         """Of a word as it stands in a text, with the punctuation it may end in."""
         return next(iter(self.tokenizer.encode(word).ids), 1)
@@ -55,3 +63,14 @@ class Vocabulary:
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in found])
         mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in found])
         return {"ids": ids, "mask": mask}
+
+    def word_of(self, captions: Sequence[str]) -> list[list[int]]:
+        """Of each token of a caption the place in ``caption.split()`` of the word it is of; -1 for special tokens."""
+        self.tokenizer.no_truncation()
+        found = []
+        for caption, encoding in zip(captions, self.tokenizer.encode_batch(list(captions)), strict=True):
+            ends = [match.end() for match in re.finditer(r"\S+", caption)]
+            pieces = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+            # By its last character: a token may begin with the blank before its word.
+            found.append([-1 if special else bisect.bisect_left(ends, end) for (_, end), special in pieces])
+        return found

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import linear, pad, relu
 
 from ...errors import AmexError
 from ..options import CLIPMean as CLIPMeanOptions
 from ..options import DualEncoding as DualOptions
 from ..options import Inputs
 from .base import Embeddings, SpacesModel
-from .layers import masked_mean, scaler, sequence_gru, unit
+from .layers import Dropout, Present, masked_mean, scaler, sequence_gru, unit
+from .text import CaptionReader
 
 
 class CLIPMean(SpacesModel):
@@ -62,14 +63,12 @@ class DualEncoding(SpacesModel):
             {name: MultiLevel(inputs.widths[name], options, kernels=(2, 3, 4, 5)) for name in options.streams}
         )
         self.video_out = Out(sum(encoder.width for encoder in self.video.values()), options)
-        self.embedding = (
-            nn.Embedding(inputs.words, options.word_dim, padding_idx=0) if options.text == "words" else None
-        )
+        self.reader = CaptionReader(options, inputs)
         self.bag = None
         if inputs.words:
             self.bag = nn.Embedding(inputs.words, options.dim, padding_idx=0)
             nn.init.zeros_(self.bag.weight)
-        self.text = MultiLevel(inputs.widths["text"], options, kernels=(2, 3, 4), mean=self.embedding is None)
+        self.text = MultiLevel(inputs.widths["text"], options, kernels=(2, 3, 4), mean=options.text != "words")
         self.text_out = Out(self.text.width, options)
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
@@ -82,13 +81,12 @@ class DualEncoding(SpacesModel):
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
         """``dual``, (B, dim) of length 1."""
-        x = text["values"] if self.embedding is None else self.embedding(text["ids"])
         extra = None
         if self.bag is not None:
             # A bag of words, which the paper puts first and projects, is a vector learned for each word.
             there = (text["ids"] != 0).sum(1, keepdim=True).clamp(min=1)
             extra = self.bag(text["ids"]).sum(1) * (self.options.dim / there).sqrt()
-        return {"dual": unit(self.text_out(self.text(x, text["mask"]), extra))}
+        return {"dual": unit(self.text_out(self.text(self.reader(text)["values"], text["mask"]), extra))}
 
 
 class MultiLevel(nn.Module):
@@ -105,7 +103,7 @@ class MultiLevel(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Conv1d(2 * options.rnn_dim, options.filters, kernel, padding=kernel - 1) for kernel in kernels
         )
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
         self.width = mean * width + 2 * options.rnn_dim + len(kernels) * options.filters
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -113,16 +111,27 @@ class MultiLevel(nn.Module):
         hidden = sequence_gru(self.gru, x, mask)
         levels = [masked_mean(x, mask)] if self.mean else []
         levels.append(masked_mean(hidden, mask))
-        lengths = mask.sum(1)
-        # Beyond the end of a sequence is zero, as before its beginning; of what a kernel sees from there on nothing
-        # counts, so that padding does not.
-        hidden = (hidden * mask.unsqueeze(-1)).transpose(1, 2)
+        places = Present(mask)
+        rows = places.pick(hidden)
         for convolution in self.convolutions:
-            seen = relu(convolution(hidden))
-            ends = lengths + convolution.kernel_size[0] - 1
-            inside = torch.arange(seen.shape[-1], device=x.device) < ends.unsqueeze(1)
-            levels.append(seen.masked_fill(~inside.unsqueeze(1), 0.0).amax(-1))
+            levels.append(self._largest(convolution, rows, places, mask.sum(1)))
         return self.dropout(torch.cat(levels, dim=-1))
+
+    def _largest(self, convolution: nn.Conv1d, rows: Tensor, places: Present, lengths: Tensor) -> Tensor:
+        """(B, filters): the largest of a convolution over sequences whose rows are at ``places``.
+
+        A product of the rows alone with the weights, its parts shifted and added: rows of zeros before the beginning
+        and behind the end of short sequences would be most of what a convolution multiplies.
+        """
+        width = convolution.kernel_size[0]
+        weights = convolution.weight.permute(2, 0, 1).flatten(0, 1)
+        parts = places.spread(linear(rows, weights)).unflatten(-1, (width, -1))
+        length = parts.shape[1]
+        seen = sum(pad(parts[:, :, nth], (0, 0, width - 1 - nth, nth)) for nth in range(width))
+        seen = relu(seen + convolution.bias)
+        # What reaches beyond the end of a sequence, as far as its last row, counts; padding does not.
+        inside = torch.arange(length + width - 1, device=rows.device) < (lengths + width - 1).unsqueeze(1)
+        return seen.masked_fill(~inside.unsqueeze(-1), 0.0).amax(1)
 
 
 class Out(nn.Module):

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from ...errors import AmexError
 from ..options import HCMI as Options
 from ..options import Inputs
-from ..towers import build_tower, load_tower, tower_features
 from .base import Embeddings, RetrievalModel
-from .layers import in_float32, masked_mean, unit
+from .layers import attention_heads, in_float32, masked_mean, unit
+from .parts import token_scores
 from .rows import Rows
+from .text import CaptionReader
 
 LEVELS = {"frame_word": ("frame", "word"), "clip_phrase": ("clip", "phrase"), "video_sentence": ("video", "sentence")}
 
@@ -26,7 +27,6 @@ class HCMI(RetrievalModel):
     """See the module."""
 
     known_levels = tuple(LEVELS)
-    pairs_at_once = 1 << 14
 
     def __init__(self, options: Options, inputs: Inputs) -> None:
         super().__init__()
@@ -34,8 +34,7 @@ class HCMI(RetrievalModel):
         dim = options.dim
         self.rows = Rows(options, inputs, ("frame",), project=options.project)
         self.order = Order(dim, options) if options.temporal_layers else None
-        self.tower = build_tower(inputs.tower) if inputs.tower else None
-        self.words = nn.Embedding(inputs.words, inputs.widths["text"], padding_idx=0) if inputs.words else None
+        self.reader = CaptionReader(options, inputs)
         self.text = nn.Sequential(nn.Linear(inputs.widths["text"], dim), nn.Dropout(options.dropout))
         self.sentence = nn.Linear(inputs.sentence, dim) if inputs.sentence else None
         if not options.project:
@@ -62,15 +61,6 @@ class HCMI(RetrievalModel):
         self.dims = dict.fromkeys(options.levels, dim)
         self.whole = "video_sentence" if "video_sentence" in options.levels else options.levels[0]
 
-    def start_from(self, options: Options) -> None:
-        """The text tower's weights are CLIP's."""
-        if self.tower is not None:
-            load_tower(self.tower, options.tower)
-
-    def slow_parameters(self) -> tuple[list[nn.Parameter], float]:
-        """Those of the text tower."""
-        return list(self.tower.parameters()) if self.tower is not None else [], self.options.tower_lr
-
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
         """``frame`` (B, T, dim), ``clip`` (B, clips, dim), their weights, 0 where there is none, ``video`` (B, dim)."""
         seen, mask = self.rows(video)
@@ -84,12 +74,13 @@ class HCMI(RetrievalModel):
             ("frame", frames, mask), ("clip", clips, some), "video", whole[:, 0] + masked_mean(frames, mask)
         )
 
+    def edge_weights(self, video: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        return self.rows.edge_weights(video)
+
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
         """``word``, ``phrase`` and ``sentence`` as the videos' ``frame``, ``clip`` and ``video``."""
-        mask = text["mask"]
-        if self.tower is not None:
-            text = text | tower_features(self.tower, text["ids"], mask)
-        words = self.text(text["values"] if self.words is None else self.words(text["ids"]))
+        mask, text = text["mask"], self.reader(text)
+        words = self.text(text["values"])
         phrases, some = self.to_phrases(words, mask)
         whole, _ = self.to_sentence(phrases, some)
         said = self.sentence(text["sentence"]) if self.sentence is not None else masked_mean(words, mask)
@@ -139,9 +130,8 @@ class Aggregation(nn.Module):
         super().__init__()
         dim = options.dim
         self.count, self.reading = count, options.aggregation
-        heads = max(h for h in (1, 2, 4, 8) if dim % h == 0)
         self.norm, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = nn.MultiheadAttention(dim, heads, options.dropout, batch_first=True)
+        self.attention = nn.MultiheadAttention(dim, attention_heads(dim), options.dropout, batch_first=True)
         self.forward_ = nn.Sequential(
             nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(options.dropout), nn.Linear(4 * dim, dim)
         )
@@ -182,9 +172,8 @@ class Order(nn.Module):
 
     def __init__(self, dim: int, options: Options, longest: int = 512) -> None:
         super().__init__()
-        heads = max(h for h in (1, 2, 4, 8) if dim % h == 0)
         layer = nn.TransformerEncoderLayer(
-            dim, heads, 4 * dim, options.dropout, "gelu", batch_first=True, norm_first=True
+            dim, attention_heads(dim), 4 * dim, options.dropout, "gelu", batch_first=True, norm_first=True
         )
         self.net = nn.TransformerEncoder(layer, options.temporal_layers, enable_nested_tensor=False)
         self.places = nn.Embedding(longest, dim)
@@ -224,23 +213,3 @@ def density_peaks(x: Tensor, mask: Tensor, count: int, neighbours: int = 3) -> T
     found = torch.zeros(*x.shape[:2], count, dtype=torch.bool, device=x.device)
     found.scatter_(2, chosen.unsqueeze(-1), True)
     return found & mask.unsqueeze(-1)
-
-
-def token_scores(a: Tensor, a_weight: Tensor, b: Tensor, b_weight: Tensor) -> Tensor:
-    """Weighted token-wise interaction (Wang et al., DRL, 2022): each token meets its best among the other side's.
-
-    Args:
-        a, a_weight: (C, L, D) of length 1, and (C, L), summing to 1, 0 where there is no token.
-        b, b_weight: (V, T, D) and (V, T).
-
-    Returns:
-        (C, V).
-    """
-    cosines = torch.einsum("cld,vtd->cvlt", a, b)
-    there = (a_weight > 0)[:, None, :, None] & (b_weight > 0)[None, :, None, :]
-    cosines = cosines.masked_fill(~there, -1e4)
-    by_a = (cosines.amax(3) * (a_weight > 0)[:, None] * a_weight[:, None]).sum(-1)
-    by_b = (cosines.amax(2) * (b_weight > 0)[None] * b_weight[None]).sum(-1)
-    # A side without tokens fits nothing.
-    some = (a_weight > 0).any(1)[:, None] & (b_weight > 0).any(1)[None]
-    return ((by_a + by_b) / 2).masked_fill(~some, 0.0)

@@ -14,7 +14,8 @@ from ..options import HGR as Options
 from ..options import Inputs
 from .base import Embeddings, RetrievalModel
 from .layers import in_float32, masked_mean, unit
-from .phrases import RoleGraphEncoder, masked_softmax, phrase_scores
+from .parts import phrase_scores
+from .phrases import RoleGraphEncoder, masked_softmax
 from .rows import Rows
 
 LEVELS = ("sent", "verb", "noun")
@@ -24,14 +25,13 @@ class HGR(RetrievalModel):
     """See the module."""
 
     known_levels = LEVELS
-    pairs_at_once = 1 << 14
 
     def __init__(self, options: Options, inputs: Inputs) -> None:
         super().__init__()
         self.options = options
         self.rows = Rows(options, inputs, LEVELS)
         self.frame_attention = nn.Linear(options.dim, 1)
-        self.text = RoleGraphEncoder(options, inputs.words)
+        self.text = RoleGraphEncoder(options, inputs)
         self.level_weights = dict.fromkeys(options.levels, 1 / len(options.levels))
         self.dims = dict.fromkeys(options.levels, options.dim)
         self.whole = options.levels[0]
@@ -41,6 +41,9 @@ class HGR(RetrievalModel):
         seen, mask = self.rows(video)
         weights = masked_softmax(self.frame_attention(seen["sent"]).squeeze(-1), mask)
         return seen | {"sent": torch.einsum("bt,btd->bd", weights, seen["sent"]), "mask": mask}
+
+    def edge_weights(self, video: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        return self.rows.edge_weights(video)
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
         """``sent`` (B, dim), ``verb`` and ``noun`` (B, phrases, dim) and their masks, of role graphs' tensors."""

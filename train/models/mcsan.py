@@ -16,8 +16,9 @@ from ..options import MCSAN as Options
 from ..options import Inputs
 from ..rolegraphs import ROLES
 from .base import Embeddings, RetrievalModel
-from .layers import in_float32, masked_mean, unit
-from .phrases import RoleGraphEncoder, masked_softmax, phrase_scores
+from .layers import attention_heads, in_float32, masked_mean, unit
+from .parts import phrase_scores
+from .phrases import RoleGraphEncoder, masked_softmax
 from .rows import Rows
 
 # Levels with the kind of concept that each is taught.
@@ -28,7 +29,6 @@ class MCSAN(RetrievalModel):
     """See the module."""
 
     known_levels = (*LEVELS, "features", "concepts")
-    pairs_at_once = 1 << 13
 
     def __init__(self, options: Options, inputs: Inputs) -> None:
         super().__init__()
@@ -40,10 +40,9 @@ class MCSAN(RetrievalModel):
             {name: nn.Conv1d(dim, dim, 5, padding=2) for name in options.streams if name not in inputs.objects}
         )
         self.attention = nn.Linear(dim, 1)
-        heads = max(h for h in (1, 2, 4, 8) if dim % h == 0)
-        self.relate = nn.MultiheadAttention(dim, heads, options.dropout, batch_first=True)
+        self.relate = nn.MultiheadAttention(dim, attention_heads(dim), options.dropout, batch_first=True)
         self.relate_norm = nn.LayerNorm(dim)
-        self.text = RoleGraphEncoder(options, inputs.words)
+        self.text = RoleGraphEncoder(options, inputs)
         # A relationship's node is made of its words' nodes and, for a pair, its role.
         self.relation = nn.Linear((3 if options.relation == "triple" else 2) * dim, dim)
         self.relation_role = None
@@ -73,6 +72,9 @@ class MCSAN(RetrievalModel):
         With attributes also how likely each concept is, by level: ``entity concepts`` (B, concepts) and so on.
         """
         return self._with_concepts({"video": self._video_levels(video)})["video"]
+
+    def edge_weights(self, video: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        return self.rows.edge_weights(video)
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
         """``global`` (B, dim); ``entity``, ``action``, ``relationship`` (B, P, dim) and the masks of their phrases.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..options import HCMI, Inputs, RoleGraphs
-from .layers import scaler
+from .layers import Dropout, scaler
 from .relation import ObjectGraph
 
 
@@ -43,13 +43,21 @@ class Rows(nn.Module):
                 for level in levels
             }
         )
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
 
     def forward(self, video: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
         """By level (B, T, dim), and the mask (B, T); an object in a frame is a row."""
         seen, masks = self.streams(video)
         joined = {level: torch.cat(list(x.values()), dim=1) for level, x in seen.items()}
         return joined, torch.cat(list(masks.values()), dim=1)
+
+    def edge_weights(self, video: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """By stream of objects, what the edges of its graph weigh: as of ``ObjectGraph.edge_weights``."""
+        return {
+            name: graph.edge_weights(video[name])
+            for name, graph in self.scale.items()
+            if isinstance(graph, ObjectGraph)
+        }
 
     def streams(self, video: dict[str, dict[str, Tensor]]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
         """What ``forward`` joins: by level and stream, and the masks by stream."""

@@ -130,16 +130,21 @@ def train(model_name: str, group: Group | None, given: argparse.Namespace) -> No
     import torch
 
     from amex.manifests import read_manifest
+    from amex.train.captions import make_text
     from amex.train.config import load_config
-    from amex.train.data import Split, inputs, make_text
-    from amex.train.fit import errors_of_workers, make_loader, make_optimizer
+    from amex.train.data import Split, inputs
+    from amex.train.fitting import errors_of_workers, fast_products, make_loader, make_optimizer
     from amex.train.learner import Learner
     from amex.train.models import build_model
     from amex.train.objective import Objective
+    from amex.train.schedule import settle
 
     config = load_config(model_name, ["model.streams=[motion]", *MODELS[model_name]])
     store, clips = open_store(given.folder / "s.zarr"), read_manifest(given.folder / "m.jsonl")
     text = make_text(store, config, clips, given.folder / "m.jsonl")
+    # As a set of so many clips is trained on, but in batches of 64.
+    config, _ = settle(config, pairs=len(clips), an_epoch=len(clips), to_choose=0)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": 64, "similar": 1})})
     held, read = (Split(store, clips, config.model, config.data, text) for _ in range(2))
     held.load()
     read.texts.load()
@@ -161,6 +166,7 @@ def train(model_name: str, group: Group | None, given: argparse.Namespace) -> No
             yield from loader
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(fast_products())
         for loader in loaders.values():
             stack.enter_context(errors_of_workers(loader))
         sources = {way: batches(loader) for way, loader in loaders.items()}

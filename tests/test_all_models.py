@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from amex.language.roles import role_graph
 from amex.train.config import Train, check_config
-from amex.train.fit import parameter_groups
+from amex.train.fitting import parameter_groups
 from amex.train.learner import Learner
 from amex.train.models import RetrievalModel, build_model
 from amex.train.objective import Objective

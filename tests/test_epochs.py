@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from amex.manifests import Clip
 from amex.train.batches import EpochSampler, PairBatches, groups_of
 from amex.train.config import Data
-from amex.train.data import DataError
+from amex.train.selection import DataError
 
 
 class Pairs:

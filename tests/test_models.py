@@ -19,7 +19,7 @@ WIDTHS = {"objects": 6, "clips": 5, "frames": 4, "text": 7}
 INPUTS = Inputs(widths=WIDTHS, objects=("objects",))
 SMALL: dict[str, Any] = {
     "objects": "objects", "streams": ["clips", "frames"], "text": "text", "dim": 8, "graph_dim": 8, "graphs": 2,
-    "key_dim": 4, "dropout": 0.0,
+    "key_dim": 4, "hidden": 9, "dropout": 0.0, "relation_dropout": 0.0, "bag_dropout": 0.0,
 }  # fmt: skip
 
 
@@ -86,7 +86,6 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "mean pooling": {"pooling": "mean"},
     "gru": {"sequence": "gru", "text_sequence": "gru"},
     "transformer": {"sequence": "transformer", "text_sequence": "transformer"},
-    "separate heads": {"text_heads": "separate"},
 }
 
 
@@ -119,7 +118,7 @@ def test_every_learned_number_learns(switches: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("switch", ["as it comes", "relation only", "global only"])
 def test_embeddings_have_length_one_and_scores_are_cosines(switch: str) -> None:
-    model = build_model(Options(**SMALL, **SWITCHES[switch], text_heads="separate"), INPUTS).eval()
+    model = build_model(Options(**SMALL, **SWITCHES[switch]), INPUTS).eval()
     made = batch(5)
     videos, texts = model.encode_videos(made["video"]), model.encode_texts(made["text"])
     expected = sum(w * texts[space] @ videos[space].T for space, w in model.level_weights.items())
@@ -176,7 +175,7 @@ def test_geometry_is_what_it_says() -> None:
     assert np.allclose(node.numpy(), [-0.8, -0.8, 0.4, 0.4, 0.16, 1, -1], atol=1e-6)
 
 
-def test_a_bag_begins_without_a_say_learns_words_and_knows_no_padding() -> None:
+def test_a_bag_learns_words_and_knows_no_padding() -> None:
     torch.manual_seed(0)
     model = build_model(Options(**SMALL, text_bag=True), Inputs(widths=WIDTHS, words=20))
     made = batch(3, size=16)
@@ -184,7 +183,6 @@ def test_a_bag_begins_without_a_say_learns_words_and_knows_no_padding() -> None:
     made["text"]["ids"][:, 3:] = 0
     rolled = made["text"] | {"ids": made["text"]["ids"].roll(1, 0)}
     before = model.eval().encode_texts(made["text"])["relation"]
-    assert torch.equal(before, model.encode_texts(rolled)["relation"])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(5):
         optimizer.zero_grad()

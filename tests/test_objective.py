@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import subprocess
@@ -21,7 +22,7 @@ from torch.nn.functional import binary_cross_entropy, cross_entropy, normalize
 
 from amex.train.adversary import Adversary
 from amex.train.config import ConfigError, check_config
-from amex.train.fit import make_optimizer
+from amex.train.fitting import make_optimizer
 from amex.train.losses import contrastive, divergence, focal, hinge, mean_average_precision, mine
 from amex.train.objective import pair_matrix
 from amex.train.options import Objective
@@ -158,11 +159,12 @@ def test_mean_average_precision_is_the_definition() -> None:
 def test_the_divergence_of_equal_sides_is_nothing_and_silence_has_none() -> None:
     texts = torch.randn(4, 6)
     assert divergence(texts, texts, symmetric=True).item() == pytest.approx(0, abs=1e-6)
-    apart = divergence(texts.flip(0), texts, symmetric=True)
+    others = texts.roll(1, 0)
+    apart = divergence(others, texts, symmetric=True)
     assert apart > 0.1
     silent = torch.cat([texts, torch.zeros(4, 6)])
-    assert divergence(torch.cat([texts.flip(0)] * 2), silent, symmetric=True) == apart
-    assert divergence(texts.flip(0), texts, symmetric=False) != apart
+    assert divergence(torch.cat([others] * 2), silent, symmetric=True) == apart
+    assert divergence(others, texts, symmetric=False) != apart
 
 
 def unit_rows(*rows: list[float]) -> Tensor:
@@ -185,6 +187,16 @@ def test_or_mines_what_either_finds_and_and_what_both_find() -> None:
     first, second = unit_rows([1, 0.8], [1, 0]), unit_rows([1, -0.8], [1, 0.01])
     assert mine(first, second, "or").nonzero().tolist() == [[0, 1], [1, 0]]
     assert not mine(first, second, "and").any()
+
+
+def test_slack_mines_what_is_nearly_as_near_and_never_less_than_before() -> None:
+    views = unit_rows([1, 0, 0], [0.95, 0.3, 0], [0, 0, 1])
+    assert not mine(views, views, "or").any()
+    assert mine(views, views, "or", 0.1).nonzero().tolist() == [[0, 1], [1, 0]]
+    torch.manual_seed(0)
+    first, second = (normalize(torch.randn(30, 4), dim=-1) for _ in range(2))
+    counts = [int(mine(first, second, "or", slack).sum()) for slack in (0.0, 0.1, 0.5, 0.9)]
+    assert counts == sorted(counts)
 
 
 # One case a model and a few more; the other cases differ inside of the model alone.
@@ -271,6 +283,37 @@ def test_cached_gradients_meet_the_dropout_that_made_the_embeddings() -> None:
         for before, after in zip(first, again, strict=True):
             assert all(torch.equal(x, after[name]) for name, x in before.items())
     assert not torch.equal(seen[0][0]["verb"], seen[1][0]["verb"])
+
+
+@pytest.mark.parametrize("case", ["dual encoding", "mcsan, projections apart"])
+def test_a_pair_left_over_is_encoded_with_others_where_a_batch_is_normalised(case: str) -> None:
+    trained, made = learner(case, encode_at_once=4, denoise="off"), make(case, size=9)
+    del made["second"]
+    logged = trained.train().train_step(made, make_optimizer(config(case), trained, on_gpu=False))
+    assert torch.isfinite(logged["loss"])
+
+
+def test_what_is_encoded_without_gradients_shares_no_mixed_precision_with_what_learns() -> None:
+    """In older versions of torch, weights that are cast without gradients stay so for the rest of a context."""
+    trained = learner("hcmi", denoise="or").train()
+    optimizer = make_optimizer(config("hcmi"), trained, on_gpu=False)
+    contexts, used = iter(range(9)), {}
+    entered, encode = optimizer.optim_context, trained.model.encode_videos
+
+    @contextlib.contextmanager
+    def context(model: Any) -> Any:
+        trained.context = next(contexts)
+        with entered(model):
+            yield
+
+    def recorded(video: Any) -> Any:
+        used[torch.is_grad_enabled()] = trained.context
+        return encode(video)
+
+    optimizer.optim_context, trained.model.encode_videos = context, recorded
+    trained.train_step(make("hcmi", size=6), optimizer)
+    assert used.keys() == {True, False}
+    assert used[True] != used[False]
 
 
 def test_gradients_of_several_batches_make_one_step() -> None:
@@ -361,7 +404,7 @@ import os, sys, torch
 sys.path.insert(0, {tests!r})
 from test_all_models import learner, make
 from test_objective import config
-from amex.train.fit import make_optimizer
+from amex.train.fitting import make_optimizer
 
 def part(x, rank, world):
     if isinstance(x, dict):
@@ -398,6 +441,7 @@ if world > 1:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # MCSAN and Dual Encoding normalize over the clips at hand, each process over its own.
     cases = [

@@ -19,7 +19,7 @@ from amex.train.batches import PairBatches
 from amex.train.checkpoint import read_checkpoint
 from amex.train.config import load_config
 from amex.train.data import Split
-from amex.train.fit import fit
+from amex.train.fitting import fit
 
 
 @pytest.fixture
@@ -67,6 +67,20 @@ def test_a_run_resumed_with_more_epochs_follows_the_schedule_of_the_new_length(
     train(store, manifest, tmp_path / "parts", *cosine, "train.epochs=6", resume=True)
     assert rates == whole[12:]
     assert [line["lr"] for line in history(tmp_path / "parts")[4:]] == [whole[14], whole[17]]
+
+
+def test_a_run_goes_on_with_json_alone_on_standard_output_and_never_becomes_shorter(
+    store: Path, manifest: Path, tmp_path: Path
+) -> None:
+    settings = [word for setting in TINY for word in ("--set", setting)]
+    given = ("train", "global", "--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w", *settings)
+    for epochs in (1, 2):
+        done = amex(*given, "--resume", "--json", "--set", f"train.epochs={epochs}")
+        assert json.loads(done.stdout)["epoch"] == epochs
+    shorter = amex(*given, "--resume", "--set", "train.epochs=1")
+    assert shorter.exit_code == 1
+    assert "is of epoch 2 already: train.epochs may grow, not become 1" in shorter.output
+    assert json.loads((tmp_path / "w" / "config.json").read_text())["train"]["epochs"] == 2
 
 
 @pytest.mark.parametrize(
@@ -202,15 +216,16 @@ def test_a_manifest_whose_test_clips_changed_does_not_stop_a_run(store: Path, be
     assert resumed(store, manifest, begun / "w") == ""
 
 
-def test_a_run_of_an_earlier_amex_is_not_resumed(store: Path, begun: Path, tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_amex_is_refused_and_to_be_trained_again(store: Path, begun: Path, tmp_path: Path) -> None:
     record = read_checkpoint(begun / "w" / "last.pth")
     record["amex"] |= {"format": 1}
-    del record["amex"]["learned_from"], record["plateau"]
     (tmp_path / "w").mkdir()
     torch.save(record, tmp_path / "w" / "last.pth")
-    assert "was trained by an earlier amex" in resumed(store, begun / "m.jsonl", tmp_path / "w")
-    evaluated = amex("eval", tmp_path / "w" / "last.pth")  # and still can be used
-    assert evaluated.exit_code == 0, evaluated.output
+    said = "was written by an earlier amex (format 1), whose models had their losses in them: train it again"
+    assert said in resumed(store, begun / "m.jsonl", tmp_path / "w")
+    evaluated = amex("eval", tmp_path / "w" / "last.pth")
+    assert evaluated.exit_code == 1
+    assert said in evaluated.output
 
 
 def resumed(store: Path, manifest: Path, work: Path) -> str:

@@ -23,17 +23,19 @@ from amex.errors import AmexError
 from amex.features import open_store
 from amex.manifests import Clip, read_manifest
 from amex.train import data
+from amex.train.captions import make_text
 from amex.train.checkpoint import load_checkpoint, read_checkpoint
 from amex.train.config import ConfigError, load_config
-from amex.train.data import Split, keep_in_memory, make_text, of_split
+from amex.train.data import Split, keep_in_memory
 from amex.train.evaluate import encode
-from amex.train.fit import only_run
+from amex.train.fitting import only_run
+from amex.train.selection import of_split
 
 # A model of a few thousand numbers; words are learned, so that no text model is needed.
 TINY = (
     "model.text=words", "model.word_dim=8", "model.dim=16", "model.graph_dim=8", "model.graphs=2", "model.key_dim=4",
     "objective.adversary=reversal", "objective.adversary_hidden=8", "data.batch_size=8", "train.epochs=3",
-    "train.lr=3e-3", "train.schedule=cosine",
+    "train.lr=3e-3", "train.schedule=cosine", "train.val_every=1", "train.keep=best",
 )  # fmt: skip
 KINDS = ("dog", "cat", "horse", "car", "boat", "bird")
 
@@ -121,7 +123,7 @@ def same_weights(a: Path, b: Path) -> bool:
 def test_a_model_learns_and_its_checkpoint_says_what_it_is(trained: Path, made: tuple[Path, Path]) -> None:
     lines = history(trained)
     assert [line["epoch"] for line in lines] == list(range(1, 41))
-    assert lines[-1]["train"]["loss_contrastive_relation"] < 0.3 * lines[0]["train"]["loss_contrastive_relation"]
+    assert lines[-1]["train"]["loss_contrastive_relation"] < 0.5 * lines[0]["train"]["loss_contrastive_relation"]
     best = load_checkpoint(trained)
     assert best.val["rsum"] == max(line["val"]["rsum"] for line in lines)
     assert best.val["rsum"] > 350  # chance is near 200
@@ -155,7 +157,9 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(made: tupl
     "more",
     [
         ("train.ema=0.9", "train.accumulate=4"),
-        ("objective.adversary=alternating", "train.schedule=plateau", "train.patience=1"),
+        pytest.param(
+            ("objective.adversary=alternating", "train.schedule=plateau", "train.patience=1"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_killed_run_goes_on_bit_for_bit(made: tuple[Path, Path], tmp_path: Path, more: tuple[str, ...]) -> None:
@@ -339,7 +343,7 @@ def test_an_evaluation_is_the_same_in_every_order_of_reading(
     [
         ("model.name=global",),
         ("model.relation_branch=false", "objective.adversary=off"),
-        ("model.graph=joint", "model.text_sequence=gru", "model.text_heads=separate", "data.captions=all"),
+        ("model.graph=joint", "model.text_sequence=gru", "data.captions=all"),
         ("objective.adversary=alternating", "train.clip_grad=1.0", "train.optimizer=adamw", "train.warmup=4"),
     ],
 )
@@ -349,6 +353,16 @@ def test_every_kind_of_model_trains_evaluates_and_searches(
     train(made, tmp_path / "w", *more)
     assert "text to video" in amex("eval", tmp_path / "w").output
     assert "c" in amex("search", tmp_path / "w", "a dog chases a cat", "-k", "2").output
+
+
+def test_runs_are_evaluated_together_with_a_temperature_of_validation(trained: Path, trained_thrice: Path) -> None:
+    result = amex("eval", trained, trained_thrice, "--dsl", "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.output)
+    assert record["checkpoints"] == [str(run / "best.pth") for run in (trained, trained_thrice)]
+    assert record["dsl_chosen_on"] == "val"
+    assert record["dsl_temperature"] > 0
+    assert record["dsl_rsum"] > 0
 
 
 def test_evaluation_names_its_numbers_and_writes_them(trained: Path) -> None:
@@ -383,7 +397,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("which", OTHERS)
+@pytest.mark.parametrize(
+    "which", [pytest.param(which, marks=() if which == "mcsan" else pytest.mark.slow) for which in OTHERS]
+)
 def test_other_models_train_resume_evaluate_search_and_report(
     made: tuple[Path, Path], tmp_path: Path, which: str
 ) -> None:
@@ -542,6 +558,18 @@ def test_every_configuration_that_comes_with_amex_is_valid() -> None:
         assert name in amex("configs").output
         assert "model" in amex("configs", name).output
     assert "train.lr" in amex("configs", "amenet").output
+
+
+def test_an_option_that_another_section_has_is_answered_with_that_section() -> None:
+    for setting, words in (
+        ("model.margin=0.1", "model.margin: unknown key; did you mean 'objective.margin'?"),
+        ("train.dropout=0.1", "train.dropout: unknown key; did you mean 'model.dropout'?"),
+        ("model.ranking=hinge", "losses are in the section objective"),
+        ("train.epoch=3", "train.epoch: unknown key; did you mean 'epochs'?"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config("amenet", [setting])
+        assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

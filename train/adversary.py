@@ -85,7 +85,9 @@ class Adversary(nn.Module):
             return self._entropy(seen, said)
         loss = -self._distance(seen, said)
         for level, net in self.nets.items():
-            share = torch.rand(len(videos[level]), 1, device=videos[level].device)
+            # Its chance is its own: the encoders' dropout is that of a run without.
+            with torch.random.fork_rng(devices=[videos[level].device] if videos[level].is_cuda else []):
+                share = torch.rand(len(videos[level]), 1, device=videos[level].device)
             between = _scaled(share * videos[level] + (1 - share) * texts[level]).requires_grad_()
             (slope,) = torch.autograd.grad(net(between).sum(), between, create_graph=True)
             loss = loss + PENALTY * (slope.norm(dim=-1) - 1).square().mean() / len(self.nets)

@@ -17,8 +17,9 @@ import torch
 from ..errors import AmexError, first_line
 from ..features import Store
 from ..manifests import Clip
+from .captions import Text
+from .concepts import Concepts
 from .config import Config, check_config
-from .data import Text
 from .models import RetrievalModel, build_model
 from .options import Inputs, ModelOptions
 from .rolegraphs import Graphs
@@ -42,6 +43,7 @@ class Checkpoint:
         inputs: what the model was built for.
         vocabulary: as JSON; empty where captions come as token features alone.
         parser: by whom the role graphs of captions were made; empty where there are none.
+        concepts: the names that it was taught, as JSON; empty where there are none.
         sources: the store and the manifest of the training run, as absolute paths.
         learned_from: what was read from these, by name, as ``learned_from`` gives it.
         epoch: how many are behind it.
@@ -59,6 +61,7 @@ class Checkpoint:
     epoch: int
     val: dict[str, float]
     learned_from: dict[str, str] = field(default_factory=dict)
+    concepts: str = ""
 
     def model(self) -> RetrievalModel:
         """The trained model, ready to encode."""
@@ -77,21 +80,48 @@ class Checkpoint:
         vocabulary = Vocabulary.from_json(self.vocabulary) if self.vocabulary else None
         graphs = Graphs.beside(manifest, options, self.parser) if options.needs_graphs else None
         stream = store[options.text_stream] if options.text_stream else None
-        return Text(stream=stream, vocabulary=vocabulary, graphs=graphs)
+        concepts = None
+        if self.concepts and graphs is not None:
+            concepts = Concepts(json.loads(self.concepts), graphs)
+        return Text(
+            stream=stream,
+            vocabulary=vocabulary,
+            makes_words=options.makes_words,
+            graphs=graphs,
+            concepts=concepts,
+        )
 
-    def check_features(self, store: Store) -> None:
-        """Raises CheckpointError if the store lacks a stream, or has features made in another way."""
+    def check_features(self, store: Store, *, imported: bool = False) -> None:
+        """Raises CheckpointError if the store lacks a stream, or has features made in another way.
+
+        Args:
+            imported: streams that were imported need the width of the training run's alone: the files they came from
+                are part of their fingerprints, how these were made is not known.
+        """
         for name, fingerprint in self.fingerprints.items():
             if name not in store:
                 raise CheckpointError(
                     f"{self.path} was trained on stream {name!r}, which {store.path} lacks: extract it there"
                 )
-            if store[name].fingerprint != fingerprint:
-                raise CheckpointError(
-                    f"{self.path} was trained on stream {name!r} of fingerprint {fingerprint[:12]}, but that of "
-                    f"{store.path} is {store[name].fingerprint[:12]}: features made in another way. Extract them as "
-                    "they were (amex features info shows the settings), or train again"
-                )
+            stream = store[name]
+            if stream.fingerprint == fingerprint:
+                continue
+            of_files = stream.spec.get("network") == "imported"
+            if of_files and imported:
+                text = name == self.config.model.text_stream
+                width, known = stream.spec["output"]["shape"][-1], self.inputs.widths["text" if text else name]
+                if width != known:
+                    raise CheckpointError(
+                        f"{self.path} was trained on {known} numbers a row of {name!r}, {store.path} has {width}"
+                    )
+                continue
+            remedy = "Extract them as they were (amex features info shows the settings), or train again"
+            if of_files:
+                remedy = "If another file holds features that were made in the same way: amex eval --same-features"
+            raise CheckpointError(
+                f"{self.path} was trained on stream {name!r} of fingerprint {fingerprint[:12]}, but that of "
+                f"{store.path} is {stream.fingerprint[:12]}: features made in another way. {remedy}"
+            )
 
 
 def learned_from(
@@ -157,6 +187,7 @@ def describe(
         "inputs": dataclasses.asdict(inputs),
         "vocabulary": text.vocabulary.to_json() if text.vocabulary else "",
         "parser": text.graphs.parser if text.graphs else "",
+        "concepts": text.concepts.to_json() if text.concepts else "",
         "sources": sources,
         "learned_from": learned_from,
     }

@@ -1,12 +1,10 @@
-"""From a store and a manifest to padded batches: which clips and captions a split has, and their features."""
+"""From a store and a manifest to padded batches: the clips and captions of a split, with their features."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,105 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import AmexError, did_you_mean
-from ..features import Batch, Store, Stream, clip_arrays, entry_bytes, is_of_captions, row_arrays
-from ..features.dataset import Choice, all_rows, as_array, pad
+from ..features import Batch, Store, Stream, clip_arrays, entry_bytes, row_arrays
+from ..features.dataset import Choice, as_array, pad
 from ..manifests import Clip
-from ..manifests.videos import video_id
-from .concepts import Concepts
+from .captions import Text, tensors
 from .config import Config, Data
-from .coverage import MAKE_SPLITS, Coverage, published_gallery
 from .options import Inputs, ModelOptions
-from .rolegraphs import Graphs, graph_tensors
-from .towers import tower_settings, tower_vocabulary
-from .vocabulary import Vocabulary
-
-
-class DataError(AmexError):
-    """The store and the manifest do not hold what a model needs."""
-
-
-# The states of a clip or caption in which a stream has no rows of it, and how a count names them.
-LACKING = {"absent": "not extracted in", "failed": "failed in", "empty": "empty in"}
-NEVER_EXTRACTED = ("absent",)
-
-
-def refused_states(strict: bool) -> Collection[str]:
-    """The states that are an error: with --strict every clip and caption needs rows."""
-    return LACKING if strict else NEVER_EXTRACTED
-
-
-def kind(stream: Stream) -> str:
-    """``text``, ``objects`` or ``clips``: what a stream's rows are of."""
-    if is_of_captions(stream.spec):
-        return "text"
-    return "objects" if "boxes" in row_arrays(stream.spec) else "clips"
-
-
-def of_split(clips: Sequence[Clip], split: str, source: str) -> list[Clip]:
-    """The clips of a split; ``all`` takes every clip. Raises DataError if there are none."""
-    chosen = [clip for clip in clips if split in ("all", clip.split)]
-    if not chosen:
-        splits = sorted({clip.split for clip in clips})
-        there = ", ".join(name or "clips of no split" for name in splits) or "no clip at all"
-        remedy = did_you_mean(split, splits) or f": draw splits with {MAKE_SPLITS}"
-        raise DataError(f"{source} has no clip of split {split!r}; it has {there}{remedy}")
-    return chosen
-
-
-def choose_clips(clips: Sequence[Clip], data: Data, source: str) -> tuple[list[Clip], list[Clip]]:
-    """The clips to train on, and those to choose the checkpoint on.
-
-    Raises:
-        DataError: if a split is not there; or if two of training, selection and the test split share clips or videos,
-            unless the options allow it. Names of splits do not matter, the clips do.
-    """
-    train, val = of_split(clips, data.train, source), of_split(clips, data.val, source)
-    test = [clip for clip in clips if clip.split == "test"]
-    problems = []
-    if overlap := _overlap(val, test):
-        shared = f"data.val={data.val} and the test split share {overlap}"
-        if overlap.what == "clip" and not data.select_on_test:
-            problems.append(
-                f"{shared}, so test clips would choose the checkpoint; if you mean it: --set data.select_on_test=true"
-            )
-        if overlap.what == "video" and not data.allow_overlap:
-            problems.append(f"{shared}: clips of one video are in both; if you mean it: --set data.allow_overlap=true")
-    evaluated = [] if data.allow_overlap else [(f"data.val={data.val}", val), ("the test split", test)]
-    overlaps = [f"{name} shares {overlap}" for name, others in evaluated if (overlap := _overlap(train, others))]
-    if overlaps:
-        problems.append(
-            f"data.train={data.train} would be evaluated on what it learns from: {', '.join(overlaps)}; if you mean "
-            "it: --set data.allow_overlap=true"
-        )
-    if problems:
-        raise DataError(f"{source}: {'; '.join(problems)}")
-    return train, val
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """What two lists of clips have in common.
-
-    Attributes:
-        what: ``clip``, or ``video`` where they have no clip in common but clips of the same videos.
-        names: their ids, one or more.
-    """
-
-    what: str
-    names: frozenset[str]
-
-    def __str__(self) -> str:
-        plural, more = ("s", ", ...") if len(self.names) > 1 else ("", "")
-        return f"{len(self.names):,} {self.what}{plural} ({min(self.names)!r}{more})"
-
-
-def _overlap(some: Sequence[Clip], others: Sequence[Clip]) -> Overlap | None:
-    for what, key in (("clip", lambda clip: clip.clip_id), ("video", lambda clip: video_id(clip.video))):
-        if names := {key(clip) for clip in some} & {key(clip) for clip in others}:
-            return Overlap(what, frozenset(names))
-    return None
-
+from .selection import NEVER_EXTRACTED, DataError, kind, with_features
+from .towers import tower_settings, tower_width, word_vectors
 
 # Which arrays models learn from, beside ``values``: the others of a stream are not kept in memory.
 LEARNED_FROM = {
@@ -174,35 +81,6 @@ def joined(items: Sequence[Mapping[str, np.ndarray]], single: frozenset[str] = f
     }
     offsets = np.cumsum([0, *(len(item["values"]) for item in items)])
     return Batch(arrays, offsets, tuple(map(str, range(len(items)))), single)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """What to make batches of captions from: token features of a stream, a vocabulary, role graphs, concepts."""
-
-    stream: Stream | None = None
-    vocabulary: Vocabulary | None = None
-    graphs: Graphs | None = None
-    concepts: Concepts | None = None
-
-    def batch(
-        self, captions: Sequence[str], tokens: tuple[Batch, Sequence[int]] | None, most: int
-    ) -> dict[str, Tensor]:
-        """Captions, padded: token features ``values`` with their ``mask``, and the numbers of words, ``ids``.
-
-        With role graphs words are those of ``caption.split()``, and the graphs' tensors are there beside them.
-
-        Args:
-            tokens: a batch that has the captions, and their places in it; None where captions need no features.
-            most: tokens or words a caption, the first of it.
-        """
-        if self.graphs is not None:
-            assert self.vocabulary is not None
-            return graph_tensors(captions, self.graphs, self.vocabulary.number, words=most, **self.graphs.sizes)
-        made = self.vocabulary.batch(captions, most) if self.vocabulary is not None else {}
-        if tokens is not None:
-            made |= tensors(pad(*tokens, partial(all_rows, most=most)))
-        return made
 
 
 class Split(Dataset):
@@ -268,17 +146,18 @@ class Split(Dataset):
     def __len__(self) -> int:
         return len(self.with_captions) if self.data.captions == "one" else len(self.pairs)
 
+    def pair(self, epoch: int, index: int) -> tuple[int, int]:
+        """The clip and the caption of an index below ``len``; the epoch draws the caption."""
+        if self.data.captions == "all":
+            return self.pairs[index]
+        clip = self.with_captions[index]
+        own = self.own[clip]
+        draw = np.random.default_rng((self.seed, epoch, clip)).integers(len(own)) if len(own) > 1 else 0
+        return clip, own[draw]
+
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
-        """A batch of pairs; an item is the epoch and an index below ``len``. The epoch draws the caption."""
-        pairs = []
-        for epoch, index in items:
-            if self.data.captions == "all":
-                pairs.append(self.pairs[index])
-                continue
-            clip = self.with_captions[index]
-            own = self.own[clip]
-            draw = np.random.default_rng((self.seed, epoch, clip)).integers(len(own)) if len(own) > 1 else 0
-            pairs.append((clip, own[draw]))
+        """A batch of pairs; an item is the epoch and an index below ``len``, as of ``pair``."""
+        pairs = [self.pair(epoch, index) for epoch, index in items]
         clip, caption = np.array(pairs).T
         epoch = items[0][0]
         drawn = [np.random.default_rng((self.seed, epoch, draw, *clip)) for draw in range(2)]
@@ -313,10 +192,7 @@ class Split(Dataset):
 
     def padded(self, batch: Batch, clips: Sequence[int], draw: np.random.Generator | None = None) -> dict[str, Tensor]:
         """Some clips of a batch of one stream, by their places in it, as of ``videos``."""
-        choose = partial(spread_rows, most=self.data.max_rows, draw=draw)
-        if "boxes" in batch.arrays:
-            return tensors(pad_objects(batch, clips, choose, self.data.max_objects))
-        return tensors(pad(batch, clips, choose))
+        return padded(batch, clips, self.data, draw)
 
     def video_batches(self, size: int) -> Iterator[tuple[np.ndarray, dict[str, dict[str, Tensor]]]]:
         """All clips, ``size`` a batch, in the order in which they are stored: their indices, and as of ``videos``."""
@@ -376,11 +252,6 @@ def collate(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """Arrays as tensors, of the types in which they are stored: models take them as float32, from ``ToDevice``."""
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
 def spread_rows(counts: np.ndarray, most: int, draw: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
     """At most so many rows of each clip, from the middles of equal segments, or one drawn from each.
 
@@ -394,6 +265,16 @@ def spread_rows(counts: np.ndarray, most: int, draw: np.random.Generator | None)
         places[drawn] = draw.random(np.count_nonzero(drawn))
     numbers = (columns + places) * counts[:, None] / np.maximum(1, kept)[:, None]
     return np.minimum(numbers.astype(int), np.maximum(1, counts)[:, None] - 1), kept
+
+
+def padded(
+    batch: Batch, clips: Sequence[int], data: Data, draw: np.random.Generator | None = None
+) -> dict[str, Tensor]:
+    """Some clips of a batch of one stream, by their places in it, as of ``Split.videos``."""
+    choose = partial(spread_rows, most=data.max_rows, draw=draw)
+    if "boxes" in batch.arrays:
+        return tensors(pad_objects(batch, clips, choose, data.max_objects))
+    return tensors(pad(batch, clips, choose))
 
 
 def pad_objects(batch: Batch, clips: Sequence[int], choose: Choice, most: int) -> dict[str, np.ndarray]:
@@ -413,137 +294,6 @@ def pad_objects(batch: Batch, clips: Sequence[int], choose: Choice, most: int) -
     return {"values": padded["values"], "boxes": boxes, "scores": padded["scores"], "mask": mask, "seconds": seconds}
 
 
-def with_features(
-    store: Store,
-    clips: Sequence[Clip],
-    streams: Sequence[Stream],
-    text: Stream | None,
-    *,
-    refuse: Collection[str] = NEVER_EXTRACTED,
-) -> tuple[list[Clip], Coverage]:
-    """The clips that have rows in all streams, with those of their captions that have rows in the stream of text.
-
-    Args:
-        text: None where captions need no features.
-        refuse: which of ``LACKING`` is an error; the others are left out and counted.
-
-    Raises:
-        DataError: naming clips and captions, and what to do; if clips were extracted, or failed, at other times than
-            the manifest's; or if no clip is left.
-    """
-    lost_clips = _lacking([clip.clip_id for clip in clips], streams)
-    usable = [clip for clip in clips if clip.clip_id not in lost_clips]
-    queries = [caption for clip in usable for caption in clip.captions]
-    for stream in streams:
-        _refuse_moved(store, stream, clips)
-    _refuse_lacking(store, [(stream, [clip.clip_id for clip in clips]) for stream in streams], refuse)
-    lost_captions: dict[str, str] = {}
-    if text is not None:
-        _refuse_lacking(store, [(text, queries)], refuse)
-        lost_captions = _lacking(queries, [text])
-    captions_left_out = Counter(lost_captions[caption] for caption in queries if caption in lost_captions)
-    all_captions = sum(len(clip.captions) for clip in clips)
-    if all_captions > len(queries):
-        captions_left_out["of clips left out"] = all_captions - len(queries)
-    if lost_captions:
-        usable = [
-            replace(clip, captions=[caption for caption in clip.captions if caption not in lost_captions])
-            for clip in usable
-        ]
-    coverage = Coverage(
-        clips=len(usable),
-        of_clips=len(clips),
-        captions=sum(len(clip.captions) for clip in usable),
-        of_captions=all_captions,
-        clips_left_out=dict(Counter(lost_clips.values())),
-        captions_left_out=dict(captions_left_out),
-        **published_gallery(clips),
-    )
-    if not usable:
-        raise DataError(f"{store.path} has features of {coverage.clip_line}; the first is {clips[0].clip_id!r}")
-    return usable, coverage
-
-
-def _lacking(keys: Sequence[str], streams: Sequence[Stream]) -> dict[str, str]:
-    """Why clips or captions cannot be used, as a reason to count, by key; those that can are not there."""
-    states = np.array([stream.states(keys) for stream in streams], "U6").reshape(len(streams), len(keys))
-    lacking = {}
-    for number in np.flatnonzero((states != "done").any(axis=0)).tolist():
-        for state, words in LACKING.items():
-            if names := [stream.name for stream, has in zip(streams, states[:, number], strict=True) if has == state]:
-                lacking[keys[number]] = f"{words} {' and '.join(names)}"
-                break
-    return lacking
-
-
-def _refuse_lacking(store: Store, wanted: Sequence[tuple[Stream, Sequence[str]]], refuse: Collection[str]) -> None:
-    """Raises DataError naming clips or captions in states that are refused, and what to do about each state."""
-    problems: list[str] = []
-    lacking: dict[str, list[str]] = {state: [] for state in LACKING}  # the streams
-    for stream, keys in wanted:
-        states = {key: state for key, state in zip(keys, stream.states(keys).tolist(), strict=True) if state in refuse}
-        if not states:
-            continue
-        first = next(iter(states))
-        what = "caption" if kind(stream) == "text" else "clip"
-        what = f"1 {what} has" if len(states) == 1 else f"{len(states):,} {what}s have"
-        failure = stream.failures.get(first)
-        why = f" ({failure.stage}: {failure.reason})" if failure else " (empty)" if states[first] == "empty" else ""
-        problems.append(f"{what} no rows in stream {stream.name!r}, the first {first!r}{why}")
-        for state in set(states.values()):
-            lacking[state].append(stream.name)
-    if not problems:
-        return
-
-    def extract(state: str) -> str:
-        options = " ".join(f"--stream {name}" for name in lacking[state])
-        return f"amex extract --manifest M --videos V --store {store.path} {options}"
-
-    remedies = {
-        "absent": f"if a run is still at it, wait; else make what is absent with {extract('absent')}",
-        "failed": f"try what failed again with {extract('failed')} --retry-failed",
-        "empty": "leave what is empty out of the manifest",
-    }
-    needed = [remedy for state, remedy in remedies.items() if lacking[state]]
-    if lacking["failed"] or lacking["empty"]:
-        needed.append("without --strict what failed or is empty is left out")
-    raise DataError(f"{store.path}: {'; '.join(problems)}: {'; '.join(needed)}")
-
-
-def _refuse_moved(store: Store, stream: Stream, clips: Sequence[Clip]) -> None:
-    """Raises DataError if clips were tried at other seconds than the manifest has now, as far as the store knows.
-
-    Those that failed count too: the seconds that the manifest has now were never tried.
-    """
-    ids = [clip.clip_id for clip in clips]
-    same = stream.are_of(ids, [clip.start for clip in clips], [clip.end for clip in clips])
-    moved = [ids[number] for number in np.flatnonzero(~same)]
-    if moved:
-        count = "1 clip" if len(moved) == 1 else f"{len(moved):,} clips"
-        raise DataError(
-            f"{store.path}: {count} of stream {stream.name!r} had other times in the manifest when extracted, the "
-            f"first {moved[0]!r}: run amex extract again, with this manifest"
-        )
-
-
-def make_text(store: Store, config: Config, clips: Sequence[Clip], manifest: Path) -> Text:
-    """The stream of text, a vocabulary of the training captions, role graphs: what of these the model wants."""
-    options = config.model
-    vocabulary = tower_vocabulary(options.tower) if options.tower else None
-    if options.needs_words:
-        captions = [caption for clip in clips for caption in clip.captions]
-        vocabulary = Vocabulary.of(captions, min_count=config.data.min_count)
-    graphs = Graphs.beside(manifest, options) if config.reads_graphs else None
-    concepts = None
-    if graphs is not None and config.concepts:
-        every = dict.fromkeys(caption for clip in clips for caption in clip.captions)
-        concepts = Concepts.of(every, graphs, config.concepts)
-    stream = store[options.text_stream] if options.text_stream else None
-    return Text(
-        stream=stream, vocabulary=vocabulary, graphs=graphs if options.needs_graphs else None, concepts=concepts
-    )
-
-
 def fingerprints(store: Store, options: ModelOptions) -> dict[str, str]:
     """Of every stream a model reads: name -> fingerprint."""
     names = [*options.video_streams, *([options.text_stream] if options.text_stream else [])]
@@ -555,13 +305,15 @@ def inputs(store: Store, config: Config, text: Text) -> Inputs:
     options = config.model
     widths = {name: store[name].spec["output"]["shape"][-1] for name in fingerprints(store, options)}
     tower = tower_settings(options.tower) if options.tower else {}
-    own = tower["projection_dim"] if tower else options.word_dim
+    own = tower_width(tower) if tower else options.word_dim
+    if options.text == "words" and options.word_vectors:
+        own = word_vectors(options.word_vectors)[0].shape[1]
     widths["text"] = widths[options.text_stream] if options.text_stream else own
     return Inputs(
         widths=widths,
         tower=tower,
         objects=tuple(name for name in options.video_streams if kind(store[name]) == "objects"),
-        words=0 if tower else len(text.vocabulary or ()),
+        words=len(text.vocabulary or ()) if options.needs_words else 0,
         sentence=own if tower else sentence_width(text.stream),
         concepts=text.concepts.sizes if text.concepts else {},
     )

@@ -20,6 +20,8 @@ from ..console import progress_bar
 from .config import Train
 from .data import Split
 from .evaluate import evaluate_split, flat
+from .hubs import remember
+from .models import SpacesModel
 
 
 def optimizers(runner: Runner) -> dict[str, OptimWrapper]:
@@ -39,7 +41,10 @@ class RetrievalLoop(BaseLoop):
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         split: Split = self.dataloader  # type: ignore[assignment]
-        metrics = flat(evaluate_split(self.runner.model.model, split))
+        model = self.runner.model.model
+        if isinstance(model, SpacesModel) and model.hubs:
+            remember(model, self.runner.train_dataloader.dataset)
+        metrics = flat(evaluate_split(model, split))
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")
         return metrics
@@ -121,19 +126,23 @@ class LearningRate(Hook):
 class Keep(Hook):
     """After every validation: last.pth to resume from, best.pth to use, a line of history.jsonl.
 
+    last.pth is left out where it would take more than a tenth of the time: the run then resumes from an earlier one.
+
     mmengine's own CheckpointHook saves before the validation that moves the learning rate, and pickles objects.
 
     Args:
         described: what ``checkpoint.describe`` made.
+        last: best.pth is the last checkpoint, and not the one with the best rsum.
     """
 
     priority = "LOWEST"
 
-    def __init__(self, folder: Path, described: dict[str, Any]) -> None:
-        self.folder, self.described = folder, described
+    def __init__(self, folder: Path, described: dict[str, Any], *, last: bool = False) -> None:
+        self.folder, self.described, self.last = folder, described, last
         self.best = -1.0
-        self.sums: dict[str, float] = defaultdict(float)
+        self.values: dict[str, list[float]] = defaultdict(list)
         self.steps, self.started = 0, time.monotonic()
+        self.saved, self.cost = -math.inf, 0.0  # when last.pth was written, and the seconds that it took
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self.best = checkpoint["best"]
@@ -156,7 +165,9 @@ class Keep(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, torch.Tensor] | None = None
     ) -> None:
         for name, value in (outputs or {}).items():
-            self.sums[name] += value.item()
+            number = value.item()
+            if name.startswith("loss") or not math.isnan(number):  # a batch without a concept has no mAP
+                self.values[name].append(number)
         self.steps += 1
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
@@ -167,19 +178,23 @@ class Keep(Hook):
             "epoch": runner.epoch,
             "lr": optimizers(runner)["encoders"].get_lr()["lr"][0],
             "seconds": round(time.monotonic() - self.started, 2),
-            "train": {name: total / max(1, self.steps) for name, total in self.sums.items()},
+            "train": {name: sum(values) / len(values) for name, values in self.values.items()},
             "val": metrics,
         }
         with (self.folder / "history.jsonl").open("a") as handle:
             handle.write(json.dumps(entry) + "\n")
-        self.sums.clear()
+        self.values.clear()
         self.steps = 0
         # Of equal ones the last has learned most; on few clips many are equal.
-        better = metrics["rsum"] >= self.best
+        better = self.last or metrics["rsum"] >= self.best
         self.best = max(self.best, metrics["rsum"])
         if better:
             self.save(runner, "best.pth", metrics, whole=False)
-        self.save(runner, "last.pth", metrics, whole=True)
+        begin = time.monotonic()
+        if runner.epoch + runner.val_interval > runner.max_epochs or begin - self.saved >= 10 * self.cost:
+            self.save(runner, "last.pth", metrics, whole=True)
+            self.saved = time.monotonic()
+            self.cost = self.saved - begin
 
     def save(self, runner: Runner, name: str, metrics: dict[str, float], *, whole: bool) -> None:
         """There whole, or not at all."""

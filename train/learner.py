@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,8 +57,10 @@ class Learner(BaseModel):
         batch = self.model.to_device(data)
         encoders = optim_wrapper["encoders"] if isinstance(optim_wrapper, OptimWrapperDict) else optim_wrapper
         adversary = self.objective.adversary
+        # A context of its own: older versions of torch keep what they cast in one without a way back to weights.
         with encoders.optim_context(self):
             second = self._second(batch)
+        with encoders.optim_context(self):
             if self.encode_at_once and self.encode_at_once < len(batch["clip"]):
                 videos, texts, states = self._without_gradient(batch)
             else:
@@ -109,9 +112,12 @@ class Learner(BaseModel):
     # with the same dropout, and the gradient goes on into the encoders.
 
     def _parts(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for begin in range(0, len(batch["clip"]), self.encode_at_once):
-            some = slice(begin, begin + self.encode_at_once)
-            yield {name: _cut(batch[name], some) for name in ("video", "text")}
+        count = len(batch["clip"])
+        begins = list(range(0, count, self.encode_at_once))
+        if count - begins[-1] == 1 and len(begins) > 1:  # batch normalisation has no variance over one pair
+            begins.pop()
+        for begin, end in itertools.pairwise([*begins, count]):
+            yield {name: _cut(batch[name], slice(begin, end)) for name in ("video", "text")}
 
     def _without_gradient(self, batch: dict[str, Any]) -> tuple[Embeddings, Embeddings, list[Any]]:
         """The embeddings as leaves of a graph, and for each part the state of chance before it."""

@@ -100,15 +100,16 @@ def mean_average_precision(chance: Tensor, truth: Tensor, mask: Tensor) -> Tenso
     return (precision / hits.sum(0))[hits.sum(0) > 0].mean()
 
 
-def mine(first: Tensor, second: Tensor, rule: str) -> Tensor:
+def mine(first: Tensor, second: Tensor, rule: str, slack: float = 0.0) -> Tensor:
     """(B, B) bool: other videos that are as near as a video's two draws of frames are to each other.
 
     Args:
         first, second: (B, D), of length 1.
         rule: a pair is mined if either of its videos finds the other so (``or``), or both (``and``).
+        slack: how much less the cosine to another may be than that of a video's own draws.
     """
     views = torch.stack([first, second])
     between = torch.einsum("kid,ljd->ij", views, views) / 4
-    found = between >= (first * second).sum(-1, keepdim=True)
+    found = between >= (first * second).sum(-1, keepdim=True) - slack
     found = found | found.T if rule == "or" else found & found.T
     return found & ~torch.eye(len(first), dtype=torch.bool, device=first.device)

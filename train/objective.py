@@ -87,8 +87,10 @@ class Objective(nn.Module):
             terms: dict[str, Tensor] = {}
             if second is not None:
                 draws = [gather(unit(model.pooled(draw)[model.whole].detach())) for draw in (videos, second)]
-                mined = mine(*draws, options.denoise)
+                mined = mine(*draws, options.denoise, options.denoise_slack)
+                # A clip's mined positives, and how many of them share a caption with it, or are the same clip.
                 terms["mined"] = mined.sum(1).float().mean()
+                terms["mined_related"] = (mined & ~negatives).sum(1).float().mean()
                 positives, negatives = positives | mined, negatives & ~mined
             scores = model.level_scores(
                 {name: gather(x) for name, x in videos.items()}, {name: gather(x) for name, x in texts.items()}

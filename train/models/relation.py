@@ -64,11 +64,14 @@ class Edges(nn.Module):
         self.key.load_state_dict(self.query.state_dict())
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, nodes: Tensor, others: Tensor, mask: Tensor, between: Tensor | None) -> Tensor:
+    def forward(self, nodes: Tensor, others: Tensor, mask: Tensor, between: Tensor | None) -> tuple[Tensor, Tensor]:
         """Messages to ``nodes`` (B, n, D) from ``others`` (B, m, D) along edges where ``mask`` (B, n, m) holds.
 
         Args:
             between: (B, n, m, EDGE), or None where geometry is left out.
+
+        Returns:
+            The messages (B, n, D), and the weights of the edges, (B, graphs, n, m): from m to n, summing to 1 over m.
         """
         batch, n, _ = nodes.shape
         graphs, m = self.graphs, others.shape[1]
@@ -84,7 +87,7 @@ class Edges(nn.Module):
             along = weight.transpose(1, 2) @ between  # (B, n, G, EDGE)
             gathered = torch.cat([gathered, along.transpose(1, 2)], dim=-1)
         sent = torch.bmm(gathered.transpose(0, 1).reshape(graphs, batch * n, -1), self.message)
-        return relu(self.norm(sent)).mean(0).view(batch, n, -1)
+        return relu(self.norm(sent)).mean(0).view(batch, n, -1), weight
 
 
 class ObjectGraph(nn.Module):
@@ -122,17 +125,37 @@ class ObjectGraph(nn.Module):
             objects: ``values`` (B, T, N, width), ``mask`` (B, T, N), ``boxes`` (B, T, N, 4) as fractions of the frame,
                 ``scores`` (B, T, N), ``seconds`` (B, T) since the clip's first row.
         """
+        return self._run(objects)[0]
+
+    def edge_weights(self, objects: dict[str, Tensor]) -> dict[str, Tensor]:
+        """How much each object is told by the others: by kind, the mean over layers and graphs; sums to 1 over senders.
+
+        Returns:
+            ``spatial`` (B, T, N, N), from the last axis to the one before; ``temporal`` (B, T, N, 2N), from the objects
+            of the row before, then from those of the row after; ``joint`` (B, T, N, T, N). 0 where there is no edge.
+        """
+        batch, frames, count = objects["mask"].shape
+        ends = {"spatial": (count,), "temporal": (2 * count,), "joint": (frames, count)}
+        layers = self._run(objects)[1]
+        means = {kind: torch.stack([x[kind].mean(1) for x in layers]).mean(0) for kind in (layers[0] if layers else ())}
+        return {kind: mean.reshape(batch, frames, count, *ends[kind]) for kind, mean in means.items()}
+
+    def _run(self, objects: dict[str, Tensor]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """The nodes, and by layer the weights of each kind of edges."""
         values, mask = objects["values"], objects["mask"]
         nodes = self.enter(self.norm(values))
         if self.place is not None:
             nodes = nodes + self.place(node_geometry(objects["boxes"], objects["scores"], objects["seconds"]))
         nodes = relu(nodes) * mask.unsqueeze(-1)
         wiring = {kind: self.wire(kind, objects) for kind in (self.layers[0] if len(self.layers) else ())}
+        weights: list[dict[str, Tensor]] = []
         for layer, mix in zip(self.layers, self.mix, strict=True):
+            weights.append({})
             for kind, edges in layer.items():
-                nodes = nodes + self.dropout(self.send(edges, kind, nodes, *wiring[kind]))
+                sent, weights[-1][kind] = self.send(edges, kind, nodes, *wiring[kind])
+                nodes = nodes + self.dropout(sent)
             nodes = (nodes + self.dropout(mix(nodes))) * mask.unsqueeze(-1)
-        return nodes
+        return nodes, weights
 
     def wire(self, kind: str, objects: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The edges of one kind: which there are, and what lies between their ends."""
@@ -147,9 +170,11 @@ class ObjectGraph(nn.Module):
             joined = joined & (between[..., 4] <= 2 * self.distance)
         return joined, between if self.geometry else None
 
-    def send(self, edges: Edges, kind: str, nodes: Tensor, mask: Tensor, between: Tensor | None) -> Tensor:
-        sent = edges(self.flat(kind, nodes), self.neighbours(kind, nodes), mask, between)
-        return sent.view(*nodes.shape)
+    def send(
+        self, edges: Edges, kind: str, nodes: Tensor, mask: Tensor, between: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        sent, weight = edges(self.flat(kind, nodes), self.neighbours(kind, nodes), mask, between)
+        return sent.view(*nodes.shape), weight
 
     @staticmethod
     def flat(kind: str, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,25 +25,19 @@ from ..errors import AmexError, first_line
 from ..features import diff_specs, open_store
 from ..manifests import read_manifest
 from ..storage import write_json
-from .batches import EpochSampler, PairBatches, groups_of
+from .batches import EpochSampler, PairBatches, SimilarCaptions, groups_of
+from .captions import make_text
 from .checkpoint import describe, learned_from, read_checkpoint
 from .config import Config, Train
 from .coverage import selection_warning, split_lines, training_warning
-from .data import (
-    Split,
-    choose_clips,
-    collate,
-    fingerprints,
-    inputs,
-    keep_in_memory,
-    make_text,
-    refused_states,
-)
+from .data import Split, collate, fingerprints, inputs, keep_in_memory
 from .evaluate import parameters
 from .hooks import Bar, Keep, LearningRate, Reproducible, RetrievalLoop
 from .learner import Learner
-from .models import build_model
+from .models import SpacesModel, build_model
 from .objective import Objective
+from .schedule import settle
+from .selection import choose_clips, refused_states
 from .streams import choose_streams
 
 
@@ -71,7 +66,7 @@ def fit(
     strict: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Fitted:
-    """Trains a model and returns the best checkpoint by the validation's rsum.
+    """Trains a model and returns the checkpoint that ``train.keep`` names, best.pth.
 
     Under torchrun every process takes its share of each batch, with the negatives of all.
 
@@ -111,6 +106,8 @@ def fit(
     }
     for name, split in (("train", train), ("val", val)):
         splits[name]["coverage"] = dataclasses.asdict(split.coverage)
+    config, settled = settle(config, pairs=len(train.pairs), an_epoch=len(train), to_choose=len(val.with_captions))
+    splits["val"]["keep"] = config.train.keep
     if config.data.batch_size % world:
         raise AmexError(f"data.batch_size={config.data.batch_size} cannot be dealt to {world} processes evenly")
     for count, what in (
@@ -143,26 +140,31 @@ def fit(
         if rank == 0:
             _prepare(work_dir, described, resume)
             write_json(work_dir / "data.json", splits)
-            for line in split_lines(splits):
+            for line in filter(None, (settled, *split_lines(splits))):
                 say(line)
         if world > 1:
             torch.distributed.barrier()
         last = work_dir / "last.pth" if (work_dir / "last.pth").exists() else None
         torch.manual_seed(seed)
         model = build_model(config.model, built_for)
-        model.start_from(config.model)
+        model.start(text.vocabulary.words if text.vocabulary else ())
         model.standardize(train.sample_rows)
+        for stream in model.probabilities:
+            first_says(f"{stream} holds probabilities, most of them near 0: their log-odds are learned from")
+        if isinstance(model, SpacesModel):
+            model.make_room(len(train.clips), len(train.captions))
         objective = Objective(config.objective, model, built_for.concepts)
         learner = Learner(model, objective, encode_at_once=config.train.encode_at_once)
         count = parameters(model)
-        keep = Keep(work_dir, described)
+        keep = Keep(work_dir, described, last=config.train.keep == "last")
         hooks = [Reproducible(seed), LearningRate(config.train), keep, *([Bar()] if rank == 0 else [])]
         if config.train.ema:
             hooks.append(EMAHook("MomentumAnnealingEMA", momentum=1 - config.train.ema, gamma=10, update_buffers=True))
         if world > 1:
             hooks.append(SyncBuffersHook())
         loader = make_loader(config, train, world)
-        with errors_of_workers(loader):
+        # mmengine prints what it resumes from; standard output is the caller's.
+        with errors_of_workers(loader), fast_products(), contextlib.redirect_stdout(sys.stderr):
             _runner(config, learner, loader, val, hooks, work_dir, last).train()
         if world > 1:  # nobody leaves while another still writes or waits
             torch.distributed.barrier()
@@ -197,6 +199,22 @@ def errors_of_workers(loader: DataLoader) -> Iterator[None]:
         # Left to the garbage collector, the pipes to them may be closed first, and torch waits 5 s for each.
         if loader._iterator is not None:
             loader._iterator._shutdown_workers()
+
+
+@contextlib.contextmanager
+def fast_products() -> Iterator[None]:
+    """Lets oneDNN multiply matrices of float32 on CPUs with AVX-512: on AMD's it is twice as fast as MKL.
+
+    Not on CPUs with AMX, where the same setting rounds factors to bfloat16.
+    """
+    before = torch.get_float32_matmul_precision()
+    can = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+    if can.get("avx512_f") and not can.get("amx_bf16") and not torch.cuda.is_available():
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextlib.contextmanager
@@ -235,7 +253,7 @@ def _processes() -> tuple[int, int]:
 # What a run that goes on must have in common with the one that began, and how an error calls a difference.
 COMPARED = {"config": "another config", "fingerprints": "other fingerprints", "learned_from": "other data"}
 # Of the configuration may differ how long it trains, and from where it reads the same numbers.
-MAY_DIFFER = ("train.epochs", "data.memory_gb", "data.workers")
+MAY_DIFFER = ("train.epochs", "train.warmup", "train.val_every", "data.memory_gb", "data.workers")
 
 
 def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:
@@ -256,9 +274,10 @@ def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:
                     f"{last} was trained with {words}, so it cannot go on: {'; '.join(changed)}. Restore what it was "
                     "trained with, or choose another --work-dir"
                 )
-        lines = [
-            line for line in history.read_text().splitlines() if json.loads(line)["epoch"] <= there["meta"]["epoch"]
-        ]
+        reached, epochs = there["meta"]["epoch"], described["config"]["train"]["epochs"]
+        if reached > epochs:
+            raise AmexError(f"{last} is of epoch {reached} already: train.epochs may grow, not become {epochs}")
+        lines = [line for line in history.read_text().splitlines() if json.loads(line)["epoch"] <= reached]
         history.write_text("".join(f"{line}\n" for line in lines))
     else:
         history.write_text("")
@@ -267,7 +286,8 @@ def _prepare(work_dir: Path, described: dict[str, Any], resume: bool) -> None:
 
 def make_loader(config: Config, train: Split, world: int) -> DataLoader:
     """This process's share of the batches of every epoch, read ahead where features are not in memory."""
-    sampler = EpochSampler(groups_of(train), config.train.seed, *get_dist_info())
+    arrange = SimilarCaptions(train, config.data.similar) if config.data.similar > 1 else None
+    sampler = EpochSampler(groups_of(train), config.train.seed, *get_dist_info(), arrange=arrange)
     workers = 0 if train.in_memory else config.data.workers
     return DataLoader(
         train,
@@ -319,7 +339,7 @@ def make_optimizer(config: Config, learner: Learner, on_gpu: bool) -> OptimWrapp
     """What ``Learner.train_step`` takes: ``encoders`` and ``adversary`` where the latter steps by itself."""
     chosen = config.train
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.optimizer]
-    optimizer = kind(parameter_groups(chosen, learner), lr=chosen.lr)
+    optimizer = kind(parameter_groups(chosen, learner), lr=chosen.lr, fused=True)
     clip = None if chosen.clip_grad is None else {"max_norm": chosen.clip_grad}
     common: dict[str, Any] = {"clip_grad": clip, "accumulative_counts": chosen.accumulate}
     amp = chosen.amp if chosen.amp != "auto" else "bf16" if on_gpu else "off"

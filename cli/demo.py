@@ -85,7 +85,7 @@ def demo(ctx: click.Context, out: Path, clips: int, seed: int, epochs: int, real
         given = {"store": store, "manifest_path": manifest, "work_dir": work}
         ctx.invoke(train, which="amenet_demo", **given, settings=settings, resume=True, as_json=False)
     with stage(4, "Evaluate it on clips that it has not seen"):
-        ctx.invoke(evaluate, path=work / "best.pth", split="test", ties="mean")
+        ctx.invoke(evaluate, paths=[work / "best.pth"], split="test", ties="mean")
         ctx.invoke(report, work_dir=work, split="test", videos=videos)
     with stage(5, "Search in words that no caption has, for clips that it has not seen"):
         answers = ask_all(load(work, None, None))
@@ -267,7 +267,7 @@ def conclude(out: Path, answers: list[Answer], shown: Answer | None, *, seconds:
         before = sum(answer.rank < answer.twin_rank for answer in answers)
         table.add_row("a question finds its clip before the twin", f"{100 * before / len(answers):.1f}", "50.0")
     console().print(table)
-    click.echo(f"\nTo look at:\n  {work / 'report.html'}  figures, curves, the best and the worst queries")
+    click.echo(f"\nTo look at:\n  {work / 'report' / 'index.html'}  figures, curves, relations, every query")
     if shown is not None:
         click.echo(
             f"  {out / 'search.html'}  what was found for {shown.question!r}\n"

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..console import console
 from ..errors import AmexError, did_you_mean
+from .export import export
 from .options import FILE, STORAGE_PATH, added, dataset_option, json_option, root_option
 from .places import store_and_manifest, work_folder
 from .trained import strict_option
@@ -46,10 +48,9 @@ def configs(name: str | None) -> None:
     """List models and configurations, or print the one NAME.
 
     With the NAME of a configuration print it, of a model what can be set. Every key of a model is listed with its
-    default and what it means, those of its data and training after them.
+    default and what it means, those of its objective, data and training after them.
     """
-    from ..train.config import CONFIGS, MODELS, Config, Data, Train, known_configs
-    from ..train.options import SECTIONS
+    from ..train.config import CONFIGS, MODELS, Auto, Config, known_configs
 
     if name is None:
         click.echo(f"models: {', '.join(MODELS)}\nconfigurations: {', '.join(known_configs())}")
@@ -59,17 +60,29 @@ def configs(name: str | None) -> None:
         from rich.table import Table
 
         table = Table("key", "default", "meaning", box=None)
-        for section, kind in (("model", SECTIONS[name]), ("data", Data), ("train", Train)):
-            defaults = getattr(Config.model_validate({"model": {"name": name}}), section)
-            for key, field in kind.model_fields.items():
-                table.add_row(f"{section}.{key}", repr(getattr(defaults, key)), field.description or "")
+        config = Config.model_validate({"model": {"name": name}})
+        for section in Config.model_fields:
+            defaults = getattr(config, section)
+            for key, field in type(defaults).model_fields.items():
+                default = getattr(defaults, key)
+                shown = "auto" if default is None and Auto in field.metadata else repr(default)
+                table.add_row(f"{section}.{key}", shown, field.description or "")
         console().print(table)
     else:
         known = (*MODELS, *known_configs())
         raise AmexError(f"no configuration is called {name!r}; there is {', '.join(known)}{did_you_mean(name, known)}")
 
 
-@click.command()
+class Train(click.Command):
+    """``amex train CONFIG``, and ``amex train export RUN``: no configuration is called export."""
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> click.Context:
+        if args[:1] == ["export"]:
+            return export.make_context(f"{info_name} export", args[1:], *more, **extra)
+        return super().make_context(info_name, args, *more, **extra)
+
+
+@click.command(cls=Train)
 @click.argument("which", metavar="CONFIG")
 @dataset_option
 @root_option
@@ -98,11 +111,17 @@ def train(
     """Train a model from a store alone.
 
     CONFIG is a model (amenet, hgr, ...), a configuration that comes with amex (`amex configs`), or a Python
-    file of one. The checkpoint with the best rsum on the validation split is best.pth.
+    file of one. best.pth is the checkpoint with the best rsum on the validation split, or the last where few
+    clips validate (train.keep).
 
     \b
     amex train amenet --dataset youcook2
     amex train amenet --store my.zarr
+
+    A trained model as a folder for others, see its --help:
+
+    \b
+    amex train export RUN --out FOLDER
 
     Several GPUs, or processes:
 
@@ -110,7 +129,7 @@ def train(
     torchrun --nproc-per-node 4 -m amex.cli train amenet --store S --manifest M --work-dir W
     """
     from ..train.config import load_config
-    from ..train.fit import fit
+    from ..train.fitting import fit
 
     config = load_config(which, settings)
     store, manifest_path = store_and_manifest(dataset, root, store, manifest_path)
@@ -132,11 +151,11 @@ def train(
     figures = "  ".join(
         f"{name} {done.val[name]:.1f}" for name in ("t2v R@1", "t2v R@10", "v2t R@1", "v2t R@10", "rsum")
     )
-    chosen = (
-        "which chose it"
-        if done.splits["val"]["coverage"]["clips"] > 1
-        else "of 1 clip, which says nothing of the model"
-    )
+    val = done.splits["val"]
+    if val["coverage"]["clips"] == 1:
+        chosen = "of 1 clip, which says nothing of the model"
+    else:
+        chosen = "which chose it" if val["keep"] == "best" else "whose clips are too few to choose one: it is the last"
     click.echo(
         f"{done.best}: epoch {done.epoch}, {done.parameters:,} parameters\n"
         f"on split {config.data.val}, {chosen}: {figures}\n"

@@ -106,7 +106,7 @@ def test_the_end_is_told_where_there_was_nothing_to_ask(tmp_path: Path, capsys: 
     conclude(out, [], None, seconds=1)
     said = capsys.readouterr().out
     assert "search.html" not in said
-    assert "report.html" in said
+    assert "report/index.html" in said
 
 
 def test_the_search_page_is_served_by_a_command_that_can_be_typed(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_demo_goes_from_nothing_to_a_trained_model_and_a_report(
     assert "amenet on split test" in run.stdout
     assert "relation-swapped pairs" in run.stdout
     assert [int(number) for number in re.findall(r"^stage (\d) took \d+ s$", run.stdout, re.M)] == [1, 2, 3, 4, 5]
-    assert "<svg" in (folder / "here" / "amenet" / "report.html").read_text()
+    assert "<svg" in (folder / "here" / "amenet" / "report" / "index.html").read_text()
     assert (folder / "here" / "search.html").stat().st_size > 5_000
     assert (folder / "here" / "sheet.png").stat().st_size > 50_000
     clips = read_manifest(folder / "here" / "manifest.jsonl")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from amex.extract.encoders.presets import IMAGENET, PRESETS, UNIT, plan_windows
 from amex.extract.encoders.recipes import RECIPES, find_recipe
 from amex.extract.encoders.registry import is_text
 from amex.features import open_store
+from amex.train.config import load_config
 
 # Of each stream: length of a feature; samples a second, frames of a window, step and stride; resize and crop.
 CLIP = (512, (1, 1, 1, 1), (224, (224, 224)))
@@ -89,10 +89,10 @@ def test_objects_are_36_boxes_of_8_frames_as_the_configuration_reads_them() -> N
 
 @pytest.mark.parametrize("name", ["hgr", "mcsan", "amenet", "hcmi"])
 def test_the_configurations_of_a_model_find_the_streams_of_its_recipe(name: str) -> None:
-    model = importlib.import_module(f"amex.train.configs.{name}_msrvtt").model
-    wanted = {*model["streams"], *filter(None, [model.get("objects")])}
-    if str(model.get("text", "")).startswith("text_"):
-        wanted.add(model["text"])
+    model = load_config(f"{name}_msrvtt").model
+    wanted = {name for name in model.video_streams if name}
+    if model.text.startswith("text_"):
+        wanted.add(model.text)
     assert wanted <= find_recipe(name).streams.keys()
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import BatchSampler, Sampler
 
-from .data import DataError, Split
+from .data import Split
+from .selection import DataError
 
 
 def groups_of(split: Split) -> np.ndarray:
@@ -37,15 +41,74 @@ def groups_of(split: Split) -> np.ndarray:
     return np.array([(i, partners.get(i, -1)) for i in range(len(split)) if partners.get(i, i) >= i])
 
 
+# Among so many pairs, drawn at random, those of similar captions are looked for.
+NEIGHBOURHOOD = 2048
+
+
+class SimilarCaptions:
+    """Puts pairs whose captions have words in common next to one another, in an order that is else random.
+
+    Words count by how rare they are. Each pair of a batch then has negatives that differ from it in little.
+
+    Args:
+        most: how many follow one another.
+    """
+
+    def __init__(self, split: Split, most: int) -> None:
+        self.split, self.most = split, most
+        self.words = [sorted(set(re.findall(r"\w+", caption.lower()))) for caption in split.captions]
+        counts = Counter(word for words in self.words for word in words)
+        self.rarity = {word: math.log((1 + len(self.words)) / (1 + count)) + 1 for word, count in counts.items()}
+
+    def likeness(self, captions: Sequence[int]) -> np.ndarray:
+        """(captions, captions) cosines of their words."""
+        number: dict[str, int] = {}
+        for caption in captions:
+            for word in self.words[caption]:
+                number.setdefault(word, len(number))
+        vectors = np.zeros((len(captions), len(number) + 1), dtype=np.float32)
+        for row, caption in zip(vectors, captions, strict=True):
+            words = self.words[caption]
+            row[[number[word] for word in words]] = [self.rarity[word] for word in words]
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
+        return vectors @ vectors.T
+
+    def __call__(self, groups: np.ndarray, epoch: int, generator: np.random.Generator) -> np.ndarray:
+        """The groups in their new order; a group stands where the caption of its first pair puts it."""
+        parts = []
+        for begin in range(0, len(groups), NEIGHBOURHOOD):
+            some = groups[begin : begin + NEIGHBOURHOOD]
+            likeness = self.likeness([self.split.pair(epoch, int(index))[1] for index in some[:, 0]])
+            left, most = np.ones(len(some), dtype=bool), min(self.most, len(some))
+            for first in range(len(some)):
+                if left[first]:
+                    near = np.where(left, likeness[first], -1.0)
+                    near[first] = 2.0
+                    chosen = np.argpartition(-near, most - 1)[:most]
+                    chosen = chosen[left[chosen]]
+                    left[chosen] = False
+                    parts.append(some[chosen])
+        return np.concatenate([parts[place] for place in generator.permutation(len(parts))])
+
+
 class EpochSampler(Sampler):
     """Every index once an epoch, shuffled by seed and epoch, dealt out to the processes; yields (epoch, index).
 
     Args:
         groups: (groups, most) indices, each once; those of a group follow one another, and -1 fills it up.
+        arrange: changes the order of the shuffled groups, as ``SimilarCaptions`` does.
     """
 
-    def __init__(self, groups: np.ndarray, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        groups: np.ndarray,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        arrange: Callable[[np.ndarray, int, np.random.Generator], np.ndarray] | None = None,
+    ) -> None:
         self.groups, self.seed, self.rank, self.world, self.epoch = groups, seed, rank, world, 0
+        self.arrange = arrange
         self.length = int(np.count_nonzero(groups >= 0))
 
     def set_epoch(self, epoch: int) -> None:
@@ -53,7 +116,11 @@ class EpochSampler(Sampler):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = self.groups[np.random.default_rng((self.seed, self.epoch)).permutation(len(self.groups))].ravel()
+        generator = np.random.default_rng((self.seed, self.epoch))
+        groups = self.groups[generator.permutation(len(self.groups))]
+        if self.arrange is not None:
+            groups = self.arrange(groups, self.epoch, generator)
+        order = groups.ravel()
         # Every process needs equally many: the first come again at the end.
         order = np.resize(order[order >= 0], len(self) * self.world)
         return iter([(self.epoch, int(index)) for index in order[self.rank :: self.world]])

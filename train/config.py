@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from ..errors import AmexError, did_you_mean
-from .options import SECTIONS, AMENet, Model, Objective, Off, Section
+from .options import SECTIONS, AMENet, Model, ModelOptions, Objective, Off, Section
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 class ConfigError(AmexError):
     """A configuration cannot be used as it is."""
+
+
+# None, a value that is settled by the size of the training split when a run begins, is called auto.
+Auto = BeforeValidator(lambda value: None if value == "auto" else value)
 
 
 class Data(Section):
@@ -33,7 +37,17 @@ class Data(Section):
         description="allow data.train to share clips or videos with data.val or the test split, and those two to share "
         "videos: figures are then too good",
     )
-    batch_size: int = Field(64, ge=2, description="pairs a step, over all processes")
+    batch_size: Annotated[int | None, Auto] = Field(
+        64,
+        ge=2,
+        description="pairs a step, over all processes; auto: 64 to 256 by the number of pairs, with objects 32 on",
+    )
+    similar: Annotated[int | None, Auto] = Field(
+        0,
+        ge=0,
+        description="so many pairs with the words of their captions in common follow one another, so that a batch has "
+        "negatives that differ in little, such as who does it to whom; 0: any order; auto: 8 for a model with objects",
+    )
     captions: Literal["one", "all"] = Field("one", description="a clip's captions an epoch: one at random, or each")
     together: str = Field(
         "",
@@ -60,9 +74,13 @@ class Data(Section):
 class Train(Section):
     """How it is learned."""
 
-    epochs: int = Field(100, ge=1)
+    epochs: Annotated[int | None, Auto] = Field(
+        None, ge=1, description="auto: as many as show each pair 15 times, on few pairs more often"
+    )
     optimizer: Literal["adam", "adamw"] = "adam"
-    lr: float = Field(2e-4, gt=0)
+    lr: Annotated[float | None, Auto] = Field(
+        2e-4, gt=0, description="auto: 1e-3; without objects less on fewer than 7,000 pairs"
+    )
     weight_decay: float = Field(
         0.0, ge=0, description="of weights and embeddings; biases, norms, temperature have none"
     )
@@ -72,7 +90,9 @@ class Train(Section):
         "last epoch",
     )
     patience: int = Field(5, ge=1, description="epochs without a better rsum after which plateau halves the rate")
-    warmup: int = Field(0, ge=0, description="steps over which the rate rises")
+    warmup: Annotated[int | None, Auto] = Field(
+        0, ge=0, description="steps over which the rate rises; auto: a tenth of all"
+    )
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
     accumulate: int = Field(
         1, ge=1, description="batches whose gradients are added up for one step; each has its own negatives"
@@ -89,32 +109,45 @@ class Train(Section):
     amp: Annotated[Literal["auto", "off", "bf16", "fp16"], Off] = Field(
         "auto", description="auto: bf16 on a GPU, off on a CPU"
     )
-    val_every: int = Field(1, ge=1, description="epochs")
+    val_every: Annotated[int | None, Auto] = Field(1, ge=1, description="epochs; auto: ten times a run")
+    keep: Annotated[Literal["best", "last"] | None, Auto] = Field(
+        "best", description="the checkpoint that is used; auto: the last where data.val has too few clips to choose"
+    )
     seed: int = Field(42, ge=0)
+
+    @field_validator("encode_at_once")
+    @classmethod
+    def _more_than_one(cls, value: int) -> int:
+        if value == 1:  # batch normalisation has no variance over one
+            raise ValueError("two pairs or more are encoded at once, or 0 for all")
+        return value
 
 
 class Config(Section):
     """A whole configuration. Validation lists everything that is wrong with it."""
 
     model: Model = AMENet()
-    objective: Objective = Objective(**AMENet.objective)
+    objective: Objective = Objective(**AMENet.own["objective"])
     data: Data = Data()
     train: Train = Train()
 
     @model_validator(mode="before")
     @classmethod
-    def _objective_of_the_model(cls, values: Any) -> Any:
-        """What the section ``objective`` leaves open is the model's own choice."""
-        if not isinstance(values, dict):
+    def _as_the_model_prefers(cls, values: Any) -> Any:
+        """What the other sections leave open is the model's own choice."""
+        model = values.get("model", {}) if isinstance(values, dict) else None
+        options = SECTIONS.get(model.get("name", "amenet")) if isinstance(model, dict) else None
+        if options is None:
             return values
-        model, given = values.get("model", {}), values.get("objective", {})
-        section = SECTIONS.get(model.get("name", "amenet")) if isinstance(model, dict) else None
-        if section is None or not isinstance(given, dict):
-            return values
-        own = dict(section.objective)
-        if {"hinge", "contrastive"} & given.keys():
-            own = {key: value for key, value in own.items() if key not in ("hinge", "contrastive")}
-        return values | {"objective": own | given}
+        chosen = {}
+        for section, preferred in options.own.items():
+            given, own = values.get(section, {}), dict(preferred)
+            if not isinstance(given, dict):
+                continue
+            if {"hinge", "contrastive"} & given.keys():
+                own = {key: value for key, value in own.items() if key not in ("hinge", "contrastive")}
+            chosen[section] = own | given
+        return values | chosen
 
     @property
     def concepts(self) -> dict[str, int]:
@@ -254,6 +287,14 @@ def _number(value: Any) -> Any:
         return value
 
 
+def _elsewhere(key: str, model: type[Section] | None) -> str:
+    """``; did you mean 'objective.margin'?`` for a key that another section has."""
+    sections = {name: field.annotation for name, field in Config.model_fields.items()}
+    sections["model"] = model or ModelOptions
+    names = [f"{name}.{key}" for name, section in sections.items() if key in section.model_fields]
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
 def _said(entry: Any) -> str:
     """One of pydantic's errors as a line: where, what, and for an unknown key what it might have been."""
     path = list(entry["loc"])
@@ -261,9 +302,10 @@ def _said(entry: Any) -> str:
     where = ".".join(str(part) for part in path)
     if entry["type"] == "extra_forbidden":
         section = model or (Config.model_fields[path[0]].annotation if len(path) > 1 else Config)
-        known = list(section.model_fields)
-        near = did_you_mean(str(path[-1]), known)
-        return f"{where}: unknown key" + (near or f"; known are {', '.join(known)}")
+        known, key = list(section.model_fields), str(path[-1])
+        near = _elsewhere(key, model) if len(path) > 1 else ""
+        losses = "; losses are in the section objective" if model else ""
+        return f"{where}: unknown key" + (near or did_you_mean(key, known) or f"; known are {', '.join(known)}{losses}")
     if entry["type"].startswith("union_tag"):
         return f"model.name: there is {', '.join(MODELS)}, got {entry['input'].get('name')!r}"
     message = entry["msg"].removeprefix("Value error, ")

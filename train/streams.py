@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import did_you_mean
 from ..features import Store, StoreError
-from .data import DataError, kind
 from .options import ModelOptions
+from .selection import DataError, kind
 
 Say = Callable[[str], None]
 
@@ -73,6 +73,8 @@ def choose_streams(options: ModelOptions, store: Store, say: Say = lambda line: 
         chosen["text"] = find(text, "text", "model.text", hint)
     if problems:
         raise DataError("; ".join(problems))
+    if getattr(options, "text_bag", None) == "auto":
+        chosen["text_bag"] = options.text != "words" and not options.tower
     return options.model_copy(update=chosen)
 
 

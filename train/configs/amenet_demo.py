@@ -4,14 +4,14 @@ amex manifest shapes --out demo --clips 400 --train-twins
 amex train amenet_demo --store demo.zarr --manifest demo/manifest.jsonl --work-dir W
 """
 
-base = "amenet_shapes"
-objective = {
-    # It shows no gain on Shapes (docs/results.md), and costs time.
-    "adversary": "off",
+base = "_shapes"
+model = {
+    "name": "amenet",
 }
 data = {
     # Of a clip and its twin in one batch only the roles tell which caption is whose.
     "together": "swapped",
+    "similar": 0,
 }
 train = {
     "epochs": 80,

@@ -13,16 +13,9 @@ model = {
     "text": "text_bert",
 }
 data = {
-    "batch_size": 64,
     "max_rows": 8,
     "max_objects": 36,
     "max_tokens": 30,
     # One of the twenty, at random, a clip and epoch.
     "captions": "one",
-}
-train = {
-    "epochs": 100,
-    "lr": 2e-4,
-    "schedule": "plateau",
-    "patience": 5,
 }

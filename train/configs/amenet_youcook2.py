@@ -18,15 +18,8 @@ model = {
     "text": "text_bert",
 }
 data = {
-    "batch_size": 64,
     "max_rows": 8,
     "max_objects": 20,
     "max_tokens": 30,
     "captions": "one",
-}
-train = {
-    "epochs": 100,
-    "lr": 2e-4,
-    "schedule": "plateau",
-    "patience": 5,
 }

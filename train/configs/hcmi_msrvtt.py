@@ -4,29 +4,11 @@ amex extract --manifest msrvtt.jsonl --videos V --store msrvtt.zarr --stream cli
 amex train hcmi_msrvtt --store msrvtt.zarr --manifest msrvtt.jsonl --work-dir W
 """
 
+base = "_hcmi_clip"
 model = {
     "name": "hcmi",
-    "streams": ["clip_vit_b32"],
-    # Without a network: a folder, or --set model.text=text_clip and the stream of that name.
-    "text": "clip:openai/clip-vit-base-patch32",
-    "dim": 512,
-    "project": False,
-    "temporal_layers": 4,
 }
-data = {
-    "batch_size": 128,
-    "captions": "all",
-    "max_rows": 12,
-    "rows": "random",
-    "max_tokens": 32,
-}
-# CLIP4Clip's and DRL's; HCMI's own are not known.
+# A tenth of the steps.
 train = {
-    "epochs": 5,
-    "optimizer": "adamw",
-    "lr": 1e-4,
-    "weight_decay": 0.2,
-    "schedule": "cosine",
     "warmup": 700,
-    "clip_grad": 1.0,
 }

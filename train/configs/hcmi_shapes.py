@@ -16,6 +16,7 @@ data = {
 # For `amex ablate hcmi_shapes`.
 variants = {
     "video and sentence alone": ["model.levels=[video_sentence]"],
+    "clips and phrases alone": ["model.levels=[clip_phrase]"],
     "frames and words alone": ["model.levels=[frame_word]"],
     "no denoising": ["objective.denoise=off"],
     "no enhancement": ["objective.contrastive={levels: 3}"],

@@ -18,6 +18,7 @@ objective = {"contrastive": {"features": 1.0, "concepts": 0.1}}
 variants = {
     "global alone": ["model.levels=[global]"],
     "no relationships": ["model.levels=[global, entity, action]"],
+    "triples": ["model.relation=triple"],
     "no divergence": ["objective.divergence=0"],
     "no attributes": ["model.attributes=off", "objective.concepts=0"],
     "attributes apart": ["model.attributes=separate"],

@@ -6,17 +6,21 @@ authors' next system, BiC-Net; docs/amenet.md says which is which. Every open ch
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..options import AMENet as Options
 from ..options import Inputs
 from .base import Embeddings, SpacesModel
-from .layers import GlobalBranch, TextEncoder
+from .layers import GlobalBranch, SentenceHead, TextEncoder, TokenHead
 from .relation import RelationBranch
+from .text import CaptionReader
 
 
 class AMENet(SpacesModel):
     """A relation branch and a global branch over the video, one joint space each.
+
+    A caption has a vector in each: in the relation space of its tokens in their order, in the global space of it as a
+    whole. With one for both, the global space, which cannot use roles, keeps them out of it.
 
     Args:
         options: the ``model`` section of a configuration.
@@ -26,33 +30,41 @@ class AMENet(SpacesModel):
 
     def __init__(self, options: Options, inputs: Inputs) -> None:
         super().__init__()
-        self.options = options
-        dim, dropout, pooling, widths = options.dim, options.dropout, options.pooling, inputs.widths
+        self.options, self.hubs = options, options.hubs
+        dim, pooling, widths = options.dim, options.pooling, inputs.widths
         self.level_weights = {}
+        heads: dict[str, nn.Module] = {}
         if options.relation_branch:
             self.level_weights["relation"] = options.weight if options.global_branch else 1.0
-            self.relation = RelationBranch(widths[options.objects], dim, options, pooling, dropout)
+            dropout = options.relation_dropout
+            self.relation = RelationBranch(widths[options.objects], dim, options, "attention", dropout)
+            heads["relation"] = TokenHead(
+                widths["text"], dim, sequence=options.text_sequence, pooling="attention", dropout=dropout
+            )
         if options.global_branch:
             self.level_weights["global"] = 1 - options.weight if options.relation_branch else 1.0
-            names = {name: widths[name] for name in options.streams}
             self.global_branch = GlobalBranch(
-                names,
+                {name: widths[name] for name in options.streams},
                 dim,
                 scaling=options.scaling,
                 hidden=options.hidden,
                 sequence=options.sequence,
                 pooling=pooling,
-                dropout=dropout,
+                dropout=options.dropout,
             )
+            heads["global"] = SentenceHead(
+                inputs.sentence or widths["text"],
+                dim,
+                own=bool(inputs.sentence),
+                hidden=options.hidden,
+                dropout=options.dropout,
+            )
+        self.reader = CaptionReader(options, inputs)
         self.text = TextEncoder(
-            widths["text"],
             dim,
-            words=inputs.words,
-            bag=options.text_bag,
-            sequence=options.text_sequence,
-            pooling=pooling,
-            heads=["shared"] if options.text_heads == "shared" else list(self.level_weights),
-            dropout=dropout,
+            words=inputs.words if options.text_bag is True else 0,
+            heads=heads,
+            dropout=options.bag_dropout,
         )
         self.dims = dict.fromkeys(self.level_weights, dim)
         self.whole = list(self.level_weights)[-1]
@@ -64,9 +76,13 @@ class AMENet(SpacesModel):
             spaces["relation"] = self.relation(video[self.options.objects])
         if self.options.global_branch:
             spaces["global"] = self.global_branch(video)
-        return spaces
+        return self.with_hub(spaces, "videos")
+
+    def edge_weights(self, video: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        if not self.options.relation_branch:
+            return {}
+        return {self.options.objects: self.relation.graph.edge_weights(video[self.options.objects])}
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
         """Each space's (B, dim), of length 1."""
-        heads = self.text(text)
-        return {space: heads.get("shared", heads.get(space)) for space in self.level_weights}
+        return self.with_hub(self.text(self.reader(text)), "texts")

@@ -6,13 +6,14 @@ Models are torch modules that know neither stores nor manifests: batches come fr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .layers import Standardize, in_float32
+from .text import CaptionReader
 
 Embeddings = dict[str, Tensor]
 
@@ -27,14 +28,12 @@ class RetrievalModel(nn.Module):
         whole: the level of videos and captions as wholes.
         concept_levels: by level the kind of concepts that the model tells; embeddings of both sides then hold
             ``LEVEL concepts``, how likely each is, (B, concepts).
-        pairs_at_once: of how many captions and videos a score may be asked for in one call; it bounds the memory.
     """
 
     known_levels: ClassVar[tuple[str, ...]]
     level_weights: dict[str, float]
     dims: dict[str, int]
     whole: str
-    pairs_at_once = 1 << 22
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,11 +67,26 @@ class RetrievalModel(nn.Module):
             if isinstance(module, Standardize):
                 module.set(rows(module.stream))
 
-    def start_from(self, options: Any) -> None:
-        """Takes over the weights that the options name, before a run begins."""
+    @property
+    def probabilities(self) -> list[str]:
+        """The streams that were found to hold probabilities, of those whose scale is learned without being told."""
+        scales = [module for module in self.modules() if isinstance(module, Standardize)]
+        return [scale.stream for scale in scales if scale.logit is None and scale.opens]
+
+    @property
+    def _readers(self) -> list[CaptionReader]:
+        return [module for module in self.modules() if isinstance(module, CaptionReader)]
+
+    def start(self, words: Sequence[str]) -> None:
+        """Takes over the weights that the options name, before a run begins; ``words`` are the vocabulary, in order."""
+        for reader in self._readers:
+            reader.start(words)
 
     def slow_parameters(self) -> tuple[list[nn.Parameter], float]:
-        """Parameters that learn at a share of the learning rate, and that share."""
+        """Parameters that learn at a share of the learning rate, and that share: those of a text tower."""
+        for reader in self._readers:
+            if reader.tower is not None:
+                return list(reader.tower.parameters()), reader.options.tower_lr
         return [], 1.0
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
@@ -86,6 +100,10 @@ class RetrievalModel(nn.Module):
     def encode_pairs(self, batch: dict[str, Any]) -> tuple[Embeddings, Embeddings]:
         """The videos and the captions of a training batch."""
         return self.encode_videos(batch["video"]), self.encode_texts(batch["text"])
+
+    def edge_weights(self, video: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """By stream of objects that a graph joins, what its edges weigh: as of ``ObjectGraph.edge_weights``."""
+        return {}
 
     def pooled(self, embeddings: Embeddings) -> dict[str, Tensor]:
         """(B, D) by level, of videos or of captions: each level in one vector; zeros where it holds nothing."""
@@ -105,7 +123,56 @@ class RetrievalModel(nn.Module):
 
 
 class SpacesModel(RetrievalModel):
-    """A model whose levels are joint spaces: a level's score is a cosine. Embeddings are of length 1 in every space."""
+    """A model whose levels are joint spaces: a level's score is a cosine. Embeddings are of length 1 in every space.
+
+    With ``hubs`` a score counts by how much it is above the mean of two: of its caption with the nearest training
+    clips, and of its clip with the nearest training captions. That is CSLS (Conneau et al., ICLR 2018), on what was
+    learned from. What is near to everything, a hub, then comes first nowhere. A score is a dot product still:
+    embeddings hold two numbers more, under ``hub``.
+
+    Attributes:
+        hubs: how many nearest ones count; 0: scores are as they are.
+    """
+
+    MOST_REMEMBERED = 2048
+    hubs = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        for side in SIDES:
+            self.register_buffer(f"known_{side}", torch.empty(0, 0))
+
+    def make_room(self, videos: int, texts: int) -> None:
+        """For so many training clips and captions, before a run begins."""
+        width = sum(self.dims.values())
+        for side, count in zip(SIDES, (videos, texts), strict=True):
+            room = min(count, self.MOST_REMEMBERED) if self.hubs else 0
+            setattr(self, f"known_{side}", torch.zeros(room, width, device=self.device))
+
+    def remember(self, videos: Embeddings, texts: Embeddings) -> None:
+        """Keeps training clips and captions as they are encoded now, as many as there is room for."""
+        self.known_videos.copy_(self._spaces(videos))
+        self.known_texts.copy_(self._spaces(texts))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        for side in SIDES:  # made for as many as were remembered
+            if (kept := state_dict.get(f"{prefix}known_{side}")) is not None:
+                setattr(self, f"known_{side}", torch.empty_like(kept, device=self.device))
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+    def with_hub(self, embeddings: Embeddings, side: str) -> Embeddings:
+        """Embeddings of ``videos`` or of ``texts`` with their ``hub``, where the model is not in training.
+
+        Its product with another side's is minus half the mean of either's nearest scores.
+        """
+        others = self.known_texts if side == "videos" else self.known_videos
+        if self.training or not self.hubs or not len(others):
+            return embeddings
+        with torch.autocast(others.device.type, enabled=False):
+            scores = self._spaces({name: x.float() for name, x in embeddings.items()}) @ others.T
+            near = -scores.topk(min(self.hubs, len(others)), dim=1).values.mean(1) / 2
+        ones = torch.ones_like(near)
+        return embeddings | {"hub": torch.stack([near, ones] if side == "videos" else [ones, near], dim=1)}
 
     def pooled(self, embeddings: Embeddings) -> dict[str, Tensor]:
         return {space: embeddings[space] for space in self.level_weights}
@@ -120,6 +187,13 @@ class SpacesModel(RetrievalModel):
 
     def flatten(self, embeddings: Embeddings) -> Tensor:
         """One vector an item, such that a score is a dot product: what a nearest-neighbour index wants."""
+        spaces = self._spaces(embeddings)
+        return torch.cat([spaces, embeddings["hub"]], dim=-1) if "hub" in embeddings else spaces
+
+    def _spaces(self, embeddings: Embeddings) -> Tensor:
         return torch.cat(
             [math.sqrt(weight) * embeddings[space] for space, weight in self.level_weights.items()], dim=-1
         )
+
+
+SIDES = ("videos", "texts")

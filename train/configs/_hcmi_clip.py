@@ -1,0 +1,26 @@
+"""HCMI on CLIP ViT-B/32: frames from the store, the text tower trained along. Base of its configurations."""
+
+model = {
+    "streams": ["clip_vit_b32"],
+    # Without a network: a folder, or --set model.text=text_clip and the stream of that name.
+    "text": "tower:openai/clip-vit-base-patch32",
+    "dim": 512,
+    "project": False,
+    "temporal_layers": 4,
+}
+data = {
+    "batch_size": 128,
+    "captions": "all",
+    "max_rows": 12,
+    "rows": "random",
+    "max_tokens": 32,
+}
+# CLIP4Clip's and DRL's; HCMI's own are not known.
+train = {
+    "epochs": 5,
+    "optimizer": "adamw",
+    "lr": 1e-4,
+    "weight_decay": 0.2,
+    "schedule": "cosine",
+    "clip_grad": 1.0,
+}

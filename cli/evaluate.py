@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,9 +15,12 @@ from .options import dataset_option, json_option, root_option
 from .places import store_and_manifest
 from .trained import Used, encoding, load, manifest_option, store_option, strict_option
 
+if TYPE_CHECKING:
+    from ..train.rankings import Writer
+
 
 @click.command("eval")
-@click.argument("path", metavar="[CHECKPOINT]", required=False, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="[CHECKPOINT]...", nargs=-1, type=click.Path(path_type=Path))
 @dataset_option
 @root_option
 @store_option
@@ -29,7 +34,7 @@ from .trained import Used, encoding, load, manifest_option, store_option, strict
     help="Equal scores: mean counts the expected position; the others are as HGR's and CLIP4Clip's programs count.",
 )
 @click.option("--merge", "merged", is_flag=True, help="Equal captions are one query, answered by any of their clips.")
-@click.option("--dsl", is_flag=True, help="Also rank after a dual softmax over all queries, in rows of their own.")
+@click.option("--dsl", is_flag=True, help="Also rank after a dual softmax over all queries: rows apart.")
 @strict_option
 @click.option("--out", type=click.Path(path_type=Path), help="The JSON to write.  [default: beside the checkpoint]")
 @click.option(
@@ -42,12 +47,60 @@ from .trained import Used, encoding, load, manifest_option, store_option, strict
 @click.option(
     "--scores",
     "scores_out",
+    metavar="FILE.npz",
     type=click.Path(path_type=Path),
-    help="With --official-hgr: the npz to write with the scores of its three levels.",
+    help="Also write all scores with captions and clip ids; with --official-hgr those of its three levels.",
+)
+@click.option(
+    "--ranks",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write each caption's rank and best clips, as .csv or .jsonl.",
+)
+@click.option(
+    "--run",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write the ranking as a TREC run, with .qrels and .queries.tsv beside it.",
+)
+@click.option(
+    "--hits",
+    type=click.IntRange(min=1),
+    help="Clips a caption in --ranks and --run.  [default: 10 in --ranks, 1000 in --run]",
+)
+@click.option(
+    "--submission",
+    "submissions",
+    nargs=2,
+    multiple=True,
+    metavar="FORMAT FILE",
+    help="Also write what a benchmark takes: epic_mir, or mteb:TASK as mteb:MSRVTTT2V. amex moments writes others.",
+)
+@click.option(
+    "--sentences",
+    type=click.Path(path_type=Path),
+    help="Of epic_mir the list of its texts, EPIC_100_retrieval_test_sentence.csv.",
+)
+@click.option(
+    "--sls",
+    nargs=3,
+    type=click.IntRange(0, 5),
+    metavar="PT TL TD",
+    help="Of epic_mir the Supervision Levels Scale: pre-training, training labels, training data.",
+)
+@click.option(
+    "--same-features",
+    is_flag=True,
+    help="Imported features of other files were made as those in training, which amex cannot know.",
+)
+@click.option(
+    "--binary",
+    metavar="FILE|graphs",
+    help="Also ask which of two captions fits: CSV with clip_id, caption, foil; graphs draws foils by role graphs.",
 )
 @json_option
 def evaluate(
-    path: Path | None,
+    paths: Sequence[Path],
     dataset: str | None,
     root: Path | None,
     store: Path | None,
@@ -60,27 +113,95 @@ def evaluate(
     out: Path | None,
     official: Path | None,
     scores_out: Path | None,
+    ranks: Path | None,
+    run: Path | None,
+    hits: int | None,
+    submissions: Sequence[tuple[str, str]],
+    sentences: Path | None,
+    sls: tuple[int, int, int] | None,
+    same_features: bool,
+    binary: str | None,
     as_json: bool,
 ) -> None:
     """Print recalls and ranks of a trained model.
 
-    Clips are ranked for captions, and captions for clips. CHECKPOINT is the work folder of a run, or a file in it. With
-    --dataset it is another gallery than that of the training run, such as youcook2:howto100m. Docs: docs/metrics.md.
+    Clips are ranked for captions, and captions for clips. CHECKPOINT is the work folder of a run, or a file in it; of
+    several, as of one training with several seeds, the scores are averaged, each with mean 0 and deviation 1. The
+    temperature of --dsl is the best one on the clips that chose the first checkpoint. With --dataset it is another
+    gallery than that of the training run, such as youcook2:howto100m. Docs: docs/metrics.md.
+
+    \b
+    amex eval run --ranks ranks.csv
+    amex eval run0 run1 run2
+    amex eval run --dataset msrvtt:mteb --submission mteb:MSRVTTT2V MSRVTTT2V.json
     """
-    if (path is None) == (official is None):
+    if bool(paths) == bool(official):
         raise click.UsageError("give a checkpoint of amex train, or a folder with --official-hgr")
     if official is not None:
+        if ranks or run or submissions or binary:
+            raise click.UsageError("--ranks, --run, --submission and --binary are for a checkpoint of amex train")
         evaluate_official(official, scores_out, ties, out, as_json)
         return
-    if scores_out is not None:
-        raise click.UsageError("--scores is for --official-hgr")
-    assert path is not None
+    if binary and len(paths) > 1:
+        raise click.UsageError("--binary asks one checkpoint")
+    check_submissions(submissions, sentences, sls)
     if dataset is not None:
         store, manifest_path = store_and_manifest(dataset, root, store, manifest_path)
-    used = load(path, store, manifest_path)
-    record = evaluate_checkpoint(used, split, strict=strict, ties=ties, merged=merged, dsl=dsl)
+    used = [load(path, store, manifest_path, same_features=same_features) for path in paths]
+    name = used[0].checkpoint.config.model.name
+    writers = list(answer_writers(scores_out, ranks, run, tag=name, ties=ties, hits=hits))
+    writers += submission_writers(submissions, sentences, sls, used)
+    record = evaluate_checkpoints(used, split, strict=strict, ties=ties, merged=merged, dsl=dsl, writers=writers)
+    if binary:
+        record["binary"] = binary_selection(used[0], split, binary)
     figures_of = "-".join(filter(None, ("eval", dataset and dataset.replace(":", "-"), split)))
-    show(record, out or used.checkpoint.path.with_name(f"{figures_of}.json"), as_json)
+    show(record, out or (used[0].checkpoint.path.with_name(f"{figures_of}.json") if len(used) == 1 else None), as_json)
+
+
+def check_submissions(submissions: Sequence[tuple[str, str]], sentences: Path | None, sls: object) -> None:
+    """Raises UsageError for a format that is unknown, or lacks what it needs: before anything is computed."""
+    for form, _ in submissions:
+        if form != "epic_mir" and not form.startswith("mteb:"):
+            raise click.UsageError(f"--submission {form}: amex eval writes epic_mir and mteb:TASK")
+        if form == "epic_mir" and not (sentences and sls):
+            raise click.UsageError(
+                "--submission epic_mir needs --sentences EPIC_100_retrieval_test_sentence.csv and --sls PT TL TD, the "
+                "levels of supervision that the challenge asks for"
+            )
+
+
+def answer_writers(
+    scores: Path | None, ranks: Path | None, run: Path | None, *, tag: str, ties: Any, hits: int | None
+) -> Iterator[Writer]:
+    """What writes the files of scores and rankings that are asked for."""
+    from ..train.rankings import HITS, RUN_DEPTH, check_ranks, write_ranks, write_run, write_scores
+
+    if scores:
+        yield partial(write_scores, scores)
+    if ranks:
+        check_ranks(ranks)
+        yield partial(write_ranks, ranks, ties=ties, hits=hits or HITS)
+    if run:
+        yield partial(write_run, run, tag=tag, hits=hits or RUN_DEPTH)
+
+
+def submission_writers(
+    submissions: Sequence[tuple[str, str]],
+    sentences: Path | None,
+    sls: tuple[int, int, int] | None,
+    used: Sequence[Used],
+) -> Iterator[Writer]:
+    """What writes the files of benchmarks that are asked for."""
+    from ..train.evaluate import parameters
+    from ..train.submissions import write_epic_mir, write_mteb
+
+    for form, file in submissions:
+        if form == "epic_mir":
+            yield partial(write_epic_mir, Path(file), sentences=sentences, supervision=sls)
+        else:
+            name = f"amex/{used[0].checkpoint.config.model.name}"
+            count = sum(parameters(each.checkpoint.model()) for each in used)
+            yield partial(write_mteb, Path(file), task_name=form.removeprefix("mteb:"), model=name, count=count)
 
 
 def evaluate_official(folder: Path, scores_out: Path | None, ties: Any, out: Path | None, as_json: bool) -> None:
@@ -108,23 +229,76 @@ def show(record: dict[str, Any], out: Path | None, as_json: bool) -> None:
         click.echo(f"written to {out}")
 
 
-def evaluate_checkpoint(used: Used, split: str, *, strict: bool = False, **options: Any) -> dict[str, Any]:
-    """The figures of a checkpoint on a split, with all that names them."""
-    from ..train.data import Split, of_split, refused_states
-    from ..train.evaluate import evaluate_split
+def evaluate_checkpoints(
+    used: Sequence[Used], split: str, *, strict: bool = False, merged: bool = False, dsl: bool = False, **options: Any
+) -> dict[str, Any]:
+    """The figures of a checkpoint, or of several together, on a split, with all that names them."""
+    from ..train.ensemble import choose_temperature
+    from ..train.evaluate import evaluate_scores
 
-    checkpoint, config = used.checkpoint, used.checkpoint.config
-    clips = of_split(used.clips, split, "the manifest")
-    data = Split(used.store, clips, config.model, config.data, used.text, refuse=refused_states(strict))
-    with encoding(data.clips) as progress:
-        result = evaluate_split(checkpoint.model(), data, progress=progress, **options)
-    named = {"checkpoint": str(checkpoint.path), "model": config.model.name, "split": split, "clips": len(data.clips)}
-    ways = {"ties": options.get("ties", "mean"), "merged": options.get("merged", False)}
+    checkpoint = used[0].checkpoint
+    names = [str(each.checkpoint.path) for each in used]
+    data, scores = score_checkpoints(used, split, strict)
+    chosen = {}
+    val = checkpoint.config.data.val
+    if dsl and any(clip.split == val and clip.captions for clip in used[0].clips):
+        chooses, found = (data, scores) if val == split else score_checkpoints(used, val, strict)
+        chosen = {"temperature": choose_temperature(found, chooses, merged=merged)}
+    result = evaluate_scores(scores, data, merged=merged, dsl=dsl, **chosen, **options)
+    named = {"checkpoint": names[0], "model": checkpoint.config.model.name, "split": split, "clips": len(data.clips)}
+    if len(used) > 1:
+        named |= {"checkpoints": names}
+    if chosen:
+        named |= {"dsl_temperature": chosen["temperature"], "dsl_chosen_on": val}
+    ways = {"ties": options.get("ties", "mean"), "merged": merged}
     return named | ways | {"fingerprints": checkpoint.fingerprints} | result
 
 
+def score_checkpoints(used: Sequence[Used], split: str, strict: bool) -> tuple[Any, Any]:
+    """The clips and captions of a split, and the scores of a checkpoint, or of several together."""
+    from ..train.data import Split
+    from ..train.ensemble import check_alike, together
+    from ..train.evaluate import score_split
+    from ..train.selection import of_split, refused_states
+
+    splits, scores = [], []
+    for each in used:
+        config = each.checkpoint.config
+        clips = of_split(each.clips, split, "the manifest")
+        splits.append(Split(each.store, clips, config.model, config.data, each.text, refuse=refused_states(strict)))
+    check_alike(splits, [str(each.checkpoint.path) for each in used])
+    for each, data in zip(used, splits, strict=True):
+        with encoding(data.clips) as progress:
+            scores.append(score_split(each.checkpoint.model(), data, progress))
+    return splits[0], together(scores)
+
+
+def binary_selection(used: Used, split: str, source: str) -> dict[str, dict[str, float]]:
+    """How often a caption fits its clip better than a foil, by kind of foil, as ``train.binary.ask`` gives it.
+
+    Args:
+        source: a file of questions, or ``graphs``.
+    """
+    from ..extract.encoders import encode_like
+    from ..train.api import TrainedModel
+    from ..train.binary import ask, draw_questions, read_questions
+    from ..train.rolegraphs import Graphs
+    from ..train.selection import of_split
+
+    if source == "graphs":
+        graphs = Graphs.beside(used.manifest, used.checkpoint.config.model)
+        questions = draw_questions(of_split(used.clips, split, "the manifest"), graphs)
+    else:
+        questions = read_questions(Path(source))
+    stream = used.checkpoint.config.model.text_stream
+    model = TrainedModel(used.checkpoint, lambda: used.store[stream], encode_like)
+    with progress_bar() as bar:
+        task = bar.add_task("asking", total=len(questions))
+        return ask(model, used.store, questions, lambda count: bar.advance(task, count))
+
+
 def print_figures(record: dict[str, Any]) -> None:
-    """A table of the figures of ``evaluate_checkpoint``, with what chance reaches below them."""
+    """A table of the figures of ``evaluate_checkpoints``, with what chance reaches below them."""
     from rich.table import Table
 
     from ..train.coverage import gallery_lines
@@ -144,10 +318,18 @@ def print_figures(record: dict[str, Any]) -> None:
             table.add_row(way, f"{figures['queries']:,}", f"{figures['gallery']:,}", *cells)
         if chance := record.get("chance", {}).get(way.replace(" ", "_")):
             table.add_row("  by chance", "", "", *(f"{chance[name]:.1f}" for name in names if name in chance))
-    click.echo(f"{record['model']} on split {record['split']}, ties by {record['ties']}{merged}")
+    together = f"{len(record['checkpoints'])} runs of " if "checkpoints" in record else ""
+    click.echo(f"{together}{record['model']} on split {record['split']}, ties by {record['ties']}{merged}")
     for line in gallery_lines(record) if "coverage" in record else ():
         click.echo(line)
     console().print(table)
     click.echo(f"rsum {record['rsum']:.1f}")
+    if "dsl_rsum" in record:
+        how = ""
+        if "dsl_temperature" in record:
+            how = f", its temperature {record['dsl_temperature']:.3g} chosen on {record['dsl_chosen_on']}"
+        click.echo(f"rsum {record['dsl_rsum']:.1f} after dual softmax{how}")
     if pairs := record.get("swapped_pairs"):
         click.echo(f"relation-swapped pairs: {pairs['accuracy']:.1f} % of {pairs['queries']:,} captions (chance 50)")
+    for kind, answers in record.get("binary", {}).items():
+        click.echo(f"caption or foil, {kind}: {answers['accuracy']:.1f} % of {answers['queries']:,} (chance 50)")

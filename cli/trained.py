@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,10 +36,15 @@ class Used(NamedTuple):
     store: Any
     clips: list[Any]
     text: Any
+    manifest: Path
 
 
-def load(path: Path, store: Path | None, manifest: Path | None) -> Used:
-    """A checkpoint with the store and the clips it is to be used on: given, or those it was trained with."""
+def load(path: Path, store: Path | None, manifest: Path | None, *, same_features: bool = False) -> Used:
+    """A checkpoint with the store and the clips it is to be used on: given, or those it was trained with.
+
+    Args:
+        same_features: imported streams need no fingerprint of the training run's.
+    """
     from ..features import open_store
     from ..manifests import read_manifest
     from ..storage import open_path
@@ -50,8 +56,11 @@ def load(path: Path, store: Path | None, manifest: Path | None) -> Used:
         if given is None and not where[name].exists():
             raise AmexError(f"the {name} of the training run, {where[name]}, is gone: give one with --{name}")
     opened, manifest = open_store(store or where["store"]), manifest or where["manifest"]
-    checkpoint.check_features(opened)
-    return Used(checkpoint, opened, read_manifest(manifest), checkpoint.text(opened, manifest))
+    checkpoint.check_features(opened, imported=same_features)
+    if same_features:
+        found = {name: opened[name].fingerprint for name in checkpoint.fingerprints}
+        checkpoint = dataclasses.replace(checkpoint, fingerprints=found)
+    return Used(checkpoint, opened, read_manifest(manifest), checkpoint.text(opened, manifest), manifest)
 
 
 @contextlib.contextmanager
@@ -64,18 +73,52 @@ def encoding(clips: Sequence[Any]) -> Iterator[Callable[[int], None]]:
 
 def thumbnails(store: Any, videos: Path | None) -> Callable[[Any], bytes | None]:
     """Pictures of clips, from their videos where there is a folder of them."""
-    videos = videos_of(store.path, videos)
-    if videos is None:
+    if (folder := _folder_of(store, videos)) is None:
         return lambda clip: None
-    if not videos.is_dir():
-        raise AmexError(f"--videos {videos} is not a folder")
     from ..extract.sheet import thumbnail
+
+    feeders = _feeders()
 
     def made(clip: Any) -> bytes | None:
         try:
-            return thumbnail(store, clip.clip_id, videos)
+            return thumbnail(store, clip.clip_id, folder, feeders)
         except AmexError as error:
             click.echo(f"no thumbnail of {printable(clip.clip_id)}: {error}", err=True)
             return None
 
     return made
+
+
+def frames_at(store: Any, videos: Path | None) -> Callable[[Any, str, Sequence[float]], list[bytes]]:
+    """Frames of clips where rows of a stream begin, from their videos where there is a folder of them."""
+    if (folder := _folder_of(store, videos)) is None:
+        return lambda clip, stream, seconds: []
+    from ..extract.sheet import FRAME_HEIGHT, jpeg, read_frames
+
+    feeders = _feeders()
+
+    def made(clip: Any, stream: str, seconds: Sequence[float]) -> list[bytes]:
+        path = folder / store[stream].video(clip.clip_id)
+        try:
+            return [jpeg(frame, FRAME_HEIGHT) for frame in read_frames(path, list(seconds), feeders)]
+        except AmexError as error:
+            click.echo(f"no frames of {printable(clip.clip_id)}: {error}", err=True)
+            return []
+
+    return made
+
+
+def _folder_of(store: Any, videos: Path | None) -> Path | None:
+    folder = videos_of(store.path, videos)
+    if folder is not None and not folder.is_dir():
+        raise AmexError(f"--videos {folder} is not a folder")
+    return folder
+
+
+def _feeders() -> Any:
+    """What decodes, in a process that starts with the first picture and ends with the command."""
+    from ..extract.video import Feeders
+
+    feeders = Feeders()
+    click.get_current_context().call_on_close(feeders.close)
+    return feeders

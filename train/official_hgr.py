@@ -16,7 +16,8 @@ import torch
 from ..errors import AmexError, first_line
 from ..features.dataset import pad
 from ..language import read_graphs
-from .data import joined, tensors
+from .captions import tensors
+from .data import joined
 from .metrics import Scores, Ties, Truth, evaluate
 from .models.hgr import HGR, LEVELS
 from .options import HGR as HGROptions
@@ -160,7 +161,7 @@ NAMES = {
         "ft_attn": "frame_attention",
     },
     "text_encoder": {
-        "embedding.we": "text.embedding",
+        "embedding.we": "text.reader.embedding",
         "rnn": "text.rnn",
         "ft_attn": "text.attention",
         "role_embedding": "text.roles",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ OF_HIGHLIGHTS = ("HIT@1", "HL-mAP")
     help="A window is dropped if its IoU with one of a higher score is more than this; 1 drops none.",
 )
 @strict_option
+@click.option(
+    "--submission",
+    "submissions",
+    nargs=2,
+    multiple=True,
+    metavar="FORMAT FILE",
+    help="Also write what a benchmark takes: qvhighlights (JSON lines) or tvr (JSON).",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The JSON to write.  [default: beside the checkpoint]")
 @json_option
 def moments(
@@ -63,6 +72,7 @@ def moments(
     step: float,
     overlap: float,
     strict: bool,
+    submissions: Sequence[tuple[str, str]],
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -73,21 +83,38 @@ def moments(
     dropped. Videos without rows are left out and counted. Docs: docs/moments.md.
     """
     from ..storage import write_whole
-    from ..train.data import Split, of_split, refused_states
+    from ..train.data import Split
+    from ..train.moment_answers import TVR, QVHighlights
+    from ..train.selection import of_split, refused_states
     from ..train.windows import Windows, evaluate_moments, with_moments
 
+    if unknown := next((form for form, _ in submissions if form not in ("qvhighlights", "tvr")), None):
+        raise click.UsageError(f"--submission {unknown}: amex moments writes qvhighlights and tvr")
     if dataset is not None:
         store, manifest_path = store_and_manifest(dataset, root, store, manifest_path)
     used = load(path, store, manifest_path)
     checkpoint, config = used.checkpoint, used.checkpoint.config
-    clips = with_moments(of_split(used.clips, split, "the manifest"), split)
+    of_this_split = of_split(used.clips, split, "the manifest")
+    clips = with_moments(of_this_split, split)
     data = Split(used.store, clips, config.model, config.data, used.text, refuse=refused_states(strict))
     windows = Windows(lengths=lengths, step=step, overlap=overlap)
     with progress_bar() as bar:
         task = bar.add_task("encoding", total=None)
+        model = checkpoint.model()
+        answers = [
+            (Path(file), TVR(windows, model, data) if form == "tvr" else QVHighlights(windows))
+            for form, file in submissions
+        ]
         result = evaluate_moments(
-            checkpoint.model(), data, clips, windows, lambda done, total: bar.update(task, completed=done, total=total)
+            model,
+            data,
+            clips,
+            windows,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            lambda scored: [collect(scored) for _, collect in answers],
         )
+    for file, collected in answers:
+        collected.write(file, of_this_split)
     record = {"checkpoint": str(checkpoint.path), "model": config.model.name, "split": split} | result
     out = out or checkpoint.path.with_name(f"moments-{split}.json")
     with write_whole(out, AmexError) as handle:

@@ -77,8 +77,8 @@ def open_searcher(
         return open_zero_shot(path, manifest, split, text_encoder, strict=strict)
     if not is_run:
         raise AmexError(f"{path} is neither a checkpoint or a run of amex train, nor a store that amex extract made")
-    from ..train.data import of_split
     from ..train.search import Searcher
+    from ..train.selection import of_split
 
     used = load(path, store, manifest)
     clips = of_split(used.clips, split, "the manifest")
@@ -103,7 +103,7 @@ def open_zero_shot(
     """A searcher of a store with no training. Raises AmexError."""
     from ..extract.encoders import NETWORKS
     from ..features import open_store
-    from ..train.data import of_split
+    from ..train.selection import of_split
     from ..train.zeroshot import ZeroShot
 
     store = open_store(path)

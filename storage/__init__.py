@@ -16,7 +16,7 @@ from .base import NOT_THERE, NoRoom, Storage, StorageError
 from .fetch import Fetched, Fetcher
 from .paths import open_path, reachable, storage_at
 from .scratch import semaphores, sweep_folder, temporary_folder
-from .writing import write_json, write_text, write_whole
+from .writing import replacing, write_json, write_text, write_whole
 
 __all__ = [
     "NOT_THERE",
@@ -27,6 +27,7 @@ __all__ = [
     "StorageError",
     "open_path",
     "reachable",
+    "replacing",
     "semaphores",
     "storage_at",
     "sweep_folder",

@@ -20,11 +20,13 @@ from tiny import TINY
 from amex.features import Batch, ClipRows, Failure, create_store, declare_stream, open_store, write_part
 from amex.manifests import Clip, ManifestError, write_manifest
 from amex.manifests.moments import queries_of
+from amex.train.captions import make_text
 from amex.train.config import load_config
-from amex.train.data import DataError, Split, inputs, make_text
+from amex.train.data import Split, inputs
 from amex.train.metrics import MetricsError
 from amex.train.models import RetrievalModel, build_model
 from amex.train.moments import average_precision, highlight_figures, iou, moment_figures, saliency_precision
+from amex.train.selection import DataError
 from amex.train.windows import MOST_WINDOWS, Windows, cut, evaluate_moments, with_moments
 
 WORDS = ("run", "jump", "swim")

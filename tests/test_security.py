@@ -38,7 +38,9 @@ def test_no_call_unpickles_evaluates_or_asks_a_shell() -> None:
     for place, name, call in calls():
         seen.add(name)
         assert name not in ("eval", "exec", "os.system", "os.popen", "subprocess.getoutput"), place
-        assert name.split(".")[0] not in ("pickle", "cPickle", "dill", "joblib", "marshal", "shelve"), place
+        # One benchmark takes its answers as a pickle: such files are written, and never read.
+        unpickles = name.split(".")[0] in ("pickle", "cPickle", "dill", "joblib", "marshal", "shelve")
+        assert name == "pickle.dump" or not unpickles, place
         assert name not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load"), place
         assert not any(word.arg == "shell" for word in call.keywords), place
         assert keyword(call, "trust_remote_code") in (None, False), place  # without the word transformers may ask

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..errors import plural
 from ..features import Batch
 from ..manifests import Clip
 from ..manifests.moments import Asked, queries_of
-from .data import DataError, Split, read_in_order
-from .evaluate import TEXTS, VIDEOS, in_order, scores_of
+from .data import Split, read_in_order
+from .evaluate import TEXTS, VIDEOS, evaluating, in_order, scores_of
 from .metrics import MetricsError
 from .models import Embeddings, RetrievalModel
 from .moments import GRID, MAP_WINDOWS, highlight_figures, iou, moment_figures
+from .selection import DataError
 
 MOST_WINDOWS = 100_000  # of a video
 SEED = 0  # of the random order
@@ -60,7 +60,11 @@ class Windows:
         return np.concatenate(windows)
 
     def keep(self, windows: np.ndarray, scores: np.ndarray, most: int) -> list[np.ndarray]:
-        """By query its best windows (K, 2) in their order, ``most`` at most, after non-maximum suppression.
+        """By query the windows (K, 2) of ``best``."""
+        return [windows[chosen] for chosen in self.best(windows, scores, most)]
+
+    def best(self, windows: np.ndarray, scores: np.ndarray, most: int) -> list[list[int]]:
+        """By query the numbers of its best windows in their order, ``most`` at most, after non-maximum suppression.
 
         Args:
             windows: (W, 2).
@@ -75,7 +79,7 @@ class Windows:
                 kept[query].append(int(best[query]))
             left[iou(windows[best], windows) > self.overlap] = -np.inf
             left[queries, best] = -np.inf
-        return [windows[chosen] for chosen in kept]
+        return kept
 
 
 def evaluate_moments(
@@ -84,6 +88,7 @@ def evaluate_moments(
     clips: Sequence[Clip],
     windows: Windows,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    scored: Callable[[Scored], None] = lambda scored: None,
 ) -> dict[str, Any]:
     """Figures of a model on queries with moments, each searched in its own video.
 
@@ -96,6 +101,7 @@ def evaluate_moments(
         split: the videos.
         clips: the same with all of their captions, as the manifest has them.
         progress: called with how many captions and windows are encoded, and of how many.
+        scored: called with each video once its windows are scored.
 
     Raises:
         DataError: if no query has a moment, or a stream has no times.
@@ -114,9 +120,7 @@ def evaluate_moments(
     ranked: dict[str, list[np.ndarray]] = {"model": [], "random order": [], "whole video": []}
     salient: dict[str, list[np.ndarray]] = {"model": [], "random order": []}
     truths, saliency, late = [], [], 0
-    mode = model.training
-    model.eval()
-    with torch.inference_mode():
+    with evaluating(model):
         texts = in_order(model.encode_texts, split.caption_batches(TEXTS), model, advance)
         for number, held in _one_by_one(split):
             if number not in videos:
@@ -125,6 +129,7 @@ def evaluate_moments(
             batches = _encoded(split, held, [of[number] for of in times], np.concatenate([video.windows, video.grid]))
             made = in_order(model.encode_videos, batches, model, advance)
             scores = _scores(model, made, {name: x[video.captions] for name, x in texts.items()}, video.clip)
+            scored(Scored(place=number, video=video, embeddings=made, scores=scores))
             has_saliency = [query.saliency is not None for query in video.asked]
             for name, values in (("model", scores), ("random order", rng.random(scores.shape))):
                 of_windows, of_grid = np.split(values, [len(video.windows)], axis=1)
@@ -134,7 +139,6 @@ def evaluate_moments(
             truths += [np.array(query.windows, float) for query in video.asked]
             saliency += [_on_grid(query, len(video.grid)) for query in video.asked if query.saliency is not None]
             late += sum(min(start for start, _ in query.windows) >= video.span[1] for query in video.asked)
-    model.train(mode)
     result: dict[str, Any] = {
         "queries": len(truths),
         "videos": len(videos),
@@ -171,6 +175,22 @@ class Video:
     span: tuple[float, float]
     windows: np.ndarray
     grid: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A video with what a model makes of it.
+
+    Attributes:
+        place: of the video in the split.
+        embeddings: of its windows, and of its grid after them.
+        scores: (asked, windows + grid), finite.
+    """
+
+    place: int
+    video: Video
+    embeddings: Embeddings
+    scores: np.ndarray
 
 
 def with_moments(clips: Sequence[Clip], split: str) -> list[Clip]:

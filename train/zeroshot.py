@@ -18,15 +18,12 @@ import numpy as np
 from ..errors import AmexError
 from ..features import Store, Stream, row_arrays
 from ..manifests import Clip
-from .data import LACKING, READ_AHEAD, DataError, with_features
-from .search import Hit, make_hit, place_of
+from .data import READ_AHEAD
+from .search import Hit, make_hit, place_of, weak_below
+from .selection import LACKING, DataError, with_features
 
 # Makes a vector of each text, (texts, D).
 TextVectors = Callable[[Sequence[str]], np.ndarray]
-
-# A hit is weak if more than a tenth of the names fit its clip better than the query. Of 217 captions of 15 real clips
-# so do 10 % of those whose own clip is first, and 44 % of 2,000 titles of other videos; of class names, no CLIP.
-ORDINARY = 0.9
 
 
 def is_clip_frames(stream: Stream) -> bool:
@@ -86,7 +83,7 @@ class ZeroShot:
         for block in self._blocks():
             pooled = self._pooled(block, "probabilities") @ labels if classified else self._pooled(block, "values")
             vectors.append(normalised(pooled - self._centre))
-            limits.append(np.quantile(vectors[-1] @ ordinary.T, ORDINARY, axis=1))
+            limits.append(weak_below(ordinary @ vectors[-1].T))
             progress(len(block))
         self._vectors, self._limits = np.concatenate(vectors), np.concatenate(limits)
 

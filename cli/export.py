@@ -1,0 +1,57 @@
+"""``amex train export``: a trained model for others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from .options import json_option
+from .trained import store_option
+
+
+@click.command("export")
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option(
+    "--onnx",
+    is_flag=True,
+    help="Also write ONNX graphs of the text side and of the video side, of models whose score is a dot product.",
+)
+@store_option
+@json_option
+def export(path: Path, out: Path, onnx: bool, store: Path | None, as_json: bool) -> None:
+    """Write a trained model as a folder for others.
+
+    It has the weights as safetensors, the configuration, the vocabulary, and a model card: what the model was trained
+    on, the figures that amex eval left beside the checkpoint, and how the streams that it reads are made. RUN is the
+    work folder of a run, or a checkpoint in it. `amex.train.load` reads the folder, without store and manifest.
+    Docs: docs/api.md.
+
+    \b
+    amex train export run --out my-model
+    amex train export run --out my-model --onnx
+    """
+    from ..errors import AmexError
+    from ..features import describe_stream, open_store
+    from ..storage import open_path
+    from ..train.checkpoint import load_checkpoint
+    from ..train.export import write_export
+    from .features.publish import recognised, seen
+
+    checkpoint = load_checkpoint(path)
+    where = store or open_path(checkpoint.sources["store"])
+    if store is None and not where.exists():
+        raise AmexError(f"the store of the training run, {where}, is gone: give one with --store")
+    opened = open_store(where)
+    checkpoint.check_features(opened)
+    facts = {}
+    for name in checkpoint.fingerprints:
+        facts[name] = describe_stream(opened[name])
+        facts[name] |= {"input": seen(facts[name]["spec"]), "known_weights": recognised(facts[name])}
+    files = write_export(checkpoint, opened, out, facts=facts, onnx=onnx)
+    if as_json:
+        click.echo(json.dumps({"folder": str(out), "files": files}, indent=1))
+    else:
+        click.echo(f"{out}: {', '.join(files)}; fill in what README.md leaves to you: the licence, what it is for")

@@ -2,53 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .trained import encoding, load, manifest_option, store_option, strict_option, thumbnails, videos_option
+from ..console import progress_bar
+from ..errors import AmexError
+from .trained import frames_at, load, manifest_option, store_option, strict_option, thumbnails, videos_option
+
+if TYPE_CHECKING:
+    from ..train.report import Run
 
 
 @click.command()
 @click.argument("work_dir", type=click.Path(path_type=Path))
+@click.argument("other", type=click.Path(path_type=Path), required=False)
 @click.option("--split", default="test", show_default=True, help="Whose figures and queries to show.")
-@click.option("--out", type=click.Path(path_type=Path), help="The page to write.  [default: report.html in WORK_DIR]")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder to write.  [default: report in WORK_DIR]")
+@click.option(
+    "--pictures", type=click.IntRange(0), default=500, show_default=True, help="Of how many clips to have one, at most."
+)
 @store_option
 @manifest_option
 @videos_option
 @strict_option
 def report(
     work_dir: Path,
+    other: Path | None,
     split: str,
     out: Path | None,
+    pictures: int,
     store: Path | None,
     manifest_path: Path | None,
     videos: Path | None,
     strict: bool,
 ) -> None:
-    """Write one HTML page about a run.
+    """Write a page about a run, or about two.
 
-    It has curves, figures, the best and worst queries, the configuration, and all pictures in itself.
+    It shows curves, figures, what succeeds, what fails, and every query with the clips that were found. With OTHER, a
+    second run, it also shows what WORK_DIR gains and loses against that. Open index.html of the folder in a browser.
+    No network is needed. Docs: docs/train.md.
     """
-    from ..train.data import of_split
     from ..train.report import write_report
 
-    used = load(work_dir, store, manifest_path)
-    out = out or work_dir / "report.html"
-    chosen = of_split(used.clips, split, "the manifest")
-    with encoding(chosen) as progress:
+    out = out or work_dir / "report"
+    if out.is_file() or out.suffix == ".html":
+        raise AmexError(f"--out {out} is a page: give a folder, whose index.html is written")
+    run = _run(work_dir, split, store, manifest_path)
+    second = _run(other, split, store, manifest_path) if other is not None else None
+    with progress_bar() as bar:
+
+        def progress(name: str, total: int) -> Callable[[int], None]:
+            task = bar.add_task(name, total=total)
+            return lambda count: bar.advance(task, count)
+
         lines = write_report(
             work_dir,
             out,
-            checkpoint=used.checkpoint,
-            store=used.store,
-            clips=chosen,
-            text=used.text,
+            run,
+            other=second,
             split_name=split,
-            thumbnail=thumbnails(used.store, videos),
+            thumbnail=thumbnails(run.store, videos),
+            frames=frames_at(run.store, videos),
             progress=progress,
+            pictures=pictures,
             strict=strict,
         )
     for line in lines:
         click.echo(line)
-    click.echo(f"{out}: open it in a browser")
+    click.echo(f"{out / 'index.html'}: open it in a browser")
+
+
+def _run(work_dir: Path, split: str, store: Path | None, manifest: Path | None) -> Run:
+    from ..train.report import Run
+    from ..train.selection import of_split
+
+    used = load(work_dir, store, manifest)
+    chosen = of_split(used.clips, split, "the manifest")
+    return Run(name=work_dir.resolve().name, checkpoint=used.checkpoint, store=used.store, text=used.text, clips=chosen)

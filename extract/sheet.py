@@ -23,6 +23,8 @@ from ..features import ClipNotThere, Rows, Store, Stream
 from .video import Failed, Feeders, Sampling, SamplingRequest, Window
 
 COLUMNS = 4
+# Pixels of single frames, at most.
+FRAME_HEIGHT = 360
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#e377c2")
 # Presentation times are stored as they were decoded; this only bridges the rounding of arithmetic on them.
 SAME_TIME = 1e-6
@@ -56,7 +58,9 @@ def contact_sheet(
     chosen = stream or next((name for name, opened in rows.items() if "boxes" in opened.arrays), next(iter(rows)))
     shown = rows[chosen]
     picked = np.unique(np.linspace(0, len(shown) - 1, min(frames, len(shown))).round().astype(int))
-    images = read_frames(videos / timed[chosen].video(clip_id), [float(shown.times[row, 0]) for row in picked])
+    with contextlib.closing(Feeders()) as feeders:
+        times = [float(shown.times[row, 0]) for row in picked]
+        images = read_frames(videos / timed[chosen].video(clip_id), times, feeders)
 
     height = 2.6 * math.ceil(len(picked) / COLUMNS)
     figure = Figure(figsize=(13, height + 0.8 + 0.45 * len(rows)), dpi=100, layout="constrained")
@@ -80,34 +84,38 @@ def contact_sheet(
     return len(picked)
 
 
-def thumbnail(store: Store, clip_id: str, videos: Path, height: int = 160) -> bytes:
+def thumbnail(store: Store, clip_id: str, videos: Path, feeders: Feeders, height: int = 160) -> bytes:
     """A JPEG of the frame in the middle of a clip, that is where its middle row begins. Raises AmexError."""
     for stream in store.values():
         if "sampling" in stream.spec and clip_id in stream and len(rows := stream[clip_id]):
             path = videos / stream.video(clip_id)
             if not path.is_file():
                 raise AmexError(f"{path} does not exist")
-            picture = Image.fromarray(read_frames(path, [float(rows.times[len(rows) // 2, 0])])[0])
-            picture.thumbnail((4 * height, height))
-            written = io.BytesIO()
-            picture.save(written, "JPEG", quality=85)
-            return written.getvalue()
+            return jpeg(read_frames(path, [float(rows.times[len(rows) // 2, 0])], feeders)[0], height)
     raise ClipNotThere(f"clip {clip_id!r} has no frames in {store.path}")
 
 
-def read_frames(path: Path, times: list[float]) -> list[np.ndarray]:
+def jpeg(frame: np.ndarray, height: int) -> bytes:
+    """A frame, made smaller where it is higher than ``height``."""
+    picture = Image.fromarray(frame)
+    picture.thumbnail((4 * height, height))
+    written = io.BytesIO()
+    picture.save(written, "JPEG", quality=85)
+    return written.getvalue()
+
+
+def read_frames(path: Path, times: list[float], feeders: Feeders) -> list[np.ndarray]:
     """The frames of a video that are shown from exactly ``times`` on; AmexError if one of them cannot be had."""
     single = Sampling(frames=1, stride=1)
     requests = [SamplingRequest(time - SAME_TIME, time + SAME_TIME, single) for time in times]
     images: dict[int, np.ndarray] = {}
     begins: dict[int, float] = {}
-    with contextlib.closing(Feeders()) as feeders:
-        for event in feeders.read(path, requests):
-            if isinstance(event, Failed):
-                raise AmexError(f"{path}: {event.reason}")
-            if isinstance(event, Window):
-                images[event.request] = event.pixels[0].copy()
-                begins[event.request] = event.start
+    for event in feeders.read(path, requests):
+        if isinstance(event, Failed):
+            raise AmexError(f"{path}: {event.reason}")
+        if isinstance(event, Window):
+            images[event.request] = event.pixels[0].copy()
+            begins[event.request] = event.start
     for index, time in enumerate(times):
         if abs(begins.get(index, math.inf) - time) > SAME_TIME:
             raise AmexError(f"{path} has no frame at {time:.3f} s: it is not the video that the features were made of")

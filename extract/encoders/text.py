@@ -173,7 +173,13 @@ def encode_like(stream: Stream, texts: Sequence[str], model: str | None = None) 
     reasons = []
     for candidate in [model] if model else ["minilm", *DEFAULT_MODELS.values()]:
         try:
-            plan = plan_text(stream.name, model=candidate, precision=spec["compute"]["precision"], options=options)
+            plan = plan_text(
+                stream.name,
+                model=candidate,
+                precision=spec["compute"]["precision"],
+                options=options,
+                batch_size=AT_ONCE,
+            )
         except AmexError as error:
             reasons.append(str(error))
             continue

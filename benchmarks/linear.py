@@ -14,6 +14,7 @@ import argparse
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -23,6 +24,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from amex.features import Store, open_store
 from amex.manifests import Clip, read_manifest
 from amex.train.metrics import Scores, Truth, evaluate
+from amex.train.ranks import Ranks
 
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 DIMENSIONS = (16, 32, 64, 80, 128, 256)
@@ -76,19 +78,19 @@ def methods(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[str, str, np.ndarray
         yield "ridge", f"regularisation {regularisation:g}", np.linalg.solve(gram, x.T @ y), np.eye(y.shape[1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--streams", nargs="+", required=True)
-    parser.add_argument("--text", default="text_bert", help="the stream whose sentence vectors to try beside tf-idf")
-    parser.add_argument("--logit", action="store_true", help="features are probabilities: take their log-odds")
-    parser.add_argument("--merge", action="store_true", help="equal captions are one query")
-    options = parser.parse_args()
-    store, clips = open_store(options.store), read_manifest(options.manifest)
+def linear(
+    store: Store, clips: list[Clip], *, streams: list[str], text: str, logit: bool, merge: bool
+) -> Iterator[tuple[str, str, dict[str, Any], Ranks]]:
+    """Each method with each kind of text: its name, the setting chosen, figures and ranks of the test split.
+
+    Args:
+        text: the stream whose sentence vectors to try beside tf-idf.
+        logit: features are probabilities: take their log-odds.
+        merge: equal captions are one query.
+    """
     splits = {name: [clip for clip in clips if clip.split == name] for name in ("train", "val", "test")}
-    raw = {name: videos(store, options.streams, some) for name, some in splits.items()}
-    if options.logit:
+    raw = {name: videos(store, streams, some) for name, some in splits.items()}
+    if logit:
         raw = {name: scipy.special.logit(values.clip(1e-6, 1 - 1e-6)) for name, values in raw.items()}
     mean, std = raw["train"].mean(0), raw["train"].std(0) + 1e-6
     x = {name: (values - mean) / std for name, values in raw.items()}
@@ -96,31 +98,28 @@ def main() -> None:
     vectorizer = TfidfVectorizer(token_pattern=r"\w+").fit([caption for _, caption in pairs["train"]])
     texts = {
         "tf-idf": {name: vectorizer.transform([c for _, c in some]).toarray() for name, some in pairs.items()},
-        "sentence": {
-            name: store[options.text].read([c for _, c in some])["sentence"].astype(np.float64)
-            for name, some in pairs.items()
+        "sentence vectors": {
+            name: store[text].read([c for _, c in some])["sentence"].astype(np.float64) for name, some in pairs.items()
         },
     }
-    print("method | t2v R@1 R@5 R@10 | v2t R@1 R@5 R@10 | rsum | chosen on val")
     for kind, y in texts.items():
         centre = y["train"].mean(0)
         shown = x["train"][[i for i, _ in pairs["train"]]]
         best: dict[str, tuple[float, str, np.ndarray, np.ndarray]] = {}
         for method, setting, a, b in methods(shown, unit(y["train"]) - centre):
-            rsum = figures(x["val"], unit(y["val"]) - centre, a, b, splits["val"], options.merge)["rsum"]
+            rsum = evaluate(*scores_of(x["val"], unit(y["val"]) - centre, a, b, splits["val"], merge))["rsum"]
             if method not in best or rsum > best[method][0]:
                 best[method] = (rsum, setting, a, b)
         for method, (_, setting, a, b) in best.items():
-            found = figures(x["test"], unit(y["test"]) - centre, a, b, splits["test"], options.merge)
-            cells = [
-                " ".join(f"{found[way][f'R@{k}']:.1f}" for k in (1, 5, 10))
-                for way in ("text_to_video", "video_to_text")
-            ]
-            print(f"{method}, {kind} | {cells[0]} | {cells[1]} | {found['rsum']:.1f} | {setting}")
+            scores, truth = scores_of(x["test"], unit(y["test"]) - centre, a, b, splits["test"], merge)
+            ranks = Ranks.of_scores(scores, truth, splits["test"])
+            yield f"{method}, {kind}", setting, evaluate(scores, truth), ranks
 
 
-def figures(x: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray, clips: list[Clip], merge: bool) -> dict:
-    """The figures of cosines between projected videos and texts."""
+def scores_of(
+    x: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray, clips: list[Clip], merge: bool
+) -> tuple[Scores, Truth]:
+    """Cosines between projected videos and texts, and what belongs together."""
     counts = [len(clip.captions) for clip in clips]
     starts = list(itertools.accumulate([0, *counts]))
     own = [list(range(start, start + count)) for start, count in zip(starts, counts, strict=False)]
@@ -130,8 +129,25 @@ def figures(x: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray, clips: l
         kept = sorted(first.values())
         number = {caption: kept.index(index) for caption, index in first.items()}
         y, own = y[kept], [sorted({number[caption] for caption in clip.captions}) for clip in clips]
-    scores = unit(y @ b) @ unit(x @ a).T
-    return evaluate(Scores.of(scores), Truth(captions=own, queries=len(y)))
+    return Scores.of(unit(y @ b) @ unit(x @ a).T), Truth(captions=own, queries=len(y))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--streams", nargs="+", required=True)
+    parser.add_argument("--text", default="text_bert", help="the stream whose sentence vectors to try beside tf-idf")
+    parser.add_argument("--logit", action="store_true", help="features are probabilities: take their log-odds")
+    parser.add_argument("--merge", action="store_true", help="equal captions are one query")
+    options = vars(parser.parse_args())
+    store, clips = open_store(options.pop("store")), read_manifest(options.pop("manifest"))
+    print("method | t2v R@1 R@5 R@10 | v2t R@1 R@5 R@10 | rsum | chosen on val")
+    for name, setting, found, _ in linear(store, clips, **options):
+        cells = [
+            " ".join(f"{found[way][f'R@{k}']:.1f}" for k in (1, 5, 10)) for way in ("text_to_video", "video_to_text")
+        ]
+        print(f"{name} | {cells[0]} | {cells[1]} | {found['rsum']:.1f} | {setting}")
 
 
 if __name__ == "__main__":

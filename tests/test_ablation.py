@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from conftest import amex, write_lines
 from tiny import TINY, lines, tiny_store
 
 from amex.features import ClipRows, create_store, declare_stream, open_store, write_part
+from amex.train.ranks import Ranks
 
 
 class Bench:
@@ -194,6 +196,43 @@ def test_an_interrupted_run_goes_on_in_its_folder(bench: Bench) -> None:
     assert bench.table() == table
 
 
+def test_variants_are_compared_with_the_first_query_by_query(bench: Bench) -> None:
+    said = bench.run("--seeds", "0,1")
+    table = bench.table()
+    assert "against" not in table["a"]
+    against = table["b"]["against"]
+    assert against["variant"] == "a"
+    assert against["seeds"] == [0, 1]
+    for figure, (difference, low, high) in against["intervals"].items():
+        assert difference == pytest.approx(table["b"]["mean"][figure] - table["a"]["mean"][figure])
+        assert low <= difference <= high
+    assert {"rsum", "t2v R@1", "v2t R@10"} <= against["intervals"].keys()
+    assert re.search(r"less a .*rsum", said)
+    for run in table["a"]["runs"].values():
+        ranks = Ranks.load(bench.work / run["folder"] / "ranks-test.npz")
+        for way in ("t2v", "v2t"):
+            assert 100 * (ranks.hits[way] <= 1).mean() == pytest.approx(run["figures"][f"{way} R@1"])
+
+
+def test_variants_of_other_queries_are_not_compared(bench: Bench) -> None:
+    path = next((bench.work / "b").iterdir()) / "ranks-test.npz"
+    ranks = Ranks.load(path)
+    dataclasses.replace(ranks, queries="others").save(path)
+    said = bench.run()
+    assert "b is not compared with a: their galleries or captions differ" in said
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"junk")])
+def test_ranks_that_are_gone_or_damaged_are_made_again_with_the_weights_there_are(bench: Bench, spoil: Any) -> None:
+    before, table = bench.trained(), bench.table()
+    path = next((bench.work / "b").iterdir()) / "ranks-test.npz"
+    spoil(path)
+    assert bench.run().count("evaluated again") == 1
+    assert path.is_file()
+    assert bench.trained() == before
+    assert bench.table() == table
+
+
 def test_variants_that_would_share_a_folder_are_refused_by_name(finished: Bench, tmp_path: Path) -> None:
     config = tmp_path / "c.py"
     config.write_text("model = {'name': 'global'}\nvariants = {'lr 1': [], 'no graph': [], 'lr=1': ['train.lr=1']}\n")
@@ -210,3 +249,27 @@ def test_a_split_that_is_not_there_is_refused_before_anything_is_trained(finishe
     assert result.exit_code == 1
     assert "no clip of split 'tset'" in result.output
     assert not (tmp_path / "w").exists()
+
+
+def test_concepts_that_no_pair_of_a_batch_or_of_the_split_has_are_left_out_of_the_figures(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "mcsan")
+    # Two clips in nine share a verb; the test clips have no word of theirs.
+    alone = {
+        f"train{number}": [f"the {word} alone"] for number, word in enumerate(["dog", "cat", "horse"] * 2 + ["dog"])
+    }
+    write_lines(bench.manifest, *lines(**alone, **{f"test{number}": [f"a stone {number}"] for number in range(3)}))
+    assert amex("manifest", "parse", bench.manifest).exit_code == 0
+    bench.run("--variant", "a", "--set", "data.batch_size=3")
+    (run,) = bench.table()["a"]["runs"].values()
+    assert not any("concept mAP" in name for name in run["figures"])
+    assert 0 <= run["train"]["video_action_mAP"] <= 1
+
+
+def test_word_vectors_that_changed_are_trained_with_again(tmp_path: Path) -> None:
+    bench, table = Bench(tmp_path), tmp_path / "words.npz"
+    given = ("--variant", "a", "--set", f"model.word_vectors={table}")
+    np.savez(table, words=np.array(["dog", "cat"]), vectors=np.eye(2, 4, dtype=np.float32))
+    bench.run(*given)
+    assert "again" not in bench.run(*given)
+    np.savez(table, words=np.array(["dog", "cat"]), vectors=np.eye(2, 4, 1, dtype=np.float32))
+    assert "learned_from.word vectors: 'sha256 " in bench.run(*given)

@@ -16,15 +16,23 @@ import numpy as np
 from .. import __version__
 from ..errors import AmexError
 from ..features import diff_specs, fingerprint, open_store
+from ..foreign import file_sha256
 from ..manifests import read_manifest
 from ..storage import write_json
-from .checkpoint import learned_from, load_checkpoint
+from .checkpoint import digest, learned_from, load_checkpoint
 from .config import Config, ConfigError, load_config, variants_of
-from .data import Split, fingerprints, of_split
-from .evaluate import evaluate_split, flat
-from .fit import fit
+from .data import Split, fingerprints
+from .evaluate import encode, evaluate_scores, flat, scores_of
+from .fitting import fit
+from .gap import Gap
+from .gap import measure as measure_gap
+from .losses import mean_average_precision
+from .metrics import MetricsError
+from .models import Embeddings, RetrievalModel
 from .options import ModelOptions
+from .ranks import Ranks, compare, groups_of
 from .rolegraphs import Graphs
+from .selection import of_split
 from .streams import choose_streams
 
 
@@ -79,7 +87,8 @@ class Snapshot:
             "amex": __version__,
             "config": config.model_copy(update={"model": options}).plain(),
             "fingerprints": fingerprints(self.store, options),
-            "learned_from": self.learned_from(options, (config.data.train, config.data.val), config.reads_graphs),
+            "learned_from": self.learned_from(options, (config.data.train, config.data.val), config.reads_graphs)
+            | begun_with(options),
         }
         tested = self.learned_from(options, (self.sources.split,), options.needs_graphs)
         run_folder = folder / f"seed{config.train.seed}-{fingerprint(made_from)[:8]}"
@@ -104,7 +113,17 @@ class Run:
         """Its figures, if they were made from what there is now."""
         path = self.folder / f"result-{sources.name}.json"
         result = json.loads(path.read_text()) if path.is_file() else None
-        return result if result and result["tested"] == self.tested else None
+        return result if result and result["tested"] == self.tested and self.ranks(sources) else None
+
+    def ranks(self, sources: Sources) -> Ranks | None:
+        """Its ranks, query by query; None if they are not there, or damaged."""
+        with contextlib.suppress(MetricsError):
+            return Ranks.load(self.ranks_path(sources))
+        return None
+
+    def ranks_path(self, sources: Sources) -> Path:
+        """Where its ranks are, query by query."""
+        return self.folder / f"ranks-{sources.name}.npz"
 
     def changed(self) -> str:
         """What differs from the last run of this variant and seed, if that was made from something else."""
@@ -130,10 +149,19 @@ class Run:
         clips = of_split(read_manifest(sources.manifest), sources.split, str(sources.manifest))
         text = checkpoint.text(store, sources.manifest)
         data = Split(store, clips, checkpoint.config.model, checkpoint.config.data, text)
-        evaluated = evaluate_split(checkpoint.model(), data, merged=sources.merged)
+        model = checkpoint.model()
+        encoded = encode(model, data)
+        scores = scores_of(model, *encoded)
+        evaluated = evaluate_scores(scores, data, merged=sources.merged)
+        gap = measure_gap(model, data, *encoded, groups_of(data.clips))
+        Ranks.of(scores, data, merged=sources.merged, gap=gap).save(self.ranks_path(sources))
         history = [json.loads(line) for line in (self.folder / "history.jsonl").read_text().splitlines()]
         result = {
-            "figures": flat(evaluated) | {"val rsum": fitted.val["rsum"]},
+            "figures": flat(evaluated)
+            | apart(gap)
+            | concept_figures(model, data, *encoded)
+            | {"val rsum": fitted.val["rsum"]},
+            "train": history[-1]["train"],
             "coverage": evaluated["coverage"],
             "warnings": evaluated["warnings"],
             "epoch": fitted.epoch,
@@ -143,6 +171,17 @@ class Run:
             "tested": self.tested,
         }
         write_json(self.folder / f"result-{sources.name}.json", result)
+
+
+def begun_with(options: ModelOptions) -> dict[str, str]:
+    """Digests of the files that weights begin with, by what they are; a model of a hub goes by its name."""
+    found = {}
+    for what, source in (("word vectors", options.word_vectors), ("text tower", options.tower)):
+        path = Path(source)
+        if source and path.exists():
+            files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+            found[what] = digest([file_sha256(file, AmexError) for file in files])
+    return found
 
 
 def ablate(
@@ -166,7 +205,8 @@ def ablate(
 
     Returns:
         By variant, of all that were made from what there is now, also before: ``runs`` by seed, each with its
-        ``figures``; ``mean`` and ``std`` (of the sample) of each figure. ``table_path`` keeps it.
+        ``figures``; ``mean`` and ``std`` (of the sample) of each figure; ``against``, see ``compared``. ``table_path``
+        keeps it.
 
     Raises:
         ConfigError: if a variant is not there, cannot be configured, or would share its folder with another.
@@ -200,16 +240,18 @@ def ablate(
         if changed := run.changed():
             say(f"  trained again: {changed}")
         elif (run.folder / f"result-{sources.name}.json").is_file():
-            say(f"  evaluated again: what split {sources.split!r} holds changed")
+            say(f"  evaluated again: what split {sources.split!r} holds changed, or its ranks are gone")
         run.train(sources)
     snapshot = Snapshot(sources)
     results: dict[str, dict[str, Any]] = {}
+    ranks: dict[str, dict[int, Ranks]] = {}
     for name in variants:
         runs, left_out = {}, []
         for seed in _seeds(work_dir / _slug(name)):
             with contextlib.suppress(AmexError):  # a variant that was not asked for, and cannot be trained as it is
-                if result := plan(name, seed, snapshot).result(sources):
-                    runs[seed] = result
+                run = plan(name, seed, snapshot)
+                if (result := run.result(sources)) and (found := run.ranks(sources)):
+                    runs[seed], ranks.setdefault(name, {})[seed] = result, found
                     continue
             left_out.append(str(seed))
         if runs:
@@ -218,8 +260,57 @@ def ablate(
             say(f"{name}, seed {', '.join(left_out)}: not in the table, unfinished or made from something else")
     if not results:
         raise AmexError("the store or the manifest changed while runs were at work: the same command trains again")
+    first = next(iter(results))
+    for name in list(results)[1:]:
+        results[name]["against"] = compared(first, ranks[name], ranks[first])
     write_json(table_path(work_dir, sources), results)
     return results
+
+
+def compared(first: str, ours: Mapping[int, Ranks], theirs: Mapping[int, Ranks]) -> dict[str, Any]:
+    """What a variant gains over the first one of the table, over the seeds that both have.
+
+    Returns:
+        ``variant``, the other; ``seeds`` in common; ``intervals``, by figure its difference with the bounds of 95
+        percent. ``problem`` in their place says why there are none.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return {"variant": first, "problem": "no seed in common"}
+    try:
+        intervals = compare([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+    except MetricsError as error:
+        return {"variant": first, "problem": str(error)}
+    return {"variant": first, "seeds": seeds, "intervals": {name: list(found) for name, found in intervals.items()}}
+
+
+def apart(gap: Gap | None) -> dict[str, float]:
+    """The figures of what lies between videos and texts, the last two in percent."""
+    if gap is None:
+        return {}
+    return {
+        "modality gap": gap.distance,
+        "modality probe": 100 * float(gap.told.mean()),
+        "mixed R@10": 100 * float((gap.mixed <= 10).mean()),
+    }
+
+
+def concept_figures(model: RetrievalModel, split: Split, videos: Embeddings, texts: Embeddings) -> dict[str, float]:
+    """How well each side of a model that tells concepts knows those of a split: mAP in percent, a mean over levels."""
+    if not model.concept_levels or split.text.concepts is None:
+        return {}
+    captions = [[split.captions[i] for i in split.own[clip]] for clip in split.with_captions]
+    labels = split.text.concepts.labels([(own[0], own) for own in captions])
+    first = [split.own[clip][0] for clip in split.with_captions]
+    figures = {}
+    for side, embeddings, places in (("video", videos, split.with_captions), ("text", texts, first)):
+        values = [
+            float(mean_average_precision(embeddings[f"{level} concepts"][places], *labels[kind].values()))
+            for level, kind in model.concept_levels.items()
+        ]
+        if not np.isnan(values).all():  # the split may have none of the concepts that were taught
+            figures[f"{side} concept mAP"] = 100 * float(np.nanmean(values))
+    return figures
 
 
 def _seeds(folder: Path) -> list[int]:

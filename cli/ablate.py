@@ -42,7 +42,8 @@ def ablate(
 ) -> None:
     """Train the variants that a file lists, and compare them.
 
-    Each is trained with several seeds; mean and spread are printed. The file says variants = {"name":
+    Each is trained with several seeds; mean and spread are printed, and how far each variant is from the configuration
+    as it is (default), with a 95 percent interval over queries and seeds. The file says variants = {"name":
     ["section.key=value", ...], ...}. What is finished is not repeated, unless the configuration, the features, the
     manifest or its role graphs changed. The table has all variants that were made from what there is now.
     """
@@ -68,6 +69,7 @@ def ablate(
         click.echo(json.dumps(results, indent=1))
         return
     print_ablation(results)
+    print_differences(results)
     for line in ablation_galleries(results):
         click.echo(line)
     click.echo(f"split {split}, mean ± sample standard deviation over the seeds; {table_path(work_dir, sources)}")
@@ -88,6 +90,27 @@ def print_ablation(results: dict[str, dict[str, Any]]) -> None:
         runs = list(entry["runs"].values())
         seconds = sum(run["seconds"] for run in runs) / len(runs)
         table.add_row(variant, *cells, str(len(runs)), f"{runs[0]['parameters']:,}", f"{seconds:.0f}")
+    console().print(table)
+
+
+def print_differences(results: dict[str, dict[str, Any]]) -> None:
+    """A table: how far each variant differs from the first, with its interval."""
+    from rich.table import Table
+
+    others = {variant: entry["against"] for variant, entry in results.items() if "against" in entry}
+    for variant, found in others.items():
+        if problem := found.get("problem"):
+            click.echo(f"{variant} is not compared with {found['variant']}: {problem}")
+    others = {variant: found for variant, found in others.items() if "intervals" in found}
+    if not others:
+        return
+    wanted = ("rsum", "t2v R@1", "t2v R@10", "v2t R@1", "v2t R@10", "swapped pairs")
+    names = [name for name in wanted if all(name in found["intervals"] for found in others.values())]
+    first = next(iter(others.values()))["variant"]
+    table = Table(f"less {first}", *names, "seeds", box=None)
+    for variant, found in others.items():
+        cells = ["{:+.1f} [{:.1f}, {:.1f}]".format(*found["intervals"][name]) for name in names]
+        table.add_row(variant, *cells, str(len(found["seeds"])))
     console().print(table)
 
 

@@ -10,7 +10,7 @@ Knows no model and no video. Reading starts at ``open_store``:
 from .care.compact import Rewritten, compact, remove_clips
 from .care.copying import Copied, check_mergeable, copy_store
 from .care.verify import Damage, mend, sweep, verify, verify_store
-from .exchange.card import describe_store, render_card, write_card
+from .exchange.card import describe_store, describe_stream, made_lines, render_card, write_card
 from .exchange.excerpt import Excerpt
 from .exchange.exporting import SHARD_BYTES, export_hdf5, export_hgr, export_npy
 from .exchange.importing import FORMATS, Source, find_sources, import_stream
@@ -64,6 +64,7 @@ __all__ = [
     "create_store",
     "declare_stream",
     "describe_store",
+    "describe_stream",
     "diff_specs",
     "entry_bytes",
     "export_hdf5",
@@ -77,6 +78,7 @@ __all__ = [
     "import_stream",
     "is_committed",
     "is_of_captions",
+    "made_lines",
     "mend",
     "open_store",
     "read_sources",

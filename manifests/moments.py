@@ -92,11 +92,13 @@ class Asked:
         caption: its text.
         windows: ``[start, end]`` in seconds on the video's own clock; empty where they are not published.
         saliency: the numbers of ``clips`` of 2 s and the ``scores`` of each; None where there are none.
+        query_id: by which its data set knows it; None where it has none.
     """
 
     caption: str
     windows: Sequence[Sequence[float]]
     saliency: Mapping[str, Any] | None
+    query_id: Any = None
 
 
 def queries_of(clip: Clip) -> list[Asked]:
@@ -108,18 +110,19 @@ def queries_of(clip: Clip) -> list[Asked]:
     if "moments" not in clip.extras:
         return []
     lists = {}
-    for name in ("moments", "saliency"):
+    for name in ("moments", "saliency", "query_ids"):
         values = clip.extras.get(name, [None] * len(clip.captions))
         if not isinstance(values, list) or len(values) != len(clip.captions):
             raise ManifestError(f"clip {clip.clip_id!r}: extras[{name!r}] is no list of one entry for each caption")
         lists[name] = values
     asked = []
-    for caption, windows, saliency in zip(clip.captions, *lists.values(), strict=True):
+    for caption, windows, saliency, query_id in zip(clip.captions, *lists.values(), strict=True):
         query = Query(video=clip.video, text=caption or "-", windows=windows, file="")
         try:
-            asked.append(Asked(caption=caption, windows=_moments(query), saliency=saliency))
+            moments = _moments(query)
         except (TypeError, ValueError) as error:
             raise ManifestError(
                 f"clip {clip.clip_id!r}: the moments of query {caption!r} are wrong: {error}"
             ) from error
+        asked.append(Asked(caption=caption, windows=moments, saliency=saliency, query_id=query_id))
     return asked

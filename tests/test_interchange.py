@@ -13,6 +13,7 @@ from conftest import amex, write_lines
 
 from amex.features import Stream, open_store
 from amex.manifests import read_manifest
+from amex.train.checkpoint import load_checkpoint
 
 
 def run(*arguments: object) -> str:
@@ -352,3 +353,35 @@ def test_real_bottom_up_attention_comes_in_whole(real_data: Path, tmp_path: Path
     run("export", tmp_path / "s.zarr", "objects", "--out", tmp_path / "o.h5", "--format", "hdf5")
     run("import", tmp_path / "o.h5", "--store", tmp_path / "back.zarr")
     same(stream, open_store(tmp_path / "back.zarr")["objects"])
+
+
+@pytest.mark.slow
+def test_amenet_with_both_branches_learns_real_boxes_by_heart(real_data: Path, tmp_path: Path) -> None:
+    """Ten pictures are too few to rank models by, and enough to see that relations of real boxes are learned from."""
+    store = tmp_path / "s.zarr"
+    run(
+        "import", real_data / "features" / "butd_obj36" / "train2014_obj36.tsv", "--stream", "objects", "--store", store
+    )
+    stream = open_store(store)["objects"]
+    lines = []
+    for number, name in enumerate(stream):
+        # A caption says where the three surest things are, left to right, by the numbers of their classes.
+        rows = stream[name]
+        surest = np.argsort(-rows["scores"][0])[:3]
+        ordered = surest[np.argsort(rows["boxes"][0, surest, 0])]
+        caption = " left of ".join(f"thing{rows['labels'][0, box]}" for box in ordered)
+        split = "train" if number < 8 else "val"
+        lines.append({"clip_id": name, "video": name, "captions": [caption], "split": split})
+    manifest = write_lines(tmp_path / "m.jsonl", *lines)
+    np.savez(tmp_path / "whole.npz", whole=np.stack([stream[name].values[0].mean(0) for name in stream]))
+    run("import", tmp_path / "whole.npz", "--captions", manifest, "--store", store)
+    settings = ("model.text=words", "model.dim=32", "model.graph_dim=32", "model.graphs=2", "model.key_dim=8")
+    more = ("train.epochs=60", "train.lr=0.003", "train.val_every=60", "objective.adversary=reversal")
+    words = [word for setting in (*settings, *more) for word in ("--set", setting)]
+    work = ("--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w")
+    assert amex("train", "amenet", *work, *words).exit_code == 0
+    result = amex("eval", tmp_path / "w", "--split", "train", "--merge", "--json")  # two pictures are described alike
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["text_to_video"]["R@1"] == 100
+    model = load_checkpoint(tmp_path / "w").model()
+    assert model.level_weights.keys() == {"relation", "global"}

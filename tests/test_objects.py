@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from amex.extract.encoders.objects import (
     plan_objects,
 )
 from amex.extract.sheet import read_frames
+from amex.extract.video import Feeders
 from amex.features import open_store
 from amex.manifests import read_manifest
 from amex.shapes.renderer import FPS, make_shapes
@@ -169,7 +171,8 @@ def test_stored_features_are_pooled_again_from_the_frame_at_the_stored_time(
     detector = plan_objects(
         "o", config="shapes_detector", weights="default", precision="fp32", options={"count": "3"}, batch_size=1
     ).encoder("cpu")
-    images = read_frames(shapes / "videos" / stream.video(clip_id), rows.times[:, 0].tolist())
+    with closing(Feeders()) as feeders:
+        images = read_frames(shapes / "videos" / stream.video(clip_id), rows.times[:, 0].tolist(), feeders)
     for row, image in enumerate(images):
         frame = detector.resize(image)
         boxes = torch.from_numpy(rows["boxes"][row, : rows["counts"][row]])
@@ -233,7 +236,8 @@ def test_classes_score_and_number_of_boxes_are_kept_to(shapes: Path) -> None:
 
     clip = read_manifest(shapes / "manifest.jsonl")[0]
     wanted = clip.extras["objects"][0]["label"]
-    image = torch.from_numpy(read_frames(shapes / "videos" / clip.video, [0.0])[0])
+    with closing(Feeders()) as feeders:
+        image = torch.from_numpy(read_frames(shapes / "videos" / clip.video, [0.0], feeders)[0])
 
     def found(**options: str) -> dict[str, np.ndarray]:
         detector = plan_objects(

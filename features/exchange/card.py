@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def _count(stream: dict[str, Any]) -> int:
 def _sections(facts: dict[str, Any]) -> list[str]:
     streams = facts["streams"]
     sections = [
-        f"# {_plain(facts['name'])}",
+        f"# {plain(facts['name'])}",
         f"{FILL_IN}: which videos these are.",
         "Features of videos in one amex store, which is Zarr v3. No frames are in it.",
         "## Streams",
@@ -181,7 +182,7 @@ def _sections(facts: dict[str, Any]) -> list[str]:
         "## How they were made",
     ]
     for name, stream in streams.items():
-        sections += [f"### {_code(name)}", "\n".join(_made(stream))]
+        sections += [f"### {code(name)}", "\n".join(made_lines(stream))]
     sections += ["## How to read it", *_examples(facts), "## Checksum", *_checked(facts)]
     return [*sections, "## Licences", *_licences(facts)]
 
@@ -190,36 +191,37 @@ def _row(name: str, stream: dict[str, Any]) -> str:
     values, states = stream["arrays"]["values"], stream["states"]
     of = " captions" if stream["of"] == "captions" else ""
     return (
-        f"| {_code(name)} | {_count(stream):,}{of} | {stream['rows']:,} | {values['dtype']} {values['shape']} | "
+        f"| {code(name)} | {_count(stream):,}{of} | {stream['rows']:,} | {values['dtype']} {values['shape']} | "
         f"{stream['bytes'] / 1e6:,.2f} | {states['empty']:,} | {states['failed']:,} |"
     )
 
 
-def _made(stream: dict[str, Any]) -> list[str]:
+def made_lines(stream: Mapping[str, Any]) -> list[str]:
+    """How a stream was made, from what ``describe_stream`` says of it: a list of Markdown."""
     spec = {name: setting for name, setting in stream["spec"].items() if name != "output"}
     lines = [f"- input: {stream['input']}"] if stream.get("input") else []
     for name, setting in spec.items():
         text = setting if isinstance(setting, str) else json.dumps(setting, ensure_ascii=False)
-        lines.append(f"- {_plain(name.replace('_', ' '))}: {_code(text) if len(text) <= SHOWN else 'see `spec.json`'}")
+        lines.append(f"- {plain(name.replace('_', ' '))}: {code(text) if len(text) <= SHOWN else 'see `spec.json`'}")
     lines.append(f"- weights: {_weights(stream)}")
-    beside = [f"{_code(name)} {a['dtype']} {a['shape']}" for name, a in stream["arrays"].items() if name != "values"]
+    beside = [f"{code(name)} {a['dtype']} {a['shape']}" for name, a in stream["arrays"].items() if name != "values"]
     lines.append(f"- beside the features: {', '.join(beside) or 'nothing'}")
     if stream["labels"]:
         lines.append(f"- labels: {stream['labels']:,} classes, named in `spec.json`")
     if stream["decoders"]:
-        lines.append("- decoded by " + ", ".join(f"{_plain(name)}: {n:,}" for name, n in stream["decoders"].items()))
+        lines.append("- decoded by " + ", ".join(f"{plain(name)}: {n:,}" for name, n in stream["decoders"].items()))
     if stream["cut_off_by_damage"]:
         lines.append(f"- kept as far as their video is undamaged: {plural(stream['cut_off_by_damage'], 'clip')}")
-    written = [f"{_plain(library)} {', '.join(map(_plain, those))}" for library, those in stream["versions"].items()]
+    written = [f"{plain(library)} {', '.join(map(plain, those))}" for library, those in stream["versions"].items()]
     lines.append(f"- written by: {'; '.join(written) or 'not recorded'}")
     lines.append(f"- fingerprint: `{stream['fingerprint']}`")
     return lines
 
 
-def _weights(stream: dict[str, Any]) -> str:
+def _weights(stream: Mapping[str, Any]) -> str:
     """Where weights came from; of a file its name, as directories are nobody's business."""
     known = stream.get("known_weights") or {}
-    parts = [known.get("source") or _code(stream["weights"].rstrip("/").split("/")[-1] or "not recorded")]
+    parts = [known.get("source") or code(stream["weights"].rstrip("/").split("/")[-1] or "not recorded")]
     parts += [f"<{known['url']}>"] if known.get("url") else []
     return ", ".join([*parts, *(["recognised by their name alone"] if known.get("by") == "name" else [])])
 
@@ -280,7 +282,7 @@ def _licences(facts: dict[str, Any]) -> list[str]:
     lines = ["| stream | weights | licence of the weights |", "|---|---|---|"]
     for name, stream in streams.items():
         licence = (stream.get("known_weights") or {}).get("licence")
-        lines.append(f"| {_code(name)} | {_weights(stream)} | {_plain(licence) if licence else FILL_IN} |")
+        lines.append(f"| {code(name)} | {_weights(stream)} | {plain(licence) if licence else FILL_IN} |")
     holds = ["the ids of clips, the names and times of modification of video files"]
     holds += ["captions word for word"] if any(stream["of"] == "captions" for stream in streams.values()) else []
     holds += ["the names of computers that wrote it"] if any(s["names_hosts"] for s in streams.values()) else []
@@ -298,13 +300,13 @@ def _block(language: str, lines: list[str]) -> str:
     return "\n".join([f"{fence}{language}", *lines, fence])
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """A text as code in a line or a cell of a table."""
     text = printable(text).replace("|", "\\|")
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A text in which nothing is Markdown or HTML."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text))

@@ -1,9 +1,11 @@
-"""Files that others wrote: whatever a parser raises over one becomes a single line that names the file."""
+"""Reading files of other programs: every error of a parser becomes one line that names the file."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -15,25 +17,25 @@ from typing import IO, Any
 
 from .errors import AmexError, first_line
 
-# Lists and objects within each other. Programs that walk JSON recurse, and Python's stack holds about a thousand calls.
+# Maximum nesting of JSON. Programs that walk it recurse, and Python's stack holds about a thousand calls.
 NESTED = 100
-# Digits of an integer: more than these and it may be no float.
+# Maximum digits of an integer; a larger one may not fit a float.
 DIGITS = 300
-# Bytes of a line; 64 MiB of features are some 8,000 objects.
+# Maximum bytes of a line; 64 MiB hold the features of some 8,000 objects.
 LINE = 64 << 20
-# Characters that are read of a JSON file at once.
+# Characters of a JSON file that are read at once.
 CHUNK = 1 << 20
 BLANKS = re.compile(r"[ \t\r\n]*")
-# Characters of another library's message that are repeated.
+# Maximum characters of another library's message in an error.
 QUOTED = 200
 
 
 @contextmanager
 def reading(path: object, kind: type[AmexError], what: str = "cannot be read") -> Iterator[None]:
-    """Turns every error that comes of reading a file into a ``kind``: one line with the file's name and the reason.
+    """Convert every error while a file is read into a ``kind``: one line with the file's name and the reason.
 
-    Parsers raise nearly anything over a damaged or a hostile file: NumPy a TokenError, zipfile a NotImplementedError,
-    h5py a RuntimeError, json a RecursionError, and all of them a MemoryError. An AmexError passes as it is.
+    Parsers raise many types over damaged or hostile files: NumPy a TokenError, zipfile a NotImplementedError, h5py a
+    RuntimeError, json a RecursionError, all of them a MemoryError. An AmexError passes unchanged.
     """
     try:
         yield
@@ -44,11 +46,11 @@ def reading(path: object, kind: type[AmexError], what: str = "cannot be read") -
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be read, in one short line."""
+    """Return in one short line why a file could not be read."""
     text = first_line(error)
     if isinstance(error, OSError) and error.errno:
         text = os.strerror(error.errno)
-    elif isinstance(error, KeyError) and error.args:  # h5py's say a sentence
+    elif isinstance(error, KeyError) and error.args:  # h5py's are sentences
         text = str(error.args[0]) if " " in str(error.args[0]) else f"{text} is missing"
     elif not isinstance(error, (OSError, ValueError)):
         text = f"{type(error).__name__}: {text}"
@@ -57,7 +59,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """While much is made and nothing is dropped: the collector would look through all of it again and again."""
+    """Pause the garbage collector while many objects are created: it would traverse all of them repeatedly."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -67,17 +69,36 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def import_name(name: str) -> Any:
+    """Import what ``python:MODULE:NAME`` names in a module of the user.
+
+    Raises:
+        AmexError: if the name has another form, the module cannot be imported, or it has no such attribute.
+    """
+    module, _, attribute = name.removeprefix("python:").partition(":")
+    if not module or not attribute:
+        raise AmexError(f"{name} is not python:MODULE:NAME")
+    try:
+        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except AmexError:
+        raise
+    except ModuleNotFoundError as error:
+        raise AmexError(f"cannot import {module} ({error}): put the folder that it is in on PYTHONPATH") from error
+    except (Exception, SystemExit) as error:  # of any kind: it is the user's code
+        raise AmexError(f"{name} failed: {type(error).__name__}: {first_line(error)}") from error
+
+
 def file_sha256(path: Path, kind: type[AmexError]) -> str:
-    """Hexadecimal; raises a ``kind`` that names the file if it cannot be read."""
+    """Return the sha256 of a file in hexadecimal; raise a ``kind`` that names the file if it cannot be read."""
     with reading(path, kind), path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON value, with ``NaN`` and ``Infinity`` as json takes them; a byte order mark is skipped.
+    """Parse a JSON value; accept ``NaN`` and ``Infinity``, and skip a byte order mark.
 
     Raises:
-        ValueError: if it is no JSON, is nested more than NESTED deep, or has an integer of more than DIGITS digits.
+        ValueError: if it is not JSON, nested more than NESTED deep, or has an integer of more than DIGITS digits.
     """
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     try:
@@ -112,7 +133,7 @@ def _containers(values: Iterable[Any]) -> list[Any]:
 
 
 def read_json(path: Path, kind: type[AmexError]) -> Any:
-    """The value of a JSON file; raises a ``kind`` that names the file."""
+    """Return the value of a JSON file; raise a ``kind`` that names the file."""
     with reading(path, kind):
         text = path.read_bytes()
     with reading(path, kind, "is not JSON"):
@@ -120,9 +141,9 @@ def read_json(path: Path, kind: type[AmexError]) -> Any:
 
 
 def read_json_members(path: Path, kind: type[AmexError]) -> Iterator[tuple[str | None, Any]]:
-    """What the list or the object in a JSON file has, one member at a time: each with its key, None in a list.
+    """Yield the members of the list or object in a JSON file, each with its key (None in a list).
 
-    Raises a ``kind`` that names the file, also for a member that is longer than LINE.
+    Only one member is in memory at a time. Raise a ``kind`` that names the file, also for a member longer than LINE.
     """
     with reading(path, kind):
         handle = path.open(encoding="utf-8-sig")
@@ -147,7 +168,7 @@ def read_json_members(path: Path, kind: type[AmexError]) -> Iterator[tuple[str |
 
 
 class _JsonText:
-    """The text of a JSON file, of which no more than a value is in memory."""
+    """The text of a JSON file, read in pieces: only the current value is in memory."""
 
     def __init__(self, handle: IO[str]) -> None:
         self._handle = handle
@@ -161,7 +182,7 @@ class _JsonText:
         self._text, self.at, self._ended = rest + chunk, 0, not chunk
 
     def sign(self) -> str:
-        """The next character that is not blank, or nothing at the end."""
+        """Return the next character that is not blank; empty at the end."""
         while True:
             self.at = BLANKS.match(self._text, self.at).end()
             if self.at < len(self._text):
@@ -172,7 +193,7 @@ class _JsonText:
             self._more()
 
     def value(self) -> Any:
-        """The next value; raises ValueError as ``parse_json`` does."""
+        """Return the next value; raise ValueError as ``parse_json`` does."""
         sign = self.sign()
         self.at -= len(sign)
         while True:
@@ -196,9 +217,9 @@ class _JsonText:
 
 
 def read_json_lines(path: Path, kind: type[AmexError]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The JSON objects of a file, one a line, each with its place ``FILE:LINE``; blank lines are skipped.
+    """Yield the JSON objects of a file, one a line, each with its place ``FILE:LINE``; skip blank lines.
 
-    Raises a ``kind`` that names the file and the line.
+    Raise a ``kind`` that names the file and the line.
     """
     for where, line in read_lines(path, kind, "is not a JSON object"):
         if not line.strip():
@@ -211,9 +232,9 @@ def read_json_lines(path: Path, kind: type[AmexError]) -> Iterator[tuple[str, di
 
 
 def read_lines(path: Path, kind: type[AmexError], what: str = "cannot be read") -> Iterator[tuple[str, bytes]]:
-    """The lines of a file, each with its place ``FILE:LINE``.
+    """Yield the lines of a file, each with its place ``FILE:LINE``.
 
-    Raises a ``kind`` that names the file, or the line that is longer than LINE bytes, and says ``what``.
+    Raise a ``kind`` that names the file, or the line if it is longer than LINE bytes.
     """
     with reading(path, kind):
         handle = path.open("rb")

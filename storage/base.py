@@ -1,4 +1,4 @@
-"""What a backend offers: one path, and how it is read and written where it is."""
+"""The interface of a storage backend, and its errors."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import IO, Any, ClassVar
 
 from ..errors import AmexError
 
-# How a path says that there is nothing.
-NOT_THERE = (FileNotFoundError, NotADirectoryError)
+# Errors that mean that a path does not exist.
+MISSING_ERRORS = (FileNotFoundError, NotADirectoryError)
 
 
 class StorageError(AmexError):
     """A file or folder cannot be reached, read or written."""
 
 
-class NoRoom(AmexError):
+class DiskFull(AmexError):
     """The disk for temporary files is full."""
 
 
 class Storage(ABC):
-    """A path of one backend. Callers ask what a backend can do, and never which one it is.
+    """A path in one backend. Callers ask what the backend can do, not which backend it is.
 
-    ``files``, ``has_file``, ``size_and_time`` and ``sizes`` may share one listing, which the object keeps: for a new
-    listing make a new object.
+    ``files``, ``has_file``, ``size_and_time`` and ``sizes`` may share one listing, which the object caches. Make a new
+    object for a new listing.
 
     Attributes:
         can_list: whether the files below a folder can be listed.
-        can_rename: whether a folder can be renamed, in one step for every reader.
-        must_fetch: whether other programs can open a file only once it was copied to this machine.
-        readers: threads that read files at the same time, at most, for what has many to read.
-        errors: what reading and writing raise where the path cannot be reached.
+        can_rename: whether a folder can be renamed atomically.
+        must_fetch: whether a file must be copied to this machine before other programs can open it.
+        readers: maximal number of threads that read files at the same time.
+        errors: exception types of reading and writing when the path cannot be reached.
     """
 
     can_list: ClassVar[bool]
@@ -50,119 +50,120 @@ class Storage(ABC):
 
     @abstractmethod
     def is_folder(self) -> bool:
-        """Whether files can be below the path. Raises StorageError if a server is asked and does not answer."""
+        """Return whether the path can contain files. Raises StorageError if a server does not answer."""
 
     @abstractmethod
     def files(self) -> Iterator[Path]:
-        """All files below the path, relative to it, in no order."""
+        """Yield all files below the path, relative to it, in no particular order."""
 
     @abstractmethod
     def has_file(self, name: str) -> bool:
-        """Whether there is a file below the path, as far as that is known before it is read."""
+        """Return whether the file ``name`` exists below the path. A backend that cannot tell returns True."""
 
     @abstractmethod
     def size_and_time(self, name: Path) -> tuple[int | None, int | None]:
-        """Bytes of a file below the path, and when it was modified (nanoseconds); None where nobody can say."""
+        """Return size (bytes) and modification time (nanoseconds) of a file below the path; None if unknown."""
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file below the path, by name relative to it; none where there is no folder."""
+        """Return the size in bytes of every file below the path, by relative name; empty if there is no folder."""
 
     @abstractmethod
     def size(self) -> int | None:
-        """Bytes of the file at the path; None where the server does not say."""
+        """Return the size in bytes of the file at the path; None if the server does not report it."""
 
     @abstractmethod
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
-        """The content of files below the path, by name."""
+        """Return the content of files below the path, by name."""
 
     @abstractmethod
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> Sequence[bytes | Exception]:
-        """Bytes ``begin : end`` of files below the path, all asked for at once; of each the bytes, or an error.
+        """Read byte ranges of files below the path in parallel. Return the bytes, or the error, of each range.
 
         Args:
-            ranges: of each the file's name, begin and end. There are fewer bytes where a file is shorter.
+            ranges: (file name, begin, end) of each range. A range that ends behind the file returns fewer bytes.
         """
 
     @abstractmethod
     def versions(self, pattern: str) -> dict[str, tuple[int, str | None]]:
-        """Of the files directly in the folder that match, sorted by name: bytes, and what tells a version of the file.
+        """Return size and version of the files directly in the folder that match ``pattern``, sorted by name.
 
-        A file with other content has another version. It is None where the file is too young for that to be sure.
+        The version changes when the content changes. It is None if the file is too new to be sure of that.
         """
 
     @abstractmethod
     def read_each(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """Name and content of files below the path, a few of them in memory at a time; files that are gone are not."""
+        """Yield name and content of files below the path; only a few are in memory. Missing files are skipped."""
 
     def read_matching(self, pattern: str) -> Iterator[tuple[str, bytes]]:
-        """Name and content of the files directly in the folder that match, sorted by name."""
+        """Yield name and content of the files directly in the folder that match ``pattern``, sorted by name."""
         return self.read_each(list(self.versions(pattern)))
 
     @abstractmethod
-    def on_disk(self, cancelled: threading.Event | None = None) -> contextlib.AbstractContextManager[Path]:
-        """The file at the path as one on this machine: itself, or a copy that exists as long as the context.
+    def local_copy(self, cancelled: threading.Event | None = None) -> contextlib.AbstractContextManager[Path]:
+        """Yield a local path to the file: the file itself, or a copy that is deleted when the context ends.
 
         Args:
-            cancelled: once set, a download ends early, with a StorageError.
+            cancelled: set this event to stop the download, which then raises StorageError.
 
         Raises:
-            StorageError: if it does not exist, or cannot be fetched after several attempts.
-            NoRoom: if this machine has no room for it.
+            StorageError: if the file does not exist, or the download fails after several attempts.
+            DiskFull: if the disk of this machine is too full for the copy.
         """
 
     @abstractmethod
     def zarr_store(self) -> Any:
-        """The path as Zarr wants it."""
+        """Return the path as a Zarr store."""
 
     @abstractmethod
     def is_damage(self, error: OSError) -> bool:
-        """Whether an error of reading says that the bytes are lost, and not that they are out of reach for now."""
+        """Return whether a read error means that the bytes are lost, not that they are temporarily unreachable."""
 
     # Writing.
 
     @abstractmethod
     def write(self, *, once: bool, beside: Path | None) -> contextlib.AbstractContextManager[IO[str]]:
-        """A text file to write, as ``writing.write_whole`` describes."""
+        """Open a text file for an atomic write. See ``writing.write_text`` for the arguments."""
 
     @abstractmethod
     def put(self, pieces: Iterable[bytes | memoryview]) -> None:
-        """Writes a file in a folder that is there, whole or not at all. A power cut may damage it."""
+        """Write a file atomically into an existing folder. The file is not synced: a power cut may damage it."""
 
     @abstractmethod
     def make_folder(self) -> None:
-        """Makes the folder, where folders exist without files in them."""
+        """Create the folder, if the backend has empty folders."""
 
     @abstractmethod
-    def begin_folder(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """A local path for a new folder to fill before ``publish``; what is left there goes with the context.
+    def staging_folder(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """Yield a local path for a new folder, to fill it before ``publish``. The folder is deleted with the context.
 
-        After a kill it goes with the next one's context (see ``scratch``), or as its part is swept.
+        If the process is killed, the next process that uses ``scratch``, or ``remove_leftovers``, deletes it.
         """
 
     @abstractmethod
-    def publish(self, begun: Path, is_intact: Callable[[Path], bool]) -> None:
-        """Puts a finished local folder at the path, every byte of it on disk. A commit makes it count.
+    def publish(self, staged: Path, is_intact: Callable[[Path], bool]) -> None:
+        """Move or upload a complete local folder to the path and sync it. The folder does not count before its commit.
 
         Args:
-            is_intact: whether a folder that an earlier writer left at the path holds the same bytes.
+            staged: the local folder.
+            is_intact: returns whether a folder that an earlier writer left at the path has the same bytes.
         """
 
     @abstractmethod
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Waits until no other program holds the file at the path, and holds it; where files can be locked, else not.
+        """Hold a lock on the file at the path, if the backend can lock files. Wait while another program holds it.
 
-        A program that is killed lets go of it. The file stays.
+        The lock ends with the context or with the process. The file is not deleted.
         """
 
     @abstractmethod
     def remove(self) -> None:
-        """Removes the file, or the folder with all that is in it, if nobody else has."""
+        """Delete the file, or the folder with its content. Do nothing if it does not exist."""
 
     @abstractmethod
     def remove_if_empty(self) -> None:
-        """Removes the folder if nothing is in it."""
+        """Delete the folder if it is empty."""
 
     @abstractmethod
     def nearest_folder(self) -> Path:
-        """A folder on this machine for what belongs beside the path and other programs must open."""
+        """Return a local folder for files that belong beside the path and that other programs must open."""

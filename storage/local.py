@@ -1,4 +1,4 @@
-"""Folders of this machine, and those that it shares with others."""
+"""The backend for file systems: local disks and network file systems."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from .base import NOT_THERE, Storage
+from .base import MISSING_ERRORS, Storage
 
-# Files that are synced at the same time: a disk syncs several in about the time of one.
+# Files to sync in parallel: a disk syncs several in about the time of one.
 SYNCED_TOGETHER = 8
-# Ranges that are asked for at the same time: each may need a file of its own, and a process may often open 1,024.
+# Ranges to read in parallel. Each may need its own file, and many systems limit a process to 1,024 open files.
 ASKED_TOGETHER = 64
-# Nanoseconds for which a file may change and its time of modification may not: some file systems round that to 2 s.
+# Nanoseconds in which a file can change without a new modification time: some file systems round it to 2 s.
 YOUNG = 2_000_000_000
 
 
 class LocalStorage(Storage):
-    """A path in a file system. A finished file or folder appears by a rename."""
+    """A path in a file system. A rename makes a complete file or folder visible."""
 
     can_list = can_rename = True
     must_fetch = False
@@ -39,18 +39,19 @@ class LocalStorage(Storage):
         return os.path.isdir(self.path)
 
     def files(self) -> Iterator[Path]:
-        """Each folder is read once, however many links lead to it; folders that cannot be read are passed over.
+        """Yield all files below the path. Read each folder once, even if several links lead to it.
 
-        So a file below the path has its own path, and a link is followed where its folder lies elsewhere: links to
-        folders are followed last, the shortest first. A link to a file is a file.
+        Links to folders are followed after all real folders, the shortest path first. So a file below the path keeps
+        its real path, and links lead only to folders outside. A link to a file counts as a file. Folders that cannot
+        be read are skipped.
         """
-        folders, links, read = [Path()], list[tuple[int, Path]](), set[str]()
+        folders, links, visited = [Path()], list[tuple[int, Path]](), set[str]()
         while folders or links:
             folder = folders.pop() if folders else heapq.heappop(links)[1]
             real = os.path.realpath(self.path / folder)
-            if real in read:
+            if real in visited:
                 continue
-            read.add(real)
+            visited.add(real)
             try:
                 entries = list(os.scandir(self.path / folder))
             except OSError:
@@ -78,7 +79,7 @@ class LocalStorage(Storage):
         sizes, folders = {}, [""]
         while folders:
             folder = folders.pop()
-            with contextlib.suppress(*NOT_THERE), os.scandir(os.path.join(self.path, folder)) as entries:
+            with contextlib.suppress(*MISSING_ERRORS), os.scandir(os.path.join(self.path, folder)) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(f"{folder}{entry.name}/")
@@ -93,43 +94,44 @@ class LocalStorage(Storage):
         return {name: (self.path / name).read_bytes() for name in names}
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
-        slices = (ranges[first : first + ASKED_TOGETHER] for first in range(0, len(ranges), ASKED_TOGETHER))
-        return [data for some in slices for data in self._read_together(some)]
+        groups = (ranges[first : first + ASKED_TOGETHER] for first in range(0, len(ranges), ASKED_TOGETHER))
+        return [data for group in groups for data in self._read_together(group)]
 
     def _read_together(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
         files: dict[str, int | OSError] = {}
         try:
             for name, begin, end in ranges:
                 if name not in files:
-                    files[name] = _opened(os.path.join(self.path, name))
-                if len(ranges) > 1 and isinstance(file := files[name], int):  # so the disk has many to choose from
+                    files[name] = _open(os.path.join(self.path, name))
+                if len(ranges) > 1 and isinstance(file := files[name], int):  # the disk can reorder the requests
                     os.posix_fadvise(file, begin, end - begin, os.POSIX_FADV_WILLNEED)
-            return [_range(files[name], begin, end) for name, begin, end in ranges]
+            return [_read_range(files[name], begin, end) for name, begin, end in ranges]
         finally:
             for file in files.values():
                 if isinstance(file, int):
                     os.close(file)
 
     def versions(self, pattern: str) -> dict[str, tuple[int, str | None]]:
-        """A listing can miss both a file that is added and then one that is removed.
+        """List the folder until the listing is consistent. See ``Storage.versions``.
 
-        So it is one that lacks no file of the listing before it. That files are added all the time does not matter.
+        If another program adds a file and then removes an older one, one listing can miss both. So list again until the
+        folder has not changed meanwhile, or no file of the previous listing is missing.
         """
-        before = None
+        previous = None
         while True:
             changed = self._changed()
             listed = self._listed(pattern)
             if changed == self._changed() and changed < time.time_ns() - YOUNG:
                 return listed
-            if before is not None and before.keys() <= listed.keys():
+            if previous is not None and previous.keys() <= listed.keys():
                 return listed
-            before = listed
+            previous = listed
 
     def _changed(self) -> int:
-        """When files were last added to the folder or removed (nanoseconds); 0 where there is none."""
+        """Return when a file was last added or removed (nanoseconds); 0 if there is no folder."""
         try:
             return self.path.stat().st_mtime_ns
-        except NOT_THERE:
+        except MISSING_ERRORS:
             return 0
 
     def _listed(self, pattern: str) -> dict[str, tuple[int, str | None]]:
@@ -137,7 +139,7 @@ class LocalStorage(Storage):
         files = {}
         try:
             entries = os.scandir(self.path)
-        except NOT_THERE:
+        except MISSING_ERRORS:
             return {}
         with entries:
             for entry in entries:
@@ -145,7 +147,7 @@ class LocalStorage(Storage):
                     try:
                         status = entry.stat()
                     except FileNotFoundError:
-                        if entry.is_symlink():  # to what is elsewhere, and not here yet
+                        if entry.is_symlink():  # its target may arrive later
                             raise
                         continue
                     version = None if status.st_mtime_ns > youngest else f"{status.st_size} {status.st_mtime_ns}"
@@ -158,7 +160,7 @@ class LocalStorage(Storage):
                 yield name, (self.path / name).read_bytes()
 
     @contextlib.contextmanager
-    def on_disk(self, cancelled: threading.Event | None = None) -> Iterator[Path]:
+    def local_copy(self, cancelled: threading.Event | None = None) -> Iterator[Path]:
         yield self.path
 
     def zarr_store(self) -> Path:
@@ -171,7 +173,7 @@ class LocalStorage(Storage):
     def write(self, *, once: bool, beside: Path | None) -> Iterator[IO[str]]:
         path = self.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The file's name says whose leftover it is; 60 characters, since names have at most 255 bytes.
+        # Leftovers keep the name of their file; 60 characters, because a file name has at most 255 bytes.
         descriptor, temporary = tempfile.mkstemp(dir=beside or path.parent, prefix=f".{path.name[:60]}.")
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
@@ -184,12 +186,12 @@ class LocalStorage(Storage):
                     os.link(temporary, path)
                 except FileExistsError:
                     pass
-                except OSError:  # a file system without links
+                except OSError:  # a file system without hard links
                     os.replace(temporary, path)
                 Path(temporary).unlink(missing_ok=True)
             else:
                 os.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # also an interrupt must not leave the temporary file
             Path(temporary).unlink(missing_ok=True)
             raise
         folder = os.open(path.parent, os.O_RDONLY)
@@ -206,7 +208,7 @@ class LocalStorage(Storage):
                     handle.write(piece)
             os.chmod(temporary, 0o644)
             os.replace(temporary, self.path)
-        except BaseException:
+        except BaseException:  # also an interrupt must not leave the temporary file
             Path(temporary).unlink(missing_ok=True)
             raise
 
@@ -214,25 +216,25 @@ class LocalStorage(Storage):
         self.path.mkdir(exist_ok=True)
 
     @contextlib.contextmanager
-    def begin_folder(self, name: str) -> Iterator[Path]:
-        """Beside the finished ones: a rename does not leave a file system."""
+    def staging_folder(self, name: str) -> Iterator[Path]:
+        """Yield a folder beside the committed ones: a rename works only within one file system."""
         try:
             yield self.path / name
         finally:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def publish(self, begun: Path, is_intact: Callable[[Path], bool]) -> None:
+    def publish(self, staged: Path, is_intact: Callable[[Path], bool]) -> None:
         if self.path.exists() and not is_intact(self.path):
             self.remove()
-        _sync_files(self.path if self.path.exists() else begun)
+        _sync_files(self.path if self.path.exists() else staged)
         if not self.path.exists():
-            begun.rename(self.path)
+            staged.rename(self.path)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        with contextlib.ExitStack() as held:
-            with contextlib.suppress(OSError):  # a folder that nobody can write to, a file system without locks
-                fcntl.flock(held.enter_context(self.path.open("ab")), fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # a read-only folder, or a file system without locks
+                fcntl.flock(stack.enter_context(self.path.open("ab")), fcntl.LOCK_EX)
             yield
 
     def remove(self) -> None:
@@ -249,14 +251,14 @@ class LocalStorage(Storage):
         return self.path.absolute().parent
 
 
-def _opened(path: str) -> int | OSError:
+def _open(path: str) -> int | OSError:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         return error
 
 
-def _range(file: int | OSError, begin: int, end: int) -> bytes | Exception:
+def _read_range(file: int | OSError, begin: int, end: int) -> bytes | Exception:
     if isinstance(file, OSError):
         return file
     try:
@@ -266,7 +268,7 @@ def _range(file: int | OSError, begin: int, end: int) -> bytes | Exception:
 
 
 def _sync_files(folder: Path) -> None:
-    """Returns once every byte of the files below a folder is on disk."""
+    """Sync all files below a folder to disk."""
     with ThreadPoolExecutor(SYNCED_TOGETHER) as pool:
         list(pool.map(_sync, (os.path.join(folder, name) for name in LocalStorage(folder).sizes())))
 

@@ -1,4 +1,4 @@
-"""Paths of all backends: a folder, or an address such as ``s3://bucket/x.zarr``, and the backend that is behind it."""
+"""Open a folder or an address such as ``s3://bucket/x.zarr`` as a path, and find its backend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import AmexError, first_line
+from ..errors import AmexError, first_line, needs
 from .base import Storage, StorageError
 from .local import LocalStorage
 from .s3 import ObjectStorage
@@ -17,17 +17,15 @@ WEB = ("http", "https")
 
 
 def open_path(text: str | os.PathLike[str]) -> Path:
-    """``s3://bucket/x.zarr`` as a path of universal_pathlib, which has the methods of a Path; anything else as a Path.
+    """Return an address as a path of universal_pathlib, which has the methods of a Path; other text as a Path.
 
     Raises:
-        StorageError: if no installed package knows the address.
+        StorageError: if no installed package supports the address.
     """
     if not isinstance(text, str) or "://" not in text:
         return text if _is_address(text) else Path(text)
-    try:
+    with needs("s3", text):
         from upath import UPath
-    except ImportError as error:
-        raise StorageError(f"{text} needs s3fs: pip install 'amex[s3]'") from error
     scheme = text.partition("://")[0]
     try:
         return UPath(text, **(WebStorage if scheme in WEB else ObjectStorage).options(scheme))
@@ -36,7 +34,7 @@ def open_path(text: str | os.PathLike[str]) -> Path:
 
 
 def storage_at(path: Path) -> Storage:
-    """The backend of a path that ``open_path`` made, or that was derived from one."""
+    """Return the backend of a path that comes from ``open_path``."""
     if not _is_address(path):
         return LocalStorage(path)
     return WebStorage(path) if path.protocol in WEB else ObjectStorage(path)
@@ -48,7 +46,7 @@ def _is_address(path: str | os.PathLike[str]) -> bool:
 
 @contextlib.contextmanager
 def reachable(path: Path, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Says in a line what a disk or a server has against a path, ``but`` for errors that the caller expects."""
+    """Convert the errors of a disk or server into a StorageError of one line, except the types in ``but``."""
     try:
         yield
     except (AmexError, *but):

@@ -1,6 +1,6 @@
-"""Object stores: S3, and what else fsspec knows.
+"""The backend for object stores: S3 and the other file systems of fsspec.
 
-A file of an object store is written whole or not at all, there is no renaming, and many small files are read at once.
+Object stores write files atomically and cannot rename them. Many small files are read in parallel.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import first_line
-from .base import NoRoom, Storage, StorageError
+from .base import DiskFull, Storage, StorageError
 from .scratch import temporary_folder
 
-# Of S3: what does not answer is asked again, later and later. AWS_ENDPOINT_URL names another server than Amazon's.
-# A download holds ten blocks of a file in memory. Clips of a batch are asked for over so many connections at once.
+# Settings of S3: retries with growing delays. AWS_ENDPOINT_URL names a server other than Amazon's. A download has ten
+# blocks in memory. The clips of a batch are read over max_pool_connections connections.
 S3_OPTIONS = {
     "default_block_size": 8 << 20,
     "config_kwargs": {
@@ -32,52 +32,52 @@ S3_OPTIONS = {
         "max_pool_connections": 64,
     },
 }
-# Attempts at a download, further and further apart, besides those of S3's own client.
+# Attempts at a download, with growing delays, in addition to the retries of the S3 client.
 ATTEMPTS = 3
-# Files that are asked for together.
+# Files to read in parallel.
 READ_TOGETHER = 128
-# Ranges of a file with at most so many bytes between them are one request: to ask again takes longer. A request is for
-# at most LARGEST_READ, unless a range is larger.
+# Ranges of a file with a gap of at most READ_OVER bytes are read in one request, which is faster than two. A request
+# reads at most LARGEST_READ bytes, unless a single range is larger.
 READ_OVER, LARGEST_READ = 256 << 10, 8 << 20
-# Files that one request lists, at most.
+# Maximal number of files in one page of a listing.
 PAGE = 1000
-# Files of a part that are sent together: each is in memory meanwhile.
+# Files of a part to upload in parallel. Each is in memory during its upload.
 SENT_TOGETHER = 8
 
 
 class ObjectStorage(Storage):
-    """A path of universal_pathlib. Many small files are read at once, and nothing is renamed."""
+    """A path in an object store, as universal_pathlib represents it."""
 
     can_list = must_fetch = True
     can_rename = False
     readers = 32
-    errors = (Exception,)  # every kind of file system has its own
+    errors = (Exception,)  # each file system of fsspec has its own types
 
     @staticmethod
     def options(scheme: str) -> dict[str, Any]:
-        """Of fsspec's file system. Other processes write what is listed here, so it keeps no listing."""
+        """Return the options of fsspec's file system. Listings are not cached: other processes write files too."""
         return {"use_listings_cache": False} | (S3_OPTIONS if scheme == "s3" else {})
 
     @property
     def system(self) -> Any:
-        """The file system, with connections of this process: a fork cannot use its parent's."""
+        """The file system, with connections of this process: a fork cannot use those of its parent."""
         import fsspec
 
         return fsspec.filesystem(self.path.protocol, **self.path.storage_options)
 
     @property
     def address(self) -> str:
-        """The path, as the file system takes it."""
+        """The path as a text for the file system."""
         return self.path.path
 
     @cached_property
     def listing(self) -> dict[str, dict[str, Any]]:
-        """All names below the path, and what the server says of each."""
+        """The server's entry for each file below the path, by relative name."""
         files = self.system.find(self.address, detail=True)
         return {name.removeprefix(f"{self.address.rstrip('/')}/"): entry for name, entry in files.items()}
 
     def is_folder(self) -> bool:
-        return True  # any prefix is one
+        return True  # any prefix is a folder
 
     def files(self) -> Iterator[Path]:
         yield from map(Path, self.listing)
@@ -97,7 +97,7 @@ class ObjectStorage(Storage):
         return self.system.size(self.address)
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
-        contents = self._read_there(self.system, names, None)
+        contents = self._read_existing(self.system, names, None)
         if missing := [name for name in names if name not in contents]:
             raise FileNotFoundError(f"{self.path / missing[0]} is missing")
         return contents
@@ -110,24 +110,27 @@ class ObjectStorage(Storage):
         names, begins, ends = map(list, zip(*ranges, strict=True))
         blocks = merge_offset_ranges(names, begins, ends, max_gap=READ_OVER, max_block=LARGEST_READ)
         paths = [f"{self.address}/{name}" for name in blocks[0]]
-        contents = [_within(data) for data in self.system.cat_ranges(paths, *blocks[1:], on_error="return")]
+        contents = [_empty_past_end(data) for data in self.system.cat_ranges(paths, *blocks[1:], on_error="return")]
         firsts = list(zip(*blocks[:2], strict=True))  # name and begin of each block, sorted
         parts: list[bytes | Exception] = []
         for name, begin, end in ranges:
             block = next(
-                place
-                for place in range(bisect.bisect_right(firsts, (name, begin)) - 1, -1, -1)
-                if firsts[place][0] == name and blocks[2][place] >= end
+                number
+                for number in range(bisect.bisect_right(firsts, (name, begin)) - 1, -1, -1)
+                if firsts[number][0] == name and blocks[2][number] >= end
             )
             data, first = contents[block], firsts[block][1]
             parts.append(data if isinstance(data, Exception) else data[begin - first : end - first])
         return parts
 
     def versions(self, pattern: str) -> dict[str, tuple[int, str | None]]:
-        """As of a folder: pages of a listing are of different moments."""
-        listed, before = self._listed(pattern), None
-        while len(listed) >= PAGE and (before is None or not before.keys() <= listed.keys()):
-            before, listed = listed, self._listed(pattern)
+        """List again until the listing is consistent, because its pages are read at different times.
+
+        See ``LocalStorage.versions``.
+        """
+        listed, previous = self._listed(pattern), None
+        while len(listed) >= PAGE and (previous is None or not previous.keys() <= listed.keys()):
+            previous, listed = listed, self._listed(pattern)
         return listed
 
     def _listed(self, pattern: str) -> dict[str, tuple[int, str | None]]:
@@ -144,32 +147,33 @@ class ObjectStorage(Storage):
         return dict(sorted(files.items()))
 
     def read_each(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """The next ones are fetched while the caller works on some."""
-        lists = [names[first : first + READ_TOGETHER] for first in range(0, len(names), READ_TOGETHER)]
-        system = self.system  # a thread would make another one
+        """Yield name and content of files. Read the next group while the caller uses the current one."""
+        groups = [names[first : first + READ_TOGETHER] for first in range(0, len(names), READ_TOGETHER)]
+        system = self.system  # a thread would open its own connections
         with ThreadPoolExecutor(1) as pool:
-            next_ones = [pool.submit(self._read_there, system, some, 0) for some in lists[:1]]
-            for later in [*lists[1:], []]:
-                contents = [ahead.result() for ahead in next_ones]
-                next_ones = [pool.submit(self._read_there, system, later, 0)] if later else []
-                for some in contents:
-                    yield from some.items()
+            pending = [pool.submit(self._read_existing, system, group, 0) for group in groups[:1]]
+            for following in [*groups[1:], []]:
+                finished = [future.result() for future in pending]
+                pending = [pool.submit(self._read_existing, system, following, 0)] if following else []
+                for contents in finished:
+                    yield from contents.items()
 
-    def _read_there(self, system: Any, names: Sequence[str], begin: int | None) -> dict[str, bytes]:
-        """The content of those files that are there, by name.
+    def _read_existing(self, system: Any, names: Sequence[str], begin: int | None) -> dict[str, bytes]:
+        """Return the content of the files that exist, by name.
 
         Args:
-            begin: 0 for one request a file; None where large files are to be asked for their size, and read in pieces.
+            begin: 0 for one request per file; None to ask for the size first and read large files in pieces.
         """
         paths = [f"{self.address}/{name}" for name in names]
-        contents = dict(zip(names, map(_within, system.cat_ranges(paths, begin, None, on_error="return")), strict=True))
+        results = map(_empty_past_end, system.cat_ranges(paths, begin, None, on_error="return"))
+        contents = dict(zip(names, results, strict=True))
         for content in contents.values():
             if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
                 raise content
         return {name: content for name, content in contents.items() if isinstance(content, bytes)}
 
     @contextlib.contextmanager
-    def on_disk(self, cancelled: threading.Event | None = None) -> Iterator[Path]:
+    def local_copy(self, cancelled: threading.Event | None = None) -> Iterator[Path]:
         import tenacity
         from fsspec.callbacks import Callback
 
@@ -180,7 +184,7 @@ class ObjectStorage(Storage):
                 if cancelled.is_set():
                     raise StorageError("cancelled")
 
-        again = tenacity.retry(
+        retry = tenacity.retry(
             stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_when_event_set(cancelled),
             wait=tenacity.wait_exponential_jitter(max=20),
             sleep=tenacity.sleep_using_event(cancelled),
@@ -190,12 +194,12 @@ class ObjectStorage(Storage):
         with temporary_folder() as folder:
             copy = folder / self.path.name
             try:
-                again(self.system.get_file)(self.address, str(copy), callback=Progress())
+                retry(self.system.get_file)(self.address, str(copy), callback=Progress())
             except FileNotFoundError as error:
                 raise StorageError(f"no {self.path}") from error
             except Exception as error:
                 if getattr(error, "errno", None) == errno.ENOSPC:
-                    raise NoRoom(f"{folder} has no room for {self.path}: name a larger disk with TMPDIR") from error
+                    raise DiskFull(f"{folder} has no room for {self.path}: name a larger disk with TMPDIR") from error
                 raise StorageError(f"{self.path} cannot be fetched: {first_line(error)}") from error
             yield copy
 
@@ -219,17 +223,17 @@ class ObjectStorage(Storage):
         self.system.pipe_file(self.address, b"".join(pieces))
 
     def make_folder(self) -> None:
-        """No folder is without files."""
+        """Do nothing: object stores have no empty folders."""
 
     @contextlib.contextmanager
-    def begin_folder(self, name: str) -> Iterator[Path]:
-        """Where this machine has room."""
+    def staging_folder(self, name: str) -> Iterator[Path]:
+        """Yield a folder in the temporary folder of this machine."""
         with temporary_folder() as folder:
             yield folder / name
 
-    def publish(self, begun: Path, is_intact: Callable[[Path], bool]) -> None:
-        """File by file, also over what another writer puts there: until the commit a name stands for the same bytes."""
-        self.system.put(f"{begun}/", f"{self.address}/", recursive=True, batch_size=SENT_TOGETHER)
+    def publish(self, staged: Path, is_intact: Callable[[Path], bool]) -> None:
+        """Upload file by file. Overwriting the files of another writer is safe: equal names have equal content."""
+        self.system.put(f"{staged}/", f"{self.address}/", recursive=True, batch_size=SENT_TOGETHER)
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -239,19 +243,19 @@ class ObjectStorage(Storage):
             self.system.rm(self.address, recursive=True)
 
     def remove_if_empty(self) -> None:
-        """No folder is without files."""
+        """Do nothing: object stores have no empty folders."""
 
     def nearest_folder(self) -> Path:
         return Path.cwd()
 
 
-def _within(data: bytes | Exception) -> bytes | Exception:
-    """What was read of a range; nothing where the file ends before it begins."""
+def _empty_past_end(data: bytes | Exception) -> bytes | Exception:
+    """Return ``b""`` for a range that begins behind the end of its file, which the server refuses; other data as is."""
     return b"" if isinstance(data, OSError) and "not satisfiable" in str(data) else data
 
 
 def _is_temporary(error: BaseException) -> bool:
-    """Whether another attempt may succeed: not if the file is absent or forbidden, or the disk here is full."""
+    """Return whether a retry may succeed: not if the file is missing or forbidden, or the local disk is full."""
     if isinstance(error, (FileNotFoundError, PermissionError)) or getattr(error, "errno", None) == errno.ENOSPC:
         return False
     status = getattr(error, "status", 500)

@@ -1,4 +1,4 @@
-"""Temporary files and semaphores. What a killed process leaves, the next process that makes some removes."""
+"""Temporary folders and named semaphores. Leftovers of killed processes are deleted by the next process."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pathlib import Path
 
 from .local import LocalStorage
 
-# What this module calls the things of a process.
+# Names of temporary folders and semaphores.
 NAME = re.compile(r"amex-[0-9a-f]{12}")
-# Where Linux keeps named semaphores, as files sem.NAME.
+# Linux stores named semaphores here, as files sem.NAME.
 SHARED_MEMORY = Path("/dev/shm")
 
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder of this process alone, where TMPDIR says; it goes with the context."""
+    """Yield a private temporary folder below TMPDIR. It is deleted when the context ends."""
     base = Path(tempfile.gettempdir())
-    with held(base) as name:
+    with claimed_name(base) as name:
         (base / name).mkdir(mode=0o700)
         try:
             yield base / name
@@ -35,41 +35,41 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def semaphores() -> Iterator[None]:
-    """Names the semaphores of this process, and of those that it starts in the context, after it.
+    """Give the semaphores of this process and its children a name by which ``remove_stale_files`` finds them.
 
-    Python removes them itself, unless its resource tracker is killed too, as at the end of a batch job.
+    Python deletes semaphores itself, but not if its resource tracker is killed too, as at the end of a batch job.
     """
     if not os.access(SHARED_MEMORY, os.W_OK):
         yield
         return
-    with held(SHARED_MEMORY) as name:
-        config = multiprocessing.current_process()._config  # which processes inherit; there is no public way
-        before = config["semprefix"]
+    with claimed_name(SHARED_MEMORY) as name:
+        config = multiprocessing.current_process()._config  # children inherit it; there is no public interface
+        previous = config["semprefix"]
         config["semprefix"] = f"/{name}"
         try:
             yield
         finally:
-            config["semprefix"] = before
+            config["semprefix"] = previous
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[str]:
-    """A name for what this process puts into ``folder``. What killed processes of this user left there goes first.
+def claimed_name(folder: Path) -> Iterator[str]:
+    """Yield a unique name for the files of this process in ``folder``. Delete leftovers of killed processes first.
 
-    Beside it lies NAME.lock, locked as long as the context lasts. A system unlocks it however the process ends.
+    The file NAME.lock is locked until the context ends. The system releases the lock however the process ends.
     """
-    sweep_folder(folder)
+    remove_stale_files(folder)
     while True:
         name = f"amex-{uuid.uuid4().hex[:12]}"
         lock = folder / f"{name}.lock"
         with lock.open("x") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not lock.exists():  # it was swept before it was locked
+                if not lock.exists():  # another process deleted it before it was locked
                     continue
-            except BlockingIOError:  # it is being swept
+            except BlockingIOError:  # another process is deleting it
                 continue
-            except OSError:  # a file system without locks: nobody shall take it for a dead process's
+            except OSError:  # a file system without locks: an unlocked file would look like a leftover
                 lock.unlink(missing_ok=True)
             try:
                 yield name
@@ -78,13 +78,13 @@ def held(folder: Path) -> Iterator[str]:
             return
 
 
-def sweep_folder(folder: Path) -> None:
-    """Removes what processes of this user left in ``folder`` that ended before they could do so.
+def remove_stale_files(folder: Path) -> None:
+    """Delete the leftovers of killed processes of this user in ``folder``.
 
-    Only what bears exactly a name that ``held`` gave goes: users have files that begin with amex- too.
+    Only names that match ``NAME`` are deleted: users may have files that begin with amex- too.
     """
     for lock in folder.glob("amex-*.lock"):
-        with contextlib.suppress(OSError):  # it is locked, or somebody else was quicker
+        with contextlib.suppress(OSError):  # its process is alive, or another process deletes it
             if not NAME.fullmatch(lock.stem) or not _is_ours(lock) or lock.is_symlink():
                 continue
             with lock.open("r+") as handle:

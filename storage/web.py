@@ -1,4 +1,4 @@
-"""Folders behind an http(s) server, which reads files, lists none and takes none."""
+"""The backend for http(s) servers: files can be read, but not listed or written."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..errors import first_line
 from .base import StorageError
 from .s3 import ObjectStorage
 
-# Seconds to wait for a server: for a connection, for its next bytes.
+# Seconds to wait for a connection, and for the next bytes.
 CONNECT, READ = 10, 60
 
 
 class WebStorage(ObjectStorage):
-    """An http(s) address. Whether there is a file, and how large it is, is known once it is fetched."""
+    """An http(s) address. Whether a file exists, and its size, are known only after the download."""
 
     can_list = False
 
@@ -38,7 +38,7 @@ class WebStorage(ObjectStorage):
         try:
             urllib.request.urlopen(str(self.path), timeout=CONNECT).close()
         except urllib.error.HTTPError:
-            pass  # the server answers, whatever it says of the folder itself
+            pass  # the server answers; it may refuse the folder itself
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = first_line(getattr(error, "reason", None) or error)
             raise StorageError(f"{self.path} cannot be reached: {reason}") from error
@@ -51,16 +51,16 @@ class WebStorage(ObjectStorage):
         return None, None
 
     def write(self, *, once: bool, beside: Path | None) -> contextlib.AbstractContextManager[IO[str]]:
-        raise self._refusal()
+        raise self._read_only_error()
 
     def put(self, pieces: Iterable[bytes | memoryview]) -> None:
-        raise self._refusal()
+        raise self._read_only_error()
 
-    def publish(self, begun: Path, is_intact: Callable[[Path], bool]) -> None:
-        raise self._refusal()
+    def publish(self, staged: Path, is_intact: Callable[[Path], bool]) -> None:
+        raise self._read_only_error()
 
     def remove(self) -> None:
-        raise self._refusal()
+        raise self._read_only_error()
 
-    def _refusal(self) -> StorageError:
+    def _read_only_error(self) -> StorageError:
         return StorageError(f"{self.path} cannot be written: give a folder, or a prefix such as s3://BUCKET/NAME")

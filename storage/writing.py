@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all, also after a power cut."""
+"""Write files atomically: after a crash or a power cut a file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .paths import storage_at
 
 
 @contextlib.contextmanager
-def write_whole(path: Path, kind: type[AmexError] = StorageError) -> Iterator[IO[str]]:
-    """A text file to write to. It exists once the context ends without an error; raises ``kind`` if it cannot be."""
+def write_atomic(path: Path, kind: type[AmexError] = StorageError) -> Iterator[IO[str]]:
+    """Open a text file to write. It appears when the context ends without an error. Raises ``kind`` on an OSError."""
     try:
         with storage_at(path).write(once=False, beside=None) as handle:
             yield handle
@@ -26,27 +26,27 @@ def write_whole(path: Path, kind: type[AmexError] = StorageError) -> Iterator[IO
 
 
 def write_text(path: Path, text: str, *, once: bool = False, beside: Path | None = None) -> None:
-    """Writes a text file. Errors are those of its backend, see ``reachable``.
+    """Write a text file atomically. Raises the errors of the backend, see ``reachable``.
 
     Args:
-        once: leave the file alone if it exists: of several writers the first counts.
-        beside: folder on the same file system where a file begins that is renamed in the end; None: its own. A kill
-            leaves it there.
+        once: do not replace an existing file: the first of several writers wins.
+        beside: folder on the same file system for the temporary file, which stays there if the process is killed;
+            None: the folder of ``path``.
     """
     with storage_at(path).write(once=once, beside=beside) as handle:
         handle.write(text)
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Writes a JSON file; NaN and infinity are a ValueError."""
+    """Write a JSON file atomically. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A local file to write by its path, which is at ``path`` once it is whole.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file, and rename it to ``path`` when the context ends without an error.
 
-    A run that is killed leaves no file there that looks like one. Errors are those of its backend.
+    For libraries that write to a path. A killed run leaves no incomplete file at ``path``. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
@@ -55,6 +55,6 @@ def replacing(path: Path) -> Iterator[Path]:
         yield Path(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # also an interrupt must not leave the temporary file
         os.unlink(temporary)
         raise

@@ -9,12 +9,12 @@ from typing import Any
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-# From the body of an answer what is sent in its place, and what is said to be its length.
+# Returns the bytes to send instead of a body, and the announced length.
 Harm = Callable[[bytes], tuple[bytes, int]]
 
 
 class Server:
-    """S3's API on the loopback, which can be told to fail.
+    """A local server with S3's API, which can simulate failures.
 
     Attributes:
         trouble: given a request, the status of the error that answers it; None for the right answer.

@@ -1,4 +1,4 @@
-"""Files are fetched while others are in use: in order, within bounds, and no copy is left."""
+"""Files are prefetched in order and within limits, and all copies are deleted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from s3_server import Server
 from s3fs import S3FileSystem
 
-from amex.storage import Fetcher, NoRoom, StorageError, open_path
+from amex.storage import DiskFull, Fetcher, StorageError, open_path
 
 SIZE = 1000
 NAMES = [Path(f"in/{number}.bin") for number in range(8)]
@@ -30,14 +30,14 @@ def content(name: Path) -> bytes:
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder for temporary files that nothing else uses."""
+    """Return a private folder for temporary files."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
 
 
 @pytest.fixture
 def root(s3: str) -> Path:
-    """A prefix with eight files of 1,000 bytes each."""
+    """Return a prefix with eight files of 1,000 bytes."""
     root = open_path(f"{s3}/deep")
     for name in NAMES:
         (root / name.as_posix()).write_bytes(content(name))
@@ -45,10 +45,10 @@ def root(s3: str) -> Path:
 
 
 def copies() -> list[Path]:
-    """All files that a fetcher has on this machine."""
+    """Return all local copies of a fetcher."""
     files: list[Path] = []
     for folder in leftovers():
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it is removed just now, or a lock
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # deleted just now, or a lock file
             files += folder.iterdir()
     return sorted(files, key=lambda path: path.name)
 
@@ -69,7 +69,7 @@ def eventually(condition: Callable[..., bool], *arguments: Any) -> bool:
 
 
 def requests(server: Server) -> list[str]:
-    """The files that were asked for, sorted."""
+    """Return the requested files, sorted."""
     return sorted(path.rpartition("/")[2] for method, path in server.seen if method == "GET")
 
 
@@ -101,7 +101,7 @@ def test_no_more_bytes_than_allowed_are_fetched_ahead(limit: int, count: int, ro
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_a_file_that_cannot_be_fetched_costs_itself(status: int, root: Path, server: Server) -> None:
+def test_a_failed_download_does_not_affect_other_files(status: int, root: Path, server: Server) -> None:
     server.trouble = lambda request: status if request["PATH_INFO"].endswith("/2.bin") else None
     with Fetcher(root, NAMES, ahead=3) as files:
         for file in files:
@@ -133,7 +133,7 @@ def test_files_are_used_by_several_at_once_and_closed_in_any_order(root: Path, s
     assert leftovers() == []
 
 
-def test_a_caller_that_must_not_wait_is_told(root: Path, server: Server) -> None:
+def test_a_callback_reports_the_end_of_a_download(root: Path, server: Server) -> None:
     answer = threading.Event()
     server.trouble = lambda request: None if answer.wait(10) else 503
     with Fetcher(root, NAMES[:2], ahead=2) as files:
@@ -150,7 +150,7 @@ def test_a_caller_that_must_not_wait_is_told(root: Path, server: Server) -> None
 
 
 class Disk:
-    """A disk for copies that has room for so many files."""
+    """Simulate a disk with space for this many files."""
 
     files = len(NAMES)
     refused = 0
@@ -158,7 +158,7 @@ class Disk:
 
 @pytest.fixture
 def disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    """Answers as the system does on a full disk."""
+    """Raise the error of a full disk."""
     disk = Disk()
     fetch, lock = S3FileSystem._get_file, asyncio.Lock()
 
@@ -176,7 +176,7 @@ def disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     S3FileSystem.clear_instance_cache()
 
 
-def test_copies_that_do_not_fit_wait_for_those_in_use(root: Path, disk: Disk) -> None:
+def test_a_download_waits_for_disk_space(root: Path, disk: Disk) -> None:
     disk.files = 2
     with Fetcher(root, NAMES, ahead=4) as files, ThreadPoolExecutor(4) as threads:
 
@@ -193,16 +193,16 @@ def test_copies_that_do_not_fit_wait_for_those_in_use(root: Path, disk: Disk) ->
     assert leftovers() == []
 
 
-def test_a_disk_without_room_for_one_file_is_an_error_that_names_tmpdir(root: Path, disk: Disk) -> None:
+def test_a_disk_too_small_for_one_file_is_an_error_that_names_tmpdir(root: Path, disk: Disk) -> None:
     disk.files = 0
     with Fetcher(root, NAMES, ahead=2) as files:
         for file in files:
-            with pytest.raises(NoRoom, match="name a larger disk with TMPDIR"), file:
+            with pytest.raises(DiskFull, match="name a larger disk with TMPDIR"), file:
                 pass
     assert leftovers() == []
 
 
-def test_a_file_whose_size_no_server_tells_is_fetched_once_it_is_taken(root: Path, server: Server) -> None:
+def test_a_file_of_unknown_size_is_not_prefetched(root: Path, server: Server) -> None:
     server.trouble = lambda request: 403 if request["REQUEST_METHOD"] == "HEAD" else None
     server.seen.clear()
     with Fetcher(root, NAMES[:3], ahead=3) as files:
@@ -213,16 +213,14 @@ def test_a_file_whose_size_no_server_tells_is_fetched_once_it_is_taken(root: Pat
                 assert len(requests(server)) == number + 1
 
 
-def test_nothing_is_fetched_ahead_where_the_disk_has_no_room(
-    root: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_prefetched_onto_a_full_disk(root: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 2 * SIZE})
     monkeypatch.setattr("amex.storage.fetch.shutil.disk_usage", lambda path: usage)
     server.seen.clear()
     server.trouble = lambda request: time.sleep(0.05) if request["REQUEST_METHOD"] == "GET" else None
     with Fetcher(root, NAMES[:4], ahead=4) as files:
         assert eventually(lambda: len(requests(server)) >= 2)
-        assert len(requests(server)) == 2  # which are in progress
+        assert len(requests(server)) == 2  # in progress
         usage.free = SIZE - 1
         for file in files:
             with file as path:
@@ -239,7 +237,7 @@ def test_an_interruption_leaves_no_copy(stop: type[BaseException], root: Path, s
         with files:
             first, second = next(files), next(files)
             with first:
-                assert second.future.result(10).exists()  # and nobody closes it
+                assert second.future.result(10).exists()  # although it is not closed
                 assert eventually(lambda: any(path.endswith("/3.bin") for _, path in server.seen))
                 threading.Timer(0.1, answer.set).start()
                 raise stop
@@ -263,7 +261,7 @@ def test_a_large_download_ends_soon_after_it_is_cancelled(s3: str, server: Serve
         assert leftovers() == []
 
 
-def test_files_of_a_local_folder_are_given_out_as_they_are(tmp_path: Path) -> None:
+def test_local_files_are_not_copied(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in NAMES:
         (tmp_path / name).write_bytes(content(name))

@@ -1,4 +1,4 @@
-"""Stores in S3, on a server of its API: commits are one PUT, what is busy is asked again, and errors are one line."""
+"""Stores in S3, tested with a local server: commits are one PUT, busy servers are retried, errors are one line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from amex.storage.s3 import S3_OPTIONS, SENT_TOGETHER, ObjectStorage
 
 @pytest.fixture(scope="module")
 def scheduler(server: Server, cluster: str) -> Iterator[str]:
-    """The session's scheduler, while its worker has the same environment, and waits as little before it asks again."""
+    """Yield the session's scheduler with a worker that has the same environment and the same short retry delays."""
     settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     with Client(cluster, set_as_default=False) as client:
         client.run(lambda: os.environ.update(settings))
@@ -53,17 +53,29 @@ def scheduler(server: Server, cluster: str) -> Iterator[str]:
 
 def run(videos: Path | str, store: Path | str, scheduler: str, *more: Any) -> Any:
     source = () if "--manifest" in more else ("--dataset", "folder")
-    given = ("--videos", videos, "--store", store, "--cluster", scheduler, "--device", "cpu", "--part-clips", 1, *QUICK)
-    return amex("extract", *source, *given, *more)
+    arguments = (
+        "--videos",
+        videos,
+        "--store",
+        store,
+        "--cluster",
+        scheduler,
+        "--device",
+        "cpu",
+        "--part-clips",
+        1,
+        *QUICK,
+    )
+    return amex("extract", *source, *arguments, *more)
 
 
-def test_few_files_of_a_part_are_in_memory_on_their_way_to_s3(
+def test_few_files_are_in_memory_during_an_upload_to_s3(
     server: Server, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, lock, sent = create_store(f"{s3}/s.zarr"), threading.Lock(), Counter()
     declare_stream(store, "s", SPEC, {})
     monkeypatch.setattr(shards, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(shards, "SHARD_BYTES", 1)  # a row a file
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1)  # one row per file
 
     def slow(request: dict[str, Any]) -> None:
         if "/values/c/" in request["PATH_INFO"] and request["REQUEST_METHOD"] == "PUT":
@@ -80,27 +92,25 @@ def test_few_files_of_a_part_are_in_memory_on_their_way_to_s3(
     assert len(open_store(store)["s"]["a"]) == 24
 
 
-def test_a_run_into_s3_makes_the_store_that_it_makes_on_a_disk(
-    clips: Path, tmp_path: Path, scheduler: str, s3: str
-) -> None:
+def test_a_run_writes_the_same_store_to_s3_and_to_disk(clips: Path, tmp_path: Path, scheduler: str, s3: str) -> None:
     extract(clips, tmp_path / "s.zarr", scheduler, "--part-clips", 1)
-    made = run(clips, f"{s3}/a/s.zarr", scheduler)
-    assert made.exit_code == 0, made.output
-    here, there = open_store(tmp_path / "s.zarr")[R2], open_store(f"{s3}/a/s.zarr")[R2]
-    assert here.fingerprint == there.fingerprint
-    assert list(here) == list(there)
-    assert here.commits.keys() == there.commits.keys()
+    result = run(clips, f"{s3}/a/s.zarr", scheduler)
+    assert result.exit_code == 0, result.output
+    here, reread = open_store(tmp_path / "s.zarr")[R2], open_store(f"{s3}/a/s.zarr")[R2]
+    assert here.fingerprint == reread.fingerprint
+    assert list(here) == list(reread)
+    assert here.commits.keys() == reread.commits.keys()
     for clip_id in here:
-        assert (here[clip_id].times == there[clip_id].times).all()
-        assert (here[clip_id].values == there[clip_id].values).all()
-    assert not [damage for damage in verify(there) if damage]
+        assert (here[clip_id].times == reread[clip_id].times).all()
+        assert (here[clip_id].values == reread[clip_id].values).all()
+    assert not [damage for damage in verify(reread) if damage]
     again = run(clips, f"{s3}/a/s.zarr", scheduler)
     assert again.output.startswith("computed 0 clips")
     assert amex("features", "verify", f"{s3}/a/s.zarr").output.endswith("is intact\n")
     assert "4 clips" in amex("features", "info", f"{s3}/a/s.zarr").output
 
 
-def test_what_other_processes_have_committed_is_seen_at_once(
+def test_commits_of_other_processes_are_visible_immediately(
     clips: Path, tmp_path: Path, scheduler: str, s3: str
 ) -> None:
     store, manifest = f"{s3}/s.zarr", tmp_path / "m.jsonl"
@@ -109,11 +119,11 @@ def test_what_other_processes_have_committed_is_seen_at_once(
     opened = None
     for count in (1, 2, 3):
         write_lines(manifest, *lines[:count])
-        made = amex("extract", "--manifest", manifest, *where)
-        assert made.exit_code == 0, made.output
-        assert "computed 1 clip," in made.output
-        assert f"{NAME}: {count} done, 0 empty, 0 failed, 0 absent" in made.output
-        opened = opened or open_path(store)  # also through a path that was there before
+        result = amex("extract", "--manifest", manifest, *where)
+        assert result.exit_code == 0, result.output
+        assert "computed 1 clip," in result.output
+        assert f"{NAME}: {count} done, 0 empty, 0 failed, 0 absent" in result.output
+        opened = opened or open_path(store)  # also with a path that was made before
         assert len(list((opened / NAME / "commits").iterdir())) == count
         assert len(open_store(opened)[NAME]) == count
 
@@ -123,9 +133,9 @@ def test_a_model_is_trained_from_a_store_in_s3(tmp_path: Path, scheduler: str, s
     manifest = tmp_path / "manifest.jsonl"
     stream = ("--manifest", manifest, "--stream", "r2plus1d_tiny")
     where = ("--store", f"{s3}/s.zarr", "--cluster", scheduler)
-    made = amex("extract", *stream, "--videos", tmp_path / "videos", *where, "--device", "cpu")
-    assert made.exit_code == 0, made.output
-    # Without memory for the features each sample is read from the store, by processes of their own.
+    result = amex("extract", *stream, "--videos", tmp_path / "videos", *where, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    # Without memory for the features, worker processes read each sample from the store.
     small = ("model.text=words", "train.epochs=1", "data.workers=1", "data.memory_gb=0")
     settings = [word for setting in small for word in ("--set", setting)]
     trained = amex(
@@ -135,19 +145,19 @@ def test_a_model_is_trained_from_a_store_in_s3(tmp_path: Path, scheduler: str, s
     assert "rsum" in amex("eval", tmp_path / "w" / "best.pth").output
 
 
-def test_what_is_busy_is_asked_again(clips: Path, scheduler: str, s3: str, server: Server) -> None:
-    """A quarter of all requests is answered with 503 or 500."""
+def test_busy_servers_are_retried(clips: Path, scheduler: str, s3: str, server: Server) -> None:
+    """A quarter of all requests fails with 503 or 500."""
     chance = random.Random(0)
     server.trouble = lambda environ: chance.choice([503, 500]) if chance.random() < 0.25 else None
-    made = run(clips, f"{s3}/s.zarr", scheduler)
+    result = run(clips, f"{s3}/s.zarr", scheduler)
     server.trouble = lambda environ: None
-    assert made.exit_code == 0, made.output
+    assert result.exit_code == 0, result.output
     stream = open_store(f"{s3}/s.zarr")[R2]
     assert len(stream) == 4
     assert not [damage for damage in verify(stream) if damage]
 
 
-def test_what_does_not_answer_in_time_is_asked_again(s3: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeouts_are_retried(s3: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(S3_OPTIONS["config_kwargs"], "read_timeout", 1)
     path = open_path(f"{s3}/x.json")
     write_text(path, "there")
@@ -158,7 +168,7 @@ def test_what_does_not_answer_in_time_is_asked_again(s3: str, server: Server, mo
     assert len(server.seen) > 1
 
 
-def test_a_commit_is_put_after_all_that_it_speaks_of_and_no_reader_sees_half_a_part(
+def test_the_commit_record_is_uploaded_last_and_readers_never_see_a_partial_part(
     clips: Path, scheduler: str, s3: str, server: Server
 ) -> None:
     server.seen.clear()
@@ -176,10 +186,10 @@ def test_a_commit_is_put_after_all_that_it_speaks_of_and_no_reader_sees_half_a_p
 
     reader = threading.Thread(target=read)
     reader.start()
-    made = run(clips, f"{s3}/s.zarr", scheduler)
+    result = run(clips, f"{s3}/s.zarr", scheduler)
     done.set()
     reader.join()
-    assert made.exit_code == 0, made.output
+    assert result.exit_code == 0, result.output
     assert problems == []
     puts = [path for method, path in server.seen if method == "PUT"]
     for place, path in enumerate(puts):
@@ -189,7 +199,7 @@ def test_a_commit_is_put_after_all_that_it_speaks_of_and_no_reader_sees_half_a_p
             assert not any(f"/parts/{part}." in after for after in puts[place:])
 
 
-def test_of_two_writers_in_s3_the_first_to_commit_counts(s3: str) -> None:
+def test_the_first_of_two_writers_in_s3_wins(s3: str) -> None:
     path = open_path(f"{s3}/x.json")
     write_text(path, "first", once=True)
     write_text(path, "second", once=True)
@@ -198,44 +208,42 @@ def test_of_two_writers_in_s3_the_first_to_commit_counts(s3: str) -> None:
     assert path.read_text() == "third"
 
 
-def test_a_damaged_part_in_s3_is_found_and_computed_again_alone(clips: Path, scheduler: str, s3: str) -> None:
+def test_only_the_damaged_part_in_s3_is_recomputed(clips: Path, scheduler: str, s3: str) -> None:
     assert run(clips, f"{s3}/s.zarr", scheduler).exit_code == 0
     part = sorted(open_store(f"{s3}/s.zarr")[R2].commits)[1]
     (shard,) = open_path(f"{s3}/s.zarr").glob(f"{R2}/parts/{part}.*/values/c/0/0")
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
-    found = amex("features", "verify", f"{s3}/s.zarr")
-    assert (found.exit_code, f"{R2}/{part}" in found.output) == (1, True)
+    result = amex("features", "verify", f"{s3}/s.zarr")
+    assert (result.exit_code, f"{R2}/{part}" in result.output) == (1, True)
     mended = run(clips, f"{s3}/s.zarr", scheduler, "--repair")
     assert f"repaired: {R2}/{part}" in mended.output
     assert amex("features", "verify", f"{s3}/s.zarr").output.endswith("is intact\n")
 
 
-def test_a_part_in_s3_without_its_commit_record_is_told_and_comes_back(s3: str) -> None:
+def test_a_part_in_s3_without_commit_record_is_reported_and_recomputed(s3: str) -> None:
     store = create_store(f"{s3}/s.zarr")
     declare_stream(store, "s", SPEC, {})
     part = {"spec": SPEC, "clips": [rows_of("a", 3)], "failures": [], "run": {}}
     write_part(store, "s", "0", **part)
     (store / "s" / "commits" / "0.json").unlink()
-    seen = amex("features", "verify", store)
-    assert (seen.exit_code, "its commit record is missing: 1 clip is absent" in seen.output) == (1, True)
+    result = amex("features", "verify", store)
+    assert (result.exit_code, "its commit record is missing: 1 clip is absent" in result.output) == (1, True)
     write_part(store, "s", "0", **part)
     assert amex("features", "verify", store).output.endswith("is intact\n")
 
 
-def test_a_stream_in_s3_is_removed_and_a_killed_removal_is_seen_and_finished(
-    s3: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_removal_in_s3_is_reported_and_can_be_finished(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = create_store(f"{s3}/s.zarr")
     for stream, spec in (("s", SPEC), ("t", {**SPEC, "network": "other"})):
         declare_stream(store, stream, spec, {})
         write_part(store, stream, "0", spec=spec, clips=[rows_of("a", 3)], failures=[], run={})
-    kept, removed = ObjectStorage.remove, []
+    original, removed = ObjectStorage.remove, []
 
     def killed(storage: ObjectStorage) -> None:
         if removed:
             raise KeyboardInterrupt
         removed.append(storage.path)
-        kept(storage)
+        original(storage)
 
     monkeypatch.setattr(ObjectStorage, "remove", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -243,8 +251,8 @@ def test_a_stream_in_s3_is_removed_and_a_killed_removal_is_seen_and_finished(
     monkeypatch.undo()
     with pytest.raises(StoreError, match=r"spec\.json is missing"):
         open_store(f"{s3}/s.zarr")["s"]
-    seen = amex("features", "verify", f"{s3}/s.zarr")
-    assert (seen.exit_code, "s/spec.json" in seen.output) == (1, True)
+    result = amex("features", "verify", f"{s3}/s.zarr")
+    assert (result.exit_code, "s/spec.json" in result.output) == (1, True)
     done = amex("features", "rm", f"{s3}/s.zarr", "s", "--yes")
     assert done.exit_code == 0, done.output
     assert amex("features", "verify", f"{s3}/s.zarr").output.endswith("is intact\n")
@@ -256,7 +264,7 @@ def test_a_stream_in_s3_is_removed_and_a_killed_removal_is_seen_and_finished(
     ("status", "place", "words"),
     [(403, "s.zarr", "Forbidden"), (None, "../nowhere-at-all/s.zarr", "nowhere-at-all")],
 )
-def test_what_s3_refuses_is_one_line(
+def test_errors_of_s3_are_one_line(
     status: int | None, place: str, words: str, clips: Path, scheduler: str, s3: str, server: Server
 ) -> None:
     server.trouble = lambda environ: status
@@ -269,7 +277,9 @@ def test_what_s3_refuses_is_one_line(
         assert words in line
 
 
-def test_a_stream_that_s3_refuses_is_one_line(clips: Path, scheduler: str, s3: str, server: Server) -> None:
+def test_a_stream_without_access_in_s3_is_a_one_line_error(
+    clips: Path, scheduler: str, s3: str, server: Server
+) -> None:
     assert run(clips, f"{s3}/s.zarr", scheduler).exit_code == 0
     server.trouble = lambda environ: 403 if "/commits" in environ["PATH_INFO"] else None
     refused = amex("features", "ls", f"{s3}/s.zarr", R2)
@@ -278,7 +288,7 @@ def test_a_stream_that_s3_refuses_is_one_line(clips: Path, scheduler: str, s3: s
     assert line == f"Error: {s3}/s.zarr cannot be read or written: Forbidden"
 
 
-def test_without_credentials_s3_is_refused_in_one_line(
+def test_missing_credentials_are_a_one_line_error(
     clips: Path, scheduler: str, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
@@ -292,7 +302,7 @@ def test_without_credentials_s3_is_refused_in_one_line(
     assert "redentials" in line
 
 
-def test_videos_in_s3_are_fetched_one_at_a_time_and_leave_nothing(
+def test_videos_in_s3_are_downloaded_one_by_one_and_deleted(
     clips: Path, tmp_path: Path, scheduler: str, s3: str, server: Server
 ) -> None:
     root = open_path(f"{s3}/videos")
@@ -305,12 +315,12 @@ def test_videos_in_s3_are_fetched_one_at_a_time_and_leave_nothing(
         tmp_path / "m.jsonl",
         {"clip_id": "a", "video": "a.mp4"},
         {"clip_id": "cut", "video": "a.mp4", "start": 0.2, "end": 0.8},
-        {"clip_id": "d", "video": "d"},  # by its id
+        {"clip_id": "d", "video": "d"},  # named by id
         {"clip_id": "gone", "video": "gone.mp4"},
         {"clip_id": "out", "video": "../a.mp4"},
     )
-    made = run(root, tmp_path / "s.zarr", scheduler, "--manifest", manifest)
-    assert made.exit_code == 3, made.output
+    result = run(root, tmp_path / "s.zarr", scheduler, "--manifest", manifest)
+    assert result.exit_code == 3, result.output
     stream = open_store(tmp_path / "s.zarr")[R2]
     assert set(stream) == {"a", "cut", "d"}
     assert {failure.stage for failure in stream.failures.values()} == {"find"}
@@ -324,16 +334,16 @@ def test_videos_in_s3_are_fetched_one_at_a_time_and_leave_nothing(
     assert (open_store(tmp_path / "here.zarr")[R2]["a.mp4"].times == stream["a"].times).all()
 
 
-def test_videos_behind_an_address_are_fetched_too(clips: Path, tmp_path: Path, scheduler: str) -> None:
+def test_videos_on_a_web_server_are_downloaded(clips: Path, tmp_path: Path, scheduler: str) -> None:
     handler = functools.partial(SimpleHTTPRequestHandler, directory=clips)
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{http.server_port}"
     lines = ({"clip_id": name, "video": name} for name in ("a.mp4", "deep/er/d.mkv", "none.mp4"))
     manifest = write_lines(tmp_path / "m.jsonl", *lines)
-    made = run(address, tmp_path / "s.zarr", scheduler, "--manifest", manifest)
+    result = run(address, tmp_path / "s.zarr", scheduler, "--manifest", manifest)
     unlisted = run(address, tmp_path / "t.zarr", scheduler)
-    assert made.exit_code == 3, made.output
+    assert result.exit_code == 3, result.output
     stream = open_store(tmp_path / "s.zarr")[R2]
     assert set(stream) == {"a.mp4", "deep/er/d.mkv"}
     assert stream.failures["none.mp4"].stage == "find"
@@ -348,23 +358,23 @@ def test_videos_behind_an_address_are_fetched_too(clips: Path, tmp_path: Path, s
     )
 
 
-def test_without_the_libraries_s3_needs_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_s3_libraries_are_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "upath", None)
     refused = amex("features", "info", "s3://bucket/s.zarr")
     assert (refused.exit_code, "pip install 'amex[s3]'" in refused.output) == (1, True)
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_of_a_loader_read_a_store_in_s3_by_connections_of_their_own(s3: str, start: str) -> None:
+def test_loader_workers_use_their_own_connections_to_s3(s3: str, start: str) -> None:
     import torch
     from test_dataset import MOTION, add
     from torch.utils.data import DataLoader
 
     add(open_path(f"{s3}/s.zarr"), "motion", MOTION, {f"c{i}": i % 5 for i in range(20)})
     stream = open_store(f"{s3}/s.zarr")["motion"]
-    whole = stream.dataset().batch(range(20))  # this process has connections, too
+    complete = stream.dataset().batch(range(20))  # this process has open connections
     loader = DataLoader(stream.dataset(), batch_size=10, num_workers=1, multiprocessing_context=start)
-    assert torch.equal(torch.cat([batch["mask"].sum(1) for batch in loader]), whole["mask"].sum(1))
+    assert torch.equal(torch.cat([batch["mask"].sum(1) for batch in loader]), complete["mask"].sum(1))
 
 
 def test_the_doctor_lists_a_bucket(s3: str) -> None:

@@ -1,4 +1,4 @@
-"""What killed processes leave in TMPDIR and in shared memory goes with the next run; what live ones have stays."""
+"""The next run deletes the leftovers of killed processes in TMPDIR and shared memory; live processes keep theirs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with temporary_folder() as folder, semaphores():
 
 
 def hold(tmp: Path) -> tuple[subprocess.Popen[str], Path]:
-    """A process that has a file in ``tmp`` and a semaphore, as Dask makes them: both, and where the latter is."""
+    """Start a process with a file in ``tmp`` and a semaphore as Dask makes it. Return the process and the semaphore."""
     (tmp / "hold.py").write_text(f"if __name__ == '__main__':\n    {HOLD.strip().replace(chr(10), chr(10) + '    ')}\n")
     process = subprocess.Popen(
         [sys.executable, tmp / "hold.py"],
@@ -45,7 +45,7 @@ def hold(tmp: Path) -> tuple[subprocess.Popen[str], Path]:
 
 
 @pytest.mark.skipif(not scratch.SHARED_MEMORY.is_dir(), reason="semaphores are no files here")
-def test_what_a_killed_process_leaves_goes_and_what_a_live_one_has_stays(
+def test_leftovers_of_killed_processes_are_deleted_and_live_ones_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scratch.tempfile, "gettempdir", lambda: str(tmp_path))
@@ -53,11 +53,11 @@ def test_what_a_killed_process_leaves_goes_and_what_a_live_one_has_stays(
     try:
         assert its_semaphore.exists()
         assert len(list(tmp_path.rglob("video.mp4"))) == 2
-        os.killpg(killed.pid, signal.SIGKILL)  # with what would clean up after it
+        os.killpg(killed.pid, signal.SIGKILL)  # including its resource tracker
         killed.wait()
         assert its_semaphore.exists()
         until = time.monotonic() + 20
-        while its_semaphore.exists() and time.monotonic() < until:  # its child is dying too
+        while its_semaphore.exists() and time.monotonic() < until:  # its child ends a little later
             with scratch.temporary_folder() as mine, scratch.semaphores():
                 assert list(tmp_path.rglob("video.mp4")) != []
                 assert mine.is_dir()
@@ -75,7 +75,7 @@ def test_what_a_killed_process_leaves_goes_and_what_a_live_one_has_stays(
     assert not other_semaphore.exists()
 
 
-def test_files_of_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_other_users_are_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "amex-mine.txt").touch()
     (tmp_path / "other").touch()
     (tmp_path / "amex-00000000000a.lock").symlink_to(tmp_path / "other")
@@ -83,12 +83,12 @@ def test_files_of_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "amex-00000000000b").mkdir()
     monkeypatch.setattr(scratch.os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
     before = sorted(tmp_path.iterdir())
-    scratch.sweep_folder(tmp_path)
+    scratch.remove_stale_files(tmp_path)
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_only_resembles_a_name_of_ours_is_left_alone(tmp_path: Path) -> None:
-    """As after `flock amex-yc2.lock amex extract --store amex-yc2.zarr`, in the folder for temporary files."""
+def test_similar_names_are_not_deleted(tmp_path: Path) -> None:
+    """A user may run `flock amex-yc2.lock amex extract --store amex-yc2.zarr` in the folder of temporary files."""
     ours = "amex-0123456789ab"
     (tmp_path / "amex-yc2.lock").touch()
     (tmp_path / f"{ours}.lock").touch()
@@ -97,12 +97,12 @@ def test_what_only_resembles_a_name_of_ours_is_left_alone(tmp_path: Path) -> Non
     stores = ["amex-yc2.zarr", "amex-yc2", f"{ours}.zarr", f"copy-{ours}", f"{ours}-2"]
     for name in stores:
         (tmp_path / name).mkdir()
-    scratch.sweep_folder(tmp_path)
+    scratch.remove_stale_files(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"amex-yc2.lock", *stores}
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a live process has it."""
+    """Return whether a live process holds the lock."""
     with contextlib.suppress(FileNotFoundError), lock.open("r+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,7 +113,7 @@ def is_held(lock: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_next_run_leaves_nothing_of_one_that_was_killed_with_all_its_processes(tmp_path: Path) -> None:
+def test_the_next_run_deletes_the_leftovers_of_a_killed_run(tmp_path: Path) -> None:
     videos, tmp = tmp_path / "videos", tmp_path / "tmp"
     videos.mkdir()
     tmp.mkdir()
@@ -127,10 +127,10 @@ def test_the_next_run_leaves_nothing_of_one_that_was_killed_with_all_its_process
         return subprocess.Popen(words, env=os.environ | {"TMPDIR": str(tmp)}, start_new_session=True)
 
     def left() -> set[str]:
-        """What is there and no live run's: others may be at work on this machine."""
+        """Return the leftovers. Files of live runs on this machine are excluded."""
         live = [lock.stem for lock in scratch.SHARED_MEMORY.glob("amex-*.lock") if is_held(lock)]
         semaphores = [path.name for path in scratch.SHARED_MEMORY.glob("*amex-*")]
-        workers = [path.name for path in tmp.glob("dask-scratch-space/*-*")]  # with their locks
+        workers = [path.name for path in tmp.glob("dask-scratch-space/*-*")]  # and their lock files
         return {name for name in (*semaphores, *workers) if not any(stem in name for stem in live)} - before
 
     before: set[str] = set()
@@ -145,6 +145,6 @@ def test_the_next_run_leaves_nothing_of_one_that_was_killed_with_all_its_process
     assert left()
     assert start().wait(timeout=200) == 0
     until = time.monotonic() + 20
-    while left() and time.monotonic() < until:  # another run may be ending right now
+    while left() and time.monotonic() < until:  # another run may just be ending
         time.sleep(0.1)
     assert not left()

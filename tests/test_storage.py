@@ -1,4 +1,4 @@
-"""Every backend keeps the same promises; what it cannot do, it says."""
+"""All storage backends behave alike; unsupported operations are clear errors."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from fsspec.implementations.memory import MemoryFileSystem
 from amex.errors import AmexError
 from amex.features import create_store
 from amex.storage import (
-    NOT_THERE,
+    MISSING_ERRORS,
     Storage,
     StorageError,
     open_path,
     reachable,
     storage_at,
+    write_atomic,
     write_json,
     write_text,
-    write_whole,
 )
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """An empty folder of a backend; ``memory`` is another file system of fsspec's."""
+    """Return an empty folder of a backend; ``memory`` is another file system of fsspec."""
     if request.param == "local":
         return tmp_path / "folder"
     if request.param == "s3":
@@ -41,7 +41,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[Path]:
-    """The address of a server of ``tmp_path / "served"``, which holds one file."""
+    """Serve ``tmp_path / "served"`` with one file. Yield the address."""
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "a.txt").write_text("there")
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "served")
@@ -55,13 +55,13 @@ def names(folder: Path) -> list[str]:
     return sorted(storage_at(folder).sizes())
 
 
-def test_a_file_is_written_whole_or_not_at_all(folder: Path) -> None:
+def test_a_file_is_written_atomically(folder: Path) -> None:
     path = folder / "deep" / "a.json"
     write_json(path, {"é": [1, 2.5]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"é": [1, 2.5]}
 
     def stopped() -> None:
-        with write_whole(path) as handle:
+        with write_atomic(path) as handle:
             handle.write("half")
             raise KeyboardInterrupt
 
@@ -73,7 +73,7 @@ def test_a_file_is_written_whole_or_not_at_all(folder: Path) -> None:
     assert names(folder) == ["deep/a.json"]
 
 
-def test_of_several_writers_the_first_counts_where_that_is_asked(folder: Path) -> None:
+def test_the_first_of_several_writers_wins_if_requested(folder: Path) -> None:
     threads = [
         threading.Thread(target=partial(write_text, folder / "a", str(number), once=True)) for number in range(8)
     ]
@@ -89,11 +89,11 @@ def test_of_several_writers_the_first_counts_where_that_is_asked(folder: Path) -
 
 
 def read(path: Path) -> str:
-    """The content of a file, as soon as it exists."""
+    """Wait until a file exists. Return its content."""
     while True:
         try:
             return path.read_text()
-        except NOT_THERE:
+        except MISSING_ERRORS:
             continue
 
 
@@ -116,7 +116,7 @@ def test_files_of_a_folder_are_listed_and_read(folder: Path) -> None:
         storage.read(["x"])
 
 
-def test_a_file_with_other_content_has_another_version_and_what_is_gone_is_passed_over(
+def test_changed_files_have_a_new_version_and_missing_files_are_skipped(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("b.json", "a.json", "c.txt", "deep/d.json"):
@@ -128,12 +128,12 @@ def test_a_file_with_other_content_has_another_version_and_what_is_gone_is_passe
     write_text(folder / "a.json", "two")
     after = storage_at(folder).versions("*.json")
     assert after["b.json"] == before["b.json"]
-    assert after["a.json"] != before["a.json"] or after["a.json"][1] is None  # where nobody can tell
+    assert after["a.json"] != before["a.json"] or after["a.json"][1] is None  # None if the backend cannot tell
     assert list(storage_at(folder).read_each(["b.json", "x", "a.json"])) == [("b.json", b"one"), ("a.json", b"two")]
     assert storage_at(folder / "none").versions("*") == {}
 
 
-def test_a_young_file_of_a_disk_has_no_version_and_a_link_to_nothing_is_no_file_less(tmp_path: Path) -> None:
+def test_a_new_local_file_has_no_version_and_a_dangling_link_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("one")
     assert storage_at(tmp_path).versions("*") == {"a": (3, None)}
     os.utime(tmp_path / "a", (10**9, 10**9))
@@ -143,9 +143,7 @@ def test_a_young_file_of_a_disk_has_no_version_and_a_link_to_nothing_is_no_file_
         storage_at(tmp_path).versions("*")
 
 
-def test_a_folder_is_listed_until_no_file_is_removed_though_others_are_added_all_the_time(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_listing_is_repeated_until_it_is_consistent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(folder / "old", "")
     kind = type(storage_at(folder))
     listed, listings = kind._listed, 0
@@ -163,7 +161,7 @@ def test_a_folder_is_listed_until_no_file_is_removed_though_others_are_added_all
     assert sorted(storage_at(folder).versions("*")) == ["1", "2"]
 
 
-def test_a_file_that_is_put_is_there_whole_or_as_it_was(folder: Path) -> None:
+def test_put_replaces_a_file_atomically(folder: Path) -> None:
     write_text(folder / "a", "before")
 
     def pieces(count: int) -> Iterator[bytes]:
@@ -180,28 +178,26 @@ def test_a_file_that_is_put_is_there_whole_or_as_it_was(folder: Path) -> None:
     assert names(folder) == ["a"]
 
 
-def test_a_folder_that_is_published_is_complete_and_nothing_is_left_of_it_elsewhere(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_published_folder_is_complete_and_its_staging_folder_is_gone(folder: Path, tmp_path: Path) -> None:
     storage_at(folder).make_folder()
     for content in ("one", "two"):
-        with storage_at(folder).begin_folder("new") as begun:
+        with storage_at(folder).staging_folder("new") as begun:
             (begun / "in").mkdir(parents=True)
             (begun / "in" / "x").write_text(content)
             storage_at(folder / "done").publish(begun, is_intact=lambda there: False)
         assert not begun.exists()
         assert (folder / "done" / "in" / "x").read_text() == content
         assert names(folder) == ["done/in/x"]
-    with storage_at(folder).begin_folder("half") as begun:
+    with storage_at(folder).staging_folder("half") as begun:
         begun.mkdir()
         (begun / "x").touch()
     assert names(folder) == ["done/in/x"]
 
 
-def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: dict[int, bool] = {}
     monkeypatch.setattr(os, "fsync", lambda file: synced.update({os.fstat(file).st_ino: (tmp_path / "done").exists()}))
-    with storage_at(tmp_path).begin_folder("new") as begun:
+    with storage_at(tmp_path).staging_folder("new") as begun:
         (begun / "in").mkdir(parents=True)
         for name in ("a", "in/b"):
             (begun / name).write_text(name)
@@ -209,16 +205,16 @@ def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
     assert synced == {(tmp_path / "done" / name).stat().st_ino: False for name in ("a", "in/b")}
 
 
-def test_an_intact_folder_that_an_earlier_writer_left_stays(tmp_path: Path) -> None:
+def test_an_intact_folder_of_an_earlier_writer_is_reused(tmp_path: Path) -> None:
     (tmp_path / "done").mkdir()
-    with storage_at(tmp_path).begin_folder("new") as begun:
+    with storage_at(tmp_path).staging_folder("new") as begun:
         begun.mkdir()
         inode = (tmp_path / "done").stat().st_ino
         storage_at(tmp_path / "done").publish(begun, is_intact=lambda there: there == tmp_path / "done")
     assert (tmp_path / "done").stat().st_ino == inode
 
 
-def test_what_is_removed_is_gone_and_removing_it_again_is_no_error(folder: Path) -> None:
+def test_removing_twice_is_not_an_error(folder: Path) -> None:
     for name in ("a/b", "a/c", "d"):
         write_text(folder / name, "x")
     storage_at(folder / "a").remove_if_empty()
@@ -232,10 +228,10 @@ def test_what_is_removed_is_gone_and_removing_it_again_is_no_error(folder: Path)
         assert not folder.exists()
 
 
-def test_a_file_is_on_this_machine_as_long_as_it_is_used(folder: Path) -> None:
+def test_a_local_copy_exists_until_its_context_ends(folder: Path) -> None:
     write_text(folder / "a.mp4", "video")
     storage = storage_at(folder / "a.mp4")
-    with storage.on_disk() as file:
+    with storage.local_copy() as file:
         assert type(file) is type(Path())
         assert (file.name, file.read_text()) == ("a.mp4", "video")
     assert file.exists() is not storage.must_fetch
@@ -247,7 +243,7 @@ def test_a_local_file_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -
         assert (tmp_path / name).read_text() == "x"
 
 
-def test_what_begins_beside_is_swept_by_the_name_of_its_file(tmp_path: Path) -> None:
+def test_a_temporary_file_beside_has_the_name_of_its_file(tmp_path: Path) -> None:
     (tmp_path / "beside").mkdir()
     with storage_at(tmp_path / "0-a.json").write(once=True, beside=tmp_path / "beside"):
         (begun,) = (tmp_path / "beside").iterdir()
@@ -255,27 +251,27 @@ def test_what_begins_beside_is_swept_by_the_name_of_its_file(tmp_path: Path) -> 
     assert not begun.exists()
 
 
-def test_what_cannot_be_written_is_an_error_of_the_callers_kind_in_one_line(tmp_path: Path) -> None:
+def test_a_write_error_has_the_callers_type_and_one_line(tmp_path: Path) -> None:
     class Refused(AmexError):
         pass
 
     (tmp_path / "file").touch()
     with (
         pytest.raises(Refused, match=f"^cannot write {tmp_path}/file/a: .+$"),
-        write_whole(tmp_path / "file" / "a", Refused),
+        write_atomic(tmp_path / "file" / "a", Refused),
     ):
         pass
 
 
-def test_a_web_server_reads_and_refuses_to_be_written(web: Path) -> None:
+def test_files_on_a_web_server_are_read_only(web: Path) -> None:
     storage: Storage = storage_at(web)
     assert (storage.can_list, storage.can_rename, storage.must_fetch) == (False, False, True)
     assert storage.is_folder()
     assert storage.has_file("nobody knows.mp4")
     assert storage.size_and_time(Path("a.txt")) == (None, None)
-    with storage_at(web / "a.txt").on_disk() as file:
+    with storage_at(web / "a.txt").local_copy() as file:
         assert file.read_text() == "there"
-    with pytest.raises(StorageError, match=f"^no {web}b.txt$"), storage_at(web / "b.txt").on_disk():
+    with pytest.raises(StorageError, match=f"^no {web}b.txt$"), storage_at(web / "b.txt").local_copy():
         pass
     refusals = (
         lambda: write_text(web / "b.txt", "x"),
@@ -287,13 +283,13 @@ def test_a_web_server_reads_and_refuses_to_be_written(web: Path) -> None:
             refused()
 
 
-def test_a_store_behind_a_web_server_is_not_made(web: Path) -> None:
+def test_a_store_cannot_be_created_on_a_web_server(web: Path) -> None:
     with pytest.raises(StorageError, match=rf"^{web}s\.zarr/zarr\.json cannot be written: .+$"):
         create_store(f"{web}s.zarr")
 
 
 @pytest.mark.parametrize("given", ["nothing://a/b", "s3//a/b", "c:/a"])
-def test_an_unknown_address_is_one_line_and_anything_else_is_a_local_path(given: str) -> None:
+def test_an_unknown_address_is_a_one_line_error_and_other_text_is_a_local_path(given: str) -> None:
     if "://" in given:
         with pytest.raises(StorageError, match=given):
             open_path(given)
@@ -301,9 +297,9 @@ def test_an_unknown_address_is_one_line_and_anything_else_is_a_local_path(given:
         assert open_path(given) == Path(given)
 
 
-def test_an_unexpected_error_of_a_local_path_is_not_taken_for_the_disks(tmp_path: Path) -> None:
+def test_only_disk_errors_of_a_local_path_are_converted(tmp_path: Path) -> None:
     def fail(error: Exception, path: Path) -> None:
-        with reachable(path, but=NOT_THERE):
+        with reachable(path, but=MISSING_ERRORS):
             raise error
 
     with pytest.raises(StorageError, match=f"{tmp_path} cannot be read or written: broken"):
@@ -316,7 +312,7 @@ def test_an_unexpected_error_of_a_local_path_is_not_taken_for_the_disks(tmp_path
         fail(RuntimeError("odd"), open_path("s3://b/c"))
 
 
-def test_a_path_of_universal_pathlib_that_is_local_is_local(tmp_path: Path) -> None:
+def test_a_local_path_of_universal_pathlib_has_the_local_backend(tmp_path: Path) -> None:
     from upath import UPath
 
     write_text(open_path(UPath(tmp_path / "a")), "x")

@@ -1,16 +1,16 @@
-"""Where features live: one Zarr store a project, one stream a kind of feature, one part a unit of writing.
+"""The feature store: one Zarr store per project, one stream per kind of feature, one part per unit of writing.
 
-Knows no model and no video. Reading starts at ``open_store``:
+This package does not use models or videos. Reading starts with ``open_store``:
 
     rows = open_store("store.zarr")["r2plus1d_18"]["clip_id"]
     rows.values   # (rows, 512) float16
     rows.times    # (rows, 2) seconds, half-open
 """
 
-from .care.compact import Rewritten, compact, remove_clips
-from .care.copying import Copied, check_mergeable, copy_store
-from .care.verify import Damage, mend, sweep, verify, verify_store
-from .exchange.card import describe_store, describe_stream, made_lines, render_card, write_card
+from .care.compact import RewriteResult, compact, remove_clips
+from .care.copying import CopyResult, check_mergeable, copy_store
+from .care.verify import Damage, remove_leftovers, repair_metadata, verify, verify_store
+from .exchange.card import describe_store, describe_stream, provenance_lines, render_card, write_card
 from .exchange.excerpt import Excerpt
 from .exchange.exporting import SHARD_BYTES, export_hdf5, export_hgr, export_npy
 from .exchange.importing import FORMATS, Source, find_sources, import_stream
@@ -20,10 +20,10 @@ from .exchange.webdataset_files import export_webdataset
 from .reader import Store, Stream, open_store
 from .rows import Batch, Rows
 from .schema import (
-    ClipNotThere,
     ClipSource,
     DamagedPart,
     Failure,
+    MissingClip,
     SpecMismatch,
     StoreError,
     bytes_of,
@@ -31,7 +31,7 @@ from .schema import (
     diff_specs,
     entry_bytes,
     fingerprint,
-    is_of_captions,
+    is_caption_stream,
     row_arrays,
 )
 from .sources import read_sources, write_sources
@@ -41,15 +41,15 @@ __all__ = [
     "FORMATS",
     "SHARD_BYTES",
     "Batch",
-    "ClipNotThere",
     "ClipRows",
     "ClipSource",
-    "Copied",
+    "CopyResult",
     "Damage",
     "DamagedPart",
     "Excerpt",
     "Failure",
-    "Rewritten",
+    "MissingClip",
+    "RewriteResult",
     "Rows",
     "Source",
     "SpecMismatch",
@@ -76,17 +76,17 @@ __all__ = [
     "find_sources",
     "fingerprint",
     "import_stream",
+    "is_caption_stream",
     "is_committed",
-    "is_of_captions",
-    "made_lines",
-    "mend",
     "open_store",
+    "provenance_lines",
     "read_sources",
     "remove_clips",
+    "remove_leftovers",
     "remove_stream",
     "render_card",
+    "repair_metadata",
     "row_arrays",
-    "sweep",
     "verify",
     "verify_store",
     "write_card",

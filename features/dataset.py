@@ -1,7 +1,7 @@
-"""Streams as data sets of torch: an item is a clip, a batch is padded and one read.
+"""Streams as data sets of torch: an item is a clip, a batch is one read and is padded.
 
-``Stream.dataset`` and ``Store.dataset`` make them. This module alone of ``features`` imports torch, so that reading a
-store does not need to.
+``Stream.dataset`` and ``Store.dataset`` make them. No other module of ``features`` imports torch: reading a store does
+not need it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
@@ -19,42 +20,46 @@ from .reader import Stream
 from .rows import Batch
 from .schema import StoreError, as_ids
 
-# From the rows that each clip has, (B,), which of them to take: their numbers, (B, R) or (R,), and how many, (B,).
-Choice = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+# Chooses rows: from the number of rows of each clip (B,), the numbers of the chosen rows (B, R) or (R,), and how many
+# of these each clip has (B,).
+Choice = Callable[[NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
 
 
 class PaddedBatch(dict[str, Any]):
-    """A batch of a ``DataLoader``, which torch's default ``collate_fn`` leaves as it is: nothing is to be stacked."""
+    """A batch of a ``DataLoader``. The default ``collate_fn`` of torch returns it unchanged."""
 
 
-# The documentation of torch's default_collate extends it in this way, though the map has no public name.
+# The documentation of torch's default_collate registers types in this way, though the map has no public name.
 default_collate_fn_map[PaddedBatch] = lambda batches, *, collate_fn_map=None: batches[0]
 
 
 class StreamDataset(Dataset[dict[str, Tensor]]):
-    """The clips of one stream for ``torch.utils.data.DataLoader``, whose workers may be forked or spawned.
+    """The clips of one stream, for ``torch.utils.data.DataLoader``. Its workers may be forked or spawned.
 
-    An item is a dict of the stream's arrays, such as ``values`` (R, ...) and ``times`` (R, 2), and of ``clip``, the
-    clip's place in ``clip_ids``. A batch of B items is one read. Arrays of rows are padded with zeros to the longest
-    clip, (B, R, ...), and ``mask`` (B, R) bool tells which rows there are; R is at least 1. Types are those of the
-    store.
+    An item is a dict of tensors: the arrays of the stream, such as ``values`` (R, ...) and ``times`` (R, 2), and
+    ``clip``, the position of the clip in ``clip_ids``.
+
+    A batch of B items is one read and a dict of tensors: arrays of rows, padded with zeros to the longest clip (B, R,
+    ...), ``mask`` (B, R) bool, which is True for the rows of the clip, and ``clip`` (B,) int64. R is at least 1. Dtypes
+    are those of the store, such as float16.
 
     Args:
-        clip_ids: the items, in this order; None for all clips, in the order in which they are stored.
+        stream: the stream.
+        clip_ids: the items, in this order; None for all clips, in stored order.
 
     Attributes:
-        clip_ids: (clips,) strings. An array, since workers that are forked would copy a list as they count references.
+        clip_ids: (clips,) strings. An array, because forked workers would copy a list as they count references.
 
     Raises:
-        ClipNotThere: if a clip has no rows because it failed or was never extracted.
+        MissingClip: if a clip has no rows because it failed or was never extracted.
     """
 
-    def __init__(self, stream: Stream, clip_ids: Sequence[str] | np.ndarray | None = None) -> None:
+    def __init__(self, stream: Stream, clip_ids: Sequence[str] | NDArray[Any] | None = None) -> None:
         self.stream = stream
         self.clip_ids = as_array(stream if clip_ids is None else clip_ids)
         absent = np.flatnonzero(stream.index.find(self.clip_ids.tolist()) < 0)
         if len(absent):
-            stream.rows_of(str(self.clip_ids[absent[0]]))  # says why
+            stream.rows_of(str(self.clip_ids[absent[0]]))  # raises an error with the reason
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -65,14 +70,14 @@ class StreamDataset(Dataset[dict[str, Tensor]]):
         return {**arrays, "clip": torch.tensor(index % len(self))}
 
     def batch(self, indices: Sequence[int]) -> PaddedBatch:
-        """The items of these indices as one batch."""
+        """Return items as one batch."""
         clips = np.asarray(indices, np.int64)
         read = self.stream.read(self.clip_ids[clips].tolist())
         arrays = {name: torch.from_numpy(array) for name, array in pad(read, range(len(clips))).items()}
         return PaddedBatch(arrays, clip=torch.from_numpy(clips))
 
     def __getitems__(self, indices: Sequence[int]) -> list[PaddedBatch]:
-        """``batch``, as what torch collates: a list."""
+        """Return ``batch`` in a list, which is what torch collates."""
         return [self.batch(indices)]
 
     def __repr__(self) -> str:
@@ -80,20 +85,22 @@ class StreamDataset(Dataset[dict[str, Tensor]]):
 
 
 class JoinedDataset(Dataset[dict[str, dict[str, Tensor]]]):
-    """The clips that several streams have all: an item or batch is a dict of those of ``StreamDataset`` by stream.
+    """The clips that several streams share.
+
+    An item or a batch is a dict from the names of the streams to items or batches of ``StreamDataset``.
 
     Args:
-        streams: of one store or of several; no two of one name.
-        clip_ids: the clips to choose from, in this order; None for those of the first stream, as they are stored.
+        streams: streams of one store or of several, with different names.
+        clip_ids: the clips to choose from, in this order; None for those of the first stream, in stored order.
 
     Attributes:
-        clip_ids: as of ``StreamDataset``.
+        clip_ids: (clips,) strings, the clips that are in all streams.
 
     Raises:
         StoreError: if no clip is in all streams.
     """
 
-    def __init__(self, streams: Sequence[Stream], clip_ids: Sequence[str] | np.ndarray | None = None) -> None:
+    def __init__(self, streams: Sequence[Stream], clip_ids: Sequence[str] | NDArray[Any] | None = None) -> None:
         names = [stream.name for stream in streams]
         if not names:
             raise StoreError("there are no streams to join: name at least one")
@@ -113,43 +120,45 @@ class JoinedDataset(Dataset[dict[str, dict[str, Tensor]]]):
         return {name: stream[index] for name, stream in self.streams.items()}
 
     def batch(self, indices: Sequence[int]) -> PaddedBatch:
-        """The items of these indices as one batch."""
+        """Return items as one batch."""
         return PaddedBatch({name: stream.batch(indices) for name, stream in self.streams.items()})
 
     def __getitems__(self, indices: Sequence[int]) -> list[PaddedBatch]:
-        """``batch``, as what torch collates: a list."""
+        """Return ``batch`` in a list, which is what torch collates."""
         return [self.batch(indices)]
 
     def __repr__(self) -> str:
         return f"JoinedDataset({list(self.streams)}, clips={len(self)})"
 
 
-def as_array(clip_ids: Any) -> np.ndarray:
-    """Strings as one array of them."""
+def as_array(clip_ids: Any) -> NDArray[Any]:
+    """Return strings as one array."""
     if not isinstance(clip_ids, np.ndarray):
         clip_ids = as_ids(clip_ids)
     return np.asarray(clip_ids, np.dtypes.StringDType())
 
 
-def all_rows(counts: np.ndarray, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Every row of each clip, or its first so many."""
-    kept = counts if most is None else np.minimum(counts, most)
-    return np.arange(max(1, kept.max(initial=0))), kept
+def all_rows(counts: NDArray[Any], most: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Choose every row of each clip, or its first ``most`` rows."""
+    lengths = counts if most is None else np.minimum(counts, most)
+    return np.arange(max(1, lengths.max(initial=0))), lengths
 
 
-def pad(batch: Batch, clips: Sequence[int], choose: Choice = all_rows) -> dict[str, np.ndarray]:
-    """Some clips of a batch as arrays of one shape: (B, R, ...) of rows with their ``mask`` (B, R), (B, ...) of clips.
-
-    Rows are copied once, from where they were read to where they are padded. What is beyond a clip's rows is zero.
+def pad(batch: Batch, clips: Sequence[int], choose: Choice = all_rows) -> dict[str, NDArray[Any]]:
+    """Pad clips of a batch with zeros to one shape. Rows are copied once.
 
     Args:
-        clips: their places in the batch.
-        choose: which rows of each.
+        batch: the rows of clips.
+        clips: positions of the clips in the batch.
+        choose: chooses rows of each clip.
+
+    Returns:
+        Arrays of rows (B, R, ...), their ``mask`` (B, R) bool, and arrays of clips (B, ...).
     """
     places = np.asarray(clips, np.int64)
     first = batch.offsets[places]
-    numbers, kept = choose(batch.offsets[places + 1] - first)
-    mask = np.arange(numbers.shape[-1]) < kept[:, None]
+    numbers, lengths = choose(batch.offsets[places + 1] - first)
+    mask = np.arange(numbers.shape[-1]) < lengths[:, None]
     rows = np.where(mask, first[:, None] + numbers, 0)
     padded = {"mask": mask}
     for name, array in batch.arrays.items():

@@ -1,4 +1,4 @@
-"""The arrays of a stream's parts: opened once it is sure that a part is the one of its commit record, then read."""
+"""Read the arrays of a stream's parts. A part is opened only if it is the one that its commit record describes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from ..storage import NOT_THERE, storage_at
+from ..storage import MISSING_ERRORS, storage_at
 from .index import Index
-from .schema import clip_arrays, folder_of, row_arrays
+from .schema import clip_arrays, part_folder, row_arrays
 from .shards import DamagedArray, Layout, ShardedArray, ShardReader, Span
 
-# What is raised where bytes on a disk are not those that were written.
-DAMAGE = (ValueError, RuntimeError, KeyError, *NOT_THERE)
-# Parts that stay open: enough for a pass over a million clips in any order.
+# Exceptions that mean that the bytes on disk are not those that were written.
+DAMAGE_ERRORS = (ValueError, RuntimeError, KeyError, *MISSING_ERRORS)
+# Maximal number of open parts: enough for a pass over a million clips in any order.
 OPENED = 4096
-# The zarr.json of a part's group has fewer bytes.
+# The zarr.json of a part's group is smaller than this.
 GROUP_BYTES = 4096
 
 
 class BadPart(Exception):
-    """The files of a part are not what its commit record says.
+    """The files of a part do not match its commit record.
 
     Attributes:
-        part, folder: as of ``ShardedArray``.
+        part: name of the part.
+        folder: folder of the part, below the folder of all parts.
+        reason: the original error.
     """
 
     def __init__(self, part: str, folder: str, reason: Exception) -> None:
@@ -36,11 +38,11 @@ class BadPart(Exception):
 
 
 class PartReader:
-    """Reads entries of the arrays of a stream's parts. Threads and forked processes may share it.
+    """Reads the arrays of a stream's parts. Threads and forked processes may share it.
 
     Args:
-        folder: of the parts.
-        spec: the stream's.
+        folder: the folder of the parts.
+        spec: the spec of the stream.
     """
 
     def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
@@ -48,37 +50,41 @@ class PartReader:
         self._shards = ShardReader(folder)
         self._clip_arrays = clip_arrays(spec)
         self._arrays = {**row_arrays(spec), **self._clip_arrays}
-        self._opened: dict[str, dict[str, ShardedArray]] = {}  # by the folder of the part, which tells its content
+        self._opened: dict[str, dict[str, ShardedArray]] = {}  # by folder: its name has a digest of the content
 
     def open(self, index: Index, parts: Collection[int]) -> dict[int, dict[str, ShardedArray]]:
-        """The arrays of parts, by the part's number and the array's name.
+        """Return the arrays of parts, by part number and array name.
+
+        Args:
+            index: the index of the stream.
+            parts: numbers of the parts.
 
         Raises:
-            BadPart: if a part is not the one of its commit record.
-            OSError, or what else the storage raises: if it cannot be reached.
+            BadPart: if a part does not match its commit record.
+            OSError, or another error of the storage: if the storage cannot be reached.
         """
         records = {part: index.parts[part] for part in parts}
-        opened = {part: self._opened.get(folder_of(record)) for part, record in records.items()}
+        opened = {part: self._opened.get(part_folder(record)) for part, record in records.items()}
         unopened = [part for part in parts if opened[part] is None]
         if len(self._opened) + len(unopened) > OPENED:
             self._opened.clear()
-        # The zarr.json of a part's group says which part it is.
-        groups = [(f"{folder_of(records[part])}/zarr.json", 0, GROUP_BYTES) for part in unopened]
+        # The zarr.json of a part's group identifies the part.
+        groups = [(f"{part_folder(records[part])}/zarr.json", 0, GROUP_BYTES) for part in unopened]
         for part, group in zip(unopened, storage_at(self._folder).read_ranges(groups), strict=True):
             clips = index.clips_of(part)
             try:
                 arrays = self._arrays_of(records[part], clips.stop - clips.start, group)
-            except DAMAGE as error:
-                raise BadPart(records[part]["part"], folder_of(records[part]), error) from error
-            opened[part] = self._opened[folder_of(records[part])] = arrays
+            except DAMAGE_ERRORS as error:
+                raise BadPart(records[part]["part"], part_folder(records[part]), error) from error
+            opened[part] = self._opened[part_folder(records[part])] = arrays
         return opened
 
     def read(self, spans: Iterable[Span]) -> None:
-        """Reads spans of opened arrays.
+        """Read spans of opened arrays into their outputs.
 
         Raises:
-            BadPart: if a part's bytes are not those that were written.
-            OSError, or what else the storage raises: if it cannot be reached.
+            BadPart: if a part has changed since it was written.
+            OSError, or another error of the storage: if the storage cannot be reached.
         """
         try:
             self._shards.read(spans)
@@ -86,8 +92,12 @@ class PartReader:
             raise BadPart(error.array.part, error.array.folder, error) from error
 
     def _arrays_of(self, record: Mapping[str, Any], clips: int, group: bytes | Exception) -> dict[str, ShardedArray]:
-        """The arrays of a part, whose group has this zarr.json. Raises what ``DAMAGE`` has if they are not its own."""
-        folder, files = folder_of(record), record["files"]
+        """Open the arrays of a part. Raises one of ``DAMAGE_ERRORS`` if its files do not match the commit record.
+
+        Args:
+            group: the content of the zarr.json of the part's group, or the error of reading it.
+        """
+        folder, files = part_folder(record), record["files"]
         if isinstance(group, Exception):
             raise group
         if hashlib.sha256(group).hexdigest() != files["zarr.json"]["sha256"]:
@@ -100,7 +110,7 @@ class PartReader:
         for name, (shape, dtype) in self._arrays.items():
             layout, entries = layouts[name], clips if name in self._clip_arrays else record["rows"]
             if (layout.shape, layout.dtype) != ((entries, *shape), np.dtype(dtype).name):
-                raise ValueError(f"{name} is {layout.dtype}{list(layout.shape)}, which the spec does not say")
+                raise ValueError(f"{name} is {layout.dtype}{list(layout.shape)}, unlike the spec")
             names = [f"{name}/{layout.file(shard)}" for shard in range(-(-entries // layout.shard))]
             arrays[name] = ShardedArray(
                 part=record["part"],
@@ -114,13 +124,13 @@ class PartReader:
 
 
 def _layouts(folder: Path, files: Mapping[str, Any], arrays: Collection[str]) -> dict[str, Layout]:
-    """How the arrays of a part lie whose commit record, of a format before 4, does not say it.
+    """Return the layouts of a part's arrays from their zarr.json, for commit records of a format before 4.
 
-    Ids, offsets and metadata are compared byte for byte, the data of ``arrays``, which has checksums of its own, by its
-    size alone: that it is another part's of the same size, ``verify`` finds out.
+    Ids, offsets and metadata are compared byte by byte. The data of ``arrays`` has its own checksums, so only its size
+    is compared; only ``verify`` detects the data of another part with the same size.
 
     Raises:
-        ValueError: unless the folder holds what the commit record says.
+        ValueError: if the folder does not match the commit record.
     """
     storage = storage_at(folder)
     sizes = storage.sizes()

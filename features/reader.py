@@ -1,4 +1,4 @@
-"""Reading: stores, streams, the rows of a clip, batches of many clips, and whole streams through Dask."""
+"""Reading: stores, streams, the rows of clips, and whole streams as Dask arrays."""
 
 from __future__ import annotations
 
@@ -8,33 +8,35 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import did_you_mean, first_line
 from ..foreign import uncollected
-from ..storage import NOT_THERE, open_path, reachable, storage_at
-from .index import LISTINGS, Index, open_index
+from ..storage import MISSING_ERRORS, open_path, reachable, storage_at
+from .index import Index
+from .opening import LISTINGS, open_index
+from .part_array import PartArray
 from .parts import BadPart, PartReader
 from .records import Commits, Failures
 from .rows import Batch, Rows
 from .schema import (
     REPAIR,
-    ClipNotThere,
     ClipSource,
     DamagedPart,
     Failure,
+    MissingClip,
     ReplacedPart,
     StoreError,
     as_ids,
     clip_arrays,
-    folder_of,
+    clip_origins,
     has_stream,
-    origins_of,
     parse_commit,
+    part_folder,
     read_problems,
     read_spec,
     read_store,
@@ -51,26 +53,40 @@ if TYPE_CHECKING:
 
 
 def open_store(path: str | os.PathLike[str], *, skip_damaged: bool = False) -> Store:
-    """Opens a store for reading.
+    """Open a store for reading.
 
     Args:
-        skip_damaged: open streams with damaged commit records too, without the clips of those parts:
-            ``Stream.damaged`` names them. By default such a stream is an error, as it would seem smaller than it is.
+        path: a folder, or an address such as ``s3://BUCKET/NAME``.
+        skip_damaged: open streams that have damaged commit records, without the clips of those parts
+            (``Stream.damaged`` names them). By default opening such a stream is an error.
+
+    Returns:
+        A mapping from the names of streams to streams.
 
     Raises:
-        StoreError: if there is none at ``path``.
+        StoreError: an AmexError, if there is no store at ``path``.
     """
     path = open_path(path)
     try:
-        with reachable(path, but=NOT_THERE):
+        with reachable(path, but=MISSING_ERRORS):
             read_store(path)
-    except NOT_THERE as error:
+    except MISSING_ERRORS as error:
         raise StoreError(f"{path} is not an amex store; make one with: amex extract FOLDER --store {path}") from error
     return Store(path, skip_damaged=skip_damaged)
 
 
 class Store(Mapping[str, "Stream"]):
-    """A store: a mapping from stream names to streams, as they were when each was first asked for."""
+    """The features of a set of videos: a mapping from the names of streams to streams.
+
+        store = amex.open_store("my.zarr")
+        list(store)                              # names of the streams
+        store["r2plus1d_18"]["a.mp4"].values     # (rows, 512)
+
+    A stream is opened when it is first accessed. It shows what was committed then; see ``Stream.refresh``.
+
+    Attributes:
+        path: the folder or the address of the store.
+    """
 
     def __init__(self, path: Path, *, skip_damaged: bool = False) -> None:
         self.path = path
@@ -78,17 +94,17 @@ class Store(Mapping[str, "Stream"]):
         self._streams: dict[str, Stream] = {}
 
     def __getitem__(self, name: str) -> Stream:
-        """A stream.
+        """Return a stream.
 
         Raises:
-            DamagedPart: if a commit record is damaged, unless the store was opened with ``skip_damaged``.
+            DamagedPart: if a commit record is damaged, and the store was opened without ``skip_damaged``.
             StoreError: if there is no such stream, or its spec is damaged.
         """
         if name not in self._streams:
             with reachable(self.path):
                 if name not in self:
-                    there = ", ".join(self) or "none yet"
-                    raise StoreError(f"no stream {name!r} in {self.path}; there is {there}{did_you_mean(name, self)}")
+                    names = ", ".join(self) or "none yet"
+                    raise StoreError(f"no stream {name!r} in {self.path}; there is {names}{did_you_mean(name, self)}")
                 self._streams[name] = Stream(self.path, name, skip_damaged=self._skip_damaged)
         return self._streams[name]
 
@@ -102,14 +118,25 @@ class Store(Mapping[str, "Stream"]):
         return sum(1 for _ in self)
 
     def dataset(self, names: Sequence[str], clip_ids: Sequence[str] | None = None) -> JoinedDataset:
-        """The clips that all of these streams have, for ``torch.utils.data.DataLoader``; see ``JoinedDataset``."""
+        """Return the clips that several streams share as a data set for ``torch.utils.data.DataLoader``.
+
+        Args:
+            names: the streams.
+            clip_ids: the clips to choose from, in this order; None for those of the first stream, as they are stored.
+
+        Returns:
+            A data set whose batches are dicts from the names of streams to padded tensors; see ``JoinedDataset``.
+
+        Raises:
+            StoreError: if a stream is unknown, or no clip is in all of them.
+        """
         from .dataset import JoinedDataset
 
         return JoinedDataset([self[name] for name in names], clip_ids)
 
     @property
     def problems(self) -> list[Failure]:
-        """Manifest lines of the last run that were not usable clips, as ledger entries."""
+        """The lines of the manifest that the last extraction skipped, with reasons."""
         with reachable(self.path):
             return read_problems(self.path / "problems.json")
 
@@ -118,22 +145,32 @@ class Store(Mapping[str, "Stream"]):
 
 
 class Stream:
-    """One kind of feature: a mapping from clip ids, or for text from captions, to rows.
+    """One kind of feature in a store. Behaves as a mapping from clip ids, or for text from captions, to ``Rows``.
+
+        stream = store["r2plus1d_18"]
+        rows = stream["a.mp4"]                           # rows.values (rows, 512), rows.times (rows, 2)
+        batch = stream.read(["a.mp4", "b.webm"])         # many clips at once
+        loader = DataLoader(stream.dataset(), batch_size=32)
 
     Attributes:
-        spec: how the features were made.
+        name: of the stream in the store.
+        path: its folder.
+        spec: everything that decides the numbers: network, weights, sampling, precision, dtype and shape.
         fingerprint: sha256 of the spec.
-        provenance: where the weights came from and which amex declared the stream.
+        provenance: where the weights came from, and the versions that declared the stream.
         index: where the rows of each clip are, as arrays.
-        commits: part name -> commit record, read when it is asked for.
-        damaged: part name -> what is wrong with its commit record; empty unless those are skipped.
-        failures: clip_id -> ledger entry, for clips that have no rows because they failed.
+        commits: part name -> commit record, read on access.
+        damaged: part name -> what is wrong with its commit record; empty without ``skip_damaged``.
+        failures: clip id -> ``Failure`` with ``stage`` and ``reason``, for clips that have no rows because they failed.
 
-    A clip may have several entries in the commit records. The highest revision counts, since the others are of other
-    seconds or of another file; among equals rows before failures, then the last attempt.
+    A clip may have several entries in the commit records. The entry of the highest revision is valid: the others are of
+    other times or of another file. Among these, rows take precedence over failures, and later attempts over earlier.
 
     Args:
-        afresh: as of ``refresh``.
+        store: the path of the store.
+        name: of the stream.
+        skip_damaged: see ``open_store``.
+        afresh: see ``refresh``.
     """
 
     def __init__(self, store: Path, name: str, *, skip_damaged: bool = False, afresh: bool = False) -> None:
@@ -149,10 +186,10 @@ class Stream:
         self.refresh(afresh=afresh)
 
     def refresh(self, *, afresh: bool = False) -> None:
-        """Looks at the disk again, for what was committed and removed since the stream was opened.
+        """Read from the disk what was committed or removed since the stream was opened.
 
         Args:
-            afresh: read every commit record, also those that the index has, and make the index anew.
+            afresh: rebuild the index from all commit records.
 
         Raises:
             DamagedPart, StoreError: as ``Store[name]``.
@@ -172,7 +209,7 @@ class Stream:
         return self._parse(part, storage_at(self.path / "commits").read([file])[file])
 
     def _parse(self, part: str, data: bytes) -> dict[str, Any]:
-        """A commit record of a part of this stream; raises DamagedPart if it is damaged, or another stream's."""
+        """Return a commit record; raise DamagedPart if it is damaged, or belongs to another stream."""
         commit = parse_commit(self.path / "commits" / f"{part}.json", data)
         if commit["fingerprint"] != self.fingerprint:
             raise DamagedPart(
@@ -182,27 +219,24 @@ class Stream:
         return commit
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A stream that is pickled, as for a worker that reads it, is opened where it is unpickled."""
+        """Open the stream again where it is unpickled, for example in the worker of a ``DataLoader``."""
         return functools.partial(Stream, skip_damaged=self._skip_damaged), (self._store, self.name)
 
     @property
     def replaced(self) -> frozenset[str]:
-        """The names of parts that do not count any more, whether anything of them is still there or not.
-
-        No new part can have one of them.
-        """
+        """The names of parts that others have replaced. No new part may have one of them."""
         return self.index.replaced
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes, in a stream of objects or one with ``probabilities``; empty in others."""
+        """The names of the classes, in a stream of objects or with ``probabilities``; otherwise empty."""
         return tuple(self.spec.get("output", {}).get("labels", ()))
 
     def __contains__(self, clip_id: object) -> bool:
         return isinstance(clip_id, str) and _rows(*self._find(clip_id)) >= 0
 
     def __iter__(self) -> Iterator[str]:
-        """The clips that have rows, be they 0, in the order in which those are stored."""
+        """Yield the clips that were extracted, in stored order, also those with 0 rows."""
         index = self.index
         return index.names(index.clips)
 
@@ -210,22 +244,26 @@ class Stream:
         return len(self.index.clips)
 
     def __getitem__(self, clip_id: str) -> Rows:
-        """The rows of one clip.
+        """Return the rows of one clip.
 
         Raises:
-            ClipNotThere: if the clip was never extracted or failed; the message says which, and why.
+            MissingClip: if the clip was never extracted or failed; the message says which, and why.
             DamagedPart: if a checksum does not hold.
         """
         return next(iter(self.read([clip_id])))
 
     def read(self, clip_ids: Sequence[str], arrays: Collection[str] | None = None) -> Batch:
-        """The rows of many clips, in the order given: of all clips and arrays at once.
+        """Read the rows of many clips at once.
 
         Args:
-            arrays: names of those that are wanted; None for all of the stream.
+            clip_ids: the clips, in the order of the result.
+            arrays: the names of the arrays to read; None for all.
+
+        Returns:
+            The rows of all clips end to end. Iterate it for the rows of each clip.
 
         Raises:
-            ClipNotThere, DamagedPart: as ``stream[clip_id]``.
+            MissingClip, DamagedPart: as ``stream[clip_id]``.
             StoreError: if the stream has no such array.
         """
         clip_ids, single = as_ids(clip_ids), clip_arrays(self.spec)
@@ -251,10 +289,10 @@ class Stream:
                 return Batch(read, offsets, clip_ids, frozenset(single))
         raise StoreError(f"the parts of {self.path} are replaced faster than they are read; try again")
 
-    def _fill(self, arrays: Mapping[str, np.ndarray], index: Index, entries: np.ndarray) -> None:
-        """Reads entries of the index into arrays, end to end."""
+    def _fill(self, arrays: Mapping[str, NDArray[Any]], index: Index, entries: NDArray[Any]) -> None:
+        """Read entries of the index into arrays, end to end."""
         columns = (index.part[entries], index.place[entries], index.first[entries], index.rows[entries])
-        # Of clips that lie side by side: part, place of the first, first row, clips, rows.
+        # Clips that are stored next to each other: part, place of the first, first row, clips, rows.
         runs: list[list[int]] = []
         for part, place, first, rows in zip(*(column.tolist() for column in columns), strict=True):
             last = runs[-1] if runs else None
@@ -277,12 +315,12 @@ class Stream:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Says of a part that is not what was committed why that is.
+        """Convert a read error of a part into an error that says why.
 
         Raises:
             DamagedPart: if the part is damaged.
-            ReplacedPart: if it does not count any more.
-            StoreError: if the stream is gone, or cannot be reached.
+            ReplacedPart: if another part has replaced it.
+            StoreError: if the stream was removed, or is not reachable.
         """
         try:
             with reachable(self.path, but=(BadPart,)):
@@ -290,32 +328,51 @@ class Stream:
         except BadPart as error:
             if not self.path.exists():
                 raise StoreError(f"stream {self.name!r} was removed from {self._store} while it was read") from error
-            there = f"part {error.part} of stream {self.name!r} in {self._store}"
+            where = f"part {error.part} of stream {self.name!r} in {self._store}"
             if not self._is_committed(error.part, error.folder):
-                raise ReplacedPart(f"{there} was replaced while it was read; open the stream again") from error
-            raise DamagedPart(f"{there}: {first_line(error.reason)}; {REPAIR}") from error
+                raise ReplacedPart(f"{where} was replaced while it was read; open the stream again") from error
+            raise DamagedPart(f"{where}: {first_line(error.reason)}; {REPAIR}") from error
 
     def _is_committed(self, part: str, folder: str) -> bool:
-        """Whether the commit record of a part says that it lies in a folder, as far as the record can be read."""
+        """Return whether the commit record of a part names this folder; True if the record is unreadable."""
         try:
-            return folder_of(self._read(part)) == folder
-        except NOT_THERE:
+            return part_folder(self._read(part)) == folder
+        except MISSING_ERRORS:
             return False
-        except (DamagedPart, *storage_at(self.path).errors):
+        except DamagedPart:
+            return True
+        except storage_at(self.path).errors:
             return True
 
     def dataset(self, clip_ids: Sequence[str] | None = None) -> StreamDataset:
-        """These clips, or all, for ``torch.utils.data.DataLoader``; see ``StreamDataset``."""
+        """Return clips as a data set for ``torch.utils.data.DataLoader``.
+
+        Args:
+            clip_ids: the items, in this order; None for all clips, in stored order.
+
+        Returns:
+            A data set whose batches are dicts of tensors, padded to the longest clip; see ``StreamDataset``.
+
+        Raises:
+            MissingClip: if a clip has no rows because it failed or was never extracted.
+        """
         from .dataset import StreamDataset
 
         return StreamDataset(self, clip_ids)
 
-    def stored_order(self, clip_ids: Sequence[str]) -> np.ndarray:
-        """Indices of clips in the order in which their rows are stored, in which they are read fastest."""
+    def stored_order(self, clip_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the indices that sort clips into stored order, the fastest order to read them in."""
         return np.argsort(self.index.find(clip_ids), kind="stable")
 
     def to_dask(self, array: str = "values") -> dask.array.Array:
-        """A whole array of the stream, in blocks of about a part, for statistics over all of it."""
+        """Return an array of the whole stream as a Dask array, one block per part, for statistics.
+
+        Args:
+            array: its name.
+
+        Returns:
+            (rows of the stream, ...), or (clips, ...) for an array with one entry per clip; in stored order.
+        """
         import dask.array as da
 
         shape, dtype = {**row_arrays(self.spec), **clip_arrays(self.spec)}[array]
@@ -323,63 +380,68 @@ class Stream:
         for number, part in enumerate(index.parts.names):
             source = PartArray(self, index, number, array)
             if source.shape[0]:
-                block = da.from_array(source, chunks=source.shape, name=f"{self.name}-{part}-{array}")
+                name = f"{self.name}-{part}-{array}"
+                block = da.from_array(source, chunks=source.shape, name=name)  # type: ignore[no-untyped-call]
                 blocks.append(block[self._counting(index, number, array)] if number in index.mixed else block)
-        return da.concatenate(blocks)
+        joined: dask.array.Array = da.concatenate(blocks)  # type: ignore[no-untyped-call]
+        return joined
 
-    def _counting(self, index: Index, part: int, array: str) -> np.ndarray:
-        """Which entries of an array of a part count: (rows or clips,) bool."""
+    def _counting(self, index: Index, part: int, array: str) -> NDArray[Any]:
+        """Return which entries of an array of a part are valid: (rows or clips,) bool."""
         clips = index.clips_of(part)
         counts = index.counts[clips]
         return counts if array in clip_arrays(self.spec) else np.repeat(counts, index.rows[clips])
 
     def video(self, clip_id: str) -> str:
-        """The file a clip's rows come from, below the folder of videos. Raises ClipNotThere."""
+        """Return the file of a clip, relative to the folder of the videos; raise MissingClip if there are no rows."""
         index, entry = self._locate(clip_id)
         return index.videos[entry] or ""
 
     def source(self, clip_id: str) -> ClipSource:
-        """What a clip was computed from, also one that failed. Raises ClipNotThere."""
+        """Return the file and the times that a clip was extracted from, also if it failed.
+
+        Raises:
+            MissingClip: if it was never extracted.
+        """
         index, entry = self._find(clip_id)
         if entry < 0:
             raise self._absent(clip_id)
         return ClipSource(**index.source(entry))
 
     def tries(self, clip_id: str) -> tuple[int, int]:
-        """Revision and attempts of a clip that failed, without a look at its commit record. Raises ClipNotThere."""
+        """Return revision and attempts of a clip from the index; raise MissingClip if it was never extracted."""
         index, entry = self._find(clip_id)
         if entry < 0:
             raise self._absent(clip_id)
         return int(index.revision[entry]), int(index.attempts[entry])
 
     def cut_off(self) -> dict[str, dict[str, Any]]:
-        """By clip id the entries of clips that were kept as far as their video is undamaged.
+        """Return the entries of clips that were kept up to the damage of their video, by clip id.
 
-        An entry has ``damage``, the reason, and ``missing``, the seconds that are not there, None if unknown.
+        An entry has ``damage``, the reason, and ``missing``, the lost seconds or None if unknown.
         """
         index = self.index
         return {clip_id: self._entry(clip_id) for clip_id in index.names(index.cut_off)}
 
     def _entry(self, clip_id: str) -> dict[str, Any]:
-        """The entry of a clip in its commit record. Where that is gone or another, the disk is looked at again."""
+        """Return the entry of a clip in its commit record; refresh the stream if the record has changed."""
         for _ in range(LISTINGS):
             index, entry = self._find(clip_id)
             if entry < 0:
                 raise self._absent(clip_id)
-            with contextlib.suppress(*NOT_THERE, LookupError):
+            with contextlib.suppress(*MISSING_ERRORS, LookupError):
                 commit, place = self.commits[index.parts.names[index.part[entry]]], index.place[entry]
                 behind = place - len(commit["clips"])
-                record = commit["clips"][place] if behind < 0 else commit["failures"][behind]
+                record: dict[str, Any] = commit["clips"][place] if behind < 0 else commit["failures"][behind]
                 if record["clip_id"] == clip_id:
                     return record
             self.refresh()
         raise StoreError(f"the commits of {self.path} change faster than they are read; try again")
 
     def digest(self, clip_ids: Sequence[str]) -> str:
-        """A sha256 over which committed rows belong to clips, in the order given; also of clips that have none.
+        """Return a sha256 that identifies the rows of clips, in the order given; clips may have none.
 
-        No row is read: a commit record has the checksums of its part's files. Rows that were rewritten into another
-        part, as by compaction, are the same rows.
+        No row is read: commit records have checksums. Rows that compaction has moved to another part are the same rows.
         """
         index = self.index
         origins: dict[int, list[tuple[str, int]]] = {}  # by part
@@ -390,116 +452,88 @@ class Stream:
                 part, place = int(index.part[entry]), int(index.place[entry])
                 if part not in origins:
                     clips = index.clips_of(part)
-                    origins[part] = origins_of(index.parts[part], clips.stop - clips.start)
+                    origins[part] = clip_origins(index.parts[part], clips.stop - clips.start)
                 origin = origins[part][place]
             mark.update(json.dumps([clip_id, origin]).encode())
         return mark.hexdigest()
 
     def state(self, clip_id: str) -> str:
-        """``done``, ``empty`` (decoded, and legitimately nothing there), ``failed`` or ``absent``."""
+        """Return ``done``, ``empty`` (decoded, but there are no rows), ``failed`` or ``absent`` (never extracted)."""
         return STATES[min(_rows(*self._find(clip_id)), 1) - ABSENT]
 
-    def states(self, clip_ids: Sequence[str]) -> np.ndarray:
-        """(clips,) str: the ``state`` of each of many clips."""
+    def states(self, clip_ids: Sequence[str]) -> NDArray[np.str_]:
+        """Return the ``state`` of each clip, (clips,) str."""
         index = self.index
         entries = index.locate_all(clip_ids)
         rows = np.full(len(entries), ABSENT)
         rows[entries >= 0] = index.rows[entries[entries >= 0]]
-        return np.array(STATES)[np.minimum(rows, 1) - ABSENT]
+        states: NDArray[np.str_] = np.array(STATES)[np.minimum(rows, 1) - ABSENT]
+        return states
 
     def are_of(
         self, clip_ids: Sequence[str], starts: Sequence[float | None], ends: Sequence[float | None]
-    ) -> np.ndarray:
-        """(clips,) bool: whether clips were computed from these seconds, as far as is known; also of absent clips."""
+    ) -> NDArray[np.bool_]:
+        """Return whether clips were extracted from these times, (clips,) bool; True if unknown.
+
+        Args:
+            clip_ids: the clips; they may be absent.
+            starts, ends: seconds, None for the beginning and the end of a video.
+        """
         index = self.index
         entries = index.locate_all(clip_ids)
         same = np.ones(len(entries), bool)
-        known = np.flatnonzero(entries >= 0)
-        known = known[index.recorded[entries[known]]]
-        for recorded, asked in ((index.start, starts), (index.end, ends)):
-            before, now = recorded[entries[known]], np.array(asked, np.float64)[known]
-            same[known] &= (before == now) | (np.isnan(before) & np.isnan(now))
+        clips = np.flatnonzero(entries >= 0)
+        clips = clips[index.recorded[entries[clips]]]
+        for recorded, times in ((index.start, starts), (index.end, ends)):
+            before, now = recorded[entries[clips]], np.array(times, np.float64)[clips]
+            same[clips] &= (before == now) | (np.isnan(before) & np.isnan(now))
         return same
 
     def place(self, clip_id: str) -> tuple[str, int]:
-        """The part that has the rows of a clip, and which of its clips it is. Raises ClipNotThere."""
+        """Return the part that has the rows of a clip, and the clip's place in it; raise MissingClip without rows."""
         index, entry = self._locate(clip_id)
         return index.parts.names[index.part[entry]], int(index.place[entry])
 
     def rows_of(self, clip_id: str) -> int:
-        """How many rows a clip has, or a caption tokens. Raises ClipNotThere."""
+        """Return the number of rows of a clip, or of tokens of a caption; raise MissingClip without rows."""
         return _rows(*self._locate(clip_id))
 
     @property
     def rows(self) -> int:
-        """Rows in the stream."""
+        """The number of rows in the stream."""
         index = self.index
         return int(index.rows[index.clips].sum())
 
     def _find(self, clip_id: str) -> tuple[Index, int]:
-        """The index as it is now, and the entry in it that counts of a clip, or -1.
+        """Return the current index and the valid entry of a clip in it, or -1.
 
-        A thread that reads may put another index in its place, whose entries have other numbers.
+        Another thread may replace ``self.index`` meanwhile, and entries of the new one have other numbers.
         """
         index = self.index
         return index, index.locate(clip_id)
 
     def _locate(self, clip_id: str) -> tuple[Index, int]:
-        """As ``_find``, the entry that has a clip's rows. Raises ClipNotThere."""
+        """Return as ``_find`` the entry with a clip's rows; raise MissingClip without rows."""
         index, entry = self._find(clip_id)
         if _rows(index, entry) < 0:
             raise self._absent(clip_id)
         return index, entry
 
-    def _absent(self, clip_id: str) -> ClipNotThere:
+    def _absent(self, clip_id: str) -> MissingClip:
         if failure := self.failures.get(clip_id):
-            return ClipNotThere(f"clip {clip_id!r} failed in {self.name}: {failure.stage}: {failure.reason}")
+            return MissingClip(f"clip {clip_id!r} failed in {self.name}: {failure.stage}: {failure.reason}")
         message = f"clip {clip_id!r} is not in stream {self.name!r} of {self._store}; extract it first"
-        return ClipNotThere(message, clip_id, self)
+        return MissingClip(message, clip_id, self)
 
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, clips={len(self)}, rows={self.rows}, failed={len(self.failures)})"
 
 
-# The states of clips by their number of rows; a failure's is -1, and that of a clip without an entry ABSENT.
+# States by number of rows: ABSENT without an entry, -1 for a failure, 0, and 1 or more.
 ABSENT = -2
 STATES = ("absent", "failed", "empty", "done")
 
 
 def _rows(index: Index, entry: int) -> int:
-    """Rows of an entry, -1 of a failure, ABSENT of none."""
+    """Return the rows of an entry, -1 for a failure, ABSENT without an entry."""
     return int(index.rows[entry]) if entry >= 0 else ABSENT
-
-
-@dataclass(frozen=True)
-class PartArray:
-    """An array of a part, as NumPy and Dask slice it. Reading raises DamagedPart where a checksum does not hold."""
-
-    stream: Stream
-    index: Index
-    part: int
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        single = clip_arrays(self.stream.spec)
-        clips, (shape, _) = self.index.clips_of(self.part), {**row_arrays(self.stream.spec), **single}[self.name]
-        return (clips.stop - clips.start if self.name in single else self.index.parts[self.part]["rows"], *shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return np.dtype({**row_arrays(self.stream.spec), **clip_arrays(self.stream.spec)}[self.name][1])
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        rows, *others = key if isinstance(key, tuple) else (key,)
-        chosen = range(*rows.indices(self.shape[0]))
-        first, end = (min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1]) + 1) if chosen else (0, 0)
-        entries = np.empty((end - first, *self.shape[1:]), self.dtype)
-        with self.stream._reading():
-            array = self.stream._parts.open(self.index, [self.part])[self.part][self.name]
-            self.stream._parts.read([Span(array, first, len(entries), as_bytes(entries), 0)])
-        return entries[(slice(None, None, chosen.step), *others)]

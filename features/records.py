@@ -1,4 +1,4 @@
-"""Commit records, and the failures in them, as mappings that read a record when it is asked for."""
+"""Mappings of the commit records and the failures of a stream. A record is read from disk on access."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .schema import Failure
 if TYPE_CHECKING:
     from .reader import Stream
 
-# Commit records that are kept after they were read: a pass over the clips of a stream takes them part by part.
-KEPT = 4
+# Commit records to cache: a pass over the clips of a stream uses them part by part.
+CACHED = 4
 
 
 class Commits(Mapping[str, dict[str, Any]]):
-    """The commit records of the parts that count, each read and checked when it is asked for.
+    """The commit records of the parts that count, by part name. Each record is read and checked on access.
 
     Raises:
         DamagedPart: if a record is damaged.
-        FileNotFoundError: if it was removed since the stream was opened, as by another part that replaces it.
+        FileNotFoundError: if a record was deleted since the stream was opened, for example after a compaction.
     """
 
     def __init__(self, parts: Parts, read: Callable[[str], dict[str, Any]]) -> None:
@@ -34,7 +34,7 @@ class Commits(Mapping[str, dict[str, Any]]):
         if part not in self._parts.numbers:
             raise KeyError(part)
         commit = self._read(part)
-        self._recent = ((part, commit), *self._recent[: KEPT - 1])
+        self._recent = ((part, commit), *self._recent[: CACHED - 1])
         return commit
 
     def __contains__(self, part: object) -> bool:
@@ -48,10 +48,10 @@ class Commits(Mapping[str, dict[str, Any]]):
 
 
 class Failures(Mapping[str, Failure]):
-    """The clips of a stream that failed. An entry is read from its commit record when it is asked for.
+    """The failed clips of a stream, by clip id. Each failure is read from its commit record on access.
 
     Raises:
-        DamagedPart: if that is damaged.
+        DamagedPart: if the commit record is damaged.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -59,7 +59,7 @@ class Failures(Mapping[str, Failure]):
 
     def __getitem__(self, clip_id: str) -> Failure:
         entry = self._stream._entry(clip_id) if clip_id in self else {}
-        if clip_id not in self:  # by now: the stream may have looked at the disk again
+        if clip_id not in self:  # reading the entry may have refreshed the stream
             raise KeyError(clip_id)
         return Failure(**entry)
 

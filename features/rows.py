@@ -1,37 +1,44 @@
-"""What reading gives: the rows of one clip, and of many clips end to end."""
+"""Results of reading: the rows of one clip, and of many clips end to end."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import plural
 
 
 @dataclass(frozen=True, repr=False)
 class Rows:
-    """The rows of one clip in one stream; in a stream of text, the tokens of one caption.
+    """The rows of one clip in one stream, in the order of time. In a stream of text: the tokens of one caption.
 
     Attributes:
-        arrays: by name; ``rows["boxes"]`` is short for ``rows.arrays["boxes"]``.
+        arrays: arrays by name, each with one entry per row: ``values``, ``times``, and for objects also ``boxes``,
+            ``scores`` and ``counts``. ``rows["boxes"]`` is short for ``rows.arrays["boxes"]``.
     """
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, NDArray[Any]]
 
     @property
-    def values(self) -> np.ndarray:
-        """The features: (rows, ...), the stream's dtype."""
+    def values(self) -> NDArray[Any]:
+        """The features: (rows, ...) in the dtype of the stream, such as (rows, 512) float16."""
         return self.arrays["values"]
 
     @property
-    def times(self) -> np.ndarray:
-        """(rows, 2) float64, [start, end) seconds on the video's own clock. Streams of text have none."""
+    def times(self) -> NDArray[np.float64]:
+        """(rows, 2) float64: start and end of each row in seconds on the video's own clock, half-open.
+
+        Raises:
+            KeyError: in a stream of text, which has no times.
+        """
         return self.arrays["times"]
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         return self.arrays[name]
 
     def __len__(self) -> int:
@@ -46,15 +53,15 @@ class Rows:
 
 @dataclass(frozen=True, repr=False)
 class Batch(Rows):
-    """The rows of several clips end to end: rows ``offsets[i]:offsets[i+1]`` are those of ``clip_ids[i]``.
+    """The rows of several clips end to end. Iterating yields the ``Rows`` of each clip.
 
     Attributes:
-        offsets: (clips + 1,) int64.
-        clip_ids: in the order asked for.
-        clip_arrays: names of those arrays that have one entry a clip instead of one a row.
+        offsets: (clips + 1,) int64. Rows ``offsets[i]:offsets[i + 1]`` belong to clip ``clip_ids[i]``.
+        clip_ids: the clips, in the order asked for.
+        clip_arrays: names of the arrays that have one entry per clip instead of one per row.
     """
 
-    offsets: np.ndarray
+    offsets: NDArray[np.int64]
     clip_ids: tuple[str, ...]
     clip_arrays: frozenset[str]
 

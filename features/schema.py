@@ -1,26 +1,26 @@
-"""What a store is made of: file layout, specs and their fingerprints, commit records, and the errors about them.
+"""The store format: file layout, specs and their fingerprints, commit records, and the errors about them.
 
 store.zarr/
   zarr.json                        format version, creation time
-  problems.json                    manifest lines of the last run that were not usable clips
+  problems.json                    manifest lines of the last run that are not usable clips
   <stream>/spec.json               spec, fingerprint, provenance
   <stream>/parts/<folder>/values   (rows, ...) the features
   <stream>/parts/<folder>/times    (rows, 2) float64 seconds, half-open
   <stream>/parts/<folder>/offsets  (clips + 1,) int64: rows offsets[i]:offsets[i+1] belong to clip i
   <stream>/parts/<folder>/clip_ids (clips,) string
-  <stream>/commits/<part>.json     written last: a part without its commit does not exist
-  <stream>/clips.index             what the commits say of all clips, to open a large stream fast
+  <stream>/commits/<part>.json     written last: a part without a commit record does not exist
+  <stream>/clips.index             an index of the commit records, to open a large stream fast
 
-A part's folder is called after the part and a digest of what is in it; the commit says which it is. So two writers of
-one part, of which one was thought dead, never touch each other's files, and the first to commit is the one that counts.
+The name of a part's folder contains a digest of its content, and the commit record names the folder. So two writers of
+the same part (for example if one was wrongly presumed dead) never write the same files. The first commit counts.
 
-A commit may name parts that it ``replaces``, as when small parts become one large part, or clips are removed. Those do
-not count from then on, whether their commits and folders are still there or not. Such a commit has the ``origins`` of
-its clips: the digest of the part that they were first written in, their place there, and how many follow one another.
+A commit record can list parts that it ``replaces``, after a compaction or a removal of clips. Those no longer count,
+whether their files still exist or not. Such a record has the ``origins`` of its clips: the digest of the part in which
+they were first written, the position of the first clip there, and the number of consecutive clips.
 
-Streams of objects have further arrays with one entry a row: boxes, scores, labels, counts, frame_size; a classifier's
-stream has ``probabilities``. In a stream of text the ids are the captions themselves, a row is a token, tokens have no
-times, and ``sentence`` has one entry a caption. ``row_arrays`` and ``clip_arrays`` tell which arrays a stream has.
+Streams of objects have more arrays with one entry per row: boxes, scores, labels, counts, frame_size. The stream of a
+classifier has ``probabilities``. In a stream of text the clip ids are the captions, a row is a token, there are no
+times, and ``sentence`` has one entry per caption. ``row_arrays`` and ``clip_arrays`` return the arrays of a stream.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ from typing import Any
 import numpy as np
 
 from ..errors import AmexError, did_you_mean, first_line
-from ..storage import NOT_THERE
+from ..storage import MISSING_ERRORS
 
-# 2 names a part's folder after its content. 3 seals spec.json, problems.json and the store's zarr.json too. 4 lets a
-# part replace others, and says in its commit record how its arrays lie in their files.
+# 2: a part's folder has a digest in its name. 3: spec.json, problems.json and the store's zarr.json have checksums too.
+# 4: parts can replace others, and commit records have the layouts of the arrays.
 FORMAT = 4
-# Between what a record says and its sha256.
+# Separates the content of a record from its sha256.
 SEAL = ',\n "sha256": "'
-# Files of a store itself.
+# Files of the store itself.
 FILES = {"zarr.json", "problems.json"}
-# The file of a stream that ``index.py`` keeps.
+# The cached index of a stream, see ``index.py``.
 INDEX = "clips.index"
-# The file that a program holds while it rewrites parts of a stream.
+# A program locks this file while it rewrites parts of a stream.
 LOCK = ".rewriting.lock"
-# What the store, its streams and Zarr use as names themselves.
+# Names that the store, its streams and Zarr use themselves.
 RESERVED = {*FILES, "c", "spec.json", "parts", "commits", INDEX}
-# How the folder of a stream that is being removed begins.
+# Prefix of the folder of a stream that is being removed.
 REMOVED = ".removed-"
-# Bytes of a stream's name. Folders and temporary files add to it, and file systems end at so many.
+# Maximal bytes of a stream's name, and of a file name in most file systems. Temporary files append to the name.
 NAME_BYTES, FILE_NAME_BYTES = 100, 255
 
 
@@ -64,54 +64,55 @@ class StoreError(AmexError):
 
 
 class SpecMismatch(StoreError):
-    """Rows made in one way were about to be mixed with rows made in another."""
+    """A stream has features made with other settings."""
 
 
 class DamagedPart(StoreError):
-    """Bytes on disk are not the bytes that were committed."""
+    """The bytes on disk are not those that were committed."""
 
 
 class ReplacedPart(StoreError):
-    """A part was replaced by another, or removed, while it was read."""
+    """Another program replaced or removed a part while it was read."""
 
 
 class LaterFormat(StoreError):
-    """A store, or a file of it, was written by a later amex."""
+    """A store, or one of its files, was written by a later version of amex."""
 
 
-class ClipNotThere(StoreError, KeyError):
+class MissingClip(StoreError, KeyError):
     """A clip has no rows in a stream: it was never extracted, or it failed.
 
-    Its message ends in the nearest ids, which are looked for when it is read: passing over clips stays fast.
+    The message suggests similar ids. They are searched only when the message is read, so callers that skip missing
+    clips stay fast.
 
     Args:
-        clip_id: what was asked for.
-        among: ids that may be meant.
+        clip_id: the requested id.
+        among: candidates for the suggestion.
     """
 
     def __init__(self, message: str, clip_id: str = "", among: Iterable[str] = ()) -> None:
         super().__init__(message)
-        self._asked = clip_id, among
+        self._request = clip_id, among
 
     def __str__(self) -> str:
-        return super().__str__() + did_you_mean(*self._asked)
+        return super().__str__() + did_you_mean(*self._request)
 
-    def __reduce__(self) -> tuple[type[ClipNotThere], tuple[str]]:
+    def __reduce__(self) -> tuple[type[MissingClip], tuple[str]]:
         return type(self), (str(self),)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSource:
-    """What a clip was computed from, as its commit record has it. None is a null, or what the record does not know.
+    """What a clip was computed from, according to its commit record. None means null or not recorded.
 
     Attributes:
-        recorded: whether the record has all of this. Imports and stores of earlier versions have the video at most.
-        video: the file, below the videos folder; None where none was found.
-        start: seconds on the video's own clock, None for the video's beginning.
-        end: seconds, exclusive, None for the video's end.
-        bytes: size of the file; None where that cannot be asked, as of a web server.
-        modified: nanoseconds since 1970 at which the file was last modified.
-        sha256: of the file, where the run was asked for it.
+        recorded: whether the record has the times. Imports and stores of earlier versions have at most the video.
+        video: path of the file, relative to the videos folder; None if no file was found.
+        start: seconds on the video's own clock; None for the beginning of the video.
+        end: seconds, exclusive; None for the end of the video.
+        bytes: size of the file; None if unknown, as for a web server.
+        modified: modification time of the file, in nanoseconds since 1970.
+        sha256: digest of the file, if the run computed it.
         revision: how often the clip was computed again because its times or its file had changed.
     """
 
@@ -126,37 +127,38 @@ class ClipSource:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> ClipSource:
-        """That of a clip's entry in a commit record."""
+        """Return the source of a clip's entry in a commit record."""
         return cls(recorded="start" in entry, **{name: entry[name] for name in SOURCE_FIELDS if name in entry})
 
-    def is_of(self, start: float | None, end: float | None) -> bool:
-        """Whether the clip was computed from these seconds, as far as the record tells."""
+    def has_times(self, start: float | None, end: float | None) -> bool:
+        """Return whether the clip was computed from these seconds; True if the times are not recorded."""
         return not self.recorded or (self.start, self.end) == (start, end)
 
     @property
     def entry(self) -> dict[str, Any]:
-        """As a commit record has it: times where they were recorded, of the rest what is known."""
+        """The fields of a commit record: the times if they were recorded, and all other values that are not None."""
         times = {"start": self.start, "end": self.end} if self.recorded else {}
-        known = {"video": self.video, "bytes": self.bytes, "modified": self.modified, "sha256": self.sha256}
+        file = {"video": self.video, "bytes": self.bytes, "modified": self.modified, "sha256": self.sha256}
         revision = {"revision": self.revision} if self.revision else {}
-        return {**times, **{name: value for name, value in known.items() if value is not None}, **revision}
+        return {**times, **{name: value for name, value in file.items() if value is not None}, **revision}
 
 
-# Of rows that were not computed here, or by a version that did not say.
+# The source of imported rows, and of rows from versions that did not record it.
 UNRECORDED = ClipSource(recorded=False)
 SOURCE_FIELDS = ("video", "start", "end", "bytes", "modified", "sha256", "revision")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """One entry of the quarantine ledger.
+    """A clip that could not be processed.
 
     Attributes:
         clip_id: the clip; in a stream of text, the caption.
+        video: the video, as the manifest names it.
         stage: ``find``, ``open``, ``decode``, ``sample``, ``encode`` or ``manifest``.
-        reason: one line, as a person would say it.
-        attempts: how many times this clip was tried.
-        source: what it was to be computed from, as ``ClipSource.entry``; empty where there is no record of it.
+        reason: one readable line.
+        attempts: number of attempts.
+        source: what the clip should have been computed from, see ``ClipSource.entry``; empty if not recorded.
     """
 
     clip_id: str
@@ -168,50 +170,50 @@ class Failure:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Of several failures of a clip the highest counts."""
+        """Sort key: of several failures of a clip, the one with the highest rank counts."""
         return self.source.get("revision", 0), self.attempts
 
 
 def canonical(record: Any) -> bytes:
-    """The one JSON text of a record: sorted keys, no spaces, no NaN."""
+    """Return the canonical JSON of a record: sorted keys, no spaces, no NaN."""
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def fingerprint(spec: Mapping[str, Any]) -> str:
-    """sha256 of a spec's canonical JSON: equal exactly when features were made in the same way."""
+    """Return the sha256 of a spec's canonical JSON. Equal fingerprints mean equal settings."""
     return hashlib.sha256(canonical(spec)).hexdigest()
 
 
 def row_arrays(spec: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The arrays of a stream that have one entry a row: name -> (shape of an entry, dtype); ``values`` first.
+    """Return the arrays with one entry per row: name -> (shape of an entry, dtype); ``values`` first.
 
-    Features that were imported without times have none.
+    ``times`` is missing if the features were imported without times.
     """
     output = spec["output"]
     arrays = {"values": output, **output.get("arrays", {})}
-    if not is_of_captions(spec) and output.get("times", True):
+    if not is_caption_stream(spec) and output.get("times", True):
         arrays["times"] = {"shape": [2], "dtype": "float64"}
     return {name: (tuple(array["shape"]), array["dtype"]) for name, array in arrays.items()}
 
 
 def clip_arrays(spec: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Those that have one entry a clip, or in a stream of text a caption: name -> (shape of an entry, dtype)."""
+    """Return the arrays with one entry per clip, or per caption of text: name -> (shape of an entry, dtype)."""
     arrays = spec["output"].get("clip_arrays", {})
     return {name: (tuple(array["shape"]), array["dtype"]) for name, array in arrays.items()}
 
 
 def entry_bytes(arrays: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
-    """Bytes of one entry of each of these arrays, before compression."""
+    """Return the bytes of one entry of all these arrays together, uncompressed."""
     return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
 
 
-def is_of_captions(spec: dict[str, Any]) -> bool:
-    """Whether a stream is of text: its ids are captions."""
+def is_caption_stream(spec: dict[str, Any]) -> bool:
+    """Return whether this is the spec of a stream of text: its ids are captions."""
     return spec["output"].get("of") == "captions"
 
 
 def diff_specs(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields (field, old value, new value) for every leaf in which two specs differ; dotted field names."""
+    """Yield (dotted field name, old value, new value) for every value in which two specs differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(set(old) | set(new)):
             yield from diff_specs(old.get(key), new.get(key), f"{path}.{key}" if path else key)
@@ -220,20 +222,20 @@ def diff_specs(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, A
 
 
 def as_ids(clip_ids: Iterable[str]) -> tuple[str, ...]:
-    """Clip ids as a tuple; raises StoreError for a text, whose letters would be taken for ids."""
+    """Return clip ids as a tuple. Raises StoreError for a single text, which would be split into letters."""
     if isinstance(clip_ids, str):
         raise StoreError(f"clip ids are a list: [{clip_ids!r}]")
     return tuple(clip_ids)
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name can be a folder's wherever a store lies, and leads nowhere else."""
-    plain = re.fullmatch(r"[\w-][\w.-]*", name) and len(name.encode()) <= NAME_BYTES
-    return bool(plain) and not name.startswith("__") and name.lower() not in RESERVED
+    """Return whether a name is a valid folder name on every backend and does not lead out of its folder."""
+    valid = re.fullmatch(r"[\w-][\w.-]*", name) and len(name.encode()) <= NAME_BYTES
+    return bool(valid) and not name.startswith("__") and name.lower() not in RESERVED
 
 
 def stream_path(store: Path, name: str) -> Path:
-    """The folder of a stream. Raises StoreError if ``name`` cannot be a new stream's name, and there is no such stream.
+    """Return the folder of a stream. Raises StoreError if it does not exist and ``name`` is not a valid new name.
 
     Earlier versions allowed more names.
     """
@@ -247,33 +249,33 @@ def stream_path(store: Path, name: str) -> Path:
 
 
 def is_stream(folder: Path) -> bool:
-    """Whether a folder of a store is a stream, or was one and has lost its spec.json."""
+    """Return whether a folder of a store is a stream, possibly one that has lost its spec.json."""
     return (folder / "spec.json").is_file() or any((folder / "commits").glob("*.json"))
 
 
 def has_stream(store: Path, name: str) -> bool:
-    """Whether a store has a stream of this name, be it one that no new stream may have; it leads nowhere else."""
+    """Return whether a store has a stream of this name, including names that new streams cannot have."""
     within = name and not name.startswith(".") and not {"/", "\0"} & set(name) and name not in FILES
     return bool(within) and len(name.encode(errors="surrogatepass")) <= FILE_NAME_BYTES and is_stream(store / name)
 
 
 def check_stream(store: Path, name: str) -> None:
-    """Raises StoreError unless a store has a stream of this name, be it one that cannot be read."""
+    """Raise StoreError unless a store has a stream of this name, readable or not."""
     if not has_stream(store, name):
         names = stream_names(store)
-        there = ", ".join(names) or "none yet"
-        raise StoreError(f"no stream {name!r} in {store}; there is {there}{did_you_mean(name, names)}")
+        listed = ", ".join(names) or "none yet"
+        raise StoreError(f"no stream {name!r} in {store}; there is {listed}{did_you_mean(name, names)}")
 
 
 def stream_names(store: Path) -> list[str]:
-    """The streams of a store, also those that cannot be read; none where there is no folder."""
-    with contextlib.suppress(*NOT_THERE):
+    """Return the names of a store's streams, including unreadable ones; empty if there is no folder."""
+    with contextlib.suppress(*MISSING_ERRORS):
         return sorted(path.name for path in store.iterdir() if has_stream(store, path.name))
     return []
 
 
 def check_arrays(spec: dict[str, Any]) -> None:
-    """Raises ValueError, KeyError or TypeError unless a spec's arrays have names of folders, shapes and dtypes."""
+    """Raise ValueError, KeyError or TypeError unless all arrays of a spec have valid names, shapes and dtypes."""
     for name, (shape, dtype) in {**row_arrays(spec), **clip_arrays(spec)}.items():
         if not is_plain(name):
             raise ValueError(f"{name!r} cannot be an array's name")
@@ -281,7 +283,7 @@ def check_arrays(spec: dict[str, Any]) -> None:
 
 
 def sealed(record: dict[str, Any]) -> str:
-    """The text of a record: JSON whose last entry is the sha256 of all before it. An entry of a list has a line."""
+    """Return a record as JSON that ends with the sha256 of the preceding text. List items have a line each."""
     entries = (f" {json.dumps(name)}: {_lines(value)}" for name, value in record.items())
     text = "{\n" + ",\n".join(entries)
     return f'{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
@@ -293,47 +295,50 @@ def _lines(value: Any) -> str:
     return _ENCODER.encode(value)
 
 
-# Without indentation JSON is written in C.
+# Without indentation, json uses its fast encoder in C.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 def check_seal(data: bytes) -> None:
-    """Raises ValueError if a byte of a text by ``sealed`` has changed."""
+    """Raise ValueError if the text from ``sealed`` has changed."""
     text, _, seal = data.rpartition(SEAL.encode())
     if seal != f'{hashlib.sha256(text).hexdigest()}"\n}}\n'.encode():
         raise ValueError("its checksum differs")
 
 
-def folder_of(commit: dict[str, Any]) -> str:
-    """Where below ``parts`` the part of a commit lies; format 1 called it after the part alone."""
+def part_folder(commit: dict[str, Any]) -> str:
+    """Return the folder of a part, relative to ``parts``. In format 1 it is the name of the part."""
     return commit.get("folder", commit["part"])
 
 
-def folder_name(part: str, files: Mapping[str, Any]) -> str:
-    """Where below ``parts`` a new part with these files lies: equal parts share a folder, others never do."""
+def new_folder_name(part: str, files: Mapping[str, Any]) -> str:
+    """Return the folder name for a new part: equal for equal files, different otherwise."""
     return f"{part}.{fingerprint(files)[:12]}"
 
 
 def bytes_of(commit: Mapping[str, Any]) -> int:
-    """Bytes of the files of a commit's part."""
+    """Return the total bytes of a part's files."""
     return sum(file["bytes"] for file in commit["files"].values())
 
 
-def origins_of(commit: Mapping[str, Any], clips: int) -> list[tuple[str, int]]:
-    """Of each clip of a part, by place, which rows it has: the same ones wherever they are rewritten.
+def clip_origins(commit: Mapping[str, Any], clips: int) -> list[tuple[str, int]]:
+    """Return the origin of each clip of a part: the digest of the part that first had its rows, and its position there.
 
-    They are told by a digest of the part in which they were written first, and their place there.
+    Rows keep their origin when they are rewritten into another part.
+
+    Args:
+        clips: number of clips in the part.
     """
     if "origins" in commit:
-        return [(mark, first + more) for mark, first, count in commit["origins"] for more in range(count)]
-    mark = fingerprint(commit["files"])[:12]
-    return [(mark, place) for place in range(clips)]
+        return [(digest, first + more) for digest, first, count in commit["origins"] for more in range(count)]
+    digest = fingerprint(commit["files"])[:12]
+    return [(digest, place) for place in range(clips)]
 
 
 def free_name(part: str, taken: Collection[str]) -> str:
-    """The name for a new part: ``part``, or another that is made of it as long as that is taken.
+    """Return ``part``, or a name derived from it that is not in ``taken``.
 
-    The names of parts that were replaced are taken: a part of such a name would not count.
+    The names of replaced parts must be in ``taken``: a new part with such a name would not count.
     """
     while part in taken:
         part = next_name(part)
@@ -341,22 +346,22 @@ def free_name(part: str, taken: Collection[str]) -> str:
 
 
 def next_name(part: str) -> str:
-    """The name that a part gets whose own is taken; it sorts beside it."""
+    """Return the next name to try for a part whose name is taken. It sorts beside the first name."""
     return f"{part.partition('-')[0]}-{hashlib.sha256(part.encode()).hexdigest()[:12]}"
 
 
-def replaced_by(commit: dict[str, Any]) -> list[str]:
-    """The parts that do not count any more once the part of a commit is there."""
+def replaced_parts(commit: dict[str, Any]) -> list[str]:
+    """Return the names of the parts that a commit replaces."""
     return commit.get("replaces", [])
 
 
 def read_commit(path: Path) -> dict[str, Any]:
-    """A commit record whose seal holds; raises DamagedPart otherwise."""
+    """Read a commit record and check its checksum. Raises DamagedPart."""
     return parse_commit(path, path.read_bytes())
 
 
 def parse_commit(path: Path, data: bytes) -> dict[str, Any]:
-    """``read_commit`` of the content of ``path``."""
+    """Parse a commit record from ``data``, the content of ``path``. Raises DamagedPart."""
     try:
         record = json.loads(data)
         digest = record.pop("sha256")
@@ -372,9 +377,9 @@ def parse_commit(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _check_commit(record: dict[str, Any], part: str) -> None:
-    """Raises ValueError unless a record is of this part, names what is its own, and has the rows of its clips."""
+    """Raise ValueError unless a record is consistent: its part, its paths, and the number of its rows."""
     check_names(record, part)
-    if part in replaced_by(record):
+    if part in replaced_parts(record):
         raise ValueError("it replaces itself")
     rows = [clip["rows"] for clip in record["clips"]]
     if sum(rows) != record["rows"] or min(rows, default=0) < 0:
@@ -382,12 +387,12 @@ def _check_commit(record: dict[str, Any], part: str) -> None:
 
 
 def check_names(record: dict[str, Any], part: str) -> None:
-    """Raises ValueError unless a record is of this part, and all that it names lies in the part's own folder."""
+    """Raise ValueError unless a record belongs to this part and all its paths are inside the folder of the part."""
     if record["part"] != part:
         raise ValueError(f"it is the record of part {record['part']!r}")
-    own, digest = folder_of(record)[: len(part)], folder_of(record)[len(part) :]
-    if own != part or not re.fullmatch("" if record["format"] == 1 else r"\.[0-9a-f]{12}", digest):
-        raise ValueError(f"its folder {folder_of(record)!r} is not one of this part")
+    name, digest = part_folder(record)[: len(part)], part_folder(record)[len(part) :]
+    if name != part or not re.fullmatch("" if record["format"] == 1 else r"\.[0-9a-f]{12}", digest):
+        raise ValueError(f"its folder {part_folder(record)!r} is not one of this part")
     for name, file in record["files"].items():
         if {"", ".", ".."} & set(name.split("/")):
             raise ValueError(f"its file {name!r} is outside of the part")
@@ -396,7 +401,7 @@ def check_names(record: dict[str, Any], part: str) -> None:
 
 
 def read_spec(path: Path) -> dict[str, Any]:
-    """A stream's spec.json whose seal and fingerprint hold; raises StoreError otherwise."""
+    """Read a spec.json and check its checksum and fingerprint. Raises StoreError."""
     try:
         data = path.read_bytes()
         record = json.loads(data)
@@ -406,7 +411,7 @@ def read_spec(path: Path) -> dict[str, Any]:
             check_seal(data)
         _check_format(path, record["format"])
         check_arrays(record["spec"])
-    except NOT_THERE as error:
+    except MISSING_ERRORS as error:
         raise StoreError(f"{path} is missing; {REPAIR_SPEC}") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({_reason(error)}); {REPAIR_SPEC}") from error
@@ -414,13 +419,13 @@ def read_spec(path: Path) -> dict[str, Any]:
 
 
 def is_unsealed(record: dict[str, Any]) -> bool:
-    """Whether a record other than a commit is of a format that had no seals."""
+    """Return whether a record that is not a commit has a format without checksums."""
     return record["format"] in (1, 2)
 
 
-def _check_format(path: Path, form: int) -> None:
-    if form > FORMAT:
-        raise LaterFormat(f"{path} has store format {form}, this amex reads {FORMAT}: upgrade amex")
+def _check_format(path: Path, number: int) -> None:
+    if number > FORMAT:
+        raise LaterFormat(f"{path} has store format {number}, this amex reads {FORMAT}: upgrade amex")
 
 
 def _reason(error: Exception) -> str:
@@ -428,23 +433,27 @@ def _reason(error: Exception) -> str:
 
 
 def group_text(about: dict[str, Any] | None = None) -> str:
-    """The zarr.json of a group; of the store itself with what amex says ``about`` it, sealed."""
-    seal = {} if about is None else {"amex": {**about, "sha256": fingerprint(about)}}
-    return json.dumps({"attributes": seal, "zarr_format": 3, "node_type": "group"}, indent=2) + "\n"
+    """Return the zarr.json of a group. That of the store also has the record ``about`` with its checksum."""
+    attributes = {} if about is None else {"amex": {**about, "sha256": fingerprint(about)}}
+    return json.dumps({"attributes": attributes, "zarr_format": 3, "node_type": "group"}, indent=2) + "\n"
 
 
-def part_text(part: str, mark: str) -> str:
-    """The zarr.json of a part's group. A part that was put in the place of another one is known by it."""
-    attributes = {"amex": {"part": part, "fingerprint": mark}}
+def part_text(part: str, digest: str) -> str:
+    """Return the zarr.json of a part's group. It identifies the part, so a swapped folder is detected.
+
+    Args:
+        digest: the fingerprint of the spec.
+    """
+    attributes = {"amex": {"part": part, "fingerprint": digest}}
     return json.dumps({"attributes": attributes, "zarr_format": 3, "node_type": "group"}, indent=2) + "\n"
 
 
 def read_store(path: Path) -> dict[str, Any]:
-    """What the zarr.json of the store at ``path`` says about it: ``format`` and ``created``.
+    """Read ``format`` and ``created`` from the zarr.json of a store.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: if there is nothing.
-        StoreError: if it is not an amex store of a format that this amex reads, or its zarr.json is damaged or gone.
+        FileNotFoundError, NotADirectoryError: if ``path`` does not exist.
+        StoreError: if it is not an amex store, has a later format, or its zarr.json is damaged or missing.
     """
     try:
         about = json.loads((path / "zarr.json").read_bytes())["attributes"]["amex"]
@@ -452,18 +461,18 @@ def read_store(path: Path) -> dict[str, Any]:
         if seal != (None if is_unsealed(about) else fingerprint(about)):
             raise ValueError("its checksum differs")
         _check_format(path, about["format"])
-    except (*NOT_THERE, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (*MISSING_ERRORS, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         if stream_names(path):
             repair = f"run amex features verify {path} --repair"
             raise StoreError(f"{path / 'zarr.json'} is damaged ({_reason(error)}); {repair}") from error
-        if isinstance(error, NOT_THERE):
+        if isinstance(error, MISSING_ERRORS):
             raise
         raise StoreError(f"{path} is not an amex store: its zarr.json does not say so") from error
     return about
 
 
 def read_problems(path: Path) -> list[Failure]:
-    """The ledger of manifest lines in problems.json, empty where there is none; raises StoreError if it is damaged."""
+    """Read problems.json; empty if there is none. Raises StoreError if it is damaged."""
     try:
         data = path.read_bytes()
         record = json.loads(data)
@@ -472,21 +481,21 @@ def read_problems(path: Path) -> list[Failure]:
             _check_format(path, record["format"])
             record = record["problems"]
         return [Failure(**entry) for entry in record]
-    except NOT_THERE:
+    except MISSING_ERRORS:
         return []
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(
-            f"{path} is damaged ({_reason(error)}); the next amex extract writes it anew, and until then "
-            f"amex features verify {path.parent} --repair removes it"
+            f"{path} is damaged ({_reason(error)}); the next amex extract rewrites it, or "
+            f"amex features verify {path.parent} --repair deletes it"
         ) from error
 
 
-# How every message about damage ends.
+# The end of every message about damage.
 REPAIR = (
-    "run the same amex extract command with --repair to recompute this part alone, or remove the stream with "
+    "run the same amex extract command with --repair to recompute only this part, or remove the stream with "
     "amex features rm and import it again"
 )
 REPAIR_SPEC = (
-    "run the same amex extract command with --repair to write it anew, or remove the stream with amex features rm and "
+    "run the same amex extract command with --repair to rewrite it, or remove the stream with amex features rm and "
     "import it again"
 )

@@ -1,12 +1,12 @@
-"""Arrays in shards: Zarr v3 arrays with the codec ``sharding_indexed``, written whole and read by ranges of bytes.
+"""Write and read Zarr v3 arrays with the codec ``sharding_indexed``.
 
-A shard is a file of chunks, one after the other, each with its crc32c, and an index of where they begin and how long
-they are. So the rows of a clip are one range of bytes, and the ranges of many clips can be asked for at once:
+A shard is a file of consecutive chunks, each with its crc32c, and an index of their positions and lengths at the end.
+So the rows of a clip are one range of bytes, and the ranges of many clips are read in parallel:
 
-    layout = write_array(folder, "values", joined)  # writes values/zarr.json and values/c/0/0
-    read_ranges(storage_at(folder.parent), [(ShardedArray(...), first, count, at), ...], out)
+    layout, files = write_array(folder, "values", array)  # writes values/zarr.json and values/c/0/0
+    ShardReader(folder.parent).read([Span(ShardedArray(...), first, count, output, at), ...])
 
-zarr-python and other readers of Zarr read the same files; per chunk they cost many times what this does.
+zarr-python and other Zarr readers can read the same files, but need many times longer per chunk.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from numcodecs.vlen import VLenUTF8
 from numcodecs.zstd import Zstd
 
 from ..errors import first_line
-from ..storage import NOT_THERE, storage_at
+from ..storage import MISSING_ERRORS, storage_at
 from .schema import StoreError
 
-# A chunk is the unit of reading. Few clips have fewer bytes, and a smaller one costs as much time.
+# A chunk is the unit of reading. Few clips are smaller, and reading a smaller chunk is not faster.
 CHUNK_BYTES = 16 << 10
-# A shard is a file, and the unit of writing.
+# A shard is a file and the unit of writing.
 SHARD_BYTES = 16 << 20
-# Chunks that lie side by side are read so many bytes at a time, which stay in the processor's cache.
+# Adjacent chunks are read together up to this size, which fits into the processor's cache.
 PIECE_BYTES = 1 << 20
-# Compression pays where it leaves at most this share of the bytes: chunks are decompressed at a tenth of the speed at
-# which they are read. Dense features keep 0.9, objects 0.6.
-PAYS = 0.75
-# Bytes of an entry from which on an array is large enough for that to matter.
+# An array is compressed if this leaves at most this share of its bytes: decompression takes ten times as long as
+# reading. Dense features keep 0.9 of their bytes, features of objects 0.6.
+COMPRESSION_LIMIT = 0.75
+# Arrays with smaller entries, in bytes, are never compressed.
 LARGE_ENTRY = 256
-# Chunks that are compressed to find out.
+# Number of chunks to compress as a trial.
 TRIED = 16
-# Pieces that are asked for at once, by number and by bytes.
+# Maximal number and size of the pieces that are read in parallel.
 ASKED, ASKED_BYTES = 1024, 64 << 20
-# Indexes of shards that a reader keeps, of 16 kB or less.
+# Shard indexes that a reader caches, each at most 16 kB.
 INDEXES = 2048
-# What the index says of a chunk that is not there.
+# The value in a shard index for a missing chunk.
 ABSENT = 2**64 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How an array lies in its files.
+    """How an array is divided into chunks and shards.
 
     Attributes:
         shape: (entries, ...).
-        dtype: as NumPy calls it; ``string`` for texts.
-        chunk: entries of a chunk.
-        shard: entries of a shard, a multiple of ``chunk``.
+        dtype: NumPy's name of the dtype; ``string`` for texts.
+        chunk: entries per chunk.
+        shard: entries per shard, a multiple of ``chunk``.
         zstd: whether chunks are compressed.
     """
 
@@ -77,15 +77,15 @@ class Layout:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Layout:
-        """That of an array as a commit record has it. Raises ValueError if it cannot be one."""
+        """Return the layout that a commit record describes. Raises ValueError if it is invalid."""
         try:
             return cls(**{**record, "shape": tuple(record["shape"])})
         except (TypeError, IndexError) as error:
-            raise ValueError(f"an array cannot lie as the commit record says: {first_line(error)}") from error
+            raise ValueError(f"the commit record has an invalid layout: {first_line(error)}") from error
 
     @classmethod
     def of_zarr(cls, record: Mapping[str, Any]) -> Layout:
-        """That of an array by its zarr.json. Raises ValueError or KeyError if no version of amex writes such arrays."""
+        """Return the layout that a zarr.json describes. Raises ValueError or KeyError if amex never writes it."""
         (outer,) = record["codecs"]
         if outer["name"] != "sharding_indexed" or outer["configuration"].get("index_location", "end") != "end":
             raise ValueError("its chunks are not in shards that end in an index")
@@ -93,37 +93,37 @@ class Layout:
         if codecs not in (["bytes", "crc32c"], ["bytes", "zstd", "crc32c"]):
             raise ValueError(f"its codecs are {', '.join(codecs)}")
         shape, dtype = tuple(record["shape"]), np.dtype(record["data_type"])
-        chunk, shard = (place["configuration"]["chunk_shape"] for place in (outer, record["chunk_grid"]))
+        chunk, shard = (grid["configuration"]["chunk_shape"] for grid in (outer, record["chunk_grid"]))
         if chunk[1:] != list(shape[1:]) or shard[1:] != list(shape[1:]) or shard[0] % chunk[0]:
             raise ValueError(f"its chunks of {chunk} in shards of {shard} do not hold whole entries")
         return cls(shape=shape, dtype=dtype.name, chunk=chunk[0], shard=shard[0], zstd="zstd" in codecs)
 
     @cached_property
     def entry_bytes(self) -> int:
-        """Bytes of an entry."""
+        """Bytes per entry."""
         return np.dtype(self.dtype).itemsize * math.prod(self.shape[1:])
 
     @cached_property
     def chunk_bytes(self) -> int:
-        """Bytes of a chunk, before it is compressed and without its checksum."""
+        """Bytes per chunk, uncompressed and without checksum."""
         return self.chunk * self.entry_bytes
 
     @cached_property
     def chunks_a_shard(self) -> int:
-        """Places of chunks in a shard; in the last shard some may be empty."""
+        """Chunks per shard. The last shard may have fewer."""
         return self.shard // self.chunk
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of the index at a shard's end, with its checksum."""
+        """Bytes of the index at the end of a shard, with its checksum."""
         return 16 * self.chunks_a_shard + 4
 
     def file(self, shard: int) -> str:
-        """The name of a shard's file, below the folder of its array."""
+        """Return the path of a shard, relative to the folder of its array."""
         return "/".join(["c", str(shard), *("0" for _ in self.shape[1:])])
 
     def zarr_json(self, dimensions: Sequence[str]) -> str:
-        """The text of the array's zarr.json, for readers of Zarr; xarray needs the names of its dimensions."""
+        """Return the text of the array's zarr.json. xarray needs the names of the dimensions."""
         texts = self.dtype == "string"
         to_bytes = {"name": "vlen-utf8"} if texts else {"name": "bytes", "configuration": {"endian": "little"}}
         zstd = [{"name": "zstd", "configuration": {"level": 1, "checksum": False}}] if self.zstd else []
@@ -157,13 +157,13 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Joined:
-    """Arrays end to end, of one dtype, not copied until a piece of them is asked for.
+class ConcatenatedArray:
+    """Arrays of one dtype, concatenated lazily.
 
     Attributes:
-        shape: of an entry.
+        shape: shape of an entry.
         arrays: each (entries, *shape).
-        of: what an entry belongs to, which names the first dimension.
+        of: what an entry belongs to: the name of the first dimension.
     """
 
     shape: tuple[int, ...]
@@ -175,20 +175,20 @@ class Joined:
         return sum(map(len, self.arrays))
 
     def pieces(self, size: int) -> Iterator[np.ndarray]:
-        """All entries in order, ``size`` at a time: as a view where they lie in one array, else as a copy."""
-        held: list[np.ndarray] = []
-        wanted = size
+        """Yield all entries in order, ``size`` at a time: as a view if they are in one array, otherwise as a copy."""
+        slices: list[np.ndarray] = []
+        lacking = size
         for array in self.arrays:
             first = 0
             while first < len(array):
-                held.append(array[first : first + wanted])
-                first += len(held[-1])
-                wanted -= len(held[-1])
-                if not wanted:
-                    yield self._join(held)
-                    held, wanted = [], size
-        if held:
-            yield self._join(held)
+                slices.append(array[first : first + lacking])
+                first += len(slices[-1])
+                lacking -= len(slices[-1])
+                if not lacking:
+                    yield self._join(slices)
+                    slices, lacking = [], size
+        if slices:
+            yield self._join(slices)
 
     def _join(self, arrays: list[np.ndarray]) -> np.ndarray:
         fits = arrays[0].dtype == self.dtype and arrays[0].shape[1:] == self.shape and arrays[0].flags.c_contiguous
@@ -197,14 +197,14 @@ class Joined:
         return np.concatenate([np.empty((0, *self.shape), self.dtype), *arrays], dtype=self.dtype)
 
 
-def write_array(folder: Path, name: str, array: Joined) -> tuple[Layout, dict[str, dict[str, Any]]]:
-    """Writes an array, shard by shard, into a folder of this machine; reads back and compares each.
+def write_array(folder: Path, name: str, array: ConcatenatedArray) -> tuple[Layout, dict[str, dict[str, Any]]]:
+    """Write an array into a local folder, shard by shard, and read each shard back to compare it.
 
     Returns:
-        its layout; and of every file, by its name below ``folder``, ``bytes`` and ``sha256``.
+        The layout; and ``bytes`` and ``sha256`` of every file, by its path relative to ``folder``.
 
     Raises:
-        StoreError: if the disk does not give back what was written.
+        StoreError: if the disk returns other bytes than were written.
     """
     texts = array.dtype.kind == "T"
     size = _text_bytes(array) if texts else array.dtype.itemsize * math.prod(array.shape)
@@ -219,7 +219,7 @@ def write_array(folder: Path, name: str, array: Joined) -> tuple[Layout, dict[st
     )
     files = {}
     for shard, piece in enumerate(array.pieces(layout.shard)):
-        if not shard and not texts and _pays(layout, piece):
+        if not shard and not texts and _should_compress(layout, piece):
             layout = dataclasses.replace(layout, zstd=True)
         files[f"{name}/{layout.file(shard)}"] = write_file(folder / name / layout.file(shard), _encoded(layout, piece))
     dimensions = [array.of, *(f"{name}_{axis + 1}" for axis in range(len(array.shape)))]
@@ -227,23 +227,23 @@ def write_array(folder: Path, name: str, array: Joined) -> tuple[Layout, dict[st
     return layout, files
 
 
-def _text_bytes(array: Joined) -> int:
-    """The mean length of texts as they are stored."""
+def _text_bytes(array: ConcatenatedArray) -> int:
+    """Return the mean number of bytes of a stored text."""
     return sum(len(text.encode()) + 4 for texts in array.arrays for text in texts) // max(1, len(array))
 
 
-def _pays(layout: Layout, piece: np.ndarray) -> bool:
-    """Whether compression pays for an array, as a few chunks of its first shard tell."""
+def _should_compress(layout: Layout, piece: np.ndarray) -> bool:
+    """Return whether to compress an array, from a trial with a few chunks of its first shard."""
     if layout.entry_bytes < LARGE_ENTRY:
         return False
     chunks = -(-len(piece) // layout.chunk)
     tried = np.linspace(0, chunks - 1, min(chunks, TRIED)).astype(int)
     bodies = [piece[layout.chunk * k : layout.chunk * (k + 1)].tobytes() for k in tried]
-    return sum(len(Zstd(level=1).encode(body)) for body in bodies) <= PAYS * sum(map(len, bodies))
+    return sum(len(Zstd(level=1).encode(body)) for body in bodies) <= COMPRESSION_LIMIT * sum(map(len, bodies))
 
 
 def _encoded(layout: Layout, piece: np.ndarray) -> bytes:
-    """A shard: chunks with their checksums, and the index."""
+    """Return the bytes of a shard: the chunks with their checksums, then the index."""
     bodies = _texts(layout, piece) if layout.dtype == "string" else _bodies(layout, piece)
     if layout.zstd:
         bodies = map(Zstd(level=1).encode, bodies)
@@ -257,7 +257,7 @@ def _encoded(layout: Layout, piece: np.ndarray) -> bytes:
 
 
 def _bodies(layout: Layout, piece: np.ndarray) -> Iterator[np.ndarray]:
-    """The bytes of the entries of each chunk; what the last one lacks is 0, as Zarr has it."""
+    """Yield the bytes of each chunk. The last chunk is padded with zeros, as Zarr requires."""
     data = as_bytes(piece)
     for begin in range(0, len(data), layout.chunk_bytes):
         body = data[begin : begin + layout.chunk_bytes]
@@ -275,15 +275,15 @@ def _crc(body: Any) -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> dict[str, Any]:
-    """Writes a file of this machine, and compares what the disk gives back. Returns its ``bytes`` and ``sha256``.
+    """Write a local file and read it back to compare it. Return its ``bytes`` and ``sha256``.
 
     Raises:
-        StoreError: if the disk gives back something else.
+        StoreError: if the disk returns other bytes than were written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     if not _reads_back(path, np.frombuffer(data, np.uint8)):
-        raise StoreError(f"{path} does not read back as it was written: check the disk and its space")
+        raise StoreError(f"{path} does not read back as it was written: check the disk and its free space")
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -292,7 +292,7 @@ def _reads_back(path: Path, data: np.ndarray) -> bool:
         with path.open("rb", buffering=0) as file:
             pieces = (data[begin : begin + PIECE_BYTES] for begin in range(0, len(data) + 1, PIECE_BYTES))
             return all(np.array_equal(np.frombuffer(file.read(PIECE_BYTES), np.uint8), piece) for piece in pieces)
-    except NOT_THERE:
+    except MISSING_ERRORS:
         return False
 
 
@@ -301,15 +301,16 @@ def _reads_back(path: Path, data: np.ndarray) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class ShardedArray:
-    """An array of a committed part, as readers need it.
+    """An array of a committed part.
 
     Attributes:
-        part, folder: the name of its part, and where that lies below the folder of the stream's parts.
-        files: the names of its shards, below the folder of the stream's parts.
-        sizes: bytes of its shards, as the commit record has them.
+        part: name of the part.
+        folder: folder of the part, relative to the folder of the stream's parts.
+        files: paths of the shards, relative to the folder of the stream's parts.
+        sizes: bytes of each shard, from the commit record.
         layout: see ``Layout``.
-        in_order: whether all chunks lie in order and have one length, as where this module writes without compression.
-            Then nobody has to read an index to find one.
+        in_order: whether all chunks are in order and have equal lengths, as this module writes them without
+            compression. Then their positions are known without reading the index of the shard.
     """
 
     part: str
@@ -321,12 +322,12 @@ class ShardedArray:
 
 
 class Span(NamedTuple):
-    """Entries of an array, and where they go.
+    """Entries of an array to read, and the array to read them into.
 
     Attributes:
-        first, count: entries ``first : first + count``.
-        output: (bytes,) uint8 of the array that they go to, see ``as_bytes``.
-        at: the entry of the output that the first one becomes.
+        first, count: the entries ``first : first + count``.
+        output: (bytes,) uint8: the bytes of the target array, see ``as_bytes``.
+        at: entry of the target array for the first entry.
     """
 
     array: ShardedArray
@@ -337,18 +338,18 @@ class Span(NamedTuple):
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:
-    """The bytes of a contiguous array, as a view of one axis."""
+    """Return a view of the bytes of a contiguous array: (bytes,) uint8."""
     return array.reshape(-1).view(np.uint8)
 
 
 class _Piece(NamedTuple):
-    """Chunks of one shard that lie side by side.
+    """Adjacent chunks of one shard, to be read with one request.
 
     Attributes:
-        first, count: of their entries those that are wanted, counted from the first entry of the first chunk.
-        at: as of the span.
-        shard: which shard.
-        begin, end: which of its chunks.
+        first, count: the entries to copy, counted from the first entry of the first chunk.
+        at: see ``Span``.
+        shard: number of the shard.
+        begin, end: numbers of the chunks in the shard, half-open.
     """
 
     array: ShardedArray
@@ -362,7 +363,7 @@ class _Piece(NamedTuple):
 
 
 class DamagedArray(ValueError):
-    """What was read of an array is not what was written."""
+    """The bytes read from an array are not those that were written."""
 
     def __init__(self, array: ShardedArray, reason: str) -> None:
         super().__init__(reason)
@@ -370,33 +371,33 @@ class DamagedArray(ValueError):
 
 
 class ShardReader:
-    """Reads entries of the arrays below one folder. Threads and forked processes may share it.
+    """Reads the arrays below one folder. Threads and forked processes may share it.
 
     Args:
-        folder: of the stream's parts.
+        folder: the folder of the stream's parts.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._indexes: dict[str, list[tuple[int, int]]] = {}  # by file, where an array is not in order
+        self._indexes: dict[str, list[tuple[int, int]]] = {}  # by file; only of arrays that are not in order
 
     def read(self, spans: Iterable[Span]) -> None:
-        """Reads spans, those of many clips and arrays at once, and checks the crc32c of every chunk.
+        """Read spans of any clips and arrays in parallel, and check the crc32c of every chunk.
 
         Raises:
-            DamagedArray: where bytes are not there, or are not those that were written.
-            OSError, or what else the storage raises: if it cannot be reached.
+            DamagedArray: if bytes are missing or have changed.
+            OSError, or another error of the storage: if the storage cannot be reached.
         """
-        held: list[_Piece] = []
+        batch: list[_Piece] = []
         size = 0
         for span in spans:
             for piece in _pieces(span):
-                held.append(piece)
+                batch.append(piece)
                 size += (piece.end - piece.begin) * piece.array.layout.chunk_bytes
-                if size >= ASKED_BYTES or len(held) >= ASKED:
-                    self._read(held)
-                    held, size = [], 0
-        self._read(held)
+                if size >= ASKED_BYTES or len(batch) >= ASKED:
+                    self._read(batch)
+                    batch, size = [], 0
+        self._read(batch)
 
     def _read(self, pieces: Sequence[_Piece]) -> None:
         indexes = self._indexes_of(pieces)
@@ -408,38 +409,38 @@ class ShardReader:
                 lengths.append(itertools.repeat(length, end - begin))
                 ranges.append((file, begin * length, end * length))
             else:
-                places = _side_by_side(array, shard, indexes[file][begin:end])
-                lengths.append([length for _, length in places])
-                ranges.append((file, places[0][0], sum(places[-1])))
-        for piece, each, asked, data in zip(pieces, lengths, ranges, self._ask(ranges), strict=True):
-            _put(piece, each, _checked(piece.array, data, asked))
+                chunks = _check_adjacent(array, shard, indexes[file][begin:end])
+                lengths.append([length for _, length in chunks])
+                ranges.append((file, chunks[0][0], sum(chunks[-1])))
+        for piece, chunk_lengths, range_, data in zip(pieces, lengths, ranges, self._fetch(ranges), strict=True):
+            _copy_entries(piece, chunk_lengths, _checked(piece.array, data, range_))
 
-    def _ask(self, ranges: Sequence[tuple[str, int, int]]) -> Sequence[bytes | Exception]:
+    def _fetch(self, ranges: Sequence[tuple[str, int, int]]) -> Sequence[bytes | Exception]:
         return storage_at(self._folder).read_ranges(ranges) if ranges else []
 
     def _indexes_of(self, pieces: Sequence[_Piece]) -> dict[str, list[tuple[int, int]]]:
-        """By file the indexes of the shards whose chunks are not in order: where each begins, and its length."""
-        wanted = {piece.array.files[piece.shard]: piece for piece in pieces if not piece.array.in_order}
-        indexes = {file: index for file in wanted if (index := self._indexes.get(file))}  # a thread may clear them
-        missing = [file for file in wanted if file not in indexes]
+        """Return the indexes of the shards whose chunks are not in order: (begin, length) of each chunk, by file."""
+        needed = {piece.array.files[piece.shard]: piece for piece in pieces if not piece.array.in_order}
+        indexes = {file: index for file in needed if (index := self._indexes.get(file))}  # a thread may clear them
+        missing = [file for file in needed if file not in indexes]
         if len(self._indexes) + len(missing) > INDEXES:
             self._indexes.clear()
         ranges = []
         for file in missing:
-            array, size = wanted[file].array, wanted[file].array.sizes[wanted[file].shard]
+            array, size = needed[file].array, needed[file].array.sizes[needed[file].shard]
             ranges.append((file, max(0, size - array.layout.index_bytes), size))
-        for asked, data in zip(ranges, self._ask(ranges), strict=True):
-            file, array = asked[0], wanted[asked[0]].array
-            index = _checked(array, data, asked)
+        for range_, data in zip(ranges, self._fetch(ranges), strict=True):
+            file, array = range_[0], needed[range_[0]].array
+            index = _checked(array, data, range_)
             if len(index) != array.layout.index_bytes or _crc(index[:-4]) != index[-4:]:
                 raise DamagedArray(array, f"the index of {file} is not what was written")
-            places = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
-            self._indexes[file] = indexes[file] = list(map(tuple, places.tolist()))
+            chunks = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
+            self._indexes[file] = indexes[file] = list(map(tuple, chunks.tolist()))
         return indexes
 
 
 def _pieces(span: Span) -> Iterator[_Piece]:
-    """The chunks of a span, up to ``PIECE_BYTES`` at a time."""
+    """Yield the chunks of a span, up to ``PIECE_BYTES`` at a time."""
     array, first, count, output, at = span
     layout = array.layout
     entries, chunks = layout.chunk, layout.chunks_a_shard
@@ -448,25 +449,26 @@ def _pieces(span: Span) -> Iterator[_Piece]:
         begin = first // entries
         shard = begin // chunks
         until = min((end - 1) // entries + 1, begin + max(1, PIECE_BYTES // layout.chunk_bytes), (shard + 1) * chunks)
-        some = min(end, until * entries) - first
-        before = shard * chunks
-        yield _Piece(array, output, first - begin * entries, some, at, shard, begin - before, until - before)
-        first += some
-        at += some
+        in_piece = min(end, until * entries) - first
+        shard_begin = shard * chunks
+        chunk_range = begin - shard_begin, until - shard_begin
+        yield _Piece(array, output, first - begin * entries, in_piece, at, shard, *chunk_range)
+        first += in_piece
+        at += in_piece
 
 
-def _side_by_side(array: ShardedArray, shard: int, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The places of chunks, if they lie one after the other in a shard; raises DamagedArray otherwise."""
-    for (begin, length), (after, _) in itertools.pairwise([*places, (sum(places[-1]), 0)]):
-        if length < 4 or begin + length != after or after > array.sizes[shard]:
+def _check_adjacent(array: ShardedArray, shard: int, chunks: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return (begin, length) of chunks if they are adjacent in their shard; raise DamagedArray otherwise."""
+    for (begin, length), (next_begin, _) in itertools.pairwise([*chunks, (sum(chunks[-1]), 0)]):
+        if length < 4 or begin + length != next_begin or next_begin > array.sizes[shard]:
             raise DamagedArray(array, f"{array.files[shard]} lacks chunks, or has them in another order")
-    return places
+    return chunks
 
 
-def _checked(array: ShardedArray, data: bytes | Exception, asked: tuple[str, int, int]) -> bytes:
-    """The bytes of a range. Raises DamagedArray if there are fewer or none, and what else the storage raised."""
-    file, begin, end = asked
-    if isinstance(data, NOT_THERE):
+def _checked(array: ShardedArray, data: bytes | Exception, range_: tuple[str, int, int]) -> bytes:
+    """Return the bytes of a range. Raises DamagedArray if bytes are missing, or the error of the storage."""
+    file, begin, end = range_
+    if isinstance(data, MISSING_ERRORS):
         raise DamagedArray(array, f"{file} is missing") from data
     if isinstance(data, Exception):
         raise data
@@ -475,16 +477,16 @@ def _checked(array: ShardedArray, data: bytes | Exception, asked: tuple[str, int
     return data
 
 
-def _put(piece: _Piece, lengths: Iterable[int], data: bytes) -> None:
-    """Checks chunks, and copies their entries to where they go.
+def _copy_entries(piece: _Piece, lengths: Iterable[int], data: bytes) -> None:
+    """Check chunks and copy their entries to the output.
 
     Args:
-        lengths: of the chunks in ``data``, with their checksums.
+        lengths: length of each chunk in ``data``, with its checksum.
     """
     array, output, first, count, at, *_ = piece
     layout = array.layout
     view = np.frombuffer(data, np.uint8)
-    # In bytes from here on.
+    # The following numbers are in bytes.
     skip, left, to = first * layout.entry_bytes, count * layout.entry_bytes, at * layout.entry_bytes
     begin = 0
     for length in lengths:

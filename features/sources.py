@@ -1,4 +1,4 @@
-"""What a store was made from: the manifest and the folder of videos, so that later commands need not be told."""
+"""The manifest and the videos folder of a store, recorded so that later commands find them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ FILE = "sources.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """What the last extraction into a store was of. None where it is not known.
+    """The inputs of the last extraction into a store. None means unknown.
 
-    A path below the folder of the store is kept relative to that folder, so that the whole can be moved.
+    A path inside the folder that contains the store is stored relative to it, so the folder can be moved.
 
     Attributes:
-        written: sha256 of each manifest that amex wrote beside the store, one a protocol, as it is and without splits;
-            with blanks in between. Empty where a user gave all.
+        manifest: the manifest file.
+        videos: the folder of videos.
+        written: the sha256 of each manifest that amex wrote beside the store, with and without splits, separated by
+            spaces. Empty if the user provided all manifests.
     """
 
     manifest: Path | None = None
@@ -30,30 +32,30 @@ class Sources:
 
 
 def read_sources(store: Path) -> Sources:
-    """The sources of a store, all None if it does not say any; raises StoreError for a file that is damaged."""
+    """Read the sources of a store; all None if none are recorded. Raises StoreError if the file is damaged."""
     path = store / FILE
     with reachable(store):
         if not path.exists():
             return Sources()
     record = read_json(path, StoreError)
     if not isinstance(record, dict) or not all(isinstance(text, str) for text in record.values()):
-        raise StoreError(f"{path} is damaged: delete it, and name --manifest and --videos where they are asked for")
+        raise StoreError(f"{path} is damaged: delete it, and give --manifest and --videos to commands that need them")
     paths = {name: _absolute(store, record[name]) for name in ("manifest", "videos") if name in record}
     return Sources(**paths, written=record.get("written", ""))
 
 
 def write_sources(store: Path, *, manifest: Path | None = None, videos: Path | None = None, written: str = "") -> None:
-    """Remembers what a store is made from; a path that is None stays as it was."""
-    before = read_sources(store)
-    given = {"manifest": manifest or before.manifest, "videos": videos or before.videos}
-    record = {name: _kept(store, path) for name, path in given.items() if path is not None}
+    """Record the sources of a store. A path that is None keeps its recorded value."""
+    previous = read_sources(store)
+    paths = {"manifest": manifest or previous.manifest, "videos": videos or previous.videos}
+    record = {name: _as_text(store, path) for name, path in paths.items() if path is not None}
     if written:
         record["written"] = written
     with reachable(store):
         write_json(store / FILE, record)
 
 
-def _kept(store: Path, path: Path) -> str:
+def _as_text(store: Path, path: Path) -> str:
     if "://" in str(path):
         return str(path)
     absolute, folder = os.path.abspath(path), os.path.abspath(store.parent) if "://" not in str(store) else ""

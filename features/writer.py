@@ -1,4 +1,4 @@
-"""Writing: a store, a stream's spec, and parts. The commit record comes last and the first one counts: no locks."""
+"""Write stores, specs of streams, and parts. A part's commit record is written last, and the first one counts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import first_line
-from ..storage import NOT_THERE, open_path, reachable, storage_at, write_text
+from ..errors import first_line, plural
+from ..storage import MISSING_ERRORS, open_path, reachable, storage_at, write_text
 from .schema import (
     FORMAT,
     REMOVED,
@@ -32,8 +32,8 @@ from .schema import (
     clip_arrays,
     diff_specs,
     fingerprint,
-    folder_name,
     group_text,
+    new_folder_name,
     parse_commit,
     part_text,
     read_commit,
@@ -43,7 +43,7 @@ from .schema import (
     sealed,
     stream_path,
 )
-from .shards import Joined, write_array, write_file
+from .shards import ConcatenatedArray, write_array, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,13 @@ class ClipRows:
 
     Attributes:
         clip_id: the clip; in a stream of text, the caption.
-        arrays: each of the stream's ``row_arrays``, and of its ``clip_arrays`` the entry of this clip, by name and of
-            the stream's dtypes. No rows means the clip is legitimately empty.
-        decoder: which decoder served the frames, and why when it was not the default.
-        source: what they were computed from.
-        missing: seconds that damage of the video took from the clip, None if unknown. Only with ``damage``.
-        damage: why the rows are not those of the whole clip, if they are not.
-        origin: of rows that are rewritten, see ``schema.origins_of``.
+        arrays: by name, each of the stream's ``row_arrays`` (rows, ...) and this clip's entry (...) of each of its
+            ``clip_arrays``, in the dtypes of the stream. A clip without rows is valid: it is empty.
+        decoder: the decoder that was used, and why if it is not the default.
+        source: what the rows were computed from.
+        missing: seconds of the clip that are lost because the video is damaged; None if unknown. Only with ``damage``.
+        damage: why the rows do not cover the full clip; empty if they do.
+        origin: only for rewritten rows, see ``schema.clip_origins``.
     """
 
     clip_id: str
@@ -74,10 +74,10 @@ class ClipRows:
 
 
 def create_store(path: str | os.PathLike[str]) -> Path:
-    """Makes an empty store at ``path``, or finds the one that is there.
+    """Create a store at ``path``, or open the existing one. Return its path.
 
     Raises:
-        StoreError: if something else is there, or the store was written by a later amex.
+        StoreError: if something else is at ``path``, or the store was written by a later version of amex.
     """
     path = open_path(path)
     with reachable(path):
@@ -85,22 +85,22 @@ def create_store(path: str | os.PathLike[str]) -> Path:
 
 
 def _create_store(path: Path) -> Path:
-    with contextlib.suppress(*NOT_THERE):
+    with contextlib.suppress(*MISSING_ERRORS):
         about = read_store(path)
-        if about["format"] < FORMAT:  # what is written from now on is not for those who read the old format alone
+        if about["format"] < FORMAT:  # versions that read only the old format must refuse the store from now on
             write_text(path / "zarr.json", group_text({**about, "format": FORMAT}))
         return path
     foreign = path.exists() and (not path.is_dir() or any(e for e in path.iterdir() if "zarr.json" not in e.name))
-    if foreign and not (path / "zarr.json").is_file():  # which another run may have made this moment
+    if foreign and not (path / "zarr.json").is_file():  # another run may have created the store just now
         raise StoreError(f"{path} exists and is not an amex store; choose another --store")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     write_text(path / "zarr.json", group_text({"format": FORMAT, "created": created}), once=True)
-    read_store(path)  # another run may have been as quick
+    read_store(path)  # check it: another run may have written it
     return path
 
 
 def write_problems(store: Path, problems: Sequence[Failure]) -> None:
-    """Replaces the ledger of manifest lines that were not usable clips."""
+    """Replace problems.json, the list of manifest lines that are not usable clips."""
     record = {"format": FORMAT, "problems": [dataclasses.asdict(problem) for problem in problems]}
     write_text(store / "problems.json", sealed(record))
 
@@ -108,89 +108,90 @@ def write_problems(store: Path, problems: Sequence[Failure]) -> None:
 def declare_stream(
     store: Path, stream: str, spec: dict[str, Any], provenance: dict[str, Any], *, repair: bool = False
 ) -> str:
-    """Fixes what a stream holds, or checks that it holds that already. Returns the fingerprint.
+    """Create a stream with this spec, or check that the existing stream has this spec. Return the fingerprint.
 
-    As long as nothing was committed under another spec, this one takes its place; a run that is at work under the other
-    cannot commit then.
+    The spec of an empty stream is replaced. A run that still works with the old spec can no longer commit.
 
     Args:
-        stream: one plain name; see ``schema.stream_path``.
-        spec: all that decides the numbers: encoder, weights, sampling, transform, output, precision, decoder.
-        provenance: what does not, but a reader wants to know: where weights came from, who wrote it.
-        repair: write a spec.json anew that is damaged, or another stream's.
+        stream: name of the stream, see ``schema.stream_path``.
+        spec: all settings that influence the features: encoder, weights, sampling, transform, output, precision,
+            decoder.
+        provenance: information without influence on the features, for example the origin of the weights.
+        repair: rewrite a spec.json that is damaged or belongs to another stream.
 
     Raises:
-        SpecMismatch: listing every field that differs from the spec in the store.
-        StoreError: if the name cannot be a stream's, or parts are there without the spec that they were made with.
+        SpecMismatch: if the stream has another spec; the message lists every field that differs.
+        StoreError: if the name is not allowed, or the stream has parts but no intact spec.json that fits them.
     """
-    folder, mark = stream_path(store, stream), fingerprint(spec)
+    folder, digest = stream_path(store, stream), fingerprint(spec)
     path = folder / "spec.json"
     try:
         check_arrays(spec)
         _check_numbers(spec)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"the spec of stream {stream!r} cannot be stored: {first_line(error)}") from error
-    record = sealed({"format": FORMAT, "fingerprint": mark, "spec": spec, "provenance": provenance})
+    record = sealed({"format": FORMAT, "fingerprint": digest, "spec": spec, "provenance": provenance})
     exists = path.exists()
-    others = made_with(folder) if repair or not exists else set()
-    replace = repair and exists and _is_wrong(path, mark, others)
+    committed = committed_fingerprints(folder) if repair or not exists else set()
+    replace = repair and exists and _is_wrong(path, digest, committed)
     if replace or not exists:
-        if others - {mark}:
+        if committed - {digest}:
             raise StoreError(
                 f"stream {stream!r} of {store} has no intact spec.json, and its parts were made with other settings: "
-                f"use those, or remove the stream with amex features rm {store} {stream}"
+                f"use those settings, or remove the stream with amex features rm {store} {stream}"
             )
         for group in (folder, folder / "parts"):
             write_text(group / "zarr.json", group_text(), once=True)
         storage_at(folder / "commits").make_folder()
         write_text(path, record, once=not replace)
-    there = read_spec(path)
-    if there["fingerprint"] != mark and not has_commits(store, stream):
-        with _undisturbed(store, stream):
-            there = _declared_anew(store, stream, path, record)
-    if there["fingerprint"] != mark:
-        lines = [f"  {field}: {old!r} in the store, {new!r} now" for field, old, new in diff_specs(there["spec"], spec)]
+    stored = read_spec(path)
+    if stored["fingerprint"] != digest and not has_commits(store, stream):
+        with _declaration_lock(store, stream):
+            stored = _replace_spec(store, stream, path, record)
+    if stored["fingerprint"] != digest:
+        differences = diff_specs(stored["spec"], spec)
+        lines = [f"  {field}: {old!r} in the store, {new!r} now" for field, old, new in differences]
         raise SpecMismatch(
             f"stream {stream!r} of {store} was made with other settings:\n" + "\n".join(lines) + "\n"
-            "Use the store's settings, or store these under a name of their own: --stream NAME=NETWORK"
+            "Use the settings of the store, or write a stream with another name: --stream NAME=NETWORK"
         )
-    return mark
+    return digest
 
 
-def _undisturbed(store: Path, stream: str) -> contextlib.AbstractContextManager[None]:
-    """As long as a stream is empty, one program at a time declares it or commits to it, where files can be locked.
+def _declaration_lock(store: Path, stream: str) -> contextlib.AbstractContextManager[None]:
+    """Lock an empty stream while its spec is replaced or its first part is committed, if files can be locked.
 
-    Otherwise a run could commit in the moment in which another tries a spec that it takes back.
+    Without the lock, a run could commit while another run replaces the spec and then restores it.
     """
-    group = store / stream / "zarr.json"  # written once
+    group = store / stream / "zarr.json"  # never rewritten
     if has_commits(store, stream) or not group.exists():
         return contextlib.nullcontext()
     return storage_at(group).locked()
 
 
-def _declared_anew(store: Path, stream: str, path: Path, record: str) -> dict[str, Any]:
-    """Puts a spec in the place of one that nothing was committed under; returns the spec that counts then."""
-    other = path.read_text()
+def _replace_spec(store: Path, stream: str, path: Path, record: str) -> dict[str, Any]:
+    """Replace the spec of an empty stream. Return the spec that is valid afterwards."""
+    previous = path.read_text()
     if not has_commits(store, stream):
         write_text(path, record)
-        if has_commits(store, stream):  # another run was quicker: its rows stay what they are
-            write_text(path, other)
+        if has_commits(store, stream):  # another run has committed rows meanwhile: restore their spec
+            write_text(path, previous)
     return read_spec(path)
 
 
 def _check_numbers(spec: dict[str, Any]) -> None:
-    """Raises ValueError unless the entries of a spec's arrays are numbers that readers of Zarr know, one or more."""
-    for name, (shape, dtype) in {**row_arrays(spec), **clip_arrays(spec)}.items():
-        of = np.dtype(dtype)
-        if of.kind not in "biuf" or of.itemsize > 8 or not of.isnative or 0 in shape:
+    """Raise ValueError unless all arrays of a spec have dtypes that Zarr supports and at least one number per entry."""
+    for name, (shape, dtype_name) in {**row_arrays(spec), **clip_arrays(spec)}.items():
+        dtype = np.dtype(dtype_name)
+        if dtype.kind not in "biuf" or dtype.itemsize > 8 or not dtype.isnative or 0 in shape:
             raise ValueError(
-                f"{name} has entries of {dtype}{list(shape)}: store one number or more of bool, an integer or a float "
-                "of up to 64 bits, without a byte order"
+                f"{name} has entries of {dtype_name}{list(shape)}: an entry needs at least one bool, integer or float "
+                "of up to 64 bits, in native byte order"
             )
 
 
-def made_with(stream: Path) -> set[str]:
-    """The fingerprints of the specs that the parts of a stream were made with, as their commit records say."""
+def committed_fingerprints(stream: Path) -> set[str]:
+    """Return the fingerprints in the intact commit records of a stream."""
     fingerprints = set()
     for name, data in storage_at(stream / "commits").read_matching("*.json"):
         with contextlib.suppress(DamagedPart):
@@ -198,10 +199,10 @@ def made_with(stream: Path) -> set[str]:
     return fingerprints
 
 
-def _is_wrong(spec: Path, mark: str, others: set[str]) -> bool:
-    """Whether a spec.json is damaged, or another stream's while all parts were made with the spec of ``mark``."""
+def _is_wrong(spec: Path, digest: str, committed: set[str]) -> bool:
+    """Return whether a spec.json is damaged, or differs although all parts have the fingerprint ``digest``."""
     try:
-        return read_spec(spec)["fingerprint"] != mark and others == {mark}
+        return read_spec(spec)["fingerprint"] != digest and committed == {digest}
     except LaterFormat:
         raise
     except StoreError:
@@ -209,10 +210,12 @@ def _is_wrong(spec: Path, mark: str, others: set[str]) -> bool:
 
 
 def remove_stream(store: Path, stream: str) -> None:
-    """Removes a stream; of one that is a link, the link. A kill in between leaves no half of it that reads as whole.
+    """Delete a stream. If its folder is a link, delete only the link.
+
+    If the process is killed, the rest of the stream cannot be mistaken for a smaller stream.
 
     Raises:
-        StoreError: if there is no such stream, or it cannot be removed.
+        StoreError: if there is no such stream, or it cannot be deleted.
     """
     folder = stream_path(store, stream)
     check_stream(store, stream)
@@ -238,18 +241,19 @@ def write_part(
     run: dict[str, Any],
     replaces: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Writes one part and, once every byte of it is read back and on disk, its commit record. Returns the record.
+    """Write a part, read it back, sync it, and then write its commit record. Return the commit record.
 
-    If another writer commits the same part first, nothing is written, and the record is that writer's.
+    If another writer commits the same part first, return the record of that writer.
 
     Args:
-        spec: the stream's, as it was declared.
-        run: host, seconds, versions: recorded, but no part of what two equal runs must agree on.
-        replaces: parts of the stream that do not count any more as soon as this one does.
+        part: name of the part.
+        spec: the declared spec of the stream.
+        run: host, seconds, versions. Equal runs may differ in it.
+        replaces: names of parts that stop to count as soon as this part is committed.
 
     Raises:
-        SpecMismatch: if the stream was declared anew with another spec.
-        StoreError: if a clip cannot be stored, the store is gone, or the disk does not give back what was written.
+        SpecMismatch: if the stream has another spec by now.
+        StoreError: if a clip does not fit the spec, the store is gone, or the disk returns other bytes than written.
     """
     for clip in clips:
         _check_clip(spec, clip)
@@ -258,20 +262,20 @@ def write_part(
         return read_commit(committed)
     check_declared(store, stream, spec)
     try:
-        with storage_at(parts).begin_folder(f"{part}.{uuid.uuid4().hex[:12]}.partial") as begun:
-            files = {"zarr.json": write_file(begun / "zarr.json", part_text(part, fingerprint(spec)).encode())}
+        with storage_at(parts).staging_folder(f"{part}.{uuid.uuid4().hex[:12]}.partial") as staged:
+            files = {"zarr.json": write_file(staged / "zarr.json", part_text(part, fingerprint(spec)).encode())}
             arrays = {}
             for name, array in part_arrays(spec, clips):
-                layout, written = write_array(begun, name, array)
+                layout, array_files = write_array(staged, name, array)
                 arrays[name] = dataclasses.asdict(layout)
-                files |= written
-            if storage_at(begun).sizes() != {name: file["bytes"] for name, file in files.items()}:
+                files |= array_files
+            if storage_at(staged).sizes() != {name: file["bytes"] for name, file in files.items()}:
                 raise StoreError(
-                    f"{begun} has lost files while it was written: check the disk, and that no other "
-                    "program cleans up there"
+                    f"{staged} has lost files while it was written: check the disk, and that no other "
+                    "program deletes files there"
                 )
             files = dict(sorted(files.items()))
-            folder = publish_part(begun, parts, part, files)
+            folder = publish_part(staged, parts, part, files)
         commit = {
             "format": FORMAT,
             "part": part,
@@ -286,85 +290,88 @@ def write_part(
             **({"replaces": list(replaces)} if replaces else {}),
             "run": run,
         }
-        with _undisturbed(store, stream):
+        with _declaration_lock(store, stream):
             write_text(committed, sealed(commit), once=True, beside=parts)
             try:
                 check_declared(store, stream, spec)
-            except SpecMismatch:  # who declared it anew may have looked for commits before this one
+            except SpecMismatch:  # another run has replaced the spec before it could see this commit
                 storage_at(committed).remove()
                 storage_at(folder).remove()
                 raise
     except Exception:
+        # If another writer has committed the same part, remove_leftovers may have deleted the folder that this one was
+        # writing. Any error is then harmless, because the part is complete. All other errors are raised.
         if not committed.exists():
             raise
-        # Another writer was faster, and a sweep took away what this one was writing.
     return read_commit(committed)
 
 
-def publish_part(begun: Path, parts: Path, part: str, files: dict[str, dict[str, Any]]) -> Path:
-    """Puts a part that was made in a folder of this machine among the others of its stream; returns where.
+def publish_part(staged: Path, parts: Path, part: str, files: dict[str, dict[str, Any]]) -> Path:
+    """Move or upload a part from a local folder to the folder of parts. Return its folder there.
 
     Args:
-        files: of the part, as ``digests`` has them.
+        staged: the local folder.
+        parts: the folder of the stream's parts.
+        files: size and sha256 of the files of the part, see ``file_digests``.
     """
-    folder = parts / folder_name(part, files)
-    # What an interrupted run left there may have been damaged since.
-    storage_at(folder).publish(begun, is_intact=lambda there: digests(there) == files)
+    folder = parts / new_folder_name(part, files)
+    # An interrupted run may have left the same folder, and it may have been damaged since.
+    storage_at(folder).publish(staged, is_intact=lambda existing: file_digests(existing) == files)
     return folder
 
 
 def _check_clip(spec: dict[str, Any], clip: ClipRows) -> None:
-    """Raises StoreError if arrays of a clip do not have the same rows, or its entries not the shapes of the stream."""
+    """Raise StoreError if an array of a clip does not have the shape of the spec or the number of rows of values."""
     for name, (shape, _) in row_arrays(spec).items():
         if np.shape(clip.arrays[name]) != (len(clip), *shape):
             raise StoreError(
-                f"clip {clip.clip_id!r} has {name} of {list(np.shape(clip.arrays[name]))}, and the stream wants "
-                f"{[len(clip), *shape]}, as values has {len(clip)} rows"
+                f"clip {clip.clip_id!r} has {name} of shape {list(np.shape(clip.arrays[name]))}; the stream needs "
+                f"{[len(clip), *shape]}, because values has {plural(len(clip), 'row')}"
             )
 
 
 def commit_path(store: Path, stream: str, part: str) -> Path:
-    """Where a part's commit record is, or will be."""
+    """Return the path of a part's commit record."""
     return stream_path(store, stream) / "commits" / f"{part}.json"
 
 
 def is_committed(store: Path, stream: str, part: str) -> bool:
-    """Whether a part is there: a look at the disk, cheap enough to be asked before each part."""
+    """Return whether a part is committed. One cheap check on disk."""
     return commit_path(store, stream, part).exists()
 
 
 def has_commits(store: Path, stream: str) -> bool:
-    """Whether anything was ever committed in a stream: rows, or failures."""
+    """Return whether a stream has any commit record, of rows or of failures."""
     return any(True for _ in (store / stream / "commits").glob("*.json"))
 
 
 def check_declared(store: Path, stream: str, spec: dict[str, Any]) -> None:
-    """Raises StoreError unless a stream is there, and SpecMismatch unless it holds what ``spec`` makes."""
+    """Check that a stream exists and has this spec. Raises StoreError or SpecMismatch."""
     path = store / stream / "spec.json"
     if not path.exists():
         raise StoreError(f"the store {store} is gone")
     if read_spec(path)["fingerprint"] != fingerprint(spec):
         raise SpecMismatch(
             f"another run has declared stream {stream!r} of {store} with other settings while it was empty; "
-            "use those, or store these under a name of their own: --stream NAME=NETWORK"
+            "use those settings, or write a stream with another name: --stream NAME=NETWORK"
         )
 
 
-def part_arrays(spec: dict[str, Any], clips: Sequence[ClipRows]) -> Iterator[tuple[str, Joined]]:
-    """The arrays of a part by name, the rows of its clips end to end."""
+def part_arrays(spec: dict[str, Any], clips: Sequence[ClipRows]) -> Iterator[tuple[str, ConcatenatedArray]]:
+    """Yield name and content of the arrays of a part: the rows of its clips end to end."""
     for name, (shape, dtype) in row_arrays(spec).items():
-        yield name, Joined(shape, np.dtype(dtype), [clip.arrays[name] for clip in clips])
+        yield name, ConcatenatedArray(shape, np.dtype(dtype), [clip.arrays[name] for clip in clips])
     for name, (shape, dtype) in clip_arrays(spec).items():
         entries = np.array([clip.arrays[name] for clip in clips], dtype).reshape(len(clips), *shape)
-        yield name, Joined(shape, entries.dtype, [entries], "clip")
+        yield name, ConcatenatedArray(shape, entries.dtype, [entries], "clip")
     offsets = np.cumsum([0, *(len(clip) for clip in clips)], dtype=np.int64)
-    yield "offsets", Joined((), offsets.dtype, [offsets], "boundary")
+    yield "offsets", ConcatenatedArray((), offsets.dtype, [offsets], "boundary")
     clip_ids = np.array([clip.clip_id for clip in clips], dtype=np.dtypes.StringDType())
-    yield "clip_ids", Joined((), clip_ids.dtype, [clip_ids], "clip")
+    yield "clip_ids", ConcatenatedArray((), clip_ids.dtype, [clip_ids], "clip")
 
 
-def digests(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below a folder."""
+def file_digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and sha256 of every file below a folder, by relative path."""
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         with file.open("rb") as handle:
@@ -374,18 +381,18 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def clip_entry(clip: ClipRows) -> dict[str, Any]:
-    """A clip, or a caption, as the commit record has it."""
+    """Return the entry of a clip, or of a caption, in a commit record."""
     decoder = {"decoder": clip.decoder} if clip.decoder else {}
     damage = {"missing": clip.missing, "damage": clip.damage} if clip.damage else {}
     return {"clip_id": clip.clip_id, "rows": len(clip), **decoder, **clip.source.entry, **damage}
 
 
 def _origins(clips: Sequence[ClipRows]) -> dict[str, list[list[Any]]]:
-    """The ``origins`` of a commit record, where clips have some."""
+    """Return the ``origins`` of a commit record, if the clips have an origin: [digest, first position, count]."""
     runs: list[list[Any]] = []
-    for mark, place in (clip.origin for clip in clips if clip.origin):
-        if runs and (runs[-1][0], sum(runs[-1][1:])) == (mark, place):
+    for digest, place in (clip.origin for clip in clips if clip.origin):
+        if runs and (runs[-1][0], sum(runs[-1][1:])) == (digest, place):
             runs[-1][2] += 1
         else:
-            runs.append([mark, place, 1])
+            runs.append([digest, place, 1])
     return {"origins": runs} if runs else {}

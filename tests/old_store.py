@@ -10,14 +10,14 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from amex.features import fingerprint, schema
-from amex.features.writer import digests
+from amex.features.writer import file_digests
 
-# Those of formats 1 to 3.
+# The codecs of formats 1 to 3.
 CHUNK_BYTES, SHARD_BYTES = 1 << 20, 16 << 20
 
 
 def as_format_3(store: Path, stream: str) -> None:
-    """Writes the parts of a stream again as format 3 has them: by zarr-python, in compressed chunks of 1 MiB."""
+    """Rewrite the parts of a stream in format 3: with zarr-python, in compressed chunks of 1 MiB."""
     for path in sorted((store / stream / "commits").glob("*.json")):
         commit = schema.read_commit(path)
         new = store / stream / "parts" / commit["folder"]
@@ -26,7 +26,7 @@ def as_format_3(store: Path, stream: str) -> None:
         for name in commit["arrays"]:
             _write(new, name, zarr.open_array(old / name, mode="r"))
         shutil.rmtree(old)
-        files = digests(new)
+        files = file_digests(new)
         folder = new.rename(new.with_name(f"{commit['part']}.{fingerprint(files)[:12]}"))
         record = {**commit, "format": 3, "folder": folder.name, "files": files}
         del record["arrays"]

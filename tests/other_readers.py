@@ -1,5 +1,7 @@
-"""Reads arrays of a part's folder as programs without amex do. Run by processes of their own, too: TensorStore has
-threads, which a fork of the tests' process would not take with it."""
+"""Read the arrays of a part's folder without amex.
+
+Tests also run this file in separate processes, because TensorStore has threads, which do not survive a fork.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def by_xarray(folder: str, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def by_tensorstore(folder: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """TensorStore knows no texts."""
+    """TensorStore does not support texts."""
     import tensorstore
 
     address = urlsplit(folder)

@@ -1,4 +1,4 @@
-"""The README of a shared store says what is so, its examples run, and what somebody wrote is not overwritten."""
+"""The card of a shared store is correct, its examples run, and edited cards are not overwritten."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_examples_run_and_agree(store: Path, monkeypatch: pytest.MonkeyPatch
     assert len(plain["values"])
 
 
-def test_an_example_is_of_rows_that_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_clip_has_rows_that_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = windows(tmp_path / "shared.zarr", "float32")
     first = json.loads(amex("features", "card", tmp_path / "shared.zarr", "--json").stdout)["streams"]["windows"][
         "first"
@@ -79,7 +79,7 @@ def test_the_checksum_can_be_computed_without_amex(store: Path) -> None:
     assert mark == json.loads(amex("features", "card", store, "--json").stdout)["checksum"]
 
 
-def test_equal_stores_have_equal_cards_and_others_have_not(store: Path, tmp_path: Path) -> None:
+def test_cards_are_equal_only_for_equal_stores(store: Path, tmp_path: Path) -> None:
     first = card(store)
     assert card(store) == first
     shutil.copytree(store, tmp_path / "other" / "shared.zarr")
@@ -98,7 +98,7 @@ def test_a_part_that_was_replaced_does_not_count(store: Path) -> None:
     assert checksum(open_store(store)) == replaced
 
 
-def test_what_somebody_wrote_stays(store: Path, tmp_path: Path) -> None:
+def test_edited_files_are_not_overwritten(store: Path, tmp_path: Path) -> None:
     readme, path = card(store), store / "README.md"
     path.write_text(readme.replace("license:  #", "license: mit  #"))
     for written in (path.read_text(), "mine\n", readme + "more\n", ""):
@@ -125,7 +125,7 @@ def test_a_store_with_a_card_is_intact(store: Path) -> None:
     assert (verified.exit_code, "leftover" in verified.output) == (0, False)
 
 
-def test_a_damaged_store_has_no_card(store: Path) -> None:
+def test_a_card_of_a_damaged_store_is_refused(store: Path) -> None:
     record = store / "windows" / "commits" / "p0.json"
     record.write_bytes(record.read_bytes()[:-9])
     refused = amex("features", "card", store)
@@ -134,7 +134,7 @@ def test_a_damaged_store_has_no_card(store: Path) -> None:
 
 
 def test_hostile_names_break_neither_table_nor_examples(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Earlier versions took any name of a folder for a stream's."""
+    """Earlier versions allowed any folder name as the name of a stream."""
     name = "a|b `c` 'd' <b>*\n# e"
     (store / "windows").rename(store / name)
     shutil.rmtree(store / "objects")
@@ -148,7 +148,7 @@ def test_hostile_names_break_neither_table_nor_examples(store: Path, monkeypatch
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [8]
 
 
-def test_long_settings_are_left_to_the_spec(store: Path) -> None:
+def test_long_settings_are_not_shown(store: Path) -> None:
     facts = describe_store(open_store(store))
     facts["streams"]["windows"]["spec"] |= {"model": {"type": "x" * 1000}, "pool": "mean"}
     readme = render_card(facts)
@@ -178,13 +178,13 @@ def test_a_card_says_how_streams_were_extracted(clips: Path, tmp_path: Path, clu
     ):
         assert words in readme
     assert "the names of computers that wrote it" in readme
-    assert str(tmp_path) not in readme  # nor where it was made
+    assert str(tmp_path) not in readme  # the card does not reveal the folder
 
 
-def test_weights_are_known_by_their_digest_or_name() -> None:
+def test_weights_are_recognised_by_digest_or_name() -> None:
     file = NETWORKS["s3d"].published
     drawn = known_weights({"network": "s3d", "weights_sha256": "0" * 64}, {"weights": "random:7"})
-    assert drawn["source"] == "drawn at random from seed 7"
+    assert drawn["source"] == "random, from seed 7"
     spec = {"network": "s3d", "weights_sha256": file.sha256 + "0" * 56}
     assert known_weights(spec, {"weights": "mine.pth"}) == {
         "source": "Kinetics-400, torchvision",
@@ -205,7 +205,7 @@ def test_weights_are_known_by_their_digest_or_name() -> None:
 
 
 @pytest.mark.slow
-def test_weights_of_detectors_are_known_from_mmdetection() -> None:
+def test_weights_of_mmdetection_are_recognised() -> None:
     spec = {"network": "mmdet:faster-rcnn_r50_fpn_1x_coco", "weights_sha256": "047c8118" + "0" * 56}
     known = known_weights(spec, {"weights": "mine.pth"})
     assert known["source"] == "MMDetection's model zoo"

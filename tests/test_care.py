@@ -1,4 +1,4 @@
-"""A store is compacted, merged, copied and thinned out without the loss of a clip, whatever ends the work halfway."""
+"""Compaction, merge, copy and removal lose no clip, even if they are interrupted."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from amex.features import (
     declare_stream,
     open_store,
     remove_clips,
+    remove_leftovers,
     row_arrays,
     schema,
-    sweep,
     write_part,
     write_problems,
 )
@@ -65,7 +65,7 @@ def add(store: Path, part: str, clips: list[ClipRows], failures: list[Failure] |
 
 
 def many(path: Path, count: int = 12) -> Path:
-    """A stream of small parts, with all that there can be in it: revisions, failures, empty and cut-off clips."""
+    """Return a stream of small parts with revisions, failures, empty and cut-off clips."""
     store = make(path, {})
     for number in range(count):
         part = f"{number:06d}-{number:012x}"
@@ -80,7 +80,7 @@ def many(path: Path, count: int = 12) -> Path:
 
 
 def truth(store: Path, name: str = "s") -> dict[str, Any]:
-    """All that a reader can learn of the clips of a stream."""
+    """Return everything that a reader can get of the clips of a stream."""
     stream = open_store(store)[name]
     clips = {}
     for clip_id in sorted(stream):
@@ -100,7 +100,7 @@ def folders(store: Path) -> list[str]:
 # --- Compaction ------------------------------------------------------------------------------------------------------
 
 
-def test_many_small_parts_become_few_and_nothing_that_counts_changes(tmp_path: Path) -> None:
+def test_compaction_joins_small_parts_and_changes_no_clip(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr")
     before, digest = truth(store), open_store(store)["s"].digest(["0a", "1a", "4a", "gone"])
     done = compact(store, "s")
@@ -128,7 +128,7 @@ sizes = st.lists(st.integers(0, 30), min_size=1, max_size=12)
 
 @settings(max_examples=10)
 @given(sizes, st.integers(1, 40), st.integers(1, 6))
-def test_a_second_compaction_has_nothing_to_do_and_no_new_part_is_too_large(
+def test_a_second_compaction_does_nothing_and_new_parts_stay_within_the_limit(
     tmp_path_factory: pytest.TempPathFactory, counts: list[int], rows: int, entries: int
 ) -> None:
     store = make(tmp_path_factory.mktemp("c") / "s.zarr", {})
@@ -152,7 +152,7 @@ def test_a_second_compaction_has_nothing_to_do_and_no_new_part_is_too_large(
 
 
 @pytest.mark.parametrize("spec", [OBJECTS, TEXT], ids=["objects", "text"])
-def test_all_arrays_of_objects_and_text_are_kept(spec: dict, tmp_path: Path) -> None:
+def test_compaction_copies_all_arrays_of_objects_and_text(spec: dict, tmp_path: Path) -> None:
     store = create_store(tmp_path / "s.zarr")
     declare_stream(store, "s", spec, {})
     generator = np.random.default_rng(0)
@@ -167,12 +167,12 @@ def test_all_arrays_of_objects_and_text_are_kept(spec: dict, tmp_path: Path) -> 
     assert verified(open_store(store)["s"])
 
 
-def test_a_trial_says_what_compaction_would_do_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_trial_reports_the_compaction_and_writes_nothing(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr")
     before = contents(store)
-    said = amex("features", "compact", store, "--dry-run")
-    assert "s: 14 parts" in said.output
-    assert "would be 1 part, about" in said.output
+    result = amex("features", "compact", store, "--dry-run")
+    assert "s: 14 parts" in result.output
+    assert "would be 1 part, about" in result.output
     trial = json.loads(amex("features", "compact", store, "--dry-run", "--json").stdout)
     assert contents(store) == before
     done = json.loads(amex("features", "compact", store, "s", "--json").stdout)
@@ -182,7 +182,7 @@ def test_a_trial_says_what_compaction_would_do_and_writes_nothing(tmp_path: Path
     assert "no stream 't'" in amex("features", "compact", store, "t").output
 
 
-def test_large_parts_of_an_old_format_are_rewritten_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_large_parts_of_an_old_format_are_rewritten_on_request(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {})
     add(store, "000000-x", [clip(str(number), 4) for number in range(5)])
     add(store, "000001-x", [clip("small", 1)])
@@ -199,7 +199,7 @@ def test_large_parts_of_an_old_format_are_rewritten_where_that_is_asked_for(tmp_
     assert verified(open_store(store)["s"])
 
 
-def test_damaged_parts_are_named_and_left_and_the_others_are_compacted(tmp_path: Path) -> None:
+def test_damaged_parts_are_reported_and_the_others_are_compacted(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr")
     (bad,) = (store / "s" / "parts").glob("000005-*")
     shard = bad / "values" / "c" / "0" / "0"
@@ -219,7 +219,7 @@ def test_damaged_parts_are_named_and_left_and_the_others_are_compacted(tmp_path:
         assert f"s/{part}: " in result.stderr
         assert words in result.stderr
     stream = open_store(store, skip_damaged=True)["s"]
-    # The part with the rows that a damaged one hides is left too: they are the better copy.
+    # The part with rows that a damaged part hides is not changed either: its rows are the intact copy.
     assert sorted(stream.commits)[1:] == [f"000001-{1:012x}", "000001-late", f"000005-{5:012x}"]
     assert len(stream["7a"]) == 10
     assert json.loads(amex("features", "compact", store, "--json").stdout)["streams"]["s"]["parts_after"] == 4
@@ -252,15 +252,15 @@ print(len(calls))
 
 
 def killed_everywhere(code: str, fresh: Callable[[], Path], check: Callable[[Path], None], steps: int) -> None:
-    """Runs code on a store of its own again and again, killed at another step each time.
+    """Run code on new copies of a store, killed at a different step each time.
 
     Args:
         steps: how many of them at most, evenly spread, with the first and the last.
     """
     command = [sys.executable, "-c", KILLED, "", Path(__file__).parent]
     store = fresh()
-    whole = subprocess.run([*command[:3], store, command[4], "0", code], capture_output=True, text=True, check=True)
-    count = int(whole.stdout)
+    complete = subprocess.run([*command[:3], store, command[4], "0", code], capture_output=True, text=True, check=True)
+    count = int(complete.stdout)
     check(store)
     for nth in sorted({round(place) for place in np.linspace(1, count, min(steps, count))}):
         store = fresh()
@@ -273,7 +273,7 @@ COMPACT = "features.compact(Path(sys.argv[1]), 's', part_bytes=40 * 28)"
 
 
 @pytest.mark.parametrize("steps", [6, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_compaction_killed_at_any_step_leaves_exactly_the_clips_that_there_were(steps: int, tmp_path: Path) -> None:
+def test_a_killed_compaction_loses_no_clip(steps: int, tmp_path: Path) -> None:
     original = many(tmp_path / "o.zarr", 6)
     before = truth(original)
     numbers = iter(range(1000))
@@ -318,7 +318,7 @@ print(rounds)
 """
 
 
-def test_who_has_a_stream_open_reads_on_while_it_is_compacted(tmp_path: Path) -> None:
+def test_an_open_stream_is_readable_during_a_compaction(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr")
     command = [sys.executable, "-c", READS, store]
     reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -327,9 +327,9 @@ def test_who_has_a_stream_open_reads_on_while_it_is_compacted(tmp_path: Path) ->
         compact(store, "s", part_bytes=rows * ROW)
         time.sleep(0.1)
     (store / "done").touch()
-    said, errors = reader.communicate(timeout=60)
+    output, errors = reader.communicate(timeout=60)
     assert reader.returncode == 0, errors
-    assert int(said) > 0
+    assert int(output) > 0
     assert len(open_store(store)["s"].commits) == 1
 
 
@@ -346,7 +346,7 @@ exec(sys.argv[2])
 
 
 def at_once(store: Path, *codes: str) -> None:
-    """Runs codes in processes of their own, from the same moment on."""
+    """Run programs in separate processes that start at the same time."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     runs = [subprocess.Popen([sys.executable, "-c", AT_ONCE, store, code], **pipes) for code in codes]
     assert [run.stdout.readline() for run in runs] == ["ready\n"] * len(runs)
@@ -358,7 +358,7 @@ def at_once(store: Path, *codes: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [(1000, 1000), (30, 70)], ids=["alike", "different"])
-def test_two_compactions_at_once_lose_nothing(rows: tuple[int, int], tmp_path: Path) -> None:
+def test_concurrent_compactions_lose_no_clip(rows: tuple[int, int], tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr")
     before = truth(store)
     at_once(store, *(f"features.compact(Path(sys.argv[1]), 's', part_bytes={count * ROW})" for count in rows))
@@ -371,12 +371,12 @@ def test_two_compactions_at_once_lose_nothing(rows: tuple[int, int], tmp_path: P
 
 @pytest.fixture
 def unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system without locks, where others rewrite a stream meanwhile."""
+    """Simulate a file system without locks while other programs rewrite a stream."""
     monkeypatch.setattr("fcntl.flock", lambda *arguments: None)
 
 
 @pytest.mark.usefixtures("unlocked")
-def test_a_part_that_another_compaction_removes_as_the_stream_is_opened_is_none_of_its_own(
+def test_a_compaction_ignores_parts_removed_while_it_opens_the_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, opened = many(tmp_path / "s.zarr"), []
@@ -394,11 +394,11 @@ def test_a_part_that_another_compaction_removes_as_the_stream_is_opened_is_none_
 
 
 @pytest.mark.usefixtures("unlocked")
-def test_a_compaction_whose_parts_are_rewritten_while_it_reads_them_starts_over(
+def test_a_compaction_restarts_if_its_parts_are_rewritten_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = many(tmp_path / "s.zarr")
-    before, look, looked = truth(store), rewriting.fault_of, []
+    before, look, looked = truth(store), rewriting.find_fault, []
 
     def others_rewrite(folder: Path, commit: dict[str, Any], **how: Any) -> str:
         reason = look(folder, commit, **how)
@@ -407,14 +407,14 @@ def test_a_compaction_whose_parts_are_rewritten_while_it_reads_them_starts_over(
             compact(store, "s", part_bytes=30 * ROW)
         return reason
 
-    monkeypatch.setattr(rewriting, "fault_of", others_rewrite)
+    monkeypatch.setattr(rewriting, "find_fault", others_rewrite)
     assert compact(store, "s").damaged == {}
     assert truth(store) == before
     assert len(folders(store)) == 1
 
 
 @pytest.mark.usefixtures("unlocked")
-def test_a_removal_takes_a_clip_also_out_of_what_a_compaction_writes_meanwhile(
+def test_a_removal_also_removes_the_clip_from_parts_compacted_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, write = many(tmp_path / "s.zarr"), rewriting.write_part
@@ -432,7 +432,7 @@ def test_a_removal_takes_a_clip_also_out_of_what_a_compaction_writes_meanwhile(
     assert not damages(store)
 
 
-def test_a_clip_that_is_removed_while_others_compact_does_not_come_back(tmp_path: Path) -> None:
+def test_a_clip_removed_during_compactions_does_not_reappear(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr", 12)
     before = truth(store)["clips"]
     compacted = "for rows in (10, 30, 90, 9000): features.compact(Path(sys.argv[1]), 's', part_bytes=rows * 28)"
@@ -453,7 +453,7 @@ with storage_at(Path(sys.argv[1]) / "s" / ".rewriting.lock").locked():
 """
 
 
-def test_who_rewrites_a_stream_waits_for_another_one_that_does_and_not_for_one_that_was_killed(tmp_path: Path) -> None:
+def test_rewriting_waits_for_a_running_rewrite_but_not_for_a_killed_one(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr", 3)
     holder = subprocess.Popen([sys.executable, "-c", HOLDS, store], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
@@ -461,7 +461,7 @@ def test_who_rewrites_a_stream_waits_for_another_one_that_does_and_not_for_one_t
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive()
-    assert compact(store, "s", trial=True).parts_after == 1  # who writes nothing does not wait
+    assert compact(store, "s", trial=True).parts_after == 1  # a trial does not wait
     holder.kill()
     holder.communicate()
     waiting.join(30)
@@ -469,7 +469,7 @@ def test_who_rewrites_a_stream_waits_for_another_one_that_does_and_not_for_one_t
     assert not damages(store)
 
 
-def test_what_is_written_beside_a_compaction_stays(tmp_path: Path) -> None:
+def test_parts_written_during_a_compaction_are_not_lost(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr")
     before = truth(store)["clips"].keys()
     write = (
@@ -484,7 +484,7 @@ def test_what_is_written_beside_a_compaction_stays(tmp_path: Path) -> None:
     assert not damages(store)
 
 
-def test_a_copy_and_a_verification_beside_a_compaction_find_every_clip_and_no_damage(tmp_path: Path) -> None:
+def test_copy_and_verify_during_a_compaction_find_all_clips_and_no_damage(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr", 20)
     before = truth(store)
     copied = "features.copy_store(Path(sys.argv[1]), Path(sys.argv[1]).with_name('c.zarr'))"
@@ -504,7 +504,7 @@ def test_a_copy_and_a_verification_beside_a_compaction_find_every_clip_and_no_da
 
 
 def partitions(folder: Path) -> tuple[Path, Path]:
-    """Two stores of one stream: a part name with other content, a clip in both, one in two revisions, failures."""
+    """Return two stores of one stream with a name conflict, a shared clip, a clip with two revisions, and failures."""
     one, two = make(folder / "one.zarr", {}), make(folder / "two.zarr", {})
     add(one, "000000-x", [clip("a", 3), clip("both", 2)], [failure("f"), failure("g")])
     add(one, "000001-x", [clip("b", 4)])
@@ -517,13 +517,13 @@ def partitions(folder: Path) -> tuple[Path, Path]:
     return one, two
 
 
-def test_partitions_are_merged_as_they_are(tmp_path: Path) -> None:
+def test_merging_copies_parts_unchanged(tmp_path: Path) -> None:
     one, two = partitions(tmp_path)
-    kept = contents(one) | {f"two/{name}": data for name, data in contents(two).items()}
+    before = contents(one) | {f"two/{name}": data for name, data in contents(two).items()}
     into = tmp_path / "all.zarr"
-    said = amex("features", "merge", one, two, "--into", into)
-    assert said.exit_code == 0, said.output
-    assert "two.zarr: stream s, 2 clips copied, 2 were there (2 parts" in said.output
+    result = amex("features", "merge", one, two, "--into", into)
+    assert result.exit_code == 0, result.output
+    assert "two.zarr: stream s, 2 clips copied, 2 existed already (2 parts" in result.output
     stream = open_store(into)["s"]
     assert sorted(stream) == ["a", "b", "both", "c", "g"]
     assert (len(stream["b"]), stream.source("b").revision) == (2, 1)
@@ -533,13 +533,13 @@ def test_partitions_are_merged_as_they_are(tmp_path: Path) -> None:
     assert not damages(into)
     original = next((one / "s" / "parts").glob("000000-x.*"))
     assert contents(into / "s" / "parts" / original.name) == contents(original)
-    assert contents(one) | {f"two/{name}": data for name, data in contents(two).items()} == kept
-    whole = contents(into)
+    assert contents(one) | {f"two/{name}": data for name, data in contents(two).items()} == before
+    complete = contents(into)
     again = amex("features", "merge", one, two, "--into", into, "--json")
     assert json.loads(again.stdout)["stores"][str(two)]["s"] == {
         "parts": 0, "bytes": 0, "clips": 0, "known": 4, "damaged": {}
     }  # fmt: skip
-    assert contents(into) == whole
+    assert contents(into) == complete
     compact(into, "s")
     assert amex("features", "merge", one, two, "--into", into).exit_code == 0
     assert len(open_store(into)["s"].commits) == 1
@@ -562,11 +562,11 @@ def test_stores_with_different_settings_are_not_merged_and_nothing_is_written(tm
         refused = amex("features", "cp", one, target)
         assert (refused.exit_code, words in refused.output) == (1, True), refused.output
     assert "no stream 't'" in amex("features", "cp", one, tmp_path / "new", "--stream", "t").output
-    assert "is not an amex store" in amex("features", "merge", tmp_path / "none", "--into", tmp_path / "new").output
+    assert "there is no store" in amex("features", "merge", tmp_path / "none", "--into", tmp_path / "new").output
     assert not (tmp_path / "new").exists()
 
 
-def test_a_source_that_is_damaged_in_one_part_is_named_and_the_rest_is_copied(tmp_path: Path) -> None:
+def test_a_damaged_part_of_a_source_is_reported_and_the_rest_is_copied(tmp_path: Path) -> None:
     one, two = partitions(tmp_path)
     (bad,) = (one / "s" / "parts").glob("000000-x.*")
     (bad / "offsets" / "c" / "0").write_bytes(b"x" * (bad / "offsets" / "c" / "0").stat().st_size)
@@ -595,7 +595,7 @@ for number in ("one", "two"):
 
 
 @pytest.mark.parametrize("steps", [5, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_merge_killed_at_any_step_goes_on_where_it_stopped(steps: int, tmp_path: Path) -> None:
+def test_a_killed_merge_continues_where_it_stopped(steps: int, tmp_path: Path) -> None:
     folder = tmp_path / "stores"
     folder.mkdir()
     partitions(folder)
@@ -618,12 +618,12 @@ def test_a_merge_killed_at_any_step_goes_on_where_it_stopped(steps: int, tmp_pat
     killed_everywhere(MERGE, fresh, check, steps)
 
 
-def test_a_merge_leaves_the_rows_of_clips_that_the_other_store_has(tmp_path: Path) -> None:
-    """Though the name of the part that comes sorts before that of the part that is there."""
+def test_a_merge_does_not_replace_existing_clips(tmp_path: Path) -> None:
+    """Even if the name of the new part sorts before the existing part."""
     target = make(tmp_path / "t.zarr", {"000005-z": [rows_of("a", 2, seed=1), rows_of("b", 1)]})
     source = make(tmp_path / "s.zarr", {"000001-a": [rows_of("a", 2, seed=2), rows_of("c", 3)]})
-    kept = open_store(target)["s"]
-    rows, mark = kept["a"].values.tobytes(), kept.digest(["a", "b"])
+    reread = open_store(target)["s"]
+    rows, mark = reread["a"].values.tobytes(), reread.digest(["a", "b"])
     for _ in range(2):
         copy_store(source, target)
         merged = open_store(target)["s"]
@@ -651,13 +651,13 @@ def test_a_subset_is_copied_by_a_manifest_with_its_failures_and_captions(tmp_pat
     assert open_store(tmp_path / "c.zarr")["s"].provenance == open_store(store)["s"].provenance
     assert len(open_store(tmp_path / "c.zarr")["s"].commits) <= 2
     assert not damages(tmp_path / "c.zarr")
-    whole = contents(tmp_path / "c.zarr")
+    complete = contents(tmp_path / "c.zarr")
     assert amex("features", "cp", store, tmp_path / "c.zarr", "--manifest", manifest).exit_code == 0
-    assert contents(tmp_path / "c.zarr") == whole
-    assert "has nothing of 1 clip" in result.stderr
+    assert contents(tmp_path / "c.zarr") == complete
+    assert "has no features of 1 clip" in result.stderr
     none = write_lines(tmp_path / "none.jsonl", {"clip_id": "x", "video": "x"})
     refused = amex("features", "cp", store, tmp_path / "n.zarr", "--manifest", none)
-    assert (refused.exit_code, "has nothing of" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "has no features of" in refused.stderr) == (1, True)
     assert not (tmp_path / "n.zarr").exists()
     assert amex("features", "cp", store, tmp_path / "d.zarr", "--stream", "s").exit_code == 0
     assert list(open_store(tmp_path / "d.zarr")) == ["s"]
@@ -680,24 +680,24 @@ def test_parts_of_format_1_are_copied_and_compacted(tmp_path: Path) -> None:
     assert not damages(store)
 
 
-def test_rows_that_a_damaged_part_hides_do_not_count_in_the_copy(tmp_path: Path) -> None:
+def test_a_copy_excludes_rows_hidden_by_a_damaged_part(tmp_path: Path) -> None:
     store, target = make(tmp_path / "s.zarr", {}), tmp_path / "t.zarr"
     add(store, "000001-a", [clip("a", 3), clip("b", 2)])
     add(store, "000002-b", [clip("a", 5, revision=1)])
     add(store, "000003-c", [clip("c", 2)])
     before = truth(store)
     (file,) = store.glob("s/parts/000002-b.*/values/c/0/0")
-    whole = file.read_bytes()
-    file.write_bytes(bytes(byte ^ 1 for byte in whole))
+    content = file.read_bytes()
+    file.write_bytes(bytes(byte ^ 1 for byte in content))
     assert list(copy_store(store, target)["s"].damaged) == ["000002-b"]
     assert list(open_store(target)["s"]) == ["c"]
-    file.write_bytes(whole)
+    file.write_bytes(content)
     assert not copy_store(store, target)["s"].damaged
     assert truth(target) == before
 
 
-def test_a_part_whose_name_is_taken_or_was_replaced_gets_another_and_counts(tmp_path: Path) -> None:
-    """A name that a compacted part has replaced would not count."""
+def test_a_copied_part_gets_another_name_if_its_own_is_taken(tmp_path: Path) -> None:
+    """A part with the name of a replaced part would not count."""
     one, _ = partitions(tmp_path)
     into = tmp_path / "all.zarr"
     copy_store(one, into)
@@ -714,23 +714,21 @@ def test_a_part_whose_name_is_taken_or_was_replaced_gets_another_and_counts(tmp_
     assert not damages(into)
 
 
-def test_of_two_merges_that_write_parts_of_one_name_at_once_both_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_merges_of_parts_with_one_name_both_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, target = make(tmp_path / "one.zarr", {}), make(tmp_path / "all.zarr", {})
     add(one, "p", [clip("a", 2)])
-    kept = copying.write_text
+    original = copying.write_text
 
     def slower(path: Path, text: str, **options: object) -> None:
-        monkeypatch.setattr(copying, "write_text", kept)
+        monkeypatch.setattr(copying, "write_text", original)
         add(target, "p", [clip("b", 3)])
-        kept(path, text, **options)
+        original(path, text, **options)
 
     monkeypatch.setattr(copying, "write_text", slower)
     assert copy_store(one, target)["s"].damaged == {}
     assert sorted(open_store(target)["s"]) == ["a", "b"]
     assert truth(target)["clips"]["a"] == truth(one)["clips"]["a"]
-    assert {damage.kind for damage in damages(target)} == {"leftover"}  # what was made under the name that was taken
+    assert {damage.kind for damage in damages(target)} == {"leftover"}  # the folder written under the taken name
 
 
 # --- Removal ---------------------------------------------------------------------------------------------------------
@@ -740,7 +738,7 @@ def bytes_with(store: Path, words: bytes) -> list[str]:
     return [name for name, data in contents(store).items() if words in data]
 
 
-def test_clips_are_removed_and_no_byte_of_them_is_left(tmp_path: Path) -> None:
+def test_no_byte_of_a_removed_clip_remains(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {})
     secret = rows_of("secret clip", 7)
     secret.arrays["times"][:] = 12345.678
@@ -751,7 +749,7 @@ def test_clips_are_removed_and_no_byte_of_them_is_left(tmp_path: Path) -> None:
     late.arrays["times"][:] = 12345.678
     add(store, "000002-x", [late])
     before = truth(store)
-    refused = amex("features", "rm", store, "s", "secret clip")  # nobody answers
+    refused = amex("features", "rm", store, "s", "secret clip")  # without an answer
     assert (refused.exit_code, "remove 1 clip from" in refused.output) == (1, True)
     assert truth(store) == before
     ids = tmp_path / "ids.txt"
@@ -779,33 +777,31 @@ REMOVE = "features.remove_clips(Path(sys.argv[1]), 's', ['1a', '3b', '4a', '5f']
 
 
 @pytest.mark.parametrize("steps", [6, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_removal_killed_at_any_step_costs_no_other_clip_and_brings_no_old_rows_back(
-    steps: int, tmp_path: Path
-) -> None:
+def test_a_killed_removal_affects_no_other_clip_and_restores_no_old_rows(steps: int, tmp_path: Path) -> None:
     original = many(tmp_path / "o.zarr", 6)
-    before, gone = truth(original), ("1a", "3b", "4a", "5f")
+    before, removed = truth(original), ("1a", "3b", "4a", "5f")
     numbers = iter(range(1000))
 
     def others(record: dict[str, Any]) -> dict[str, Any]:
-        return {key: {c: e for c, e in record[key].items() if c not in gone} for key in ("clips", "failures")}
+        return {key: {c: e for c, e in record[key].items() if c not in removed} for key in ("clips", "failures")}
 
     def check(store: Path) -> None:
         now = truth(store)
         assert others(now) == others(before)
-        assert all(now["clips"][name] == before["clips"][name] for name in gone if name in now["clips"])
+        assert all(now["clips"][name] == before["clips"][name] for name in removed if name in now["clips"])
         assert {damage.kind for damage in damages(store)} <= {"leftover"}
-        remove_clips(store, "s", gone)
+        remove_clips(store, "s", removed)
         stream = open_store(store)["s"]
         assert others(truth(store)) == others(before)
-        assert {stream.state(name) for name in gone} == {"absent"}
+        assert {stream.state(name) for name in removed} == {"absent"}
         assert amex("features", "verify", store, "--prune").exit_code == 0
-        for name in gone:
+        for name in removed:
             assert not bytes_with(store, f'"{name}"'.encode())
 
     killed_everywhere(REMOVE, lambda: Path(shutil.copytree(original, tmp_path / f"{next(numbers)}")), check, steps)
 
 
-def test_clips_in_a_damaged_part_stay_and_are_told(tmp_path: Path) -> None:
+def test_clips_in_a_damaged_part_are_not_removed_and_reported(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr", 3)
     (bad,) = (store / "s" / "parts").glob("000000-0*")
     (bad / "values" / "c" / "0" / "0").unlink()
@@ -815,19 +811,19 @@ def test_clips_in_a_damaged_part_stay_and_are_told(tmp_path: Path) -> None:
     assert (stream.state("0a"), stream.state("1b")) == ("done", "absent")
 
 
-# --- What is left over -----------------------------------------------------------------------------------------------
+# --- Leftovers -------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_kill_leaves_of_replaced_parts_is_a_leftover_that_the_next_command_removes(tmp_path: Path) -> None:
+def test_leftovers_of_replaced_parts_are_deleted_by_the_next_command(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 2)], "q": [rows_of("b", 3)]})
     write_part(store, "s", "r", spec=SPEC, clips=[rows_of("b", 3)], failures=[], run={}, replaces=["p", "q"])
-    found = damages(store)
-    assert [damage.kind for damage in found] == ["leftover"] * 4  # two records and two folders
+    actual = damages(store)
+    assert [damage.kind for damage in actual] == ["leftover"] * 4  # two records and two folders
     (store / "s" / "commits" / "p.json").unlink()
     assert {damage.kind for damage in damages(store)} == {"leftover"}, "the rows of a were removed, not lost"
     kept = shutil.copytree(store, tmp_path / "t.zarr")
     assert "3 leftovers removed" in amex("features", "verify", store, "--prune").output
-    sweep(open_store(kept)["s"])
+    remove_leftovers(open_store(kept)["s"])
     for cleaned in (store, kept):
         assert not damages(cleaned)
         assert [name.partition(".")[0] for name in folders(cleaned)] == ["r"]
@@ -837,7 +833,7 @@ def test_what_a_kill_leaves_of_replaced_parts_is_a_leftover_that_the_next_comman
 # --- Verification ----------------------------------------------------------------------------------------------------
 
 
-def test_a_quick_look_finds_what_is_missing_cut_added_or_changed_beside_rows(tmp_path: Path) -> None:
+def test_verify_quick_detects_missing_truncated_and_added_files_and_changed_metadata(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr", 3)
     assert not any(found for found in open_and_verify(store))
     (part,) = (store / "s" / "parts").glob("000001-0*")
@@ -859,14 +855,14 @@ def test_a_quick_look_finds_what_is_missing_cut_added_or_changed_beside_rows(tmp
         (damage,) = filter(None, open_and_verify(store))
         assert damage.reason == f"{name} has changed since it was written"
         (part / name).write_bytes(data)
-    shard.write_bytes(bytes(len(good)))  # which takes the whole look
+    shard.write_bytes(bytes(len(good)))  # only the full check detects it
     assert not any(open_and_verify(store))
     quick = amex("features", "verify", store, "--quick")
     assert (quick.exit_code, "rows were not read" in quick.output) == (0, True)
-    whole = json.loads(amex("features", "verify", store, "--json").stdout)
-    assert [entry["part"] for entry in whole["damage"]] == [f"000001-{1:012x}"]
-    assert not whole["intact"]
-    assert whole["bytes"] > 0
+    complete = json.loads(amex("features", "verify", store, "--json").stdout)
+    assert [entry["part"] for entry in complete["damage"]] == [f"000001-{1:012x}"]
+    assert not complete["intact"]
+    assert complete["bytes"] > 0
 
 
 def open_and_verify(store: Path) -> list[Any]:
@@ -875,7 +871,7 @@ def open_and_verify(store: Path) -> list[Any]:
     return list(verify_store(store, quick=True))
 
 
-def test_damage_is_told_in_the_order_of_parts_however_many_threads_look(tmp_path: Path) -> None:
+def test_damage_is_reported_in_the_order_of_parts_with_any_number_of_threads(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr", 9)
     for number in (7, 2, 5):
         (part,) = (store / "s" / "parts").glob(f"00000{number}-0*")
@@ -887,7 +883,7 @@ def test_damage_is_told_in_the_order_of_parts_however_many_threads_look(tmp_path
 # --- Listings --------------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_that_cannot_be_read_does_not_keep_others_from_being_cared_for(tmp_path: Path) -> None:
+def test_an_unreadable_stream_does_not_block_commands_on_others(tmp_path: Path) -> None:
     store = many(tmp_path / "s.zarr", 3)
     declare_stream(store, "a", SPEC, {})
     (store / "a/spec.json").write_text("{}")
@@ -903,9 +899,7 @@ def test_a_stream_that_cannot_be_read_does_not_keep_others_from_being_cared_for(
     assert (named.exit_code, "spec.json is damaged" in named.output) == (1, True)
 
 
-def test_clips_are_listed_by_state_and_no_row_is_read_for_all_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clips_are_listed_by_state_without_reading_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = many(tmp_path / "s.zarr", 5)
     manifest = write_lines(tmp_path / "m.jsonl", *({"clip_id": c, "video": c} for c in ("0a", "0f", "x", "y")))
     listed = amex("features", "ls", store).output
@@ -937,7 +931,7 @@ def test_every_command_of_features_has_json() -> None:
 # --- Runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_with_a_store_that_was_compacted_merged_or_thinned_out(
+def test_a_run_continues_with_a_store_after_compaction_merge_or_removal(
     clips: Path, tmp_path: Path, cluster: str
 ) -> None:
     names = ("a.mp4", "b.webm", "c.avi", "deep/er/d.mkv")
@@ -982,8 +976,8 @@ def test_a_run_goes_on_with_a_store_that_was_compacted_merged_or_thinned_out(
     assert amex("features", "verify", into).output.endswith("is intact\n")
 
 
-def test_a_run_whose_part_was_replaced_writes_it_under_another_name(clips: Path, tmp_path: Path, cluster: str) -> None:
-    """As where a removal was killed: the record of the part is still there, and does not count."""
+def test_a_replaced_part_is_rewritten_under_another_name(clips: Path, tmp_path: Path, cluster: str) -> None:
+    """After a killed removal, the record of the part still exists but does not count."""
     manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "a", "video": "a.mp4"})
     store = tmp_path / "s.zarr"
     compute(clips, store, cluster, manifest)
@@ -1000,7 +994,7 @@ def test_a_run_whose_part_was_replaced_writes_it_under_another_name(clips: Path,
 # --- S3 --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_store_in_s3_is_copied_compacted_thinned_out_and_verified(tmp_path: Path, s3: str) -> None:
+def test_copy_compaction_removal_and_verify_work_in_s3(tmp_path: Path, s3: str) -> None:
     here = many(tmp_path / "s.zarr", 3)
     before = truth(here)
     there = open_path(f"{s3}/s.zarr")

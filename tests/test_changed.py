@@ -1,4 +1,4 @@
-"""A manifest or a video that was corrected is noticed, and what was computed from the old one no longer counts."""
+"""After a change of the manifest or a video, the affected clips are extracted again and their old features ignored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from test_store import make, rows_of
 from videos import encode
 
 from amex.extract.run.plan import VideoFiles
-from amex.features import ClipNotThere, ClipSource, Failure, open_store, schema, verify, writer
+from amex.features import ClipSource, Failure, MissingClip, open_store, schema, verify, writer
 from amex.manifests import Clip, VideoFinder
 
 TINY = "r2plus1d_tiny"
@@ -30,7 +30,7 @@ def compute(videos: Path, store: Path, cluster: str, manifest: Path, *more: Any,
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory, cluster: str) -> Path:
-    """A folder with two short videos, a manifest of three clips of them and the store of that."""
+    """A folder with two short videos, a manifest of three of their clips, and the store."""
     folder = tmp_path_factory.mktemp("computed")
     (folder / "videos").mkdir()
     for name in ("a", "b"):
@@ -47,11 +47,11 @@ def computed(tmp_path_factory: pytest.TempPathFactory, cluster: str) -> Path:
 
 @pytest.fixture
 def copied(computed: Path, tmp_path: Path) -> Path:
-    """A copy of it, times of modification and all, to be changed."""
+    """A writable copy with equal modification times."""
     return Path(shutil.copytree(computed, tmp_path / "copied"))
 
 
-def test_a_commit_says_what_each_clip_was_computed_from(computed: Path) -> None:
+def test_a_commit_records_the_source_of_each_clip(computed: Path) -> None:
     stream = open_store(computed / "s.zarr")[TINY]
     status = (computed / "videos/a.mp4").stat()
     source = stream.source("early")
@@ -60,10 +60,10 @@ def test_a_commit_says_what_each_clip_was_computed_from(computed: Path) -> None:
     assert source.sha256 is not None
     assert stream.source("whole").start is stream.source("whole").end is None
     assert stream.source("gone") == ClipSource(video=None)
-    assert stream.source("early").is_of(0, 0.5)
-    assert not stream.source("early").is_of(0, 0.6)
-    assert not stream.source("gone").is_of(0, 0.6)
-    with pytest.raises(ClipNotThere):
+    assert stream.source("early").has_times(0, 0.5)
+    assert not stream.source("early").has_times(0, 0.6)
+    assert not stream.source("gone").has_times(0, 0.6)
+    with pytest.raises(MissingClip):
         stream.source("never")
 
 
@@ -71,14 +71,14 @@ def test_a_clip_whose_times_are_corrected_is_computed_again(copied: Path, cluste
     videos, store, manifest = copied / "videos", copied / "s.zarr", copied / "m.jsonl"
     lines = manifest.read_text().splitlines()
     write_lines(manifest, lines[0].replace('"start": 0, "end": 0.5', '"start": 0.5, "end": 1.0'), *lines[1:])
-    given = ("--manifest", manifest, "--videos", videos, "--store", store, "--device", "cpu", *OPTIONS)
-    planned = amex("extract", *given, "--dry-run")
+    options = ("--manifest", manifest, "--videos", videos, "--store", store, "--device", "cpu", *OPTIONS)
+    planned = amex("extract", *options, "--dry-run")
     assert "would compute 1 of 3" in planned.output
     assert "1 clip is computed again: 1 has other times in the manifest" in planned.output
-    kept = amex("extract", *given, "--changed", "keep", "--cluster", cluster)
-    assert "1 clip is kept as computed: 1 has other times in the manifest" in kept.output
-    assert "computed 0 clips" in kept.output
-    assert "2 done" in kept.output
+    kept_run = amex("extract", *options, "--changed", "keep", "--cluster", cluster)
+    assert "1 clip is kept as computed: 1 has other times in the manifest" in kept_run.output
+    assert "computed 0 clips" in kept_run.output
+    assert "2 done" in kept_run.output
     assert len(open_store(store)[TINY].commits) == 1
     result = compute(videos, store, cluster, manifest, code=3)
     assert result["changed"] == {"times": 1}
@@ -92,7 +92,7 @@ def test_a_clip_whose_times_are_corrected_is_computed_again(copied: Path, cluste
     )
     assert not [damage for damage in verify(stream) if damage]
     assert compute(videos, store, cluster, manifest, code=3)["report"]["clips"] == 0
-    # Times outside of the video: the rows of the wrong seconds do not come back.
+    # Times outside the video: the old rows do not reappear.
     write_lines(manifest, lines[0].replace('"start": 0, "end": 0.5', '"start": 50, "end": 51'), *lines[1:])
     assert compute(videos, store, cluster, manifest, code=3)["streams"][TINY]["failed"] == 2
     stream = open_store(store)[TINY]
@@ -101,7 +101,7 @@ def test_a_clip_whose_times_are_corrected_is_computed_again(copied: Path, cluste
     assert stream.rows == len(stream.to_dask())
 
 
-def test_a_video_that_is_replaced_or_arrives_is_computed_again(copied: Path, cluster: str) -> None:
+def test_a_replaced_or_new_video_is_computed_again(copied: Path, cluster: str) -> None:
     videos, store, manifest = copied / "videos", copied / "s.zarr", copied / "m.jsonl"
     before = open_store(store)[TINY]["whole"].values
     for name in ("b", "c"):
@@ -114,7 +114,7 @@ def test_a_video_that_is_replaced_or_arrives_is_computed_again(copied: Path, clu
     assert compute(videos, store, cluster, manifest)["report"]["clips"] == 0
 
 
-def test_a_video_that_is_moved_touched_or_deleted_is_the_same(copied: Path, cluster: str) -> None:
+def test_a_moved_touched_or_deleted_video_is_not_computed_again(copied: Path, cluster: str) -> None:
     videos, store, manifest = copied / "videos", copied / "s.zarr", copied / "m.jsonl"
     (videos / "deep").mkdir()
     (videos / "a.mp4").rename(videos / "deep" / "a.mp4")
@@ -122,7 +122,7 @@ def test_a_video_that_is_moved_touched_or_deleted_is_the_same(copied: Path, clus
     assert compute(videos, store, cluster, manifest, code=3)["changed"] == {}
     (videos / "deep" / "a.mp4").unlink()
     assert compute(videos, store, cluster, manifest, code=3)["streams"][TINY]["done"] == 2
-    # Without its sha256 nobody can tell.
+    # Without a recorded sha256, another modification time counts as another file.
     path = next((store / TINY / "commits").iterdir())
     commit = schema.read_commit(path)
     for clip in commit["clips"]:
@@ -131,9 +131,7 @@ def test_a_video_that_is_moved_touched_or_deleted_is_the_same(copied: Path, clus
     assert compute(videos, store, cluster, manifest, code=3)["changed"] == {"video": 1}
 
 
-def test_stores_that_do_not_know_what_they_were_computed_from_match_but_for_another_file(
-    copied: Path, cluster: str
-) -> None:
+def test_stores_without_recorded_sources_match_except_for_another_file(copied: Path, cluster: str) -> None:
     videos, store, manifest = copied / "videos", copied / "s.zarr", copied / "m.jsonl"
     path = next((store / TINY / "commits").iterdir())
     commit = schema.read_commit(path)
@@ -145,7 +143,7 @@ def test_stores_that_do_not_know_what_they_were_computed_from_match_but_for_anot
     path.write_text(schema.sealed(commit))
     stream = open_store(store)[TINY]
     assert stream.source("early") == ClipSource(recorded=False, video="a.mp4")
-    assert stream.source("early").is_of(7, 8)
+    assert stream.source("early").has_times(7, 8)
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     write_lines(manifest, lines[0] | {"end": 0.7}, lines[1] | {"video": "a"}, lines[2])
     assert compute(videos, store, cluster, manifest, code=3)["changed"] == {"video": 1}
@@ -156,7 +154,7 @@ entries = st.tuples(st.integers(0, 2), st.booleans(), st.integers(1, 3))
 
 @settings(max_examples=8)
 @given(st.lists(entries, min_size=1, max_size=5, unique=True))
-def test_of_several_entries_the_highest_revision_then_rows_then_the_last_attempt_counts(
+def test_of_several_entries_the_highest_revision_counts_then_rows_then_the_last_attempt(
     tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[int, bool, int]]
 ) -> None:
     parts, failures = {}, {}
@@ -181,22 +179,22 @@ def test_of_several_entries_the_highest_revision_then_rows_then_the_last_attempt
     assert stream.rows == len(stream.to_dask()) == len(stream.to_dask("times")) == 1 + 3 * success
 
 
-def looked(recorded: dict[str, Any], video: str, root: Path) -> str:
-    """What differs between a clip of ``video`` in a folder and what is recorded of it."""
+def difference_of(recorded: dict[str, Any], video: str, root: Path) -> str:
+    """Return the difference between a clip of ``video`` in a folder and its recorded source."""
     files = VideoFiles(VideoFinder(root))
     return files.difference(Clip(clip_id="x", video=video), ClipSource(start=None, end=None, **recorded))
 
 
-def test_a_clip_that_names_another_video_is_not_kept_because_that_is_not_there(tmp_path: Path) -> None:
+def test_a_clip_that_names_another_video_is_computed_again_even_if_that_is_missing(tmp_path: Path) -> None:
     old = {"video": "sub/a.mp4", "bytes": 1, "modified": 1}
-    for same in ("a", "a.mp4", "sub/a", "a.webm"):  # it was extracted and deleted
-        assert looked(old, same, tmp_path) == ""
-    assert looked(old, "b", tmp_path) == looked(old, "b.mp4", tmp_path) == "video"
+    for same in ("a", "a.mp4", "sub/a", "a.webm"):  # extracted, then deleted
+        assert difference_of(old, same, tmp_path) == ""
+    assert difference_of(old, "b", tmp_path) == difference_of(old, "b.mp4", tmp_path) == "video"
 
 
-def test_where_only_paths_are_known_another_path_is_another_video() -> None:
+def test_if_only_paths_are_known_another_path_is_another_video() -> None:
     class Web:
-        """In place of a finder behind a web server."""
+        """Replaces a finder behind a web server."""
 
         def find(self, video: str) -> Path:
             return Path(video)

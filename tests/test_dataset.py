@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Subset
 
 from amex.features import (
-    ClipNotThere,
     ClipRows,
     Failure,
+    MissingClip,
     Store,
     StoreError,
     create_store,
@@ -149,13 +149,13 @@ def test_a_loader_reads_every_clip_once_in_workers_of_every_kind(store: Store, s
         persistent_workers=True,
     )
     for _ in range(2):
-        seen = []
+        observed = []
         for batch in loader:
-            seen += batch["clip"].tolist()
+            observed += batch["clip"].tolist()
             for place, index in enumerate(batch["clip"]):
                 rows = store["motion"][dataset.clip_ids[index]]
                 np.testing.assert_array_equal(batch["values"][place][batch["mask"][place]], rows.values)
-        assert sorted(seen) == list(range(24))
+        assert sorted(observed) == list(range(24))
 
 
 def test_a_plain_loader_takes_subsets_items_and_joined_streams(store: Store) -> None:
@@ -186,9 +186,9 @@ def test_what_cannot_be_a_dataset_is_refused_by_name(store: Store) -> None:
         failures=[Failure(clip_id="lost", video="lost.mp4", stage="decode", reason="no frame is intact")],
     )  # fmt: skip
     motion = open_store(store.path)["motion"]
-    with pytest.raises(ClipNotThere, match="'lost' failed in motion: decode: no frame is intact"):
+    with pytest.raises(MissingClip, match="'lost' failed in motion: decode: no frame is intact"):
         motion.dataset(["c1", "lost"])
-    with pytest.raises(ClipNotThere, match="'never' is not in stream 'motion'"):
+    with pytest.raises(MissingClip, match="'never' is not in stream 'motion'"):
         motion.dataset(["never"])
     with pytest.raises(StoreError, match="no clip is in all of the streams motion, objects"):
         store.dataset(["motion", "objects"], ["c0"])
@@ -206,10 +206,10 @@ def test_what_cannot_be_a_dataset_is_refused_by_name(store: Store) -> None:
 def test_a_dataset_pickles_without_what_the_stream_knows_or_has_read(tmp_path: Path) -> None:
     add(tmp_path / "s.zarr", "motion", MOTION, {f"clip {i:06d}": 9 for i in range(3000)})
     dataset = open_store(tmp_path / "s.zarr")["motion"].dataset()
-    whole, few = pickle.dumps(dataset), pickle.dumps(dataset.stream.dataset(["clip 000001"]))
-    assert len(whole) < 3000 * 20
+    complete, few = pickle.dumps(dataset), pickle.dumps(dataset.stream.dataset(["clip 000001"]))
+    assert len(complete) < 3000 * 20
     assert len(few) < 1000
-    again = pickle.loads(whole)
+    again = pickle.loads(complete)
     assert again.clip_ids.tolist() == dataset.clip_ids.tolist()
     assert torch.equal(again.batch([7, 2])["values"], dataset.batch([7, 2])["values"])
 

@@ -1,4 +1,4 @@
-"""A stream without rows and failures locks nobody out, and rows of two settings never come together."""
+"""The spec of an empty stream can be replaced, and a stream never has rows of two specs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ from amex.features import Failure, SpecMismatch, declare_stream, fingerprint, op
 OTHER = {**SPEC, "network": "other"}
 
 
-# The interrupt may come while asyncio makes a loop, which then complains when it is collected.
+# The interrupt may happen while asyncio creates a loop, which then warns when it is collected.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_settings_of_a_run_that_was_interrupted_before_its_first_part_bind_nobody(
-    clips: Path, tmp_path: Path, cluster: str
-) -> None:
+def test_an_empty_stream_accepts_new_settings(clips: Path, tmp_path: Path, cluster: str) -> None:
     store = tmp_path / "s.zarr"
 
     def interrupt() -> None:
@@ -35,8 +33,8 @@ def test_settings_of_a_run_that_was_interrupted_before_its_first_part_bind_nobod
 
     watcher = threading.Thread(target=interrupt)
     watcher.start()
-    given = ("--dataset", "folder", "--videos", clips, "--store", store, "--cluster", cluster, "--device", "cpu")
-    assert amex("extract", *given, *OPTIONS).exit_code != 0
+    arguments = ("--dataset", "folder", "--videos", clips, "--store", store, "--cluster", cluster, "--device", "cpu")
+    assert amex("extract", *arguments, *OPTIONS).exit_code != 0
     watcher.join()
     before = open_store(store)[TINY]
     assert not before.commits
@@ -50,7 +48,7 @@ def test_settings_of_a_run_that_was_interrupted_before_its_first_part_bind_nobod
 
 
 @pytest.mark.parametrize("holds", ["rows", "failures"])
-def test_one_part_fixes_the_settings(holds: str, tmp_path: Path) -> None:
+def test_a_committed_part_fixes_the_settings(holds: str, tmp_path: Path) -> None:
     failed = [Failure(clip_id="a", video="a", stage="decode", reason="x")]
     parts = {"p": [rows_of("a", 2)] if holds == "rows" else []}
     store = make(tmp_path / "s.zarr", parts, {"p": failed} if holds == "failures" else {})
@@ -58,7 +56,7 @@ def test_one_part_fixes_the_settings(holds: str, tmp_path: Path) -> None:
         declare_stream(store, "s", OTHER, {})
 
 
-def test_a_run_whose_empty_stream_was_declared_anew_commits_nothing(tmp_path: Path) -> None:
+def test_a_run_commits_nothing_after_its_spec_was_replaced(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {})
     declare_stream(store, "s", OTHER, {})
     with pytest.raises(SpecMismatch, match="another run has declared stream 's'"):
@@ -67,19 +65,19 @@ def test_a_run_whose_empty_stream_was_declared_anew_commits_nothing(tmp_path: Pa
     assert verified(open_store(store)["s"])
 
 
-def test_a_part_that_is_committed_just_before_its_stream_is_declared_anew_stands(
+def test_a_part_committed_just_before_a_new_declaration_keeps_its_spec(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make(tmp_path / "s.zarr", {})
-    kept = writer.write_text
+    original = writer.write_text
 
     def later(path: Path, text: str, **options: object) -> None:
-        monkeypatch.setattr(writer, "write_text", kept)
-        make(store, {"p": [rows_of("a", 2)]})  # after the look for commits
-        kept(path, text, **options)
+        monkeypatch.setattr(writer, "write_text", original)
+        make(store, {"p": [rows_of("a", 2)]})  # after the check for commits
+        original(path, text, **options)
 
     monkeypatch.setattr(writer, "write_text", later)
-    monkeypatch.setattr(writer, "_undisturbed", lambda *stream: contextlib.nullcontext())  # in S3 nothing is locked
+    monkeypatch.setattr(writer, "_declaration_lock", lambda *stream: contextlib.nullcontext())  # S3 has no locks
     with pytest.raises(SpecMismatch):
         declare_stream(store, "s", OTHER, {})
     stream = open_store(store)["s"]
@@ -88,19 +86,19 @@ def test_a_part_that_is_committed_just_before_its_stream_is_declared_anew_stands
     assert verified(stream)
 
 
-def test_a_commit_is_taken_back_if_its_stream_was_declared_anew_meanwhile(
+def test_a_commit_is_reverted_if_the_spec_was_replaced_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make(tmp_path / "s.zarr", {})
-    kept = writer.write_text
+    original = writer.write_text
 
     def slower(path: Path, text: str, **options: object) -> None:
-        monkeypatch.setattr(writer, "write_text", kept)
+        monkeypatch.setattr(writer, "write_text", original)
         declare_stream(store, "s", OTHER, {})
-        kept(path, text, **options)
+        original(path, text, **options)
 
     monkeypatch.setattr(writer, "write_text", slower)
-    monkeypatch.setattr(writer, "_undisturbed", lambda *stream: contextlib.nullcontext())  # in S3 nothing is locked
+    monkeypatch.setattr(writer, "_declaration_lock", lambda *stream: contextlib.nullcontext())  # S3 has no locks
     with pytest.raises(SpecMismatch, match="another run has declared"):
         write_part(store, "s", "p", spec=SPEC, clips=[rows_of("a", 2)], failures=[], run={})
     assert not list((store / "s" / "commits").iterdir())

@@ -1,4 +1,4 @@
-"""Files of features that somebody made to do harm, or that are merely broken, are refused in a line."""
+"""Malicious or broken files of features are refused with a one-line error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
 def refused(tmp_path: Path, source: Path, *more: Any) -> str:
-    """The one line with which an import fails; nothing of it is in a store."""
+    """Run an import that must fail. Return its error line. Nothing may be in the store."""
     result = amex("features", "import", source, "--store", tmp_path / "s.zarr", *more)
     assert result.exit_code == 1, result.output
     (line,) = result.output.strip().splitlines()
@@ -47,7 +47,7 @@ def imported(tmp_path: Path, source: Path, *more: Any) -> Any:
     return stream
 
 
-# --- HDF5: nothing but the file itself is read -----------------------------------------------------------------------
+# --- HDF5: only the file itself is read -----------------------------------------------------------------------------
 
 
 def external(file: h5py.File, secret: Path) -> None:
@@ -74,7 +74,7 @@ def soft_link(file: h5py.File, secret: Path) -> None:
 
 
 def beside(make: Callable[[h5py.File, Path], None]) -> Callable[[h5py.File, Path], None]:
-    """The same, where an exported file has the scores of a clip."""
+    """Change the scores of a clip in an exported file."""
 
     def made(file: h5py.File, secret: Path) -> None:
         output = {
@@ -93,7 +93,7 @@ def beside(make: Callable[[h5py.File, Path], None]) -> Callable[[h5py.File, Path
 @pytest.mark.parametrize(
     "make", [external, virtual, external_link, external_group, soft_link, beside(external), beside(external_link)]
 )
-def test_an_hdf5_file_does_not_make_other_files_be_read(
+def test_hdf5_references_to_other_files_are_not_followed(
     make: Callable[[h5py.File, Path], None], tmp_path: Path
 ) -> None:
     with h5py.File(tmp_path / "secret", "w") as file:
@@ -101,8 +101,8 @@ def test_an_hdf5_file_does_not_make_other_files_be_read(
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["a"] = VALUES
         make(file, tmp_path / "secret")
-    said = refused(tmp_path, tmp_path / "f.h5")
-    assert "data in other files, which are not read" in said or "links are not followed" in said
+    message = refused(tmp_path, tmp_path / "f.h5")
+    assert "data in other files, which are not read" in message or "links are not followed" in message
 
 
 def test_a_dataset_with_two_names_in_its_file_is_two_clips(tmp_path: Path) -> None:
@@ -148,34 +148,34 @@ def named(*names: str | bytes) -> Callable[[h5py.File], None]:
     ("make", "words"),
     [
         (dataset(data=h5py.Empty("f4")), "no shape and no values"),
-        (dataset(data=np.float32(1)), "features are floats"),
-        (dataset(data=np.zeros((2, 3), int)), "features are floats"),
-        (dataset(data=np.zeros((2, 0), np.float32)), "no stream can hold"),
-        (dataset(data=np.zeros((2, 3), np.longdouble)), "no stream can hold"),
-        (dataset(shape=(3,), dtype=h5py.vlen_dtype("f4")), "features are floats"),
-        (dataset(shape=(3,), dtype=h5py.ref_dtype), "features are floats"),
-        (dataset(shape=(3,), dtype=h5py.regionref_dtype), "features are floats"),
-        (dataset(shape=(10**8, 1000), dtype="f4"), "holds 400.0 GB in 0.000 GB of files"),
-        (dataset(shape=(10**8, 1000), dtype="f4", chunks=(1000, 1000)), "say --max-gb 400"),
-        (dataset(shape=(2, 9), dtype="f4", chunks=(10**8, 9), maxshape=(None, 9)), "say --max-gb 4"),
+        (dataset(data=np.float32(1)), "features must be floats"),
+        (dataset(data=np.zeros((2, 3), int)), "features must be floats"),
+        (dataset(data=np.zeros((2, 0), np.float32)), "a stream cannot store"),
+        (dataset(data=np.zeros((2, 3), np.longdouble)), "a stream cannot store"),
+        (dataset(shape=(3,), dtype=h5py.vlen_dtype("f4")), "features must be floats"),
+        (dataset(shape=(3,), dtype=h5py.ref_dtype), "features must be floats"),
+        (dataset(shape=(3,), dtype=h5py.regionref_dtype), "features must be floats"),
+        (dataset(shape=(10**8, 1000), dtype="f4"), "unpacks to 400.0 GB from 0.000 GB of files"),
+        (dataset(shape=(10**8, 1000), dtype="f4", chunks=(1000, 1000)), "use --max-gb 400"),
+        (dataset(shape=(2, 9), dtype="f4", chunks=(10**8, 9), maxshape=(None, 9)), "use --max-gb 4"),
         (cycle, "nested more than"),
         (named("x/" * 200 + "a"), "nested more than"),
         (named("a", "../../b"), "'..' as a folder"),
         (named(b"a\xff"), "is not UTF-8"),
         (attribute("clip_id", "../b"), "'..' as a folder"),
         (attribute("clip_id", ""), "cannot be the id"),
-        (attribute("clip_id", h5py.Empty("f4")), "a text is expected"),
-        (attribute("clip_id", np.ones(4)), "a text is expected"),
+        (attribute("clip_id", h5py.Empty("f4")), "must be a text"),
+        (attribute("clip_id", np.ones(4)), "must be a text"),
         (attribute("amex_spec", "null"), "does not describe a stream"),
-        (attribute("amex_spec", 5), "a text is expected"),
+        (attribute("amex_spec", 5), "must be a text"),
         (attribute("amex_spec", DEEP[:3000]), "nested more than"),
-        (attribute("amex_spec", spec_of(shape=[4])), "float32[entries, 4] is expected"),
-        (attribute("amex_spec", spec_of(dtype="float64")), "float64[entries, 3] is expected"),
+        (attribute("amex_spec", spec_of(shape=[4])), "must be float32[entries, 4]"),
+        (attribute("amex_spec", spec_of(dtype="float64")), "must be float64[entries, 3]"),
         (attribute("amex_spec", spec_of(shape=None)), "cannot be read as hdf5"),
         (attribute("amex_spec", spec_of(times=True)), "has no times"),
-        (attribute("amex_spec", spec_of(arrays={"../../x": {"shape": [], "dtype": "float32"}})), "no array of rows"),
+        (attribute("amex_spec", spec_of(arrays={"../../x": {"shape": [], "dtype": "float32"}})), "unknown array"),
         (attribute("amex_spec", spec_of(x=float("nan"))), "not JSON compliant"),
-        (attribute("amex_stream", 5), "a text is expected"),
+        (attribute("amex_stream", 5), "must be a text"),
     ],
 )  # fmt: skip
 def test_hostile_hdf5_is_refused_from_its_headers(
@@ -193,7 +193,7 @@ def test_hostile_hdf5_is_refused_from_its_headers(
 
 
 def npy(shape: str, descr: str = "<f4", version: tuple[int, int] = (1, 0), data: bytes = bytes(72)) -> bytes:
-    """A .npy file with whatever shape its header says."""
+    """Return a .npy file with any text as the shape in its header."""
     header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     length = struct.pack("<H" if version[0] == 1 else "<I", len(header))
     return b"\x93NUMPY" + bytes(version) + length + header + data
@@ -202,22 +202,22 @@ def npy(shape: str, descr: str = "<f4", version: tuple[int, int] = (1, 0), data:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (npy("(-6, 3)"), "a shape which no array has"),
-        (npy("(6, -3)"), "a shape which no array has"),
-        (npy(f"(6, {'1' * 400})"), "a shape which no array has"),
+        (npy("(-6, 3)"), "an impossible shape"),
+        (npy("(6, -3)"), "an impossible shape"),
+        (npy(f"(6, {'1' * 400})"), "an impossible shape"),
         (npy(f"(6, {'1' * 5000})"), "cannot be read as npy"),
-        (npy("(6, 4611686018427387904, 8)"), "a shape which no array has"),
-        (npy(f"(6, {10**12})"), "breaks off"),
-        (npy("()"), "features are floats"),
-        (npy("(True, 3)"), "a shape which no array has"),
-        (npy("(6, 0)"), "no stream can hold"),
+        (npy("(6, 4611686018427387904, 8)"), "an impossible shape"),
+        (npy(f"(6, {10**12})"), "ends early"),
+        (npy("()"), "features must be floats"),
+        (npy("(True, 3)"), "an impossible shape"),
+        (npy("(6, 0)"), "a stream cannot store"),
         (npy("(" * 300 + "6" + ",)" * 300), "cannot be read as npy"),
-        (npy("(6, 3)", "|V0"), "a shape which no array has"),
+        (npy("(6, 3)", "|V0"), "an impossible shape"),
         (npy("(6, 3)", "|O"), "Python objects"),
-        (npy("(6, 3)", "<c8", data=bytes(144)), "features are floats"),
-        (npy("(6, 3)", "<f16", data=bytes(288)), "no stream can hold"),
+        (npy("(6, 3)", "<c8", data=bytes(144)), "features must be floats"),
+        (npy("(6, 3)", "<f16", data=bytes(288)), "a stream cannot store"),
         (npy("(6, 3)", version=(9, 9)), "version (9, 9)"),
-        (npy("(6, 3)", data=bytes(71)), "breaks off: float32[6, 3] are 72 bytes, 71 are there"),
+        (npy("(6, 3)", data=bytes(71)), "ends early: float32[6, 3] needs 72 bytes, but has 71"),
         (b"\x93NUMPY\x01\x00\x10\x27" + b"(" * 10_000, "cannot be read as npy"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\xff", "cannot be read as npy"),
         (b"", "cannot be read as npy"),
@@ -240,36 +240,36 @@ RAGGED: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"offsets": np.array(5)}, "offsets is int64[], no list"),
-        ({"offsets": np.array([0.0, np.nan, 4, 6])}, "no list"),
-        ({"offsets": np.array([], int)}, "never fall"),
-        ({"offsets": np.array([0, 5, 4, 6])}, "never fall"),
-        ({"offsets": np.array([0, 2**63 - 1, -(2**63), 6])}, "never fall"),
-        ({"offsets": np.array([0, 1, 4, 2**64 - 1], np.uint64)}, "by the offsets it is 18446744073709551615"),
-        ({"clip_ids": np.array("a")}, "no list"),
-        ({"clip_ids": np.array([1.0, 2, 3])}, "no list"),
+        ({"offsets": np.array(5)}, "offsets is int64[], not a list"),
+        ({"offsets": np.array([0.0, np.nan, 4, 6])}, "not a list"),
+        ({"offsets": np.array([], int)}, "never decrease"),
+        ({"offsets": np.array([0, 5, 4, 6])}, "never decrease"),
+        ({"offsets": np.array([0, 2**63 - 1, -(2**63), 6])}, "never decrease"),
+        ({"offsets": np.array([0, 1, 4, 2**64 - 1], np.uint64)}, "the offsets require 18446744073709551615"),
+        ({"clip_ids": np.array("a")}, "not a list"),
+        ({"clip_ids": np.array([1.0, 2, 3])}, "not a list"),
         ({"clip_ids": np.array([None, "b", "c"], object)}, "Python objects"),
         ({"clip_ids": np.array([b"a", b"\xff", b"c"])}, "cannot be read as npy"),
         ({"clip_ids": np.array(["a", "", "c"])}, "cannot be the id"),
         ({"clip_ids": np.array(["a", "\ud800", "c"])}, "cannot be the id"),
         ({"clip_ids": np.array(["a", "b"])}, "3 rows for 2 clips"),
-        ({"clip_ids": np.array(["a", "b", "a"])}, "there more than once: 'a'"),
-        ({"values": np.array(1.0)}, "no stream can hold"),
-        ({"values": np.ones((6, 3), int)}, "no stream can hold"),
-        ({"values": np.full((6, 3), "a")}, "no stream can hold"),
-        ({"values": np.ones((6, 0), np.float32)}, "no stream can hold"),
-        ({"times": np.ones(6)}, "float64[entries, 2] is expected"),
-        ({"times": np.full((6, 2), "a")}, "float64[entries, 2] is expected"),
-        ({"scores": np.full(6, "a")}, "no stream can hold"),
-        ({"zork": np.ones(6)}, "no array of rows is called 'zork'"),
+        ({"clip_ids": np.array(["a", "b", "a"])}, "duplicates: 'a'"),
+        ({"values": np.array(1.0)}, "a stream cannot store"),
+        ({"values": np.ones((6, 3), int)}, "a stream cannot store"),
+        ({"values": np.full((6, 3), "a")}, "a stream cannot store"),
+        ({"values": np.ones((6, 0), np.float32)}, "a stream cannot store"),
+        ({"times": np.ones(6)}, "must be float64[entries, 2]"),
+        ({"times": np.full((6, 2), "a")}, "must be float64[entries, 2]"),
+        ({"scores": np.full(6, "a")}, "a stream cannot store"),
+        ({"zork": np.ones(6)}, "unknown array 'zork'"),
     ],
 )
-def test_arrays_of_an_npz_that_do_not_fit_are_refused(changed: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_inconsistent_arrays_of_an_npz_are_refused(changed: dict[str, Any], words: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", **{**RAGGED, **changed})
     assert words in refused(tmp_path, tmp_path / "f.npz")
 
 
-def test_texts_and_whole_numbers_are_ids(tmp_path: Path) -> None:
+def test_texts_and_integers_are_valid_ids(tmp_path: Path) -> None:
     for number, ids in enumerate(([1, 2, 3], [b"1", b"2", b"3"])):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -291,13 +291,15 @@ def bomb(path: Path) -> None:
         info.compress_type, info.file_size = zipfile.ZIP_DEFLATED, len(header) + 1200 * 10**6
 
 
-def test_a_zip_bomb_is_refused_before_it_is_unpacked_and_taken_when_asked_for(tmp_path: Path) -> None:
+def test_a_zip_bomb_is_refused_before_unpacking_unless_allowed(tmp_path: Path) -> None:
     bomb(tmp_path / "f.npz")
     tracemalloc.start()
-    said = refused(tmp_path, tmp_path / "f.npz")
+    message = refused(tmp_path, tmp_path / "f.npz")
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
-    assert "holds 1.2 GB in 0.001 GB of files, and up to 1.0 GB are read: if that is right, say --max-gb 2" in said
+    assert (
+        "unpacks to 1.2 GB from 0.001 GB of files; the limit is 1.0 GB: if the size is right, use --max-gb 2" in message
+    )
     np.savez_compressed(tmp_path / "small.npz", x=np.zeros((1, 30, 100), np.float32))
     described = write_lines(tmp_path / "c.jsonl", {"video": "a"})
     more = ("--captions", described, "--max-gb")
@@ -314,7 +316,7 @@ def member(name: str, compression: int = zipfile.ZIP_DEFLATED) -> Callable[[Path
 
 
 def patched(offset: int, value: bytes, at: bytes) -> Callable[[Path], None]:
-    """An npz file with other bytes after its last signature ``at``."""
+    """Change the bytes after the last signature ``at`` of an npz file."""
 
     def make(path: Path) -> None:
         np.savez(path, x=np.arange(18, dtype=np.float32).reshape(6, 3))
@@ -334,7 +336,7 @@ def patched(offset: int, value: bytes, at: bytes) -> Callable[[Path], None]:
         (member("x.npy", zipfile.ZIP_BZIP2), "save it with np.savez"),
         (patched(8, b"\x01", b"PK\x01\x02"), "encrypted"),
         (patched(10, b"\x61", b"PK\x01\x02"), "save it with np.savez"),
-        (patched(24, b"\x64", b"PK\x01\x02"), "CRC-32"),  # it says to be shorter
+        (patched(24, b"\x64", b"PK\x01\x02"), "CRC-32"),  # the header has a smaller size
         (patched(50, b"\xff", b"'shape'"), "CRC-32"),
         (lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)), "no array of features"),
         (lambda path: path.write_bytes(b"not a zip"), "not a zip file"),
@@ -388,21 +390,21 @@ def labelled(kind: type) -> str:
     ("second", "words"),
     [
         (image("2", boxes=5), "f.tsv:2 cannot be read: features has 16 numbers for 5 boxes"),
-        (image("2", boxes="1" * 400), "num_boxes is '11111111111111111111', a count is expected"),
-        (image("2", boxes="1" * 5000), "a count is expected"),
-        (image("2", boxes=-2), "a count is expected"),
-        (image("2", boxes="2.0"), "a count is expected"),
-        (image("2", width=2**31), "a count is expected"),
+        (image("2", boxes="1" * 400), "num_boxes is '11111111111111111111', but must be a count"),
+        (image("2", boxes="1" * 5000), "must be a count"),
+        (image("2", boxes=-2), "must be a count"),
+        (image("2", boxes="2.0"), "must be a count"),
+        (image("2", width=2**31), "must be a count"),
         (image("2", values="!!!"), "f.tsv:2 cannot be read: Only base64"),
         (image("2", values="AAA"), "f.tsv:2 cannot be read: Incorrect padding"),
         (image("2", values=b64(np.ones(15, np.float32))), "15 numbers for 2 boxes"),
         (image("2", values=b64(np.ones(3, np.int8))), "multiple of element size"),
         (image("2", where=""), "boxes has 0 numbers for 2 boxes"),
-        (image("2", values=""), "features of lengths [0, 8]"),
-        (image(), "there more than once: '1'"),
+        (image("2", values=""), "features have the lengths [0, 8]"),
+        (image(), "duplicates: '1'"),
         (image(""), "cannot be the id"),
         (labelled(np.int32), "10 columns after lines of 6"),
-        ("\0" * 3000, "1 columns"),
+        ("\0" * 3000, "1 column"),
         ("\ud800", "f.tsv:2 cannot be read"),
     ],
 )
@@ -411,17 +413,19 @@ def test_hostile_tsv_names_the_line(second: str, words: str, tmp_path: Path) -> 
     assert words in refused(tmp_path, tmp_path / "f.tsv")
 
 
-@pytest.mark.parametrize(("kind", "words"), [(np.int32, "objects_id has 1 numbers"), (np.int64, "32 bits do not hold")])
-def test_labels_are_whole_numbers_that_a_stream_can_hold(kind: type, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"), [(np.int32, "objects_id has 1 numbers"), (np.int64, "do not fit into 32 bits")]
+)
+def test_labels_must_fit_into_32_bits(kind: type, words: str, tmp_path: Path) -> None:
     (tmp_path / "f.tsv").write_text(labelled(kind))
     assert words in refused(tmp_path, tmp_path / "f.tsv")
 
 
-def test_images_with_many_boxes_do_not_blow_up_all_others(tmp_path: Path) -> None:
+def test_padding_to_many_boxes_is_limited(tmp_path: Path) -> None:
     many = image("0", boxes=100_000, where=b64(np.ones((100_000, 4), "f4")), values=b64(np.ones(100_000, "f4")))
     one = (image(str(i), boxes=1, where=b64(np.ones(4, "f4")), values=b64(np.ones(1, "f4"))) for i in range(1, 3000))
     (tmp_path / "f.tsv").write_text("\n".join((many, *one)))
-    assert "say --max-gb 7" in refused(tmp_path, tmp_path / "f.tsv")
+    assert "use --max-gb 7" in refused(tmp_path, tmp_path / "f.tsv")
 
 
 def test_an_image_without_objects_is_a_row_without_objects(tmp_path: Path) -> None:
@@ -440,14 +444,14 @@ def test_an_image_without_objects_is_a_row_without_objects(tmp_path: Path) -> No
     ("change", "words"),
     [
         (("ref_captions.json", DEEP), "nested more than"),
-        (("ref_captions.json", "[]"), "no table"),
+        (("ref_captions.json", "[]"), "not an object"),
         (("ref_captions.json", '{"c":"one text"}'), "the captions of 'c'"),
         (("ref_captions.json", '{"c":[5]}'), "the captions of 'c'"),
-        (("trn_names.npy", np.array("a/1")), "no list"),
+        (("trn_names.npy", np.array("a/1")), "not a list"),
         (("trn_names.npy", np.array(["a/1", None], object)), "Python objects"),
-        (("trn_names.npy", np.array(["a/1", "a_1"])), "'a/1' and 'a_1' would have one dataset"),
-        (("trn_names.npy", np.array(["c"])), "'c' is in the split train already"),
-        (("val_ft.hdf5", "c"), "there more than once: 'c'"),
+        (("trn_names.npy", np.array(["a/1", "a_1"])), "'a/1' and 'a_1' would share one dataset"),
+        (("trn_names.npy", np.array(["c"])), "'c' is already in the split train"),
+        (("val_ft.hdf5", "c"), "duplicates: 'c'"),
         (("val_ft.hdf5", b"no hdf5"), "val_ft.hdf5 cannot be read as hdf5"),
     ],
 )  # fmt: skip
@@ -471,7 +475,7 @@ def test_hostile_folders_of_hgr_are_refused(change: tuple[str, Any], words: str,
     assert words in refused(tmp_path, root)
 
 
-# --- what the numbers say --------------------------------------------------------------------------------------------
+# --- Values ---------------------------------------------------------------------------------------------------------
 
 
 def test_duplicate_ids_are_named_whatever_the_format(tmp_path: Path) -> None:
@@ -479,12 +483,12 @@ def test_duplicate_ids_are_named_whatever_the_format(tmp_path: Path) -> None:
         for name in "abcd":
             file[name] = VALUES
             file[name].attrs["clip_id"] = "same" if name < "d" else "other"
-    assert "every clip needs an id of its own; there more than once: 'same'" in refused(tmp_path, tmp_path / "f.h5")
+    assert "clip ids must be unique; duplicates: 'same'" in refused(tmp_path, tmp_path / "f.h5")
     np.save(tmp_path / "f.npy", np.zeros((20, 3), np.float32))
     described = write_lines(tmp_path / "c.jsonl", *({"video": f"v{i // 2}"} for i in range(20)))
     result = amex("features", "import", tmp_path / "f.npy", "--captions", described, "--store", tmp_path / "s.zarr")
     assert result.exit_code == 1
-    assert "c.jsonl:2: clip 'v0' is named a second time, first at" in result.output
+    assert "c.jsonl:2: duplicate clip 'v0', first at" in result.output
     with pytest.raises(ImportProblem, match="'v0', 'v1', 'v2', 'v3', 'v4' and 5 more"):
         find_sources(tmp_path / "f.npy", "npy", [f"v{i // 2}" for i in range(20)])
 
@@ -497,9 +501,7 @@ def test_duplicate_ids_are_named_whatever_the_format(tmp_path: Path) -> None:
         ((2, 1), "ends before it starts"),
     ],
 )
-def test_times_that_are_none_are_refused_even_if_nan_is_allowed(
-    times: tuple[float, float], words: str, tmp_path: Path
-) -> None:
+def test_invalid_times_are_refused_even_with_allow_nan(times: tuple[float, float], words: str, tmp_path: Path) -> None:
     changed = RAGGED["times"].copy()
     changed[2] = times
     np.savez(tmp_path / "f.npz", **{**RAGGED, "times": changed})
@@ -513,9 +515,7 @@ def test_times_that_are_none_are_refused_even_if_nan_is_allowed(
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("array", ["values", "scores"])
-def test_features_that_are_no_numbers_are_named_and_taken_when_asked_for(
-    bad: float, array: str, tmp_path: Path
-) -> None:
+def test_nan_features_are_refused_unless_allowed(bad: float, array: str, tmp_path: Path) -> None:
     arrays = {**RAGGED, "scores": np.ones((6, 3), np.float32)}
     arrays[array] = arrays[array].copy()
     arrays[array][4, 1] = bad
@@ -527,7 +527,7 @@ def test_features_that_are_no_numbers_are_named_and_taken_when_asked_for(
     assert np.array_equal(stream.read(["a", "b", "c"]).arrays[array], arrays[array], equal_nan=True)
 
 
-def test_an_import_that_breaks_off_says_what_is_there_and_goes_on_when_asked_again(
+def test_an_interrupted_import_reports_its_progress_and_can_be_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = np.random.default_rng(0).standard_normal((30, 4, 16)).astype(np.float32)
@@ -542,15 +542,15 @@ def test_an_import_that_breaks_off_says_what_is_there_and_goes_on_when_asked_aga
         "clip 'v20' has nan in row 2 of values; --allow-nan imports it; 16 clips before it are imported"
         in result.output
     )
-    there = open_store(tmp_path / "s.zarr")["f"]
-    assert list(there) == [f"v{i}" for i in range(16)]
-    assert np.array_equal(there.read(list(there)).values, values[:16].reshape(-1, 16))
-    assert "14 clips imported, 16 were there" in amex(*command, "--allow-nan").output
-    whole = open_store(tmp_path / "s.zarr")["f"]
-    assert np.array_equal(whole.read([f"v{i}" for i in range(30)]).values, values.reshape(-1, 16), equal_nan=True)
+    reread = open_store(tmp_path / "s.zarr")["f"]
+    assert list(reread) == [f"v{i}" for i in range(16)]
+    assert np.array_equal(reread.read(list(reread)).values, values[:16].reshape(-1, 16))
+    assert "14 clips imported, 16 existed already" in amex(*command, "--allow-nan").output
+    opened = open_store(tmp_path / "s.zarr")["f"]
+    assert np.array_equal(opened.read([f"v{i}" for i in range(30)]).values, values.reshape(-1, 16), equal_nan=True)
 
 
-# --- some rows alone -------------------------------------------------------------------------------------------------
+# --- Selected rows ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["npy", "npz", "compressed", "ragged"])
@@ -566,8 +566,8 @@ def test_any_rows_can_be_imported_alone_in_any_order(
     if form == "npy":
         np.save(path, values)
     else:
-        whole = {"values": values, "offsets": offsets} if form == "ragged" else {"x": values}
-        (np.savez_compressed if form == "compressed" else np.savez)(path, **whole)
+        complete = {"values": values, "offsets": offsets} if form == "ragged" else {"x": values}
+        (np.savez_compressed if form == "compressed" else np.savez)(path, **complete)
     (source,) = find_sources(path, "auto", {row: f"v{row}" for row in rows})
     read = {clip.clip_id: clip.arrays["values"] for clip in source.clips()}
     assert list(read) == list(source.ids) == [f"v{row}" for row in sorted(rows)]
@@ -575,7 +575,7 @@ def test_any_rows_can_be_imported_alone_in_any_order(
         assert np.array_equal(read[f"v{row}"], values[offsets[row] : offsets[row + 1]])
 
 
-def test_the_field_row_picks_rows_and_the_manifest_names_only_those(tmp_path: Path) -> None:
+def test_the_field_row_selects_rows(tmp_path: Path) -> None:
     values = np.arange(30, dtype=np.float32).reshape(10, 3)
     np.save(tmp_path / "f.npy", values)
     described = write_lines(tmp_path / "c.jsonl", {"video": "b", "row": 7}, {"video": "a", "row": 2})
@@ -588,24 +588,27 @@ def test_the_field_row_picks_rows_and_the_manifest_names_only_those(tmp_path: Pa
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ([{"video": "a", "row": 3}], "has 3 rows, 0 to 2; clip 'a' is said to be row 3"),
-        ([{"video": "a"}, {"video": "b"}], "3 rows for 2 clips: only lines of --captions that say their row"),
+        ([{"video": "a", "row": 3}], "has 3 rows, 0 to 2; --captions has clip 'a' in row 3"),
+        (
+            [{"video": "a"}, {"video": "b"}],
+            "3 rows for 2 clips: to import some of them, --captions needs the field row",
+        ),
         ([{"video": name} for name in "abcd"], "3 rows for 4 clips"),
     ],
 )
-def test_rows_that_are_not_there_or_not_told_are_refused(lines: list[Any], words: str, tmp_path: Path) -> None:
+def test_missing_or_unspecified_rows_are_refused(lines: list[Any], words: str, tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", np.zeros((3, 2), np.float32))
     assert words in refused(tmp_path, tmp_path / "f.npy", "--captions", write_lines(tmp_path / "c.jsonl", *lines))
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".npy", "pipe.npy"])
-def test_what_is_no_file_is_refused_without_waiting(name: str, tmp_path: Path) -> None:
+def test_pipes_and_devices_are_refused_immediately(name: str, tmp_path: Path) -> None:
     if name == "pipe.npy":
         os.mkfifo(tmp_path / name)
     refused(tmp_path, tmp_path / name)
 
 
-def test_a_store_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_created_is_a_one_line_error(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", **RAGGED)
     for store in (tmp_path / ("s" * 300), tmp_path / "f.npz" / "s.zarr"):
         result = amex("features", "import", tmp_path / "f.npz", "--store", store)
@@ -613,7 +616,7 @@ def test_a_store_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         assert f"Error: {store}" in result.output
 
 
-def test_a_disk_that_is_full_ends_an_import_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_an_import_with_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["clip"] = np.ones((3, 4), "float32")
 

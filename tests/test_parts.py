@@ -1,4 +1,4 @@
-"""Parts are minutes of work whose rows fit in memory, and where they are cut depends on nothing that a run has done."""
+"""Parts are minutes of work whose rows fit in memory, and the cuts do not depend on finished clips."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ work = st.tuples(st.floats(0, 2000), st.floats(0, 2 * plan.PART_BYTES))
 
 
 @given(st.dictionaries(st.text(max_size=3), work, min_size=1, max_size=30), st.floats(0.5, 30))
-def test_parts_keep_both_bounds_and_no_two_of_them_could_have_been_one(
+def test_parts_stay_within_both_bounds_and_no_two_fit_in_one(
     videos: dict[str, tuple[float, float]], minutes: float
 ) -> None:
     parts = list(plan._parts(videos, minutes))
@@ -46,7 +46,7 @@ def test_parts_keep_both_bounds_and_no_two_of_them_could_have_been_one(
 
 @pytest.fixture(scope="module")
 def sized(tmp_path_factory: pytest.TempPathFactory) -> VideoFinder:
-    """A folder of 40 files that are as large as videos of a minute to half an hour, and empty."""
+    """A folder of 40 sparse files with the sizes of videos of one minute to half an hour."""
     folder = tmp_path_factory.mktemp("sized")
     for number in range(40):
         with (folder / f"v{number:02d}.mp4").open("wb") as file:
@@ -55,14 +55,14 @@ def sized(tmp_path_factory: pytest.TempPathFactory) -> VideoFinder:
 
 
 @given(done=st.sets(st.integers(0, 79)))
-def test_what_is_done_moves_no_cut(sized: VideoFinder, done: set[int]) -> None:
+def test_finished_clips_do_not_move_the_cuts(sized: VideoFinder, done: set[int]) -> None:
     clips = []
-    for number in range(40):  # of each video a short clip and all of it
+    for number in range(40):  # a short clip and the whole video
         clips.append(Clip(clip_id=str(2 * number), video=f"v{number:02d}", start=0, end=10))
         clips.append(Clip(clip_id=str(2 * number + 1), video=f"v{number:02d}"))
 
     class Some:
-        """In place of a stream: it has the clips in ``done``."""
+        """Replaces a stream that contains the clips in ``done``."""
 
         replaced = frozenset()
 
@@ -79,15 +79,15 @@ def test_what_is_done_moves_no_cut(sized: VideoFinder, done: set[int]) -> None:
         )
         return [[clip.clip_id for video in part.videos for clip in video.clips] for part in parts]
 
-    whole = cut(None)
-    assert 10 < len(whole) < 40
-    left = [[clip_id for clip_id in part if int(clip_id) not in done] for part in whole]
+    all_parts = cut(None)
+    assert 10 < len(all_parts) < 40
+    left = [[clip_id for clip_id in part if int(clip_id) not in done] for part in all_parts]
     assert cut(Some()) == [part for part in left if part]
-    assert sorted(part for number in range(3) for part in cut(None, number, 3)) == sorted(whole)
+    assert sorted(part for number in range(3) for part in cut(None, number, 3)) == sorted(all_parts)
 
 
 def test_rows_are_bounded_too(sized: VideoFinder) -> None:
-    """A minute of 36 objects in every frame is 133 MB of rows: minutes alone would make one part of ten clips."""
+    """A minute with 36 objects per frame is 133 MB of rows; minutes alone would make one part of ten clips."""
     clips = [Clip(clip_id=str(number), video=f"v{number:02d}", start=0, end=60) for number in range(10)]
 
     class Objects:
@@ -99,10 +99,10 @@ def test_rows_are_bounded_too(sized: VideoFinder) -> None:
     assert [len(part.videos) for part in parts] == [max(1, int(plan.PART_BYTES // rows))] * len(parts)
 
 
-def test_an_interrupted_run_of_long_clips_keeps_those_that_are_finished(
+def test_an_interrupted_run_of_long_clips_keeps_the_finished_ones(
     tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six clips make one group. They are expected to be long, so that each is a part."""
+    """Six clips are one group. Their files are so large that each becomes a part."""
     videos, manifest = tmp_path / "videos", tmp_path / "m.jsonl"
     videos.mkdir()
     lines = []
@@ -127,22 +127,22 @@ def test_an_interrupted_run_of_long_clips_keeps_those_that_are_finished(
         TINY, TINY, device="cpu", precision=choose_precision("auto", "cpu"), weights="random:0", options=settings
     )
     watcher.start()
-    given = {"store": store, "videos": videos, "device": "cpu", "workers": 1, "display": NoDisplay()}
+    options = {"store": store, "videos": videos, "device": "cpu", "workers": 1, "display": NoDisplay()}
     with pytest.raises(KeyboardInterrupt):
-        job.extract(read_manifest(manifest), [stream], cluster=cluster, **given)
+        job.extract(read_manifest(manifest), [stream], cluster=cluster, **options)
     watcher.join()
-    kept = len(open_store(store)[TINY])
-    assert 1 <= kept < 6
-    assert compute(videos, store, cluster, manifest)["report"]["clips"] <= 6 - kept
+    done = len(open_store(store)[TINY])
+    assert 1 <= done < 6
+    assert compute(videos, store, cluster, manifest)["report"]["clips"] <= 6 - done
     assert tree(store) == tree(tmp_path / "whole.zarr")
 
 
-def test_parts_are_larger_where_a_gpu_computes_them_unless_a_user_says_how_large() -> None:
+def test_parts_are_larger_on_a_gpu_unless_the_user_sets_the_size() -> None:
     assert part_bounds("cpu", None, None) == (64, 5.0)
     assert part_bounds("cuda", None, None) == part_bounds("cuda:1", None, None) == (1024, 60.0)
     assert part_bounds("cuda", 7, 0.5) == (7, 0.5)
 
 
-def test_runs_that_share_a_manifest_cut_it_alike_whatever_they_run_on() -> None:
+def test_runs_that_share_a_manifest_cut_it_equally_on_every_device() -> None:
     on_gpu, on_cpu = (part_bounds(device, None, None, partitioned=True)[0] for device in ("cuda", "cpu"))
     assert on_gpu == on_cpu == 64

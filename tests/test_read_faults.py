@@ -1,4 +1,4 @@
-"""Readers meet damaged shards, threads, forks and an object store that fails: right rows, or an error that says where.
+"""Damaged shards, threads, forks and failing object stores give correct rows or an error that names the place.
 
 A clip that cannot be read is never zeros, another clip's rows, or half of its own.
 """
@@ -45,7 +45,7 @@ CLIPS = [f"clip{number}" for number in range(12)]
 
 
 def rows_of(number: int, values: str = "dense", width: int = 64, rows: int | None = None) -> ClipRows:
-    """A clip of 0, 7, 14, ... 35 rows, so that both parts have as many; rare numbers are worth compressing."""
+    """Return clips of 0, 7, 14, ... 35 rows, so both parts have equally many. Sparse values are compressed."""
     generator = np.random.default_rng([number, width])
     rows = number % 6 * 7 if rows is None else rows
     dense = generator.standard_normal((rows, width), np.float32)
@@ -69,7 +69,7 @@ def is_right(stream: Stream, clip: ClipRows) -> bool:
 
 
 def right_or_error(check: Callable[[], bool]) -> str:
-    """Checks rows that are read; returns the error's text if they cannot be, and nothing if they are right."""
+    """Read rows and compare them. Return the error text if reading fails; an empty text if the rows are correct."""
     try:
         assert check()
     except AmexError as error:
@@ -79,7 +79,7 @@ def right_or_error(check: Callable[[], bool]) -> str:
 
 @pytest.fixture(scope="module", params=["dense", "rare"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, ClipRows]]:
-    """A store of two parts, each of several files an array; and what is in it. Dense numbers are not compressed."""
+    """Return a store with two parts of several files per array, and its content. Dense values are not compressed."""
     clips = {part: [rows_of(number, request.param) for number in numbers] for part, numbers in PARTS.items()}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shards, "CHUNK_BYTES", 2 << 10)
@@ -91,7 +91,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def files_of(store: Path, part: str) -> list[Path]:
-    """The shards of a part's rows."""
+    """Return the shards of a part's rows."""
     return sorted(
         file
         for name in ("values", "times")
@@ -102,7 +102,7 @@ def files_of(store: Path, part: str) -> list[Path]:
 
 @contextlib.contextmanager
 def changed(file: Path, data: bytes | None) -> Iterator[None]:
-    """While a file has other content, or None: is not there."""
+    """Replace the content of a file in this context; None: the file is missing."""
     good = file.read_bytes()
     try:
         file.unlink() if data is None else file.write_bytes(data)
@@ -112,7 +112,7 @@ def changed(file: Path, data: bytes | None) -> Iterator[None]:
 
 
 def assert_right_or_named(store: Path, truth: Mapping[str, ClipRows], part: str) -> set[str]:
-    """Reads all clips alone and together, of new and known streams, and through Dask. Returns which are refused."""
+    """Read all clips singly, in batches and through Dask, from new and open streams. Return the refused reads."""
     stream = open_store(store)["s"]
     refused = set()
     for clip_id, clip in truth.items():
@@ -120,7 +120,7 @@ def assert_right_or_named(store: Path, truth: Mapping[str, ClipRows], part: str)
             assert f"part {part} of stream 's'" in error
             assert "\n" not in error
             refused.add(clip_id)
-            with pytest.raises(DamagedPart, match=part):  # whoever asks again is told again
+            with pytest.raises(DamagedPart, match=part):  # a second read raises again
                 is_right(stream, clip)
     assert not refused & {f"clip{number}" for name, numbers in PARTS.items() if name != part for number in numbers}
     fine = [clip_id for clip_id in truth if clip_id not in refused]
@@ -133,8 +133,8 @@ def assert_right_or_named(store: Path, truth: Mapping[str, ClipRows], part: str)
             with pytest.raises(DamagedPart, match=part):
                 stream.to_dask().compute(), stream.to_dask("times").compute()
     else:
-        whole = np.concatenate([clip.arrays["values"] for clip in truth.values()])
-        assert open_store(store)["s"].read(list(truth)).values.tobytes() == whole.tobytes()
+        complete = np.concatenate([clip.arrays["values"] for clip in truth.values()])
+        assert open_store(store)["s"].read(list(truth)).values.tobytes() == complete.tobytes()
     assert {damage.part for damage in verify(open_store(store)["s"]) if damage} == {part}
     return refused
 
@@ -145,7 +145,7 @@ REGIONS = ("chunk", "checksum of a chunk", "index", "checksum of the index")
 
 
 def region(data: bytes, chunks: int, name: str, pick: int) -> int:
-    """A byte's place in a region of a shard, as the index at its end tells."""
+    """Return a position in a region of a shard, from the index at its end."""
     index = np.frombuffer(data[-16 * chunks - 4 : -4], "<u8").reshape(chunks, 2)
     begin, length = index[index[:, 0] < 2**63][pick % int((index[:, 0] < 2**63).sum())].tolist()
     spans = {
@@ -172,7 +172,7 @@ def test_a_flipped_bit_anywhere_in_a_shard_is_an_error_or_harmless(
     data[region(bytes(data), layout["shard"] // layout["chunk"], where, pick)] ^= bits
     with changed(file, bytes(data)):
         refused = assert_right_or_named(store, truth, part)
-    if "index" not in where:  # an index that nobody needs can harm nobody
+    if "index" not in where:  # an index that is not read cannot cause an error
         assert refused
 
 
@@ -194,7 +194,7 @@ def test_a_shard_that_is_cut_off_overwritten_or_longer_is_an_error_or_harmless(
 
 
 @pytest.mark.parametrize("what", ["empty", "missing", "of zeros", "JSON"])
-def test_a_shard_that_is_not_there_is_an_error(made: tuple[Path, dict[str, ClipRows]], what: str) -> None:
+def test_a_missing_shard_is_an_error(made: tuple[Path, dict[str, ClipRows]], what: str) -> None:
     store, truth = made
     for file in files_of(store, "000000-x"):
         data = {"empty": b"", "of zeros": bytes(file.stat().st_size), "JSON": b"{}"}.get(what)
@@ -203,9 +203,9 @@ def test_a_shard_that_is_not_there_is_an_error(made: tuple[Path, dict[str, ClipR
     assert not [damage for damage in verify(open_store(store)["s"]) if damage]
 
 
-def test_a_shard_of_another_place_is_an_error_or_found_by_verify(tmp_path: Path) -> None:
-    """One with other sizes is an error. One with the same sizes has sound checksums: that it belongs elsewhere, only
-    the sha256 of the commit record tells, which ``verify`` compares."""
+def test_a_swapped_shard_is_an_error_or_detected_by_verify(tmp_path: Path) -> None:
+    """A shard with other sizes is an error. A shard with equal sizes has valid checksums: only the sha256 in the
+    commit record shows that it is wrong, and ``verify`` compares it."""
     clips = {part: [rows_of(number) for number in numbers] for part, numbers in PARTS.items()}
     clips["000002-x"] = [rows_of(12, rows=1)]
     store = write(tmp_path / "s.zarr", clips)
@@ -220,8 +220,8 @@ def test_a_shard_of_another_place_is_an_error_or_found_by_verify(tmp_path: Path)
     assert not [damage for damage in verify(open_store(store)["s"]) if damage]
 
 
-def test_damage_that_comes_while_a_stream_is_open_is_an_error(made: tuple[Path, dict[str, ClipRows]]) -> None:
-    """Nothing that was read before is believed of the bytes that are read now."""
+def test_damage_of_an_open_stream_is_an_error(made: tuple[Path, dict[str, ClipRows]]) -> None:
+    """Every read checks its bytes, whatever was read before."""
     store, truth = made
     stream = open_store(store)["s"]
     assert all(is_right(stream, clip) for clip in truth.values())
@@ -253,10 +253,10 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_a_commit_record_whose_checksum_holds_is_no_reason_to_believe_it(
+def test_a_crafted_commit_record_with_a_valid_checksum_is_checked(
     made: tuple[Path, dict[str, ClipRows]], layout: dict[str, Any] | list[None] | None
 ) -> None:
-    """It may be another program's, or a later version's. What it says of an array never leads to wrong rows."""
+    """Another program or a later version may have written it. Its layouts never lead to wrong rows."""
     store, truth = made
     file = store / "s" / "commits" / "000001-x.json"
     record = json.loads(file.read_bytes())
@@ -272,7 +272,7 @@ def test_a_commit_record_whose_checksum_holds_is_no_reason_to_believe_it(
                 assert not error or "000001-x" in error
 
 
-def test_a_commit_record_with_fewer_than_no_rows_is_damaged(made: tuple[Path, dict[str, ClipRows]]) -> None:
+def test_a_commit_record_with_negative_rows_is_damaged(made: tuple[Path, dict[str, ClipRows]]) -> None:
     store, _ = made
     file = store / "s" / "commits" / "000001-x.json"
     record = json.loads(file.read_bytes())
@@ -300,8 +300,8 @@ def expected(truth: Mapping[str, ClipRows], clip_ids: Sequence[str]) -> list[byt
     return [*(array.tobytes() for array in arrays), offsets.tobytes()]
 
 
-def test_eight_threads_read_one_stream_at_once(made: tuple[Path, dict[str, ClipRows]]) -> None:
-    """From the first read on, where each may be the one that opens a part."""
+def test_eight_threads_read_one_stream_concurrently(made: tuple[Path, dict[str, ClipRows]]) -> None:
+    """The threads start before any part is open."""
     store, truth = made
     for _ in range(10):
         stream, begin = open_store(store)["s"], threading.Barrier(8)
@@ -314,8 +314,8 @@ def test_eight_threads_read_one_stream_at_once(made: tuple[Path, dict[str, ClipR
             assert all(pool.map(read, range(8)))
 
 
-def test_a_process_that_is_forked_while_threads_read_reads_on(made: tuple[Path, dict[str, ClipRows]]) -> None:
-    """As loaders of data are, and not once but in many moments of the reading."""
+def test_a_process_forked_during_reads_can_read(made: tuple[Path, dict[str, ClipRows]]) -> None:
+    """Fork many times during the reads, like data loaders."""
     store, truth = made
     stream, done = open_store(store)["s"], threading.Event()
     wrong: list[int] = []
@@ -351,7 +351,7 @@ def test_a_process_that_is_forked_while_threads_read_reads_on(made: tuple[Path, 
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_a_stream_goes_into_other_processes_however_they_start(
+def test_a_stream_can_be_sent_to_processes_of_any_start_method(
     made: tuple[Path, dict[str, ClipRows]], method: str
 ) -> None:
     store, truth = made
@@ -371,7 +371,7 @@ def gets(server: Server) -> list[str]:
 
 @pytest.fixture
 def remote(s3: str, server: Server) -> Callable[[int, int], tuple[Stream, list[ClipRows]]]:
-    """Makes a store in S3 of so many clips of 24 kB in parts of so many; gives its stream, newly opened."""
+    """Write a store to S3 with clips of 24 kB in several parts. Return its stream, newly opened."""
 
     def make(count: int, part: int) -> tuple[Stream, list[ClipRows]]:
         clips = [rows_of(number, width=256, rows=24) for number in range(count)]
@@ -383,22 +383,22 @@ def remote(s3: str, server: Server) -> Callable[[int, int], tuple[Stream, list[C
     return make
 
 
-def test_neighbours_in_s3_are_a_request_an_array(
+def test_adjacent_clips_in_s3_need_one_request_per_array(
     remote: Callable[[int, int], tuple[Stream, list[ClipRows]]], server: Server
 ) -> None:
     stream, clips = remote(128, 128)
     truth = {clip.clip_id: clip for clip in clips}
     ids = [clip.clip_id for clip in clips[30:94]]
     assert bytes_of(stream.read(ids)) == expected(truth, ids)
-    assert len(gets(server)) <= 3  # one tells that the part is the one of its commit record
+    assert len(gets(server)) <= 3  # one request verifies the identity of the part
     server.seen.clear()
     shuffled = random.Random(0).sample(ids, 64)
     assert bytes_of(stream.read(shuffled)) == expected(truth, shuffled)
     assert [path.rsplit("/c/")[0].rpartition("/")[2] for path in sorted(gets(server))] == ["times", "values"]
-    assert len(server.seen) == 2  # and nothing else is asked
+    assert len(server.seen) == 2  # no other request
 
 
-def test_clips_of_many_parts_in_s3_are_asked_for_together(
+def test_clips_of_many_parts_in_s3_are_requested_in_parallel(
     remote: Callable[[int, int], tuple[Stream, list[ClipRows]]], server: Server
 ) -> None:
     stream, clips = remote(64, 8)
@@ -423,7 +423,7 @@ def test_clips_of_many_parts_in_s3_are_asked_for_together(
 
 
 @pytest.mark.parametrize("status", [500, 503, 403, 404])
-def test_an_error_in_the_middle_of_a_batch_from_s3_is_asked_again_or_told(
+def test_an_error_during_a_batch_from_s3_is_retried_or_raised(
     remote: Callable[[int, int], tuple[Stream, list[ClipRows]]], server: Server, status: int
 ) -> None:
     stream, clips = remote(12, 4)
@@ -441,17 +441,17 @@ def test_an_error_in_the_middle_of_a_batch_from_s3_is_asked_again_or_told(
     assert "000004" in str(refused.value) if status == 404 else "/s.zarr" in str(refused.value)
     assert "\n" not in str(refused.value)
     server.trouble = lambda request: None
-    assert bytes_of(stream.read(ids)) == expected(truth, ids)  # what was refused is not remembered
+    assert bytes_of(stream.read(ids)) == expected(truth, ids)  # errors are not cached
 
 
 @pytest.mark.parametrize("harm", ["cut off", "shorter", "a flipped bit", "zeros", "another range", "empty", "late"])
-def test_a_wrong_answer_of_s3_is_never_rows(
+def test_a_wrong_answer_from_s3_is_never_returned_as_rows(
     remote: Callable[[int, int], tuple[Stream, list[ClipRows]]],
     server: Server,
     harm: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An answer that is wrong once, by a proxy in between; and one that is wrong always."""
+    """A proxy returns a wrong answer once, or always."""
     monkeypatch.setitem(S3_OPTIONS["config_kwargs"], "read_timeout", 1)
     stream, clips = remote(12, 4)
     truth = {clip.clip_id: clip for clip in clips}
@@ -459,7 +459,7 @@ def test_a_wrong_answer_of_s3_is_never_rows(
     assert bytes_of(stream.read(ids)) == expected(truth, ids)
 
     def harmed(body: bytes) -> tuple[bytes, int]:
-        """What is sent, and what is said to be its length."""
+        """Return the bytes to send and the announced length."""
         if harm == "late":
             threading.Event().wait(2)
         middle = len(body) // 2
@@ -474,7 +474,7 @@ def test_a_wrong_answer_of_s3_is_never_rows(
         }.get(harm, body)
         return sent, len(body) if harm == "cut off" else len(sent)
 
-    for times in (1,) if harm == "late" else (1, 10**6):  # who always is late is waited for, for minutes
+    for times in (1,) if harm == "late" else (1, 10**6):  # a server that is always late takes minutes
         left = itertools.repeat(harmed, times)
         server.harm = lambda request, left=left: next(left, None) if "/parts/000004." in request["PATH_INFO"] else None
         error = right_or_error(lambda: bytes_of(stream.read(ids)) == expected(truth, ids))

@@ -54,7 +54,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
 
 
 def random_bits(shape: tuple[int, ...], dtype: str, generator: np.random.Generator) -> np.ndarray:
-    """Any bits, so among floats also NaN with a payload, infinities, -0 and subnormal numbers."""
+    """Return random bits: floats include NaN with payload, infinities, -0 and subnormal numbers."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer(generator.bytes(size), dtype).reshape(shape)
 
@@ -66,19 +66,19 @@ def clip_of(clip_id: str, rows: int, spec: Mapping[str, Any], generator: np.rand
 
 
 def make(path: Path | str, output: Mapping[str, Any], parts: Sequence[Sequence[int]]) -> tuple[Any, list[ClipRows]]:
-    """A store of one stream with clips of so many rows in each part."""
+    """Return a store with one stream whose parts have clips with these numbers of rows."""
     store, spec, generator = create_store(path), {"network": "test", "output": output}, np.random.default_rng(0)
     declare_stream(store, "s", spec, {})
     clips = []
     for number, counts in enumerate(parts):
-        some = [clip_of(f"clip ü{number}-{place}", rows, spec, generator) for place, rows in enumerate(counts)]
-        write_part(store, "s", f"{number:06d}", spec=spec, clips=some, failures=[], run={})
-        clips += some
+        subset = [clip_of(f"clip ü{number}-{place}", rows, spec, generator) for place, rows in enumerate(counts)]
+        write_part(store, "s", f"{number:06d}", spec=spec, clips=subset, failures=[], run={})
+        clips += subset
     return store, clips
 
 
 def assert_all_agree(store: Path, clips: Sequence[ClipRows], readers: Mapping[str, Read]) -> None:
-    """That amex and each of the readers give the clips that were written, bit for bit."""
+    """Assert that amex and each other reader return the written clips bit for bit."""
     stream = open_store(store)["s"]
     of_rows, of_clips = row_arrays(stream.spec), clip_arrays(stream.spec)
     truth = {clip.clip_id: clip.arrays for clip in clips}
@@ -104,7 +104,7 @@ def assert_all_agree(store: Path, clips: Sequence[ClipRows], readers: Mapping[st
 
 @pytest.fixture(scope="module")
 def readers() -> Iterator[dict[str, Read]]:
-    """TensorStore in a process of its own."""
+    """Run TensorStore in a separate process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
 
         def elsewhere(folder: str, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -126,7 +126,7 @@ def test_four_readers_agree_bit_for_bit(kind: str, tmp_path: Path, readers: dict
     chunk=st.integers(1, 400),
     shard=st.integers(1, 1200),
 )
-def test_four_readers_agree_however_an_array_is_cut_into_chunks_and_files(
+def test_four_readers_agree_for_any_chunk_and_file_sizes(
     tmp_path_factory: pytest.TempPathFactory,
     readers: dict[str, Read],
     kind: str,
@@ -144,7 +144,7 @@ def test_four_readers_agree_however_an_array_is_cut_into_chunks_and_files(
 def test_four_readers_agree_on_rows_larger_than_a_chunk_and_arrays_of_several_files(
     tmp_path: Path, readers: dict[str, Read]
 ) -> None:
-    """As they are written: a row of 36 objects has 147 kB."""
+    """With the default sizes: a row of 36 objects has 147 kB."""
     output = {"shape": [36, 2048], "dtype": "float16", "arrays": {"boxes": {"shape": [36, 4], "dtype": "float32"}}}
     store, clips = make(tmp_path / "s.zarr", output, [[100, 0, 40]])
     assert len(list((store / "s").glob("parts/*/values/c/*/0/0"))) == 2
@@ -153,7 +153,7 @@ def test_four_readers_agree_on_rows_larger_than_a_chunk_and_arrays_of_several_fi
 
 @pytest.mark.parametrize("values", ["zeros", "few numbers"])
 def test_four_readers_agree_on_compressed_arrays(values: str, tmp_path: Path, readers: dict[str, Read]) -> None:
-    """Compression pays for these; they are cut so that a clip is in several chunks and files."""
+    """These arrays are compressed, and each clip is in several chunks and files."""
     spec = {"network": "test", "output": {"shape": [256], "dtype": "float32"}}
     store, generator = create_store(tmp_path / "s.zarr"), np.random.default_rng(0)
     declare_stream(store, "s", spec, {})
@@ -171,7 +171,7 @@ def test_four_readers_agree_on_compressed_arrays(values: str, tmp_path: Path, re
 
 
 def test_four_readers_agree_on_a_store_in_s3(s3: str) -> None:
-    """TensorStore has its own client; its process is started here, where the server's address is known."""
+    """TensorStore has its own S3 client, so its process starts here, with the address of the server."""
     store, clips = make(f"{s3}/a/s.zarr", OUTPUTS["objects"], [[3, 0, 8], [40]])
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
 

@@ -1,4 +1,4 @@
-"""Rows wait for their part in one copy, in the store's dtypes."""
+"""Until their part is written, rows are in memory once, in the store's dtypes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import encode
 
-from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part, shared_feeders
+from amex.extract.run import part
+from amex.extract.run.part import ClipTask, Job, PartTask, Report, VideoTask, run_part, shared_feeders
 from amex.extract.run.rows import RequestRows, RowsError, overflow_reason
 from amex.extract.video.sampling import Sampling
 from amex.features import create_store, declare_stream
@@ -34,7 +36,7 @@ LAYOUT = {
 
 
 def row_of(index: int) -> dict[str, np.ndarray]:
-    """A row as an encoder returns it."""
+    """Return a row like an encoder's."""
     rng = np.random.default_rng(index)
     return {
         "values": rng.standard_normal((3, 4), np.float32),
@@ -57,7 +59,7 @@ def test_rows_that_arrive_in_any_order_are_stored_in_order(count: int, seed: int
         rows_alone = rows.times if name == "times" else [row_of(index)[name] for index in range(count)]
         assert arrays[name].dtype == dtype
         assert np.array_equal(arrays[name], np.array(rows_alone, dtype).reshape(count, *shape))
-    assert all(rows.arrays()[name] is arrays[name] for name in LAYOUT if name != "times")  # clips share them
+    assert all(rows.arrays()[name] is arrays[name] for name in LAYOUT if name != "times")  # clips share the arrays
 
 
 def test_a_stream_without_times_has_none() -> None:
@@ -72,12 +74,12 @@ def test_a_stream_without_times_has_none() -> None:
     ("value", "reason"),
     [(1e5, "reaches 1e+05, more than float16 holds"), (np.nan, "is not finite"), (-np.inf, "is not finite")],
 )
-def test_a_feature_that_float16_cannot_hold_is_remembered_with_its_reason(value: float, reason: str) -> None:
+def test_a_feature_that_float16_cannot_hold_is_recorded_with_its_reason(value: float, reason: str) -> None:
     rows = RequestRows(LAYOUT, times=[(0.0, 1.0), (1.0, 2.0)])
     rows.put(1, {**row_of(1), "values": np.where(np.eye(3, 4) > 0, value, 0)})
     rows.put(0, row_of(0))
     assert rows.overflow == {1: reason}
-    with pytest.raises(RowsError, match="1 rows for 2 windows"):
+    with pytest.raises(RowsError, match="1 row for 2 windows"):
         rows.arrays()
 
 
@@ -104,13 +106,13 @@ def test_arrays_that_differ_from_the_spec_are_refused(change: dict[str, np.ndarr
 def test_arrays_in_use_are_never_moved() -> None:
     rows = RequestRows({"values": ((4,), "float32")}, times=[(0.0, 1.0)])
     rows.put(0, {"values": np.zeros(4)})
-    given = rows.arrays()
-    with pytest.raises(RowsError, match="given out already"):
+    stored = rows.arrays()
+    with pytest.raises(RowsError, match=r"put\(\) was called after arrays"):
         rows.put(1, {"values": np.zeros(4)})
-    assert given["values"].tolist() == [[0.0] * 4]
+    assert stored["values"].tolist() == [[0.0] * 4]
 
 
-def test_rows_need_no_torch() -> None:
+def test_rows_do_not_import_torch() -> None:
     program = "import sys, amex.extract.run.rows; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
@@ -122,8 +124,8 @@ from amex.extract.run.rows import RequestRows
 from amex.features import ClipRows, create_store, declare_stream, row_arrays, write_part
 
 def megabytes(line):
-    (found,) = (text for text in open("/proc/self/status") if text.startswith(line))
-    return int(found.split()[1]) / 1024
+    (status,) = (text for text in open("/proc/self/status") if text.startswith(line))
+    return int(status.split()[1]) / 1024
 
 shape = [36, 2048]
 arrays = {"boxes": {"shape": [36, 4], "dtype": "float32"}, "scores": {"shape": [36], "dtype": "float32"}}
@@ -141,20 +143,20 @@ for clip, windows in enumerate([700, *[30] * 23]):
         rows.put(index, {"values": noise[index % 8], **row})
     clips.append(ClipRows(clip_id=str(clip), arrays=rows.arrays()))
     size += sum(array.nbytes for array in clips[-1].arrays.values()) / 2**20
-held = megabytes("VmHWM") - before
+rows_held = megabytes("VmHWM") - before
 write_part(store, "s", "p", spec=spec, clips=clips, failures=[], run={})
-print(size, held, megabytes("VmHWM") - before)
+print(size, rows_held, megabytes("VmHWM") - before)
 """
 
 
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="only Linux tells how much memory a process has used"
 )
-def test_rows_and_their_writing_take_little_more_memory_than_the_rows(tmp_path: Path) -> None:
+def test_writing_rows_takes_little_more_memory_than_the_rows(tmp_path: Path) -> None:
     run = [sys.executable, "-c", MEMORY, str(tmp_path / "s.zarr")]
-    size, held, peak = map(float, subprocess.run(run, check=True, capture_output=True, timeout=300).stdout.split())
+    size, rows_held, peak = map(float, subprocess.run(run, check=True, capture_output=True, timeout=300).stdout.split())
     assert size > 190
-    assert held < 1.15 * size + 20
+    assert rows_held < 1.15 * size + 20
     assert peak < 1.5 * size
 
 
@@ -183,18 +185,20 @@ class ObjectsEverySecond:
         return Objects()
 
 
-def run_objects(folder: Path, seconds: int) -> int:
-    """Runs a part of one video; returns the number of its rows."""
+def run_objects(folder: Path, seconds: int, progress: Callable[[Report], None] = lambda report: None) -> int:
+    """Run a part of one video; return its number of rows."""
     video = encode(folder / "v.mp4", frames=seconds, codec="mpeg4", fps=1, width=64, height=48)
     store, plan = create_store(folder / "s.zarr"), ObjectsEverySecond()
     declare_stream(store, plan.name, plan.spec, {})
     clip = ClipTask(clip_id="a", video=video.name, start=None, end=None, attempt=1, streams=(0,))
     task = PartTask(index=0, videos=(VideoTask(path=Path(video.name), missing="", clips=(clip,)),))
-    return run_part(task, Job(store=store, videos=folder, streams=(plan,), texts=(), deadline=60)).rows
+    return run_part(
+        task, Job(store=store, videos=folder, streams=(plan,), texts=(), deadline=60), progress=progress
+    ).rows
 
 
 def test_a_worker_has_the_feeders_of_one_setting_at_a_time(tmp_path: Path) -> None:
-    """Workers of a cluster stay from run to run."""
+    """Workers of a cluster serve several runs."""
     job = Job(store=tmp_path, videos=tmp_path, streams=(), texts=(), deadline=61)
     feeders = shared_feeders(job, "cpu")
     feeders.start()
@@ -204,7 +208,21 @@ def test_a_worker_has_the_feeders_of_one_setting_at_a_time(tmp_path: Path) -> No
     assert not feeders.pids
 
 
-def test_rows_leave_memory_with_their_part(tmp_path: Path) -> None:
+def test_the_progress_keeps_its_rows_while_the_part_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[Report] = []
+    rows: list[int] = []
+    write_part = part.write_part
+
+    def write(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        rows.append(reports[-1].rows)
+        return write_part(*args, **kwargs)
+
+    monkeypatch.setattr(part, "write_part", write)
+    assert run_objects(tmp_path, 10, reports.append) == 10
+    assert rows == [10]
+
+
+def test_the_memory_of_rows_is_freed_with_their_part(tmp_path: Path) -> None:
     gc.collect()
     gc.disable()
     try:
@@ -229,8 +247,8 @@ print(rows, sum(int(text.partition("VmHWM:")[2].split()[0]) / 1024 for text in t
 
 @linux
 @pytest.mark.slow
-def test_two_hours_of_objects_stay_under_three_gigabytes(tmp_path: Path) -> None:
-    """A worker and its feeders; the rows alone are 1 GB."""
+def test_two_hours_of_objects_need_less_than_three_gigabytes(tmp_path: Path) -> None:
+    """The memory of a worker and its feeders; the rows alone are 1 GB."""
     run = [sys.executable, "-c", TWO_HOURS, str(tmp_path), str(Path(__file__).parent)]
     rows, peak = map(float, subprocess.run(run, check=True, capture_output=True, timeout=600).stdout.split())
     assert rows == 7200

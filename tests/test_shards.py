@@ -1,4 +1,4 @@
-"""The rows of a batch come from a few ranges of bytes, whatever lies where, and chunks are compressed where it pays."""
+"""A batch is read from few ranges of bytes, and chunks are compressed if that saves enough."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from amex.features import (
     shards,
     write_part,
 )
-from amex.features.shards import Joined, Layout, write_array
+from amex.features.shards import ConcatenatedArray, Layout, write_array
 from amex.storage import storage_at
 
-# Values, an array of one entry a clip, and one whose entries are single numbers.
+# Values, an array with one entry per clip, and an array of single numbers.
 SPEC = {
     "output": {
         "shape": [5, 3],
@@ -55,7 +55,7 @@ def clip_of(name: str, rows: int, generator: np.random.Generator, zeros: bool) -
     zeros=st.booleans(),
     data=st.data(),
 )
-def test_any_clips_in_any_order_read_as_they_were_written(
+def test_clips_are_read_back_in_any_order(
     tmp_path_factory: pytest.TempPathFactory,
     counts: list[list[int]],
     sizes: tuple[int, ...],
@@ -70,7 +70,7 @@ def test_any_clips_in_any_order_read_as_they_were_written(
         names = ("CHUNK_BYTES", "SHARD_BYTES", "PIECE_BYTES", "ASKED_BYTES", "ASKED")
         for name, size in zip(names, sizes, strict=True):
             patched.setattr(shards, name, size)
-        patched.setattr(shards, "LARGE_ENTRY", large)  # what is smaller is not compressed
+        patched.setattr(shards, "LARGE_ENTRY", large)  # smaller entries are not compressed
         for part, rows in enumerate(counts):
             clips = [clip_of(f"{part}-{index}", count, generator, zeros) for index, count in enumerate(rows)]
             write_part(store, "s", str(part), spec=SPEC, clips=clips, failures=[], run={})
@@ -89,7 +89,7 @@ def test_chunks_are_compressed_where_that_saves_a_quarter_and_entries_are_large(
     dense = np.abs(generator.normal(size=(300, 512))).astype("float16")
     sparse = dense * (generator.random((300, 512)) < 0.4).astype("float16")
     for name, array, zstd in (("dense", dense, False), ("sparse", sparse, True), ("times", np.zeros((300, 2)), False)):
-        layout, files = write_array(tmp_path, name, Joined(array.shape[1:], array.dtype, [array]))
+        layout, files = write_array(tmp_path, name, ConcatenatedArray(array.shape[1:], array.dtype, [array]))
         assert layout.zstd == zstd
         assert (files[f"{name}/c/0/0"]["bytes"] < 0.75 * array.nbytes) == zstd
         read = zarr.open_array(tmp_path / name, mode="r")
@@ -100,20 +100,20 @@ def test_chunks_are_compressed_where_that_saves_a_quarter_and_entries_are_large(
 def test_a_chunk_is_about_as_large_as_a_clip_and_a_shard_is_a_file_of_16_mb(tmp_path: Path) -> None:
     array = np.zeros((40_000, 512), "float16")
     array += np.random.default_rng(0).integers(0, 2**11, array.shape).astype("float16")
-    layout, files = write_array(tmp_path, "values", Joined((512,), array.dtype, [array[:7], array[7:]]))
+    layout, files = write_array(tmp_path, "values", ConcatenatedArray((512,), array.dtype, [array[:7], array[7:]]))
     assert layout == Layout(shape=(40_000, 512), dtype="float16", chunk=16, shard=16_384, zstd=False)
     assert sorted(files) == ["values/c/0/0", "values/c/1/0", "values/c/2/0", "values/zarr.json"]
     assert storage_at(tmp_path).sizes() == {name: file["bytes"] for name, file in files.items()}
 
 
-def test_a_file_that_is_not_what_was_sent_ends_the_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Path.write_bytes
-    monkeypatch.setattr(Path, "write_bytes", lambda path, data: kept(path, data + b"0"))
+def test_a_file_that_reads_back_differently_stops_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, data: original(path, data + b"0"))
     with pytest.raises(StoreError, match="x does not read back as it was written"):
         shards.write_file(tmp_path / "x", b"1" * shards.PIECE_BYTES)
 
 
-def test_clips_of_more_parts_than_files_may_be_open_are_read_at_once(tmp_path: Path) -> None:
+def test_a_batch_may_span_more_parts_than_the_limit_of_open_files(tmp_path: Path) -> None:
     spec = {"output": {"shape": [1], "dtype": "int64", "times": False}}
     store, limits = create_store(tmp_path / "s.zarr"), resource.getrlimit(resource.RLIMIT_NOFILE)
     declare_stream(store, "s", spec, {})
@@ -130,9 +130,7 @@ def test_clips_of_more_parts_than_files_may_be_open_are_read_at_once(tmp_path: P
     assert read.values[:, 0].tolist() == np.repeat(np.arange(120), 2).tolist()
 
 
-def test_a_thread_may_drop_the_indexes_of_shards_that_another_one_looks_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_can_clear_the_cache_of_shard_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = {"output": {"shape": [512], "dtype": "float32", "times": False}}
     store = create_store(tmp_path / "s.zarr")
     declare_stream(store, "s", spec, {})
@@ -141,9 +139,9 @@ def test_a_thread_may_drop_the_indexes_of_shards_that_another_one_looks_up(
 
     class Cleared(dict):
         def __contains__(self, file: object) -> bool:
-            there = super().__contains__(file)
+            present = super().__contains__(file)
             self.clear()
-            return there
+            return present
 
     stream = open_store(store)["s"]
     monkeypatch.setattr(stream._parts._shards, "_indexes", Cleared())
@@ -152,7 +150,7 @@ def test_a_thread_may_drop_the_indexes_of_shards_that_another_one_looks_up(
 
 
 @pytest.mark.parametrize("place", [(2**64 - 1, 2**64 - 1), (2**63, 100), (10**15, 100), (0, 2**62), (0, 3)])
-def test_an_index_that_leads_out_of_its_shard_is_damage(tmp_path: Path, place: tuple[int, int]) -> None:
+def test_an_index_that_points_outside_its_shard_is_damage(tmp_path: Path, place: tuple[int, int]) -> None:
     spec = {"output": {"shape": [5000], "dtype": "float32", "times": False}}
     store = create_store(tmp_path / "s.zarr")
     declare_stream(store, "s", spec, {})

@@ -1,4 +1,4 @@
-"""What goes into a store comes out of it; what has changed on disk is found; what does not belong is refused."""
+"""Rows are read back unchanged, damage on disk is detected, and invalid input is refused."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from old_store import as_format_3
 
 from amex.features import (
-    ClipNotThere,
     ClipRows,
     Damage,
     DamagedPart,
     Failure,
+    MissingClip,
     SpecMismatch,
     StoreError,
     Stream,
@@ -36,16 +36,16 @@ from amex.features import (
     diff_specs,
     fingerprint,
     open_store,
+    remove_leftovers,
     row_arrays,
     schema,
     shards,
-    sweep,
     verify,
     verify_store,
     write_part,
     writer,
 )
-from amex.features.reader import PartArray
+from amex.features.part_array import PartArray
 
 DIM = 6
 SPEC = {"network": "test", "sampling": {"fps": None, "frames": 16}, "output": {"shape": [DIM], "dtype": "float16"}}
@@ -68,7 +68,7 @@ def make(path: Path, parts: dict[str, list[ClipRows]], failures: dict[str, list[
     return store
 
 
-def folder_of(store: Path, part: str) -> Path:
+def part_folder(store: Path, part: str) -> Path:
     (folder,) = (store / "s" / "parts").glob(f"{part}.*")
     return folder
 
@@ -90,11 +90,11 @@ contents = st.lists(st.dictionaries(ids, st.integers(0, 40), max_size=6), min_si
 def test_rows_come_back_bit_for_bit_by_clip_and_in_batches(
     tmp_path_factory: pytest.TempPathFactory, contents: list[dict[str, int]], order: object
 ) -> None:
-    seen: set[str] = set()
+    observed: set[str] = set()
     parts: dict[str, list[ClipRows]] = {}
     for index, content in enumerate(contents):
-        parts[f"{index:06d}-x"] = [rows_of(c, n) for c, n in content.items() if c not in seen]
-        seen |= content.keys()
+        parts[f"{index:06d}-x"] = [rows_of(c, n) for c, n in content.items() if c not in observed]
+        observed |= content.keys()
     store = make(tmp_path_factory.mktemp("store") / "s.zarr", parts)
     stream = open_store(store)["s"]
     truth = {clip.clip_id: clip for clips in parts.values() for clip in clips}
@@ -133,9 +133,7 @@ def test_a_clip_whose_arrays_do_not_fit_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("shape", "dtype"), [([0], "float32"), ([3, 0], "float32"), ([3], ">f4"), ([3], "complex64"), ([3], "S3")]
 )
-def test_a_stream_of_what_cannot_be_stored_or_read_by_others_is_refused(
-    tmp_path: Path, shape: list[int], dtype: str
-) -> None:
+def test_a_spec_with_unsupported_dtypes_or_names_is_refused(tmp_path: Path, shape: list[int], dtype: str) -> None:
     store = create_store(tmp_path / "s.zarr")
     with pytest.raises(StoreError, match="the spec of stream 's' cannot be stored: values has entries of"):
         declare_stream(store, "s", {"output": {"shape": shape, "dtype": dtype}}, {})
@@ -150,7 +148,7 @@ def test_an_array_of_a_part_is_sliced_in_either_direction(tmp_path: Path, rows: 
     assert np.array_equal(array[rows, 1:], stream["a"].values[rows, 1:])
 
 
-def test_a_batch_is_of_any_iterable_of_clips_and_of_arrays_that_there_are(tmp_path: Path) -> None:
+def test_a_batch_takes_any_iterable_of_ids_and_refuses_unknown_arrays(tmp_path: Path) -> None:
     stream = open_store(make(tmp_path / "s.zarr", {"p": [rows_of("a", 2), rows_of("b", 3)]}))["s"]
     batch = stream.read(iter(["b", "a"]), ["times"])
     assert (batch.clip_ids, list(batch.arrays), batch.offsets.tolist()) == (("b", "a"), ["times"], [0, 3, 5])
@@ -188,10 +186,10 @@ def test_an_array_of_several_files_reads_as_one(
 
 
 @pytest.mark.parametrize("harm", ["lose", "cut", "flip", "swap"])
-def test_a_disk_that_does_not_give_back_what_was_written_is_found_before_the_commit(
+def test_a_disk_that_returns_other_bytes_is_detected_before_the_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
-    kept = Path.write_bytes
+    original = Path.write_bytes
 
     def harmful(path: Path, data: bytes) -> None:
         if path.match("values/c/1/0"):
@@ -203,13 +201,13 @@ def test_a_disk_that_does_not_give_back_what_was_written_is_found_before_the_com
                 data = data[: len(data) // 2]
             else:
                 data = bytes([data[0] ^ 1]) + data[1:]
-        kept(path, data)
+        original(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", harmful)
     monkeypatch.setattr(shards, "SHARD_BYTES", 2 * DIM * 4)
     monkeypatch.setattr(shards, "CHUNK_BYTES", 2 * DIM * 4)
     with pytest.raises(
-        StoreError, match="values/c/1/0 does not read back as it was written: check the disk and its space"
+        StoreError, match="values/c/1/0 does not read back as it was written: check the disk and its free space"
     ):
         make(tmp_path / "s.zarr", {"p": [rows_of("a", 3), rows_of("b", 9)]})
     assert not len(open_store(tmp_path / "s.zarr")["s"])
@@ -218,7 +216,7 @@ def test_a_disk_that_does_not_give_back_what_was_written_is_found_before_the_com
 
 def test_any_zarr_reader_can_read_a_part(tmp_path: Path) -> None:
     clips = [rows_of("a", 3), rows_of("b", 0), rows_of("ü/ñ.mp4", 2)]
-    part = zarr.open_group(folder_of(make(tmp_path / "s.zarr", {"p": clips}), "p"), mode="r")
+    part = zarr.open_group(part_folder(make(tmp_path / "s.zarr", {"p": clips}), "p"), mode="r")
     assert list(part["clip_ids"][:]) == ["a", "b", "ü/ñ.mp4"]
     assert list(part["offsets"][:]) == [0, 3, 3, 5]
     assert part["values"].shape == (5, DIM)
@@ -232,7 +230,7 @@ def test_whole_stream_statistics_through_dask(tmp_path: Path) -> None:
     np.testing.assert_allclose(stream.to_dask().astype("float64").mean(axis=0).compute(), truth.mean(axis=0))
 
 
-def test_every_flipped_bit_is_found_and_its_part_is_named(tmp_path: Path) -> None:
+def test_every_flipped_bit_is_detected_with_its_part(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {"one": [rows_of("a", 3)], "two": [rows_of("b", 4)]})
     generator = np.random.default_rng(0)
     files = [p for p in (store / "s").rglob("*") if p.is_file() and "two" in str(p.relative_to(store))]
@@ -250,7 +248,7 @@ def test_every_flipped_bit_is_found_and_its_part_is_named(tmp_path: Path) -> Non
 
 def test_reading_damaged_values_is_an_error_not_a_number(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 3)]})
-    shard = next(p for p in (folder_of(store, "p") / "values" / "c").rglob("*") if p.is_file())
+    shard = next(p for p in (part_folder(store, "p") / "values" / "c").rglob("*") if p.is_file())
     data = bytearray(shard.read_bytes())
     data[3] ^= 4
     shard.write_bytes(data)
@@ -260,19 +258,19 @@ def test_reading_damaged_values_is_an_error_not_a_number(tmp_path: Path) -> None
 
 def test_missing_and_added_files_are_damage(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 3)]})
-    extra = folder_of(store, "p") / "values" / "c" / "extra"
+    extra = part_folder(store, "p") / "values" / "c" / "extra"
     extra.write_bytes(b"")
     (damage,) = verify(open_store(store)["s"])
     assert "extra" in damage.reason
     extra.unlink()
-    shutil.rmtree(folder_of(store, "p") / "times")
+    shutil.rmtree(part_folder(store, "p") / "times")
     (damage,) = verify(open_store(store)["s"])
     assert "times" in damage.reason
 
 
-def test_a_part_without_its_commit_does_not_exist_and_is_written_anew(tmp_path: Path) -> None:
+def test_a_part_without_a_commit_record_does_not_exist_and_is_rewritten(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 3)]})
-    left = folder_of(store, "p")
+    left = part_folder(store, "p")
     (store / "s/commits/p.json").unlink()
     stream = open_store(store)["s"]
     assert stream.state("a") == "absent"
@@ -282,22 +280,22 @@ def test_a_part_without_its_commit_does_not_exist_and_is_written_anew(tmp_path: 
     make(store, {"p": [rows_of("a", 5, seed=1)]})
     stream = open_store(store)["s"]
     assert len(stream["a"]) == 5
-    sweep(stream)
+    remove_leftovers(stream)
     assert not left.exists()
     assert verified(stream)
 
 
-def test_a_damaged_leftover_is_not_taken_for_the_part(tmp_path: Path) -> None:
+def test_a_damaged_leftover_is_not_reused(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 3)]})
     (store / "s/commits/p.json").unlink()
-    (folder_of(store, "p") / "values" / "zarr.json").write_text("{}")
+    (part_folder(store, "p") / "values" / "zarr.json").write_text("{}")
     make(store, {"p": [rows_of("a", 3)]})
     assert verified(open_store(store)["s"])
 
 
-def test_parts_of_format_1_lie_in_folders_called_after_the_part_alone(tmp_path: Path) -> None:
+def test_folders_of_format_1_have_the_name_of_the_part(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 3)]})
-    folder_of(store, "p").rename(store / "s/parts/p")
+    part_folder(store, "p").rename(store / "s/parts/p")
     path = store / "s/commits/p.json"
     commit = schema.read_commit(path) | {"format": 1}
     del commit["folder"]
@@ -305,12 +303,12 @@ def test_parts_of_format_1_lie_in_folders_called_after_the_part_alone(tmp_path: 
     stream = open_store(store)["s"]
     assert len(stream["a"]) == 3
     assert verified(stream)
-    sweep(stream)
+    remove_leftovers(stream)
     assert len(open_store(store)["s"]["a"]) == 3
 
 
-def test_a_store_of_format_3_reads_as_it_did(tmp_path: Path) -> None:
-    """Its parts do not say how their arrays lie, and a chunk has the rows of many clips, compressed."""
+def test_a_store_of_format_3_is_readable(tmp_path: Path) -> None:
+    """Its commit records have no layouts, and a compressed chunk has the rows of many clips."""
     many = [rows_of(str(index), 3000 + index) for index in range(60)]  # two chunks, three of times
     store = make(tmp_path / "s.zarr", {"p": many, "q": [rows_of("a", 3), rows_of("b", 0)], "r": []})
     as_format_3(store, "s")
@@ -327,28 +325,28 @@ def test_a_store_of_format_3_reads_as_it_did(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["values/c/0/0", "times/c/0/0", "offsets/c/0", "clip_ids/zarr.json", "zarr.json"])
-def test_damage_of_a_store_of_format_3_is_found_by_the_first_read(file: str, tmp_path: Path) -> None:
+def test_damage_in_format_3_is_detected_at_the_first_read(file: str, tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 3), rows_of("b", 2)]})
     as_format_3(store, "s")
-    path = folder_of(store, "p") / file
-    whole = path.read_bytes()
-    for place in range(0, len(whole), 7):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    path = part_folder(store, "p") / file
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         with pytest.raises(DamagedPart, match="part p of stream 's'"):
             open_store(store)["s"].read(["b", "a"])
-    path.write_bytes(whole)
+    path.write_bytes(content)
     assert len(open_store(store)["s"].read(["b", "a"])) == 5
 
 
-def test_of_two_writers_of_a_part_the_first_to_commit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second has begun when the first commits: a worker that was thought dead, or another run."""
+def test_the_first_of_two_writers_of_a_part_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second writer has started when the first one commits, like a worker that was presumed dead."""
     store = make(tmp_path / "s.zarr", {})
-    kept = writer.publish_part
+    original = writer.publish_part
 
     def slower(*part: Any) -> Path:
-        monkeypatch.setattr(writer, "publish_part", kept)
+        monkeypatch.setattr(writer, "publish_part", original)
         make(store, {"p": [rows_of("a", 5, seed=1)]})
-        return kept(*part)
+        return original(*part)
 
     monkeypatch.setattr(writer, "publish_part", slower)
     options = {"spec": SPEC, "clips": [rows_of("a", 3)], "failures": [], "run": {"host": ""}}
@@ -357,21 +355,21 @@ def test_of_two_writers_of_a_part_the_first_to_commit_counts(tmp_path: Path, mon
     assert len(stream["a"]) == 5
     (left,) = [damage for damage in verify(stream) if damage]
     assert left.kind == "leftover"
-    sweep(stream)
+    remove_leftovers(stream)
     assert verified(stream)
 
 
-def test_a_sweep_beside_a_writer_whose_part_is_committed_does_it_no_harm(
+def test_remove_leftovers_during_a_write_of_a_committed_part_is_harmless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make(tmp_path / "s.zarr", {})
-    kept = writer.write_array
+    original = writer.write_array
 
     def swept(*array: Any) -> tuple:
-        monkeypatch.setattr(writer, "write_array", kept)
+        monkeypatch.setattr(writer, "write_array", original)
         make(store, {"p": [rows_of("a", 5, seed=1)]})
-        sweep(open_store(store)["s"])
-        return kept(*array)
+        remove_leftovers(open_store(store)["s"])
+        return original(*array)
 
     monkeypatch.setattr(writer, "write_array", swept)
     options = {"spec": SPEC, "clips": [rows_of("a", 3)], "failures": [], "run": {"host": ""}}
@@ -398,15 +396,15 @@ make(store, {"p": [rows_of("a", 3)]})
 """
 
 
-# In the middle of an array, of bringing files to the disk, and of the commit.
+# Kill during the write of an array, during the sync, and during the commit.
 @pytest.mark.parametrize("step", ["mkdir 3", "mkdir 8", "fsync 3", "rename 1", "fsync 10", "link 1", "unlink 1"])
-def test_a_writer_killed_at_any_step_leaves_nothing_once_the_part_is_there(step: str, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_deleted_once_the_part_is_committed(step: str, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
     killed = subprocess.run([sys.executable, "-c", KILLED, store, Path(__file__).parent, step], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert damages(store)
     make(store, {"p": [rows_of("a", 3)]})
-    sweep(open_store(store)["s"])
+    remove_leftovers(open_store(store)["s"])
     assert not list(store.rglob(".*"))
     assert verified(open_store(store)["s"])
 
@@ -430,7 +428,7 @@ def test_equal_specs_have_no_difference_and_one_fingerprint(spec: object) -> Non
     assert fingerprint({"a": spec}) == fingerprint({"a": again})
 
 
-def test_a_later_success_ends_a_failure_and_the_last_failure_counts(tmp_path: Path) -> None:
+def test_a_success_replaces_a_failure_and_the_last_failure_counts(tmp_path: Path) -> None:
     first = [
         Failure(clip_id="a", video="a", stage="decode", reason="x"),
         Failure(clip_id="b", video="b", stage="open", reason="y"),
@@ -439,13 +437,13 @@ def test_a_later_success_ends_a_failure_and_the_last_failure_counts(tmp_path: Pa
     stream = open_store(make(tmp_path / "s.zarr", {"0": [], "1": [rows_of("a", 2)]}, {"0": first, "1": second}))["s"]
     assert stream.state("a") == "done"
     assert stream.failures == {"b": second[0]}
-    with pytest.raises(ClipNotThere, match="'b' failed in s: decode: z"):
+    with pytest.raises(MissingClip, match="'b' failed in s: decode: z"):
         stream["b"]
-    with pytest.raises(ClipNotThere, match="'c' is not in stream"):
+    with pytest.raises(MissingClip, match="'c' is not in stream"):
         stream["c"]
 
 
-def test_a_part_counts_instead_of_those_that_it_replaces_whether_they_are_there_or_not(tmp_path: Path) -> None:
+def test_a_part_counts_instead_of_the_parts_that_it_replaces(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 2), rows_of("b", 3)], "q": [rows_of("c", 1)]})
     with_a = [rows_of("a", 2), rows_of("c", 1)]
     write_part(store, "s", "r", spec=SPEC, clips=with_a, failures=[], run={}, replaces=["p", "q"])
@@ -458,7 +456,7 @@ def test_a_part_counts_instead_of_those_that_it_replaces_whether_they_are_there_
             shutil.rmtree(folder)
 
 
-def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_a_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not an amex store"):
         open_store(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
@@ -498,7 +496,7 @@ TEXT = {
 
 @settings(max_examples=20)
 @given(st.sampled_from([OBJECTS, TEXT]), contents, st.randoms())
-def test_every_array_of_objects_and_text_comes_back(
+def test_all_arrays_of_objects_and_text_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, spec: dict, contents: list[dict[str, int]], order: object
 ) -> None:
     generator = np.random.default_rng(0)
@@ -539,7 +537,7 @@ from amex.features import ClipRows, create_store, declare_stream, write_part
 spec = {{"network": "n", "output": {{"shape": [2], "dtype": "float16"}}, "by": int(sys.argv[2]) % {kinds}}}
 print("ready", flush=True)
 begin = float(sys.stdin.readline())
-while time.time() < begin:  # all at once
+while time.time() < begin:  # start at the same time
     pass
 try:
     store = create_store(Path(sys.argv[1]))
@@ -553,7 +551,7 @@ except Exception as error:
 
 
 @pytest.mark.parametrize("kinds", [1, 2])
-def test_runs_that_begin_at_once_agree_on_one_store_and_one_spec(kinds: int, tmp_path: Path) -> None:
+def test_concurrent_runs_agree_on_one_store_and_one_spec(kinds: int, tmp_path: Path) -> None:
     code = DECLARE.format(kinds=kinds)
     runs = [
         subprocess.Popen(
@@ -568,19 +566,19 @@ def test_runs_that_begin_at_once_agree_on_one_store_and_one_spec(kinds: int, tmp
     begin = time.time() + 0.1
     for run in runs:
         print(begin, file=run.stdin, flush=True)
-    said = [run.communicate(timeout=60)[0].strip() for run in runs]
-    refused = [word for word in said if word.startswith("SpecMismatch")]
+    outputs = [run.communicate(timeout=60)[0].strip() for run in runs]
+    refused = [word for word in outputs if word.startswith("SpecMismatch")]
     stream = open_store(tmp_path / "s.zarr")["s"]
-    assert set(said) - set(refused) <= {stream.fingerprint}
+    assert set(outputs) - set(refused) <= {stream.fingerprint}
     assert len(stream) == 4 - len(refused)
     assert len(refused) == 0 if kinds == 1 else len(refused) >= 2
     assert verified(stream)
 
 
-def test_of_runs_that_declare_an_empty_stream_in_two_ways_one_way_counts(
+def test_concurrent_declarations_of_an_empty_stream_end_with_one_spec(
     tmp_path: Path,
 ) -> None:
-    """Six writers, half of them with another spec: who commits has the spec that the stream has in the end."""
+    """Six writers, half of them with another spec: all commits have the final spec of the stream."""
     for attempt in range(25):
         store, begin = create_store(tmp_path / f"{attempt}.zarr"), threading.Barrier(6)
         marks: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""What is wrong in a store is found and named, by readers too; names lead nowhere else; streams can be removed."""
+"""Damage of a store is detected by verify and by readers; names cannot leave the store; streams can be removed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ import pytest
 from conftest import amex
 from hypothesis import given
 from hypothesis import strategies as st
-from test_store import OBJECTS, SPEC, damages, folder_of, make, rows_of
+from test_store import OBJECTS, SPEC, damages, make, part_folder, rows_of
 
 from amex.errors import plural
 from amex.features import (
-    ClipNotThere,
     ClipRows,
     DamagedPart,
     Failure,
+    MissingClip,
     SpecMismatch,
     StoreError,
     create_store,
     declare_stream,
-    mend,
     open_store,
     remove_stream,
+    repair_metadata,
     row_arrays,
     schema,
     verify_store,
@@ -57,13 +57,13 @@ def objects_of(clip_id: str, count: int) -> ClipRows:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody writes to these stores, so that no commit record is worth waiting for."""
+    """Do not wait for commit records, because no other process writes to these stores."""
     monkeypatch.setattr(sys.modules["amex.features.care.verify"], "COMMITTED_WITHIN", 0)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two streams of three parts, one with arrays of objects, and a ledger; read-only."""
+    """Return a store with two streams of three parts, one with objects, and a problems.json; read-only."""
     store = create_store(tmp_path_factory.mktemp("made") / "s.zarr")
     for stream, spec in (("s", SPEC), ("o", OBJECTS)):
         declare_stream(store, stream, spec, {"weights": "none"})
@@ -98,7 +98,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 BAD_NAMES = ("..", "../x", "a/b", "/etc", "", ".x", "__x", "c", "commits", "Zarr.json", "a b", "a\n", "\0", "x" * 101)
 
 
-def test_a_stream_has_a_plain_name_for_writers_and_readers(store: Path, tmp_path: Path) -> None:
+def test_writers_and_readers_refuse_invalid_stream_names(store: Path, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     shutil.copy(store / "s" / "spec.json", tmp_path / "x")
     before = contents(tmp_path)
@@ -117,7 +117,7 @@ def test_a_stream_has_a_plain_name_for_writers_and_readers(store: Path, tmp_path
     assert "größe-2.v_1" in open_store(store)
 
 
-def test_a_stream_whose_name_only_an_earlier_version_allowed_is_read_gone_on_with_and_removed(store: Path) -> None:
+def test_streams_with_names_of_earlier_versions_can_be_read_extended_and_removed(store: Path) -> None:
     for name in ("my stream", "r+b", "x(1)", "c", "__x"):
         (store / "s").rename(store / name)
         opened = open_store(store)
@@ -135,7 +135,7 @@ def test_a_stream_whose_name_only_an_earlier_version_allowed_is_read_gone_on_wit
     assert list(open_store(store)) == ["o"]
 
 
-def test_an_import_cannot_leave_the_store(tmp_path: Path) -> None:
+def test_an_import_cannot_write_outside_the_store(tmp_path: Path) -> None:
     values = np.ones((1, 4), np.float32)
     with h5py.File(tmp_path / "f.hdf5", "w") as file:
         file["clip"] = values
@@ -152,7 +152,7 @@ def test_an_import_cannot_leave_the_store(tmp_path: Path) -> None:
     assert contents(tmp_path).keys() - before.keys() == {"deep/er/s.zarr/zarr.json"}
 
 
-def test_no_record_of_a_store_names_files_elsewhere(store: Path) -> None:
+def test_commit_records_with_paths_outside_the_part_are_refused(store: Path) -> None:
     path = commit_file(store, 1)
     good = path.read_bytes()
     digest = {"bytes": 3, "sha256": "x"}
@@ -186,7 +186,7 @@ def test_a_count_of_one_is_singular(count: int) -> None:
     assert plural(count, "damaged part") == (f"{count:,} damaged parts" if count != 1 else "1 damaged part")
 
 
-def test_no_command_counts_one_things(tmp_path: Path) -> None:
+def test_messages_never_count_1_with_a_plural(tmp_path: Path) -> None:
     store, path = make(tmp_path / "s.zarr", {"p": [rows_of("a", 1)]}, {"p": FAILED}), tmp_path / "s.zarr" / "s"
     (path / "parts" / ".left").mkdir()
     outputs = [amex("features", *command).output for command in (
@@ -205,16 +205,16 @@ def test_no_command_counts_one_things(tmp_path: Path) -> None:
 # --- Removing --------------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_is_removed_after_a_question_and_others_stay(store: Path) -> None:
+def test_rm_asks_before_it_removes_a_stream(store: Path) -> None:
     others = contents(store / "o")
-    refused = amex("features", "rm", store, "s")  # nobody answers
+    refused = amex("features", "rm", store, "s")  # without an answer
     assert refused.exit_code == 1
     assert "remove s from" in refused.output
     assert "6 clips, 24 rows" in refused.output
     assert len(open_store(store)["s"]) == 6
     assert "no stream 't'" in amex("features", "rm", store, "t", "--yes").output
     assert "no stream 'zarr.json'" in amex("features", "rm", store, "zarr.json", "--yes").output
-    (store / "s" / "spec.json").write_text("{")  # also one that cannot be read
+    (store / "s" / "spec.json").write_text("{")  # unreadable streams can be removed too
     removed = amex("features", "rm", store, "s", "--yes")
     assert removed.exit_code == 0, removed.output
     assert list(open_store(store)) == ["o"]
@@ -223,9 +223,7 @@ def test_a_stream_is_removed_after_a_question_and_others_stay(store: Path) -> No
     assert not damages(store)
 
 
-def test_a_removal_that_is_killed_leaves_no_stream_and_what_it_leaves_is_pruned(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leftovers_of_a_killed_removal_are_pruned(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(storage: LocalStorage) -> None:
         raise KeyboardInterrupt
 
@@ -259,37 +257,37 @@ def test_a_damaged_commit_record_is_an_error_to_all_readers_unless_skipped(store
         assert (refused.exit_code, "000001-x.json is damaged" in refused.output) == (1, True), reader
     assert not any(out.exists() for out in outs.values())
     for reader in readers:
-        told = amex("features", *reader, "--skip-damaged")
-        assert told.exit_code == 0, told.output
-        assert "s: damaged part 000001-x is left out" in told.stderr
+        result = amex("features", *reader, "--skip-damaged")
+        assert result.exit_code == 0, result.output
+        assert "s: damaged part 000001-x is left out" in result.stderr
     assert "s: 4 clips" in amex("features", "ls", store, "s", "--skip-damaged").output
     assert json.loads((outs["npy"] / "clip_ids.json").read_text()) == ["a", "b", "e", "f"]
     assert list(open_store(store, skip_damaged=True)["s"].damaged) == ["000001-x"]
 
 
-def test_what_goes_while_a_stream_is_open_is_an_error_and_never_zeros(store: Path) -> None:
+def test_files_deleted_while_a_stream_is_open_are_an_error_and_never_zeros(store: Path) -> None:
     stream = open_store(store)["s"]
-    whole = stream.to_dask()
+    complete = stream.to_dask()
     assert stream["c"].values.any()
-    (folder_of(store, "000001-x") / "values" / "c" / "0" / "0").unlink()
-    for read in (lambda: stream["c"], whole.compute):
+    (part_folder(store, "000001-x") / "values" / "c" / "0" / "0").unlink()
+    for read in (lambda: stream["c"], complete.compute):
         with pytest.raises(DamagedPart, match=r"part 000001-x of stream 's'.*c/0/0 is missing"):
             read()
     assert stream["a"].values.any()
     remove_stream(store, "s")
-    for clip_id in "ae":  # of a part that was read before, and of one that was not
+    for clip_id in "ae":  # in a part that was read before, and in an unread part
         with pytest.raises(StoreError, match=r"stream .s. was removed from .*while it was read"):
             stream[clip_id]
 
 
-def test_an_hdf5_export_that_meets_damage_leaves_no_smaller_file(store: Path, tmp_path: Path) -> None:
-    (folder_of(store, "000002-x") / "values" / "c" / "0" / "0").write_bytes(b"")
+def test_an_hdf5_export_of_a_damaged_stream_leaves_no_file(store: Path, tmp_path: Path) -> None:
+    (part_folder(store, "000002-x") / "values" / "c" / "0" / "0").write_bytes(b"")
     refused = amex("features", "export", store, "s", "--format", "hdf5", "--out", tmp_path / "out" / "f.hdf5")
     assert (refused.exit_code, "part 000002-x of stream 's'" in refused.output) == (1, True)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_stream_without_its_spec_is_not_a_store_without_the_stream(store: Path) -> None:
+def test_a_stream_without_spec_is_listed_and_reported_as_damaged(store: Path) -> None:
     (store / "s" / "spec.json").unlink()
     assert list(open_store(store)) == ["o", "s"]
     for command in ("info", "ls", "failures"):
@@ -303,10 +301,10 @@ def test_a_stream_without_its_spec_is_not_a_store_without_the_stream(store: Path
     assert not damages(store)
 
 
-# --- Records and folders that were exchanged -------------------------------------------------------------------------
+# --- Swapped records and folders --------------------------------------------------------------------------------------
 
 
-def test_a_commit_record_copied_over_another_is_found(store: Path) -> None:
+def test_a_commit_record_copied_over_another_is_detected(store: Path) -> None:
     shutil.copy(commit_file(store, 0), commit_file(store, 1))
     (damage,) = damages(store)
     assert (damage.kind, damage.stream, damage.part) == ("part", "s", "000001-x")
@@ -315,7 +313,7 @@ def test_a_commit_record_copied_over_another_is_found(store: Path) -> None:
         open_store(store)["s"]
 
 
-def test_a_commit_record_of_another_stream_is_found(store: Path) -> None:
+def test_a_commit_record_of_another_stream_is_detected(store: Path) -> None:
     shutil.copy(store / "o" / "commits" / commit_file(store, 1).name, commit_file(store, 1))
     with pytest.raises(DamagedPart, match="another spec"):
         open_store(store)["s"]
@@ -324,41 +322,41 @@ def test_a_commit_record_of_another_stream_is_found(store: Path) -> None:
 
 def test_a_complete_part_without_its_commit_record_is_lost_and_an_incomplete_one_is_a_leftover(store: Path) -> None:
     record = commit_file(store, 1)
-    kept = record.read_bytes()
+    content = record.read_bytes()
     record.unlink()
     (lost,) = damages(store)
     assert (lost.kind, lost.part) == ("lost", "000001-x")
     assert "2 clips are absent, the first 'c'" in lost.reason
     assert amex("features", "verify", store).exit_code == 1
-    # Its clips came back in a part that was cut in another way: now it is only in the way.
+    # Its clips were recomputed in another part, so the folder is a leftover now.
     write_part(store, "s", "000007-y", spec=SPEC, clips=[rows_of("c", 4), rows_of("d", 4)], failures=[], run={})
     assert [damage.kind for damage in damages(store)] == ["leftover"]
     (store / "s" / "commits" / "000007-y.json").unlink()
-    (folder_of(store, "000001-x") / "offsets" / "zarr.json").unlink()
-    shutil.rmtree(folder_of(store, "000007-y"))
+    (part_folder(store, "000001-x") / "offsets" / "zarr.json").unlink()
+    shutil.rmtree(part_folder(store, "000007-y"))
     assert [damage.kind for damage in damages(store)] == ["leftover"]
-    record.write_bytes(kept)
+    record.write_bytes(content)
     assert [(damage.kind, damage.reason) for damage in damages(store)] == [("part", "offsets/zarr.json is missing")]
 
 
-def test_a_run_that_writes_meanwhile_is_no_damage(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts that are committed after the stream was opened, and one whose commit record comes after its folder."""
+def test_parts_of_a_running_run_are_not_reported(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some parts are committed after the stream was opened, and one commit record is written after its folder."""
     verified = verify_store(store)
-    seen = [next(verified)]
+    observed = [next(verified)]
     write_part(store, "o", "000008-x", spec=OBJECTS, clips=[objects_of("p", 3)], failures=[], run={})
     write_part(store, "s", "000008-x", spec=SPEC, clips=[rows_of("p", 3)], failures=[], run={})
-    assert not any([*seen, *verified])
+    assert not any([*observed, *verified])
     record = commit_file(store, 1)
-    kept = record.read_bytes()
+    content = record.read_bytes()
     record.unlink()
     monkeypatch.setattr(sys.modules["amex.features.care.verify"], "COMMITTED_WITHIN", 30)
-    commit = threading.Timer(0.3, record.write_bytes, [kept])
+    commit = threading.Timer(0.3, record.write_bytes, [content])
     commit.start()
     assert not damages(store)
     commit.join()
 
 
-def test_notes_about_videos_that_stood_still_are_no_damage(store: Path) -> None:
+def test_notes_about_stalled_videos_are_not_damage(store: Path) -> None:
     (store / "s" / "stalled").mkdir()
     (store / "s" / "stalled" / "000009-x.json").write_text("{}")
     assert not damages(store)
@@ -366,7 +364,7 @@ def test_notes_about_videos_that_stood_still_are_no_damage(store: Path) -> None:
     assert (store / "s" / "stalled" / "000009-x.json").exists()
 
 
-def test_verify_beside_a_writer_finds_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_during_a_write_reports_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["amex.features.care.verify"], "COMMITTED_WITHIN", 30)
     done = threading.Event()
 
@@ -380,34 +378,34 @@ def test_verify_beside_a_writer_finds_nothing(store: Path, monkeypatch: pytest.M
     writer_thread = threading.Thread(target=write)
     writer_thread.start()
     try:
-        found = [damage for _ in range(10) for damage in damages(store) if damage.kind != "leftover"]
+        actual = [damage for _ in range(10) for damage in damages(store) if damage.kind != "leftover"]
     finally:
         done.set()
         writer_thread.join()
-    assert not found
+    assert not actual
     assert len(open_store(store)["s"]) > 6
 
 
 def test_a_complete_part_of_format_1_without_its_commit_record_is_lost_and_never_pruned(store: Path) -> None:
     commit_file(store, 1).unlink()
-    old = folder_of(store, "000001-x").rename(store / "s" / "parts" / "000001-x")
+    old = part_folder(store, "000001-x").rename(store / "s" / "parts" / "000001-x")
     before = contents(old)
     pruned = amex("features", "verify", store, "--prune")
     assert (pruned.exit_code, "2 clips are absent, the first 'c'" in pruned.output) == (1, True)
     assert contents(old) == before
-    (old / "values" / "c" / "0" / "0").unlink()  # what Zarr fills in for
+    (old / "values" / "c" / "0" / "0").unlink()  # Zarr would return zeros for it
     assert [damage.kind for damage in damages(store)] == ["leftover"]
 
 
-def test_exchanged_part_folders_are_no_data(store: Path) -> None:
-    """Within a stream, and between streams that have the same clips, rows and shapes."""
+def test_swapped_part_folders_are_detected(store: Path) -> None:
+    """Swap within a stream, and between streams with the same clips, rows and shapes."""
     declare_stream(store, "t", TWIN, {})
     for number, (part, ids) in enumerate(CLIPS.items()):
         clips = [rows_of(clip_id, 3 + number, seed=1) for clip_id in ids]
         write_part(store, "t", part, spec=TWIN, clips=clips, failures=FAILED, run={"host": ""})
     (twin,) = (store / "t" / "parts").glob("000001-x.*")
-    for other in (folder_of(store, "000000-x"), twin):
-        mine = folder_of(store, "000001-x")
+    for other in (part_folder(store, "000000-x"), twin):
+        mine = part_folder(store, "000001-x")
         exchange(mine, other)
         assert {"s/000001-x"} <= {f"{damage.stream}/{damage.part}" for damage in damages(store)}
         with pytest.raises(DamagedPart, match=r"part 000001-x of stream 's'.*is not|has"):
@@ -461,17 +459,17 @@ def mutations(file: Path, good: bytes, store: Path) -> Iterator[tuple[str, Calla
 
 
 @pytest.mark.parametrize("pattern", FILES, ids=FILES.values())
-def test_every_file_that_is_changed_is_found_and_no_reader_takes_it_for_data(pattern: str, store: Path) -> None:
+def test_every_changed_file_is_detected_by_verify_and_by_readers(pattern: str, store: Path) -> None:
     (file,) = store.glob(pattern)
     good, name = file.read_bytes(), file.relative_to(store).as_posix()
     truth = {clip_id: rows_of(clip_id, 3 + number) for number, ids in enumerate(CLIPS.values()) for clip_id in ids}
     for what, mutate in mutations(file, good, store):
         mutate()
-        matters = name != "problems.json" or what != "deleted"  # the ledger of a store need not be there
-        found = damages(store)
-        assert bool(found) == matters, (what, name)
-        assert all("\n" not in str(damage) for damage in found)
-        about = " ".join(f"{damage.path} {damage}" for damage in found)
+        matters = name != "problems.json" or what != "deleted"  # problems.json is optional
+        actual = damages(store)
+        assert bool(actual) == matters, (what, name)
+        assert all("\n" not in str(damage) for damage in actual)
+        about = " ".join(f"{damage.path} {damage}" for damage in actual)
         part = name.split("/")[2].split(".")[0] if name.count("/") > 2 or "commits" in name else name
         assert part in about or not matters, (what, name, about)
         try:
@@ -489,7 +487,7 @@ def test_every_file_that_is_changed_is_found_and_no_reader_takes_it_for_data(pat
 METADATA = ("zarr.json", "s/zarr.json", "s/parts/zarr.json", "s/spec.json", "problems.json")
 
 
-def test_what_needs_no_video_is_made_anew(store: Path) -> None:
+def test_repair_rewrites_metadata(store: Path) -> None:
     for file in METADATA[:3]:
         (store / file).write_text("{")
     (store / "s/spec.json").write_text((store / "s/spec.json").read_text().replace('"none"', '"nine"'))
@@ -506,10 +504,10 @@ def test_what_needs_no_video_is_made_anew(store: Path) -> None:
     assert opened.problems == []
     assert len(opened["s"]["a"]) == 3
     assert "resealed" in opened["s"].provenance
-    assert mend(store) == []
+    assert repair_metadata(store) == []
 
 
-def test_a_broken_ledger_is_one_line_and_the_next_run_writes_it(store: Path) -> None:
+def test_a_damaged_problems_file_is_a_one_line_error_and_the_next_run_rewrites_it(store: Path) -> None:
     for text in ("{", "null", '[{"clip": 1}]', "[" * 9999, "\xff"):
         (store / "problems.json").write_text(text, encoding="latin-1")
         with pytest.raises(StoreError, match=r"problems\.json is damaged"):
@@ -518,7 +516,7 @@ def test_a_broken_ledger_is_one_line_and_the_next_run_writes_it(store: Path) -> 
     assert open_store(store).problems == FAILED
 
 
-def test_a_damaged_spec_is_written_anew_by_a_repair_with_the_same_settings(store: Path) -> None:
+def test_a_repair_with_the_same_settings_rewrites_a_damaged_spec(store: Path) -> None:
     spec = store / "s" / "spec.json"
     spec.write_text(spec.read_text().replace('"frames": 16', '"frames": 17'))
     with pytest.raises(StoreError, match=r"spec\.json is damaged.*--repair"):
@@ -536,14 +534,14 @@ def test_a_damaged_spec_is_written_anew_by_a_repair_with_the_same_settings(store
     assert not damages(store)
 
 
-def test_verify_says_what_it_compared_and_what_it_cannot_know(store: Path) -> None:
+def test_verify_reports_what_it_compared_and_what_it_cannot_detect(store: Path) -> None:
     output = amex("features", "verify", store).output
     assert "every byte of 6 parts" in output
     assert "whose rows and record are both gone" in output
     assert output.endswith("is intact\n")
 
 
-def test_a_store_of_format_2_is_read_verified_and_raised_by_the_next_writer(tmp_path: Path) -> None:
+def test_a_store_of_format_2_is_readable_and_upgraded_by_the_next_writer(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", {"p": [rows_of("a", 3)]})
     record = json.loads((store / "s" / "spec.json").read_text())
     del record["sha256"]
@@ -555,7 +553,7 @@ def test_a_store_of_format_2_is_read_verified_and_raised_by_the_next_writer(tmp_
     resealed(store / "s" / "commits" / "p.json", format=2)
     assert open_store(store).problems == FAILED
     assert len(open_store(store)["s"]["a"]) == 3
-    with pytest.raises(ClipNotThere):
+    with pytest.raises(MissingClip):
         open_store(store)["s"]["b"]
     verified = amex("features", "verify", store)
     assert verified.exit_code == 0

@@ -1,7 +1,7 @@
-"""Many small parts into few, and clips out of a stream. Both write a part that replaces others, and then remove those.
+"""Compact a stream (join small parts) and remove clips. Both write a part that replaces others, then delete the others.
 
-A program that is killed in between leaves parts that do not count any more; the next one, or ``verify.sweep``, removes
-them. Readers see the clips in the old parts or in the new one.
+If the program is killed in between, the replaced parts stay on disk but do not count. The next run, or
+``verify.remove_leftovers``, deletes them. Readers see the clips either in the old parts or in the new part.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...storage import NOT_THERE, storage_at
+from ...storage import MISSING_ERRORS, storage_at
 from ..reader import Stream
-from ..schema import FORMAT, LOCK, bytes_of, check_stream, folder_of
-from .rewriting import PART_BYTES, SMALL, Piece, Sources, completed, grouped
-from .verify import sweep
+from ..schema import FORMAT, LOCK, bytes_of, check_stream, part_folder
+from .rewriting import PART_BYTES, SMALL, PartRewriter, Piece, completed, grouped
+from .verify import remove_leftovers
 
 
 @dataclass(kw_only=True)
-class Rewritten:
-    """What became of the parts of a stream.
+class RewriteResult:
+    """The result of a compaction or a removal.
 
     Attributes:
-        parts_before, bytes_before: of the parts that count, and of their files.
-        parts_after, bytes_after: the same afterwards; after a trial, about.
-        dropped: clips and failures in rewritten parts that did not count any more, or were to be removed.
-        damaged: part -> what is wrong with it. It was left as it is.
+        parts_before, bytes_before: number and size of the parts before the change.
+        parts_after, bytes_after: the same afterwards; estimates after a trial.
+        dropped: clips and failures that were not copied into new parts: superseded entries and removed clips.
+        damaged: part -> reason. Damaged parts are not changed.
     """
 
     parts_before: int = 0
@@ -47,23 +47,23 @@ def compact(
     old: bool = False,
     trial: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Rewritten:
-    """Joins small parts of a stream, and drops what does not count any more. Does nothing where there is nothing to do.
+) -> RewriteResult:
+    """Join small parts of a stream and drop entries that no longer count.
 
-    Parts that are half as large as a new one stay as they are, unless some of their rows do not count. All that is
-    recorded of clips and failures is kept. Other programs may read and write meanwhile.
+    Parts of at least half the size of a new part stay as they are, unless some of their rows do not count. The records
+    of clips and failures are copied unchanged. Other programs may read and write meanwhile.
 
     Args:
-        part_bytes: bytes of rows of a new part, at most. They are in memory until it is written.
-        old: rewrite also parts of an older format, however large.
+        part_bytes: maximal bytes of rows of a new part. They are in memory until the part is written.
+        old: also rewrite parts of an older format, of any size.
         trial: write nothing.
-        progress: called with the bytes that are done and those to do.
+        progress: called with the bytes done and the total.
 
     Raises:
         StoreError: if there is no such stream, or its spec is damaged.
     """
 
-    def choose(sources: Sources) -> list[list[Piece]]:
+    def choose(sources: PartRewriter) -> list[list[Piece]]:
         pieces = []
         for part, commit in sources.commits.items():
             places, failures = sources.counting(part), sources.failures(part)
@@ -83,17 +83,20 @@ def remove_clips(
     *,
     part_bytes: int = PART_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Rewritten:
-    """Removes clips from a stream: their rows, those of earlier revisions, and their failures. They are absent then.
+) -> RewriteResult:
+    """Remove clips from a stream: their rows, the rows of earlier revisions, and their failures.
 
-    Parts that hold any of it are rewritten without. Clips of which the stream knows nothing are no error.
+    Parts that contain any of these are rewritten without them. Unknown clip ids are ignored.
+
+    Args:
+        part_bytes, progress: see ``compact``.
 
     Raises:
         StoreError: if there is no such stream, or its spec is damaged.
     """
     unwanted = frozenset(clip_ids)
 
-    def without(sources: Sources, *, hidden: bool) -> list[list[Piece]]:
+    def without(sources: PartRewriter, *, hidden: bool) -> list[list[Piece]]:
         groups = []
         for part, commit in sources.commits.items():
             ids = [clip["clip_id"] for clip in commit["clips"]]
@@ -106,7 +109,7 @@ def remove_clips(
             groups += [[piece] for piece in sources.pieces(part, places, entries)]
         return groups
 
-    # First what later revisions hide: without these it would count again.
+    # First remove the entries that later revisions hide: otherwise they would count again.
     passes = [lambda sources: without(sources, hidden=True), lambda sources: without(sources, hidden=False)]
     return _replace(store, name, passes, unwanted=unwanted, part_bytes=part_bytes, progress=progress)
 
@@ -114,17 +117,18 @@ def remove_clips(
 def _replace(
     store: Path,
     name: str,
-    passes: Sequence[Callable[[Sources], list[list[Piece]]]],
+    passes: Sequence[Callable[[PartRewriter], list[list[Piece]]]],
     *,
     unwanted: Collection[str] = (),
     part_bytes: int,
     trial: bool = False,
     progress: Callable[[int, int], None],
-) -> Rewritten:
-    """Rewrites groups of pieces, pass by pass; each pass again as long as other programs rewrite parts beside it.
+) -> RewriteResult:
+    """Run passes that rewrite groups of pieces. Repeat a pass while other programs rewrite parts at the same time.
 
-    Where files can be locked, one program rewrites a stream at a time: else one that has read a clip could write it
-    again after another has removed it. All is done again where ``unwanted`` clips are there afterwards nevertheless.
+    If files can be locked, only one program rewrites a stream at a time. Otherwise a program that has read a clip
+    could write it again after another program has removed it; so everything is repeated until no ``unwanted`` clip is
+    left.
     """
     check_stream(store, name)
     with contextlib.nullcontext() if trial else storage_at(store / name / LOCK).locked():
@@ -134,13 +138,13 @@ def _replace(
 def _replace_alone(
     store: Path,
     name: str,
-    passes: Sequence[Callable[[Sources], list[list[Piece]]]],
+    passes: Sequence[Callable[[PartRewriter], list[list[Piece]]]],
     unwanted: Collection[str],
     part_bytes: int,
     trial: bool,
     progress: Callable[[int, int], None],
-) -> Rewritten:
-    result = Rewritten()
+) -> RewriteResult:
+    result = RewriteResult()
     stream = Stream(store, name, skip_damaged=True)
     result.parts_before, result.bytes_before = len(stream.index.parts), sum(map(bytes_of, stream.index.parts))
     result.parts_after, result.bytes_after = result.parts_before, result.bytes_before
@@ -150,12 +154,12 @@ def _replace_alone(
             while again:
                 try:
                     again = _pass(store, name, choose, result, part_bytes, trial, progress)
-                except NOT_THERE:  # a commit record that another program has replaced meanwhile
+                except MISSING_ERRORS:  # another program has replaced a commit record meanwhile
                     again = True
-        # The index on disk, made afresh, has no ids of clips that were removed.
+        # A new index on disk does not contain the ids of removed clips.
         stream = Stream(store, name, skip_damaged=True, afresh=not trial)
         if not trial:
-            sweep(stream)
+            remove_leftovers(stream)
         result.damaged |= stream.damaged
         if result.damaged or (stream.index.locate_all(list(unwanted)) < 0).all():
             return result
@@ -164,17 +168,17 @@ def _replace_alone(
 def _pass(
     store: Path,
     name: str,
-    choose: Callable[[Sources], list[list[Piece]]],
-    result: Rewritten,
+    choose: Callable[[PartRewriter], list[list[Piece]]],
+    result: RewriteResult,
     part_bytes: int,
     trial: bool,
     progress: Callable[[int, int], None],
 ) -> bool:
-    """Rewrites the groups of one pass; returns whether another program has rewritten parts beside it."""
+    """Rewrite the groups of one pass. Return whether another program has rewritten parts at the same time."""
     stream = Stream(store, name, skip_damaged=True)
     if not trial:
-        sweep(stream)
-    sources = Sources(stream, part_bytes)
+        remove_leftovers(stream)
+    sources = PartRewriter(stream, part_bytes)
     groups = choose(sources)
     total, done = sum(piece.bytes for group in groups for piece in group), 0
     for group, complete in zip(groups, completed(groups), strict=True):
@@ -195,20 +199,20 @@ def _pass(
     return sources.changed
 
 
-def _count(result: Rewritten, replaced: Sequence[dict[str, Any]], added: int) -> None:
+def _count(result: RewriteResult, replaced: Sequence[dict[str, Any]], added: int) -> None:
     result.parts_after += 1 - len(replaced)
     result.bytes_after += added - sum(map(bytes_of, replaced))
 
 
 def entries(commits: Iterable[dict[str, Any]]) -> int:
-    """Clips and failures in the commit records of parts."""
+    """Return the number of clips and failures in commit records."""
     return sum(len(commit["clips"]) + len(commit["failures"]) for commit in commits)
 
 
 def remove_parts(stream: Path, commits: Sequence[dict[str, Any]]) -> None:
-    """Removes parts of a stream that do not count: first their commit records, so that no reader misses a folder."""
+    """Delete replaced parts: first their commit records, so that no reader finds a record without its folder."""
     records = [stream / "commits" / f"{commit['part']}.json" for commit in commits]
-    folders = [stream / "parts" / folder_of(commit) for commit in commits]
+    folders = [stream / "parts" / part_folder(commit) for commit in commits]
     with ThreadPoolExecutor(storage_at(stream).readers) as pool:
         for paths in (records, folders):
             list(pool.map(lambda path: storage_at(path).remove(), paths))

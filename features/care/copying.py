@@ -1,7 +1,7 @@
-"""Streams of one store into another: all of them, as when partitions are merged, or some clips.
+"""Copy streams into another store: all clips, for example to merge partitions, or some clips.
 
-Parts are copied as they are, every byte compared with its checksum. Parts of which only some clips are wanted, count or
-are new to the other store are rewritten. So an interrupted copy goes on where it stopped.
+Parts are copied unchanged, and every file is compared with its checksum. A part is rewritten if only some of its clips
+are requested, count, or are missing in the target. So an interrupted copy continues where it stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...storage import NOT_THERE, reachable, storage_at, write_text
+from ...storage import MISSING_ERRORS, reachable, storage_at, write_text
 from ..reader import Stream, open_store
 from ..schema import (
     Failure,
@@ -25,9 +25,9 @@ from ..schema import (
     bytes_of,
     check_stream,
     diff_specs,
-    folder_of,
     free_name,
-    is_of_captions,
+    is_caption_stream,
+    part_folder,
     read_commit,
     read_problems,
     read_spec,
@@ -44,22 +44,22 @@ from ..writer import (
     publish_part,
     write_problems,
 )
-from .rewriting import Sources, grouped
-from .verify import sweep
+from .rewriting import PartRewriter, grouped
+from .verify import remove_leftovers
 
-# Bytes of a file that are copied at a time.
+# Bytes to copy at a time.
 BLOCK = 1 << 20
 
 
 @dataclass(kw_only=True)
-class Copied:
-    """What a copy of a stream came to.
+class CopyResult:
+    """The result of copying a stream.
 
     Attributes:
-        parts, bytes: that were written.
-        clips: that are in the other store now and were not before; failures are not counted.
-        known: clips that were there.
-        damaged: part -> what is wrong with it. It was not copied. Under an empty name what is wrong with the stream.
+        parts, bytes: number and size of the parts written.
+        clips: number of clips that are new in the target; failures are not counted.
+        known: number of clips that the target had already.
+        damaged: part -> reason. Damaged parts are not copied. The empty name has the reason of a damaged stream.
     """
 
     parts: int = 0
@@ -70,7 +70,7 @@ class Copied:
 
 
 class _Damaged(Exception):
-    """A part is not what its commit record says."""
+    """A part does not match its commit record."""
 
 
 def copy_store(
@@ -81,25 +81,25 @@ def copy_store(
     clips: Collection[str] | None = None,
     captions: Collection[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Copied]:
-    """Copies streams into another store, which need not exist. Returns what became of each, by name.
+) -> dict[str, CopyResult]:
+    """Copy streams into another store, which is created if necessary. Return the result of each stream, by name.
 
-    Specs, what is recorded of clips, failures and, unless clips are chosen, problems.json are kept. Of a clip that both
-    stores have the higher revision counts, as within a store.
+    Specs, the records of clips, and failures are copied. problems.json is copied unless ``clips`` is given. If both
+    stores have a clip, the higher revision counts, as within one store.
 
     Args:
-        names: of streams; all by default.
-        clips: the clips to copy, and their failures; all by default.
+        names: names of the streams; all by default.
+        clips: ids of the clips to copy, with their failures; all by default.
         captions: with ``clips``, the captions to copy in streams of text.
-        progress: called with the bytes of parts that are done and those to do.
+        progress: called with the bytes of parts done and the total.
 
     Raises:
-        SpecMismatch: if a stream of the other store was made with other settings. Nothing is copied then.
-        StoreError: if there is no store or no such stream, or both stores are one.
+        SpecMismatch: if a stream of the target was made with other settings. Then nothing is copied.
+        StoreError: if a store or a stream does not exist, or source and target are the same store.
     """
     check_mergeable([source], target, names)
     target = create_store(target)
-    result: dict[str, Copied] = {}
+    result: dict[str, CopyResult] = {}
     with reachable(source), reachable(target):
         for name in names or stream_names(source):
             try:
@@ -107,45 +107,45 @@ def copy_store(
             except LaterFormat:
                 raise
             except StoreError as error:
-                result[name] = Copied(damaged={"": str(error)})
+                result[name] = CopyResult(damaged={"": str(error)})
                 continue
             declare_stream(target, name, stream.spec, stream.provenance)
-            wanted = clips
-            if clips is not None and is_of_captions(stream.spec):
-                wanted = captions
-            result[name] = _copy_stream(stream, target, wanted, progress)
+            selected = clips
+            if clips is not None and is_caption_stream(stream.spec):
+                selected = captions
+            result[name] = _copy_stream(stream, target, selected, progress)
         if clips is None:
             try:
                 join_problems(target, read_problems(source / "problems.json"))
             except LaterFormat:
                 raise
             except StoreError as error:
-                result[""] = Copied(damaged={"": str(error)})
+                result[""] = CopyResult(damaged={"": str(error)})
     return result
 
 
 def check_mergeable(sources: Sequence[Path], target: Path, names: Sequence[str] = ()) -> None:
-    """Raises what ``copy_store`` would of any of these stores, before anything is written."""
+    """Raise the errors that ``copy_store`` would raise for these sources, before anything is written."""
     specs: dict[str, tuple[Path, dict[str, Any]]] = {}
     if (target / "zarr.json").exists():
         for name, spec in _specs(open_store(target).path, ()):
-            if has_commits(target, name):  # an empty stream can be declared anew
+            if has_commits(target, name):  # the spec of an empty stream can be replaced
                 specs[name] = target, spec
     for source in sources:
         if source.resolve() in (target.resolve(), *target.resolve().parents):
             raise StoreError(f"{source} is the store to copy: {target} cannot be in it")
         for name, spec in _specs(open_store(source).path, names):
-            known, other = specs.setdefault(name, (source, spec))
-            if lines := [f"  {key}: {old!r} there, {new!r} here" for key, old, new in diff_specs(other, spec)]:
+            other_store, other_spec = specs.setdefault(name, (source, spec))
+            if lines := [f"  {key}: {old!r} there, {new!r} here" for key, old, new in diff_specs(other_spec, spec)]:
                 raise SpecMismatch(
-                    f"stream {name!r} of {source} was made with other settings than that of {known}:\n"
+                    f"stream {name!r} of {source} was made with other settings than that of {other_store}:\n"
                     + "\n".join(lines)
                     + "\namex features cp --stream copies the streams that agree"
                 )
 
 
 def _specs(store: Path, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and specs of streams; raises StoreError if one is named that is not there. Damaged ones have none."""
+    """Yield names and specs of streams; skip damaged specs. Raises StoreError if a named stream does not exist."""
     for name in names or stream_names(store):
         check_stream(store, name)
         with contextlib.suppress(StoreError):
@@ -153,23 +153,23 @@ def _specs(store: Path, names: Sequence[str]) -> Iterator[tuple[str, dict[str, A
 
 
 def join_problems(store: Path, problems: Sequence[Failure]) -> None:
-    """Adds to the ledger of manifest lines what it does not have."""
-    there = read_problems(store / "problems.json")
-    if more := [problem for problem in problems if problem not in there]:
-        write_problems(store, [*there, *more])
+    """Add new problems to the problems.json of a store."""
+    existing = read_problems(store / "problems.json")
+    if new := [problem for problem in problems if problem not in existing]:
+        write_problems(store, [*existing, *new])
 
 
 def _copy_stream(
-    stream: Stream, target: Path, wanted: Collection[str] | None, progress: Callable[[int, int], None]
-) -> Copied:
-    there = Stream(target, stream.name)
-    result, before = Copied(), len(there)
-    result.known = sum(1 for clip_id in stream if clip_id in there and (wanted is None or clip_id in wanted))
+    stream: Stream, target: Path, selected: Collection[str] | None, progress: Callable[[int, int], None]
+) -> CopyResult:
+    copy = Stream(target, stream.name)
+    result, before = CopyResult(), len(copy)
+    result.known = sum(1 for clip_id in stream if clip_id in copy and (selected is None or clip_id in selected))
     again = True
     while again:
         try:
-            again = _copy_pass(stream, target, wanted, result, progress)
-        except NOT_THERE:  # a commit record that another program has replaced meanwhile
+            again = _copy_pass(stream, target, selected, result, progress)
+        except MISSING_ERRORS:  # another program has replaced a commit record meanwhile
             again = True
         stream = Stream(stream.path.parent, stream.name, skip_damaged=True)
     result.damaged |= stream.damaged
@@ -180,20 +180,20 @@ def _copy_stream(
 def _copy_pass(
     stream: Stream,
     target: Path,
-    wanted: Collection[str] | None,
-    result: Copied,
+    selected: Collection[str] | None,
+    result: CopyResult,
     progress: Callable[[int, int], None],
 ) -> bool:
-    """Copies what is missing; returns whether another program has rewritten parts beside it."""
-    there = Stream(target, stream.name)
-    sweep(there)
-    sources = Sources(stream)
+    """Copy missing clips. Return whether another program has rewritten parts at the same time."""
+    copy = Stream(target, stream.name)
+    remove_leftovers(copy)
+    sources = PartRewriter(stream)
     copies, pieces = [], []
     for part, commit in sources.commits.items():
-        places, failures = _missing(sources, there, part, wanted)
+        places, failures = _missing(sources, copy, part, selected)
         if not places and not failures:
             continue
-        # As a whole it would bring entries that do not count, or compete with those that the other store has.
+        # A copy of the whole part would contain entries that do not count or that the target has already.
         if len(places) + len(failures) < len(commit["clips"]) + len(commit["failures"]):
             pieces += sources.pieces(part, places, failures)
         else:
@@ -202,7 +202,7 @@ def _copy_pass(
     total, done = sum(size for _, size in copies) + sum(piece.bytes for piece in pieces), 0
     for part, size in copies:
         try:
-            result.bytes += bytes_of(copy_part(stream, sources.commits[part], there))
+            result.bytes += bytes_of(copy_part(stream, sources.commits[part], copy))
             result.parts += 1
         except _Damaged as damage:
             if is_committed(stream.path.parent, stream.name, part):
@@ -212,7 +212,7 @@ def _copy_pass(
         done += size
         progress(done, total)
     for group in groups:
-        if record := sources.rewrite(group, target, taken=there.replaced):
+        if record := sources.rewrite(group, target, taken=copy.replaced):
             result.parts += 1
             result.bytes += bytes_of(record)
         done += sum(piece.bytes for piece in group)
@@ -222,16 +222,16 @@ def _copy_pass(
 
 
 def _missing(
-    sources: Sources, there: Stream, part: str, wanted: Collection[str] | None
+    sources: PartRewriter, copy: Stream, part: str, selected: Collection[str] | None
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """Of a part the places of the clips, and the failures, that count, are wanted, and are not in the other stream."""
+    """Return the positions of a part's clips, and its failures, that count, are selected and are new to the copy."""
 
     def is_new(clip_id: str, rank: tuple[int, int]) -> bool:
-        if wanted is not None and clip_id not in wanted:
+        if selected is not None and clip_id not in selected:
             return False
-        if clip_id in there:
-            return rank[0] > there.source(clip_id).revision
-        return clip_id not in there.failures or rank > there.failures[clip_id].rank
+        if clip_id in copy:
+            return rank[0] > copy.source(clip_id).revision
+        return clip_id not in copy.failures or rank > copy.failures[clip_id].rank
 
     clips = sources.commits[part]["clips"]
     places = [
@@ -243,46 +243,51 @@ def _missing(
     return places, [entry for entry in sources.failures(part) if is_new(entry["clip_id"], Failure(**entry).rank)]
 
 
-def copy_part(stream: Stream, commit: dict[str, Any], there: Stream) -> dict[str, Any]:
-    """Copies the part of a commit into the stream of another store, as it is, and returns its commit record there.
+def copy_part(stream: Stream, commit: dict[str, Any], copy: Stream) -> dict[str, Any]:
+    """Copy a part unchanged into the stream of another store. Return its commit record there.
 
-    It has another name there where its own is another part's.
+    The copy gets another name if its name is taken by a different part.
+
+    Args:
+        stream: the source.
+        commit: the commit record of the part.
+        copy: the stream to copy to.
 
     Raises:
-        _Damaged: if a byte is not the one that was committed.
+        _Damaged: if a file of the part has changed since its commit.
     """
-    store, parts, files = there.path.parent, there.path / "parts", commit["files"]
-    name = free_name(commit["part"], there.replaced)
+    store, parts, files = copy.path.parent, copy.path / "parts", commit["files"]
+    name = free_name(commit["part"], copy.replaced)
     while True:
         committed = commit_path(store, stream.name, name)
-        if committed.exists():  # by now, or by another program that was faster
-            known = read_commit(committed)
-            if all(known[key] == commit[key] for key in ("rows", "clips", "failures", "files")):
-                return known
-            name = free_name(name, {*there.replaced, name})
+        if committed.exists():  # written below, or by another program
+            existing = read_commit(committed)
+            if all(existing[key] == commit[key] for key in ("rows", "clips", "failures", "files")):
+                return existing
+            name = free_name(name, {*copy.replaced, name})
             continue
         check_declared(store, stream.name, stream.spec)
-        with storage_at(parts).begin_folder(f"{name}.{uuid.uuid4().hex[:12]}.partial") as begun:
-            _copy_files(stream.path / "parts" / folder_of(commit), begun, files)
-            folder = publish_part(begun, parts, name, files).name
-        # Format 1 had no folder in its records. What the part replaced elsewhere is of no meaning here.
+        with storage_at(parts).staging_folder(f"{name}.{uuid.uuid4().hex[:12]}.partial") as staged:
+            _copy_files(stream.path / "parts" / part_folder(commit), staged, files)
+            folder = publish_part(staged, parts, name, files).name
+        # Records of format 1 have no folder. The parts that this part replaced do not exist in the target.
         record = {**commit, "format": max(2, commit["format"]), "part": name, "folder": folder}
         record.pop("replaces", None)
         write_text(committed, sealed(record), once=True, beside=parts)
 
 
 def _copy_files(source: Path, folder: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Copies files into a folder of this machine. Raises _Damaged if one is not as its record says."""
+    """Copy files into a local folder. Raises _Damaged if a file does not match its sha256."""
 
     def copy(name: str) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         try:
-            with (source / name).open("rb") as original, (folder / name).open("wb") as made:
+            with (source / name).open("rb") as original, (folder / name).open("wb") as target:
                 while block := original.read(BLOCK):
                     digest.update(block)
-                    made.write(block)
-        except NOT_THERE as error:
+                    target.write(block)
+        except MISSING_ERRORS as error:
             raise _Damaged(f"{name} is missing") from error
         except OSError as error:
             if not storage_at(source).is_damage(error):

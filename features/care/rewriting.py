@@ -1,6 +1,7 @@
-"""Clips of committed parts into new parts: what compaction, removal, and copies of some clips have in common.
+"""Rewrite clips of committed parts into new parts, for compaction, removal, and copies of some clips.
 
-A ``Piece`` is what is kept of a part. Small pieces are joined to groups, and ``Sources.rewrite`` makes a part of each.
+A ``Piece`` is the selected content of a part. ``grouped`` joins small pieces into groups, and ``PartRewriter.rewrite``
+writes each group as one part.
 """
 
 from __future__ import annotations
@@ -24,33 +25,34 @@ from ..schema import (
     bytes_of,
     canonical,
     clip_arrays,
+    clip_origins,
     entry_bytes,
-    folder_of,
     free_name,
-    origins_of,
+    part_folder,
     row_arrays,
 )
 from ..writer import ClipRows, clip_entry, is_committed, write_part
-from .verify import fault_of
+from .verify import find_fault
 
-# Bytes of rows of a new part, by default. They are in memory until it is written.
+# Default size of a new part, in bytes of rows. They are in memory until the part is written.
 PART_BYTES = 256 << 20
-# Clips and failures of a new part, at most: a commit record is read whole.
+# Maximal number of clips and failures of a new part, because a commit record is read as a whole.
 PART_CLIPS = 1 << 15
-# What fills less of a new part than this is small.
+# A piece is small if it fills less than this share of a new part.
 SMALL = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """What is kept of a part, or as much of it as fits into one new part.
+    """Selected clips and failures of one part, at most as many as fit into one new part.
 
     Attributes:
-        places: of the clips in the part, in order.
-        failures: entries of the ledger.
-        share: how much of a new part it fills, by bytes and by entries.
-        bytes: of files, about.
-        alone: whether a new part is worth while that has nothing else in it.
+        part: name of the part.
+        places: positions of the clips in the part, in order.
+        failures: the failures.
+        share: share of a new part that this piece fills, by bytes and by number of entries.
+        bytes: estimated size of its files.
+        alone: whether to rewrite this piece even if no other piece joins it.
     """
 
     part: str
@@ -62,16 +64,17 @@ class Piece:
 
 
 @dataclass
-class Sources:
-    """The parts of a stream, to be rewritten.
+class PartRewriter:
+    """Rewrites parts of a stream.
 
     Args:
-        part_bytes: bytes of rows of a new part, at most, unless a single clip has more.
+        stream: the stream to read.
+        part_bytes: maximal bytes of rows of a new part; more if a single clip is larger.
 
     Attributes:
-        commits: the commit records. The stream has others once it had to look at the disk again, because a part that
-            it was to read is gone.
-        damaged: part -> why it cannot be rewritten, of those looked at so far.
+        commits: the commit records when this object was made. The stream has newer records if it had to refresh
+            because a part was gone.
+        damaged: part -> reason, of the parts checked so far.
         changed: whether another program has rewritten or removed parts since the stream was opened.
     """
 
@@ -83,24 +86,24 @@ class Sources:
     def __post_init__(self) -> None:
         self._row_bytes = entry_bytes(row_arrays(self.stream.spec))
         self._clip_bytes = entry_bytes(clip_arrays(self.stream.spec))
-        self._fault = functools.cache(self._look)
+        self._fault = functools.cache(self._check_part)
         self._index, self.commits = self.stream.index, self.stream.commits
 
     def counting(self, part: str) -> list[int]:
-        """The places of the clips of a part whose rows there are those that count."""
+        """Return the positions of the clips of a part whose rows count."""
         stream, ids = self.stream, self._ids(part)
         return [place for place, name in enumerate(ids) if name in stream and stream.place(name) == (part, place)]
 
     def failures(self, part: str) -> list[dict[str, Any]]:
-        """The failures of a part that count."""
-        known = self.stream.failures
+        """Return the failures of a part that count."""
+        current = self.stream.failures
         entries = self.commits[part]["failures"]
-        return [entry for entry in entries if known.get(entry["clip_id"]) == Failure(**entry)]
+        return [entry for entry in entries if current.get(entry["clip_id"]) == Failure(**entry)]
 
     def pieces(
         self, part: str, places: Sequence[int], failures: Sequence[dict[str, Any]], *, alone: bool = True
     ) -> list[Piece]:
-        """What is kept of a part, in as many pieces as it fills new parts; one at least."""
+        """Divide selected clips and failures of a part into pieces that fit into new parts; at least one."""
         commit = self.commits[part]
         clips, size = commit["clips"], bytes_of(commit)
         cuts, rows = [0], 0
@@ -111,14 +114,14 @@ class Sources:
             rows += clips[place]["rows"]
         pieces = []
         for begin, end in zip(cuts, [*cuts[1:], len(places)], strict=True):
-            kept, entries = places[begin:end], failures if end == len(places) else ()
-            rows = sum(clips[place]["rows"] for place in kept)
+            selected, entries = places[begin:end], failures if end == len(places) else ()
+            rows = sum(clips[place]["rows"] for place in selected)
             pieces.append(
                 Piece(
                     part=part,
-                    places=kept,
+                    places=selected,
                     failures=entries,
-                    share=self._share(rows, len(kept), len(entries)),
+                    share=self._share(rows, len(selected), len(entries)),
                     bytes=size * rows // max(1, commit["rows"]),
                     alone=alone or len(cuts) > 1,
                 )
@@ -128,16 +131,16 @@ class Sources:
     def rewrite(
         self, pieces: Iterable[Piece], store: Path, *, replaces: Collection[str] = (), taken: Collection[str]
     ) -> dict[str, Any] | None:
-        """Makes a part of pieces; returns its commit record, None if nothing was written.
+        """Write pieces as one part. Return its commit record, or None if nothing was written.
 
-        A part that is damaged is left out, and one that holds rows which a damaged one hides.
+        Damaged parts are skipped, and parts with rows that are hidden by rows of a damaged part.
 
         Args:
-            store: where the stream was declared with the same spec.
-            replaces: the parts that the new one replaces, if they are in it.
+            store: the target; it must have the stream with the same spec.
+            replaces: the parts that the new part replaces, if it contains them.
             taken: names that the new part cannot have, see ``schema.free_name``.
         """
-        begun = time.monotonic()
+        started = time.monotonic()
         clips: list[ClipRows] = []
         failures: dict[str, Failure] = {}
         read: list[Piece] = []
@@ -165,38 +168,38 @@ class Sources:
             spec=self.stream.spec,
             clips=clips,
             failures=list(failures.values()),
-            run=run_record(commits, time.monotonic() - begun),
+            run=run_record(commits, time.monotonic() - started),
             replaces=[part for part in dict.fromkeys(piece.part for piece in read) if part in replaces],
         )
 
     def is_intact(self, part: str) -> bool:
-        """Whether every byte of a part is the one that was written, and of those whose rows hide some of its own."""
+        """Return whether a part is undamaged, and all parts whose rows hide some of its rows."""
         stream = self.stream
         hiding = {stream.place(name)[0] for name in self._ids(part) if name in stream}
         return not any(self._fault(other) for other in sorted({part, *hiding}))
 
-    def _look(self, part: str) -> str:
+    def _check_part(self, part: str) -> str:
         commit = self.commits[part]
-        reason = fault_of(self.stream.path / "parts" / folder_of(commit), commit)
+        reason = find_fault(self.stream.path / "parts" / part_folder(commit), commit)
         if reason:
             self._note(part, reason)
         return reason
 
     def _note(self, part: str, reason: str) -> None:
-        """A part is damaged, unless another program has removed it meanwhile."""
-        if self._is_there(part):
+        """Record a damaged part, unless another program has removed it meanwhile."""
+        if self._is_committed(part):
             self.damaged[part] = reason
         else:
             self.changed = True
 
     def _is_overtaken(self, parts: Iterable[str] = ()) -> bool:
-        """Whether the stream had to look at the disk again, so that its clips are elsewhere, or a part is gone."""
-        if self.stream.index is not self._index or not all(map(self._is_there, parts)):
+        """Return whether the stream has refreshed, so that clips may be in other parts, or whether a part is gone."""
+        if self.stream.index is not self._index or not all(map(self._is_committed, parts)):
             self.changed = True
             return True
         return False
 
-    def _is_there(self, part: str) -> bool:
+    def _is_committed(self, part: str) -> bool:
         return is_committed(self.stream.path.parent, self.stream.name, part)
 
     def _ids(self, part: str) -> Iterator[str]:
@@ -209,7 +212,7 @@ class Sources:
     def _read(self, piece: Piece) -> Iterator[ClipRows]:
         commit = self.commits[piece.part]
         entries = [commit["clips"][place] for place in piece.places]
-        origins = origins_of(commit, len(commit["clips"]))
+        origins = clip_origins(commit, len(commit["clips"]))
         batch = self.stream.read([entry["clip_id"] for entry in entries])
         for place, entry, rows in zip(piece.places, entries, batch, strict=True):
             clip = ClipRows(
@@ -221,16 +224,16 @@ class Sources:
                 damage=entry.get("damage", ""),
                 origin=origins[place],
             )
-            made = clip_entry(clip)
-            if lost := [key for key, value in entry.items() if (made.get(key) or None) != (value or None)]:
-                raise StoreError(f"this amex does not know what {', '.join(lost)} of clip {clip.clip_id!r} means")
+            rewritten = clip_entry(clip)
+            if unknown := [key for key, value in entry.items() if (rewritten.get(key) or None) != (value or None)]:
+                raise StoreError(f"clip {clip.clip_id!r} has fields that this amex does not know: {', '.join(unknown)}")
             yield clip
 
 
 def grouped(pieces: Iterable[Piece]) -> list[list[Piece]]:
-    """Pieces that make a part: large ones one each, then small ones in order, as many as fit.
+    """Group pieces into new parts: first each large piece alone, then small pieces in order, as many as fit.
 
-    What is made of them is not joined further when it is grouped itself: two neighbours do not fit into one part.
+    Grouping the results again joins nothing, because two neighbours do not fit into one part.
     """
     large, small = [], [list[Piece]()]
     filled = (0.0, 0.0)
@@ -238,29 +241,29 @@ def grouped(pieces: Iterable[Piece]) -> list[list[Piece]]:
         if max(piece.share) >= SMALL:
             large.append([piece])
             continue
-        more = (filled[0] + piece.share[0], filled[1] + piece.share[1])
-        if small[-1] and max(more) > 1:
+        total = (filled[0] + piece.share[0], filled[1] + piece.share[1])
+        if small[-1] and max(total) > 1:
             small.append([])
-            more = piece.share
+            total = piece.share
         small[-1].append(piece)
-        filled = more
+        filled = total
     groups = [*large, *small]
     return [group for group in groups if len(group) > 1 or any(piece.alone for piece in group)]
 
 
 def completed(groups: Sequence[Sequence[Piece]]) -> list[list[str]]:
-    """By group, the parts that have no piece in a later one: those that it can replace."""
+    """Return, for each group, the parts without a piece in a later group: these can be replaced."""
     last = {piece.part: number for number, group in enumerate(groups) for piece in group}
     return [[part for part in last if last[part] == number] for number in range(len(groups))]
 
 
 def new_name(commits: Sequence[dict[str, Any]], clips: Sequence[ClipRows], failures: Iterable[Failure]) -> str:
-    """The name of a part that is made of others: it sorts where the first of them does, and tells what is in it.
+    """Return the name of a rewritten part. It sorts beside the first source part and has a digest of the content.
 
-    So programs that do the same work write the same part.
+    So two programs that do the same work write the same part.
     """
     content = [
-        [folder_of(commit) for commit in commits],
+        [part_folder(commit) for commit in commits],
         [clip.clip_id for clip in clips],
         [[failure.clip_id, *failure.rank] for failure in failures],
     ]
@@ -269,13 +272,13 @@ def new_name(commits: Sequence[dict[str, Any]], clips: Sequence[ClipRows], failu
 
 
 def run_record(commits: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """The ``run`` of a part that is made of others: who made it, and of them each host and set of versions once."""
+    """Return the ``run`` of a rewritten part: this host, and the hosts and versions of the source parts."""
     hosts, versions = [], []
     for commit in commits:
         run = commit["run"]
-        before = run.get("made_of", {"hosts": [run.get("host")], "versions": [run.get("versions")]})
-        hosts += [host for host in before["hosts"] if host and host not in hosts]
-        versions += [entry for entry in before["versions"] if entry and entry not in versions]
+        origin = run.get("made_of", {"hosts": [run.get("host")], "versions": [run.get("versions")]})
+        hosts += [host for host in origin["hosts"] if host and host not in hosts]
+        versions += [entry for entry in origin["versions"] if entry and entry not in versions]
     return {
         "host": socket.gethostname(),
         "seconds": round(seconds, 3),

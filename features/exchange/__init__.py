@@ -1,1 +1,1 @@
-"""Features from other programs, and for them: one file a format; and the card of a store that is shared."""
+"""Import and export of features, one module per format; and the card of a shared store."""

@@ -1,4 +1,4 @@
-"""Features of bottom-up attention, in tab-separated values: an image is a clip of one row of objects."""
+"""Import bottom-up-attention features from TSV files: an image becomes a clip with one row of objects."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
+from ...errors import plural
 from ...foreign import read_lines, reading
 from ..writer import ClipRows
-from .source import ImportProblem, Source, Wanted, file_spec, with_output
+from .source import ImportProblem, Selection, Source, file_spec, with_output
 
-# The original columns (Anderson et al., CVPR 2018), and those with classes and attributes that LXMERT's release has.
+# The original columns (Anderson et al., CVPR 2018), and the columns of LXMERT's release with classes and attributes.
 BUTD = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 LXMERT = (
     "image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf",
     "num_boxes", "boxes", "features",
 )  # fmt: skip
-# Which column an array of objects comes from, and the numbers in it.
+# The column and the number type of each array of objects.
 COLUMNS = {"values": ("features", "f4"), "boxes": ("boxes", "f4")}
 CLASSES = {
     "scores": ("objects_conf", "f4"),
@@ -29,8 +30,8 @@ CLASSES = {
 }
 
 
-def from_butd(path: Path, wanted: Wanted) -> list[Source]:
-    """The images of a file of six columns or ten. All of it is read twice: to know its widths, and to import it."""
+def from_butd(path: Path, selection: Selection) -> list[Source]:
+    """Return the images of a file with six or ten columns. The file is read twice: for the widths, for the import."""
     ids: list[str] = []
     most, widths = 0, set()
     for clip_id, objects in _images(path):
@@ -40,7 +41,7 @@ def from_butd(path: Path, wanted: Wanted) -> list[Source]:
         widths |= {width} if count else set()
         names = tuple(objects)
     if len(widths) != 1:
-        raise ImportProblem(f"{path}: features of lengths {sorted(widths)}; one length is expected")
+        raise ImportProblem(f"{path}: features have the lengths {sorted(widths)}, but must have one length")
     real, number = np.dtype("float32"), np.dtype("int32")
     form: dict[str, tuple[tuple[int, ...], np.dtype]] = {
         "values": ((most, widths.pop()), real),
@@ -52,8 +53,8 @@ def from_butd(path: Path, wanted: Wanted) -> list[Source]:
         form |= {"scores": ((most,), real), "labels": ((most,), number)}
         form |= {"attributes": ((most,), number), "attribute_scores": ((most,), real)}
     padded = sum(math.prod(shape) * dtype.itemsize for shape, dtype in form.values())
-    chosen = dict(wanted.among(path, ids))
-    wanted.check_size(path, padded * len(chosen), [path])
+    chosen = dict(selection.select(path, ids))
+    selection.check_size(path, padded * len(chosen), [path])
 
     def clips() -> Iterator[ClipRows]:
         for place, (clip_id, objects) in enumerate(_images(path)):
@@ -65,17 +66,17 @@ def from_butd(path: Path, wanted: Wanted) -> list[Source]:
 
 
 def _images(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Each image's id, and its arrays: ``counts`` (), ``frame_size`` (2,), all others with one entry an object."""
+    """Yield id and arrays of each image: ``counts`` (), ``frame_size`` (2,), and others with one entry per object."""
     columns: tuple[str, ...] = ()
     for where, line in read_lines(path, ImportProblem):
         with reading(where, ImportProblem):
             fields = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
-            known = {len(BUTD): BUTD, len(LXMERT): LXMERT}.get(len(fields))
-            if known is None:
-                raise ValueError(f"{len(fields)} columns; bottom-up-attention files have 6 or 10")
-            if known != (columns or known):
-                raise ValueError(f"{len(known)} columns after lines of {len(columns)}")
-            columns = known
+            layout = {len(BUTD): BUTD, len(LXMERT): LXMERT}.get(len(fields))
+            if layout is None:
+                raise ValueError(f"{plural(len(fields), 'column')}; bottom-up-attention files have 6 or 10")
+            if layout != (columns or layout):
+                raise ValueError(f"{plural(len(layout), 'column')} after lines of {len(columns)}")
+            columns = layout
             image = _image(dict(zip(columns, fields, strict=True)))
         yield fields[0], image
 
@@ -90,7 +91,7 @@ def _image(record: Mapping[str, str]) -> dict[str, np.ndarray]:
         numbers = np.frombuffer(base64.b64decode(record[column], validate=True), kind)
         width = {"values": len(numbers) // max(1, count), "boxes": 4}.get(name, 1)
         if len(numbers) != count * width:
-            raise ValueError(f"{column} has {len(numbers)} numbers for {count} boxes")
+            raise ValueError(f"{column} has {len(numbers)} numbers for {plural(count, 'box')}")
         if kind == "i8":
             numbers = _narrow(column, numbers)
         arrays[name] = numbers.reshape(count, width) if name in COLUMNS else numbers
@@ -100,19 +101,19 @@ def _image(record: Mapping[str, str]) -> dict[str, np.ndarray]:
 def _number(record: Mapping[str, str], column: str) -> int:
     text = record[column]
     if not text.isdecimal() or len(text) > 9:
-        raise ValueError(f"{column} is {text[:20]!r}, a count is expected")
+        raise ValueError(f"{column} is {text[:20]!r}, but must be a count")
     return int(text)
 
 
 def _narrow(column: str, numbers: np.ndarray) -> np.ndarray:
     narrow = numbers.astype(np.int32)
     if (narrow != numbers).any():
-        raise ValueError(f"{column} has numbers that 32 bits do not hold")
+        raise ValueError(f"{column} has numbers that do not fit into 32 bits")
     return narrow
 
 
 def _padded(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """The one row of an image. Images with fewer boxes end in what a detector's empty places hold."""
+    """Return the row of an image, padded to ``shape`` like unused boxes of a detector: floats with 0, ints with -1."""
     row = array
     if array.shape != shape:
         row = np.full(shape, -1 if dtype.kind == "i" else 0, dtype)

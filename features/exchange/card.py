@@ -1,6 +1,6 @@
-"""A README for a store that is shared: what is in it, how it was made, how to read it, what it may be used for.
+"""Write the card (README) of a shared store: content, production, reading, licences.
 
-It begins with the YAML that hubs of data sets read. Equal stores have equal cards.
+It begins with the YAML header that dataset hubs read. Equal stores have equal cards.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import plural, printable
-from ...storage import NOT_THERE, reachable, storage_at, write_text
+from ...storage import MISSING_ERRORS, reachable, storage_at, write_text
 from ..reader import Store, Stream
-from ..schema import StoreError, bytes_of, clip_arrays, is_of_captions, row_arrays
+from ..schema import StoreError, bytes_of, clip_arrays, is_caption_stream, row_arrays
 
-# Begins the line that tells a card from what somebody wrote.
+# Beginning of the line that distinguishes an unedited card from other text.
 MARK = "<!-- made by amex features card; sha256 of all other lines: "
-# Characters of a setting that a card shows; longer ones are in spec.json.
+# Settings with more characters are not shown; they are in spec.json.
 SHOWN = 300
-# From how many clips on a data set is in which category, as hubs call them.
+# Size categories of dataset hubs, and the number of clips from which each applies.
 SIZES = {"n<1K": 0, "1K<n<10K": 10**3, "10K<n<100K": 10**4, "100K<n<1M": 10**5, "1M<n<10M": 10**6, "10M<n<100M": 10**7}
 FILL_IN = "**To be filled in**"
 
 
 def describe_store(store: Store) -> dict[str, Any]:
-    """The facts of a card.
+    """Return the facts for a card.
 
     Raises:
         StoreError: if a spec or a commit record is damaged.
@@ -42,13 +42,13 @@ def describe_store(store: Store) -> dict[str, Any]:
 
 
 def describe_stream(stream: Stream) -> dict[str, Any]:
-    """What a card says of a stream."""
+    """Return the facts of a stream for a card."""
     decoders: Counter[str] = Counter()
     versions: dict[str, set[str]] = defaultdict(set)
     size = hosts = 0
     for commit in stream.commits.values():
         decoders.update(clip["decoder"] for clip in commit["clips"] if "decoder" in clip)
-        # A part that others were joined to has theirs too.
+        # A part that was joined from others also has their versions.
         for written in (commit["run"].get("versions", {}), *commit["run"].get("made_of", {}).get("versions", ())):
             for library, version in written.items():
                 versions[library].add(version)
@@ -56,7 +56,7 @@ def describe_stream(stream: Stream) -> dict[str, Any]:
         hosts += "host" in commit["run"]
     rows = stream.index.rows[stream.index.clips]
     return {
-        "of": "captions" if is_of_captions(stream.spec) else "clips",
+        "of": "captions" if is_caption_stream(stream.spec) else "clips",
         "states": {
             "done": int((rows > 0).sum()),
             "empty": int((rows == 0).sum()),
@@ -71,7 +71,7 @@ def describe_stream(stream: Stream) -> dict[str, Any]:
         },
         "labels": len(stream.labels),
         "decoders": dict(sorted(decoders.items())),
-        "versions": {library: sorted(those) for library, those in sorted(versions.items())},
+        "versions": {library: sorted(numbers) for library, numbers in sorted(versions.items())},
         "weights": stream.provenance.get("weights", ""),
         "names_hosts": bool(hosts),
         "fingerprint": stream.fingerprint,
@@ -81,7 +81,7 @@ def describe_stream(stream: Stream) -> dict[str, Any]:
 
 
 def _first(stream: Stream) -> dict[str, Any] | None:
-    """A clip that has rows, to be read as an example, with its part."""
+    """Return a clip with rows, and its part, for the reading example."""
     for part in sorted(stream.commits):
         for clip in stream.commits[part]["clips"]:
             clip_id, revision = clip["clip_id"], clip.get("revision", 0)
@@ -91,10 +91,10 @@ def _first(stream: Stream) -> dict[str, Any] | None:
 
 
 def checksum(store: Store) -> str:
-    """One sha256 for all that a store holds, since commit records have the sha256 of every file of their part.
+    """Return one sha256 for the whole store. It covers all files, because commit records have the sha256 of each file.
 
-    It is that of the lines ``sha256sum`` prints of each stream's spec.json and of the commit records that count, sorted
-    by their paths.
+    It is the sha256 of the lines that ``sha256sum`` prints for the spec.json of each stream and the commit records that
+    count, sorted by path.
     """
     lines = []
     for name, stream in store.items():
@@ -104,25 +104,28 @@ def checksum(store: Store) -> str:
                 files[f"commits/{file}"] = data
         lines += [(f"{name}/{file}", hashlib.sha256(data).hexdigest()) for file, data in files.items()]
     digest = hashlib.sha256()
-    for path, mark in sorted(lines, key=lambda line: line[0].encode(errors="surrogateescape")):
-        digest.update(f"{mark}  {path}\n".encode(errors="surrogateescape"))
+    for path, sha256 in sorted(lines, key=lambda line: line[0].encode(errors="surrogateescape")):
+        digest.update(f"{sha256}  {path}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def write_card(text: str, path: Path, *, force: bool = False) -> None:
-    """Writes a card.
+    """Write a card.
+
+    Args:
+        force: overwrite any existing file.
 
     Raises:
-        StoreError: if what is at ``path`` is no card, or one that somebody has edited, unless ``force``.
+        StoreError: if the file at ``path`` is not a card, or an edited card, unless ``force``.
     """
     with reachable(path, but=(UnicodeDecodeError,)):
         try:
-            ours = is_card(path.read_text(encoding="utf-8"))
-        except NOT_THERE:
-            ours = True
+            replaceable = is_card(path.read_text(encoding="utf-8"))
+        except MISSING_ERRORS:
+            replaceable = True
         except UnicodeDecodeError:
-            ours = False
-        if not ours and not force:
+            replaceable = False
+        if not replaceable and not force:
             raise StoreError(
                 f"{path} was written or edited by hand: --force replaces it, --out FILE writes the card elsewhere"
             )
@@ -130,7 +133,7 @@ def write_card(text: str, path: Path, *, force: bool = False) -> None:
 
 
 def is_card(text: str) -> bool:
-    """Whether a text is a card that nobody has edited."""
+    """Return whether a text is an unedited card."""
     lines = text.splitlines(keepends=True)
     marks = [line for line in lines if line.startswith(MARK)]
     return len(marks) == 1 and marks[0] == _mark("".join(line for line in lines if line != marks[0]))
@@ -141,11 +144,11 @@ def _mark(rest: str) -> str:
 
 
 def render_card(facts: dict[str, Any]) -> str:
-    """A card as Markdown.
+    """Return a card as Markdown.
 
     Args:
-        facts: from ``describe_store``. A stream may also have ``input``, what its network looked at in words, and
-            ``known_weights``, with ``source``, ``url`` and ``licence``.
+        facts: from ``describe_store``. A stream may also have ``input``, a description of the network's input, and
+            ``known_weights`` with ``source``, ``url`` and ``licence``.
     """
     head, body = _head(facts), "\n\n".join(_sections(facts)) + "\n"
     return head + _mark(head + "\n" + body) + "\n" + body
@@ -171,18 +174,18 @@ def _count(stream: dict[str, Any]) -> int:
 def _sections(facts: dict[str, Any]) -> list[str]:
     streams = facts["streams"]
     sections = [
-        f"# {plain(facts['name'])}",
+        f"# {escape(facts['name'])}",
         f"{FILL_IN}: which videos these are.",
         "Features of videos in one amex store, which is Zarr v3. No frames are in it.",
         "## Streams",
         "\n".join(["| stream | clips | rows | a row | MB | empty | failed |", "|---|---|---|---|---|---|---|"])
         + "".join(f"\n{_row(name, stream)}" for name, stream in streams.items()),
-        "Empty clips were decoded, and are shorter than a window. Failed ones have no rows: `amex features failures` "
-        "says why. A row is a window or a frame, of text a token.",
+        "Empty clips were decoded but are shorter than a window. Failed clips have no rows: `amex features failures` "
+        "lists the reasons. A row is a window or a frame, in a stream of text a token.",
         "## How they were made",
     ]
     for name, stream in streams.items():
-        sections += [f"### {code(name)}", "\n".join(made_lines(stream))]
+        sections += [f"### {code_span(name)}", "\n".join(provenance_lines(stream))]
     sections += ["## How to read it", *_examples(facts), "## Checksum", *_checked(facts)]
     return [*sections, "## Licences", *_licences(facts)]
 
@@ -191,39 +194,43 @@ def _row(name: str, stream: dict[str, Any]) -> str:
     values, states = stream["arrays"]["values"], stream["states"]
     of = " captions" if stream["of"] == "captions" else ""
     return (
-        f"| {code(name)} | {_count(stream):,}{of} | {stream['rows']:,} | {values['dtype']} {values['shape']} | "
+        f"| {code_span(name)} | {_count(stream):,}{of} | {stream['rows']:,} | {values['dtype']} {values['shape']} | "
         f"{stream['bytes'] / 1e6:,.2f} | {states['empty']:,} | {states['failed']:,} |"
     )
 
 
-def made_lines(stream: Mapping[str, Any]) -> list[str]:
-    """How a stream was made, from what ``describe_stream`` says of it: a list of Markdown."""
+def provenance_lines(stream: Mapping[str, Any]) -> list[str]:
+    """Return how a stream was made, from the facts of ``describe_stream``: the lines of a Markdown list."""
     spec = {name: setting for name, setting in stream["spec"].items() if name != "output"}
     lines = [f"- input: {stream['input']}"] if stream.get("input") else []
     for name, setting in spec.items():
         text = setting if isinstance(setting, str) else json.dumps(setting, ensure_ascii=False)
-        lines.append(f"- {plain(name.replace('_', ' '))}: {code(text) if len(text) <= SHOWN else 'see `spec.json`'}")
+        lines.append(
+            f"- {escape(name.replace('_', ' '))}: {code_span(text) if len(text) <= SHOWN else 'see `spec.json`'}"
+        )
     lines.append(f"- weights: {_weights(stream)}")
-    beside = [f"{code(name)} {a['dtype']} {a['shape']}" for name, a in stream["arrays"].items() if name != "values"]
+    beside = [
+        f"{code_span(name)} {a['dtype']} {a['shape']}" for name, a in stream["arrays"].items() if name != "values"
+    ]
     lines.append(f"- beside the features: {', '.join(beside) or 'nothing'}")
     if stream["labels"]:
         lines.append(f"- labels: {stream['labels']:,} classes, named in `spec.json`")
     if stream["decoders"]:
-        lines.append("- decoded by " + ", ".join(f"{plain(name)}: {n:,}" for name, n in stream["decoders"].items()))
+        lines.append("- decoded by " + ", ".join(f"{escape(name)}: {n:,}" for name, n in stream["decoders"].items()))
     if stream["cut_off_by_damage"]:
         lines.append(f"- kept as far as their video is undamaged: {plural(stream['cut_off_by_damage'], 'clip')}")
-    written = [f"{plain(library)} {', '.join(map(plain, those))}" for library, those in stream["versions"].items()]
-    lines.append(f"- written by: {'; '.join(written) or 'not recorded'}")
+    writers = [f"{escape(library)} {', '.join(map(escape, v))}" for library, v in stream["versions"].items()]
+    lines.append(f"- written by: {'; '.join(writers) or 'not recorded'}")
     lines.append(f"- fingerprint: `{stream['fingerprint']}`")
     return lines
 
 
 def _weights(stream: Mapping[str, Any]) -> str:
-    """Where weights came from; of a file its name, as directories are nobody's business."""
-    known = stream.get("known_weights") or {}
-    parts = [known.get("source") or code(stream["weights"].rstrip("/").split("/")[-1] or "not recorded")]
-    parts += [f"<{known['url']}>"] if known.get("url") else []
-    return ", ".join([*parts, *(["recognised by their name alone"] if known.get("by") == "name" else [])])
+    """Return the origin of the weights; for a file only its name, because directories are private."""
+    origin = stream.get("known_weights") or {}
+    parts = [origin.get("source") or code_span(stream["weights"].rstrip("/").split("/")[-1] or "not recorded")]
+    parts += [f"<{origin['url']}>"] if origin.get("url") else []
+    return ", ".join([*parts, *(["recognised by their name alone"] if origin.get("by") == "name" else [])])
 
 
 def _examples(facts: dict[str, Any]) -> list[str]:
@@ -233,14 +240,14 @@ def _examples(facts: dict[str, Any]) -> list[str]:
     name, first = next(iter(firsts.items()))
     store, clip_id = facts["name"], first["clip_id"]
     timed = "times" in facts["streams"][name]["arrays"]
-    ours = [
-        "from amex.features import open_store",
+    with_amex = [
+        "import amex",
         "",
-        f"stream = open_store({store!r})[{name!r}]",
+        f"stream = amex.open_store({store!r})[{name!r}]",
         f"rows = stream[{clip_id!r}]",
         "print(rows.values.shape" + (", rows.times)  # seconds" if timed else ")"),
     ]
-    plain = [
+    zarr_lines = [
         "import json",
         "from pathlib import Path",
         "",
@@ -256,9 +263,9 @@ def _examples(facts: dict[str, Any]) -> list[str]:
     ]
     return [
         "With amex:",
-        _block("python", ours),
-        "With zarr-python alone. Parts that a commit record names in `replaces` do not count any more.",
-        _block("python", plain),
+        _block("python", with_amex),
+        "With zarr-python only. Parts that a commit record lists in `replaces` no longer count.",
+        _block("python", zarr_lines),
     ]
 
 
@@ -266,8 +273,8 @@ def _checked(facts: dict[str, Any]) -> list[str]:
     return [
         f"`{facts['checksum']}`",
         "is the sha256 over the specs and commit records of all streams. Commit records have the sha256 of every file "
-        "of their part: `amex features verify` compares them, and `amex features card --json` prints the checksum. In "
-        "the folder of the store, if nothing is left of interrupted runs, so does",
+        "of their part: `amex features verify` compares them, and `amex features card --json` prints the checksum. If "
+        "the store has no leftovers of interrupted runs, this command prints it too, in the folder of the store:",
         _block(
             "sh",
             [
@@ -282,16 +289,16 @@ def _licences(facts: dict[str, Any]) -> list[str]:
     lines = ["| stream | weights | licence of the weights |", "|---|---|---|"]
     for name, stream in streams.items():
         licence = (stream.get("known_weights") or {}).get("licence")
-        lines.append(f"| {code(name)} | {_weights(stream)} | {plain(licence) if licence else FILL_IN} |")
-    holds = ["the ids of clips, the names and times of modification of video files"]
-    holds += ["captions word for word"] if any(stream["of"] == "captions" for stream in streams.values()) else []
-    holds += ["the names of computers that wrote it"] if any(s["names_hosts"] for s in streams.values()) else []
+        lines.append(f"| {code_span(name)} | {_weights(stream)} | {escape(licence) if licence else FILL_IN} |")
+    contents = ["the ids of clips, the names and modification times of video files"]
+    contents += ["captions word for word"] if any(stream["of"] == "captions" for stream in streams.values()) else []
+    contents += ["the names of computers that wrote it"] if any(s["names_hosts"] for s in streams.values()) else []
     return [
         "\n".join(lines),
-        f"{FILL_IN}: the licence of the videos, and whether it allows to share what is computed from them. amex knows "
-        "neither.",
-        f"The store has {', and '.join(holds)}. It has no frames, and its features are not anonymous all the same: "
-        "those of one person or place are alike.",
+        f"{FILL_IN}: the licence of the videos, and whether it allows you to share features computed from them. amex "
+        "knows neither.",
+        f"The store has {', and '.join(contents)}. It has no frames, but its features are not anonymous: features of "
+        "the same person or place are similar.",
     ]
 
 
@@ -300,13 +307,13 @@ def _block(language: str, lines: list[str]) -> str:
     return "\n".join([f"{fence}{language}", *lines, fence])
 
 
-def code(text: str) -> str:
-    """A text as code in a line or a cell of a table."""
+def code_span(text: str) -> str:
+    """Return a text as an inline code span, also valid in a table."""
     text = printable(text).replace("|", "\\|")
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
 
 
-def plain(text: str) -> str:
-    """A text in which nothing is Markdown or HTML."""
+def escape(text: str) -> str:
+    """Return a text with all Markdown and HTML characters escaped."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text))

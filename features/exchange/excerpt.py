@@ -1,4 +1,4 @@
-"""What is exported of a stream: all its clips or some, with their rows or with one mean vector each."""
+"""The content of an export: all or some clips of a stream, with their rows or with one mean vector per clip."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from ..reader import Stream
 from ..rows import Batch, Rows
-from ..schema import clip_arrays, entry_bytes, fingerprint, is_of_captions, row_arrays
+from ..schema import clip_arrays, entry_bytes, fingerprint, is_caption_stream, row_arrays
 
-# What is in memory at a time, as the stream holds it; a clip that is larger is read whole.
+# Maximal batch in memory, in bytes and clips; a larger clip is a batch of its own.
 BATCH_BYTES = 16 << 20
 BATCH_CLIPS = 4096
 
@@ -20,12 +20,12 @@ class Excerpt:
     """Clips of a stream in a given order, read batch by batch.
 
     Attributes:
-        name: the stream's.
-        ids: of the clips, or the captions of a stream of text.
-        pooled: whether a clip has one vector, the mean of its rows, in place of the rows.
-        spec: how the features were made, with what pooling changes.
-        clips, rows: how many were read so far.
-        left_out: how many clips were left out so far because they have no rows or no mean.
+        name: name of the stream.
+        ids: clip ids, or the captions of a stream of text.
+        pooled: whether each clip has one vector, the mean of its rows, instead of the rows.
+        spec: spec of the exported features, after pooling.
+        clips, rows: numbers of clips and rows read so far.
+        left_out: number of clips skipped so far because they have no rows or no mean.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Excerpt:
 
     @property
     def of_text(self) -> bool:
-        """Whether the ids are captions."""
-        return is_of_captions(self.spec)
+        """Whether the clip ids are captions."""
+        return is_caption_stream(self.spec)
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -57,40 +57,40 @@ class Excerpt:
 
     @property
     def size(self) -> int:
-        """Bytes of all arrays, at most."""
+        """Upper bound of the bytes of all arrays."""
         rows = len(self.ids) if self.pooled else sum(map(self.stream.rows_of, self.ids))
         return rows * entry_bytes(row_arrays(self.spec)) + len(self.ids) * entry_bytes(clip_arrays(self.spec))
 
     def batches(self, *, empty: bool = True) -> Iterator[Batch]:
-        """The clips end to end, some tens of MB at a time.
+        """Yield the clips in batches of at most ``BATCH_BYTES`` or ``BATCH_CLIPS``.
 
         Args:
-            empty: whether clips without rows come too. Of pooled ones they never do.
+            empty: whether to include clips without rows. Pooled exports never include them.
 
         Raises:
-            DamagedPart: if a checksum does not hold.
+            DamagedPart: if a checksum differs.
         """
         row_bytes = entry_bytes(row_arrays(self.stream.spec))
-        held: list[str] = []
+        buffer: list[str] = []
         size = 0
         for clip_id in self.ids:
-            more = self.stream.rows_of(clip_id) * row_bytes
-            if held and (size + more > BATCH_BYTES or len(held) == BATCH_CLIPS):
-                yield self._read(held, empty)
-                held, size = [], 0
-            held.append(clip_id)
-            size += more
-        if held:
-            yield self._read(held, empty)
+            clip_bytes = self.stream.rows_of(clip_id) * row_bytes
+            if buffer and (size + clip_bytes > BATCH_BYTES or len(buffer) == BATCH_CLIPS):
+                yield self._read(buffer, empty)
+                buffer, size = [], 0
+            buffer.append(clip_id)
+            size += clip_bytes
+        if buffer:
+            yield self._read(buffer, empty)
 
     def each(self) -> Iterator[tuple[str, Rows]]:
-        """The clips one by one."""
+        """Yield id and rows of the clips one by one."""
         for batch in self.batches():
             yield from zip(batch.clip_ids, batch, strict=True)
 
     def _read(self, ids: Sequence[str], empty: bool) -> Batch:
-        wanted = ids if empty or self.pooled else [clip_id for clip_id in ids if self.stream.rows_of(clip_id)]
-        batch = self.stream.read(wanted)
+        selection = ids if empty or self.pooled else [clip_id for clip_id in ids if self.stream.rows_of(clip_id)]
+        batch = self.stream.read(selection)
         if self.pooled:
             batch = pooled_batch(batch)
         self.clips += len(batch.clip_ids)
@@ -101,7 +101,7 @@ class Excerpt:
 
 
 def pooled_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec of the means of a stream: one float32 vector a clip, without times."""
+    """Return the spec of the pooled stream: one float32 vector per clip, without times."""
     output = spec["output"]
     shape = output["clip_arrays"]["sentence"]["shape"] if "sentence" in clip_arrays(spec) else output["shape"]
     shape = shape[1:] if _of_objects(spec) else shape
@@ -110,10 +110,10 @@ def pooled_spec(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def pooled_batch(batch: Batch) -> Batch:
-    """One row a clip: the mean of its rows in float32; of a caption its own vector where there is one.
+    """Pool a batch to one row per clip: the mean of its rows in float32; for a caption its ``sentence``, if it exists.
 
-    Of objects it is the mean over the boxes that are there, then over the rows that have any. Clips without a mean are
-    left out.
+    For objects it is the mean over the boxes of each row, then over the rows that have boxes. Clips without a mean are
+    skipped.
     """
     if "sentence" in batch.clip_arrays:
         ids, values = batch.clip_ids, batch["sentence"].astype(np.float32)
@@ -126,22 +126,22 @@ def pooled_batch(batch: Batch) -> Batch:
 
 
 def has_mean(rows: Rows) -> bool:
-    """Whether a clip has rows, and one of objects any box."""
+    """Return whether a clip has rows, and for objects at least one box."""
     return bool(len(rows)) and not (_has_counts(rows) and (rows["counts"] < 1).all())
 
 
 def mean(rows: Rows) -> np.ndarray:
-    """The mean of a clip that has one: (D,) float32. float64 is rounded once, at the end."""
+    """Return the mean of a clip for which ``has_mean`` is true: (D,) float32. float64 is rounded once, at the end."""
     values = rows.values
     wide = np.promote_types(values.dtype, np.float32)
     if _has_counts(rows):
-        seen = rows["counts"] > 0
-        counts = np.minimum(rows["counts"][seen], values.shape[1])
+        nonempty = rows["counts"] > 0
+        counts = np.minimum(rows["counts"][nonempty], values.shape[1])
         boxes = np.arange(values.shape[1]) < counts[:, None]
-        # What is beyond the boxes that are there may be anything, also NaN.
-        sums = np.where(boxes[..., None], values[seen], 0).sum(axis=1, dtype=wide)
+        # The values of unused boxes are arbitrary, possibly NaN.
+        sums = np.where(boxes[..., None], values[nonempty], 0).sum(axis=1, dtype=wide)
         values = sums / counts[:, None].astype(wide)
-    with np.errstate(over="ignore"):  # a float64 may be infinite in float32
+    with np.errstate(over="ignore"):  # a large float64 becomes infinite in float32
         return values.mean(axis=0, dtype=wide).astype(np.float32)
 
 

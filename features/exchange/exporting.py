@@ -1,4 +1,4 @@
-"""Features out of a store, for other programs: NumPy files, HDF5, the layout of HGR; see also ``*_files.py``."""
+"""Export features for other programs: NumPy files, HDF5, the layout of HGR. Other formats: ``*_files.py``."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ...errors import first_line
+from ...errors import first_line, needs
 from ...storage import write_json
 from ..schema import StoreError
 from .excerpt import Excerpt
 from .hdf5_files import BESIDE, HGR_SPLITS
 
-# Bytes of a file of those formats that write several.
+# Size of a file, for formats that write several files.
 SHARD_BYTES = 256 << 20
 
 
 @contextlib.contextmanager
-def begun(out: Path, *, folder: bool) -> Iterator[Path]:
-    """A new folder, or a path for a file, which is at ``out`` once the context ends without an error.
+def staged_output(out: Path, *, folder: bool) -> Iterator[Path]:
+    """Yield a temporary folder, or the path of a temporary file, and rename it to ``out`` when the context succeeds.
 
-    Until then it is beside ``out``, so that what breaks never reads as a smaller stream.
+    So an interrupted export cannot be mistaken for a smaller stream.
+
+    Args:
+        folder: whether the export is a folder.
 
     Raises:
-        StoreError: if something is at ``out`` other than an empty folder for a folder, it is in a store, or it cannot
-            be written.
+        StoreError: if ``out`` exists and is not an empty folder, is inside a store, or cannot be written.
     """
     if not isinstance(out, Path):
         raise StoreError(f"{out} is not on this machine: export to a folder here, and copy it there")
@@ -62,31 +64,31 @@ def begun(out: Path, *, folder: bool) -> Iterator[Path]:
 
 
 def library(name: str, form: str) -> Any:
-    """A module that comes with the extra ``export``; raises StoreError where it is not installed."""
-    try:
+    """Import a module of the extra ``export``. Raises MissingExtra."""
+    with needs("export", f"--format {form}"):
         return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise StoreError(f"--format {form} needs {package} ({error}): pip install 'amex[export]'") from error
 
 
-def about(excerpt: Excerpt) -> dict[str, Any]:
-    """What every format says of how the features were made."""
+def spec_record(excerpt: Excerpt) -> dict[str, Any]:
+    """Return how the features were made: the metadata that every format contains."""
     return {"stream": excerpt.name, "fingerprint": excerpt.fingerprint, "spec": excerpt.spec}
 
 
 def metadata(excerpt: Excerpt) -> dict[str, str]:
-    """``about`` as texts, for formats whose metadata are texts: the spec is JSON."""
-    facts = {**about(excerpt), "spec": json.dumps(excerpt.spec, ensure_ascii=False)}
+    """Return ``spec_record`` as texts, for formats with text metadata. The spec is JSON."""
+    facts = {**spec_record(excerpt), "spec": json.dumps(excerpt.spec, ensure_ascii=False)}
     return {f"amex_{name}": fact for name, fact in facts.items()}
 
 
 def export_npy(excerpt: Excerpt, folder: Path) -> None:
-    """One .npy a row array, rows end to end, offsets.npy, clip_ids.json, spec.json; ``import`` reads them back."""
+    """Export a .npy file per array with all rows end to end, offsets.npy, clip_ids.json and spec.json.
+
+    ``amex features import`` can read them.
+    """
     ids: list[str] = []
     offsets = [np.zeros(1, np.int64)]
     counts = dict.fromkeys(excerpt.arrays, 0)
-    with begun(folder, folder=True) as partial, contextlib.ExitStack() as stack:
+    with staged_output(folder, folder=True) as partial, contextlib.ExitStack() as stack:
         files = {name: stack.enter_context((partial / f"{name}.npy").open("wb")) for name in excerpt.arrays}
         for name, file in files.items():
             _write_header(file, 0, *excerpt.arrays[name])
@@ -101,49 +103,49 @@ def export_npy(excerpt: Excerpt, folder: Path) -> None:
             _write_header(file, counts[name], *excerpt.arrays[name])
         np.save(partial / "offsets.npy", np.concatenate(offsets))
         (partial / "clip_ids.json").write_text(json.dumps(ids, ensure_ascii=False))
-        write_json(partial / "spec.json", about(excerpt))
+        write_json(partial / "spec.json", spec_record(excerpt))
 
 
 def _write_header(file: BinaryIO, entries: int, shape: tuple[int, ...], dtype: str) -> None:
-    """The header of a .npy file. NumPy pads it so that it is as long whatever the number of entries is."""
+    """Write the header of a .npy file. NumPy pads it, so its length does not depend on the number of entries."""
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     header = {"descr": descr, "fortran_order": False, "shape": (entries, *shape)}
     np.lib.format.write_array_header_1_0(file, header)
 
 
 class HDF5File(io.FileIO):
-    """A file for h5py that remembers the first error of writing; HDF5 itself crashes over a full disk, also later."""
+    """A file for h5py that stores the first write error. Without it, HDF5 crashes the process when the disk is full."""
 
     error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        rest = memoryview(data)
-        with self._remembered():
-            while rest:
-                rest = rest[super().write(rest) :]
+        remaining = memoryview(data)
+        with self._store_error():
+            while remaining:
+                remaining = remaining[super().write(remaining) :]
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
-        with self._remembered():
+        with self._store_error():
             super().truncate(size)
         return size or 0
 
     @contextlib.contextmanager
-    def _remembered(self) -> Iterator[None]:
+    def _store_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             self.error = self.error or error
 
     def check(self) -> None:
-        """Raises the error of a write that failed."""
+        """Raise the stored write error, if there is one."""
         if self.error is not None:
             raise self.error
 
 
 @contextlib.contextmanager
 def hdf5_file(path: Path) -> Iterator[tuple[Any, HDF5File]]:
-    """A new HDF5 file, and the file that it is in, to be checked now and then. Raises OSError if it is not written."""
+    """Yield a new HDF5 file and its ``HDF5File``, to be checked now and then. Raises OSError on write errors."""
     import h5py
 
     with HDF5File(path, "w+") as raw:
@@ -153,14 +155,14 @@ def hdf5_file(path: Path) -> Iterator[tuple[Any, HDF5File]]:
 
 
 def export_hdf5(excerpt: Excerpt, path: Path) -> None:
-    """One dataset (rows, D) a clip, named by its id, or (D,) if pooled; times, boxes and the like in a group beside."""
-    _no_text(excerpt, "hdf5")
-    with begun(path, folder=False) as partial, hdf5_file(partial) as (file, raw):
+    """Export one dataset (rows, D) per clip, or (D,) if pooled, named by the clip id; other arrays in a group."""
+    _refuse_text(excerpt, "hdf5")
+    with staged_output(path, folder=False) as partial, hdf5_file(partial) as (file, raw):
         file.attrs["amex_spec"] = json.dumps(excerpt.spec)
         file.attrs["amex_stream"] = excerpt.name
         for clip_id, rows in excerpt.each():
             if clip_id.split("/")[0] == BESIDE:
-                raise _no_dataset(path, clip_id, f"{BESIDE} is the group of what is beside the features")
+                raise _invalid_name(path, clip_id, f"{BESIDE} is the group of the other arrays")
             for name, array in rows.arrays.items():
                 entry = array[0] if excerpt.pooled else array
                 _dataset(file, clip_id if name == "values" else f"{BESIDE}/{name}/{clip_id}", entry, path)
@@ -170,17 +172,17 @@ def export_hdf5(excerpt: Excerpt, path: Path) -> None:
 def export_hgr(
     excerpt: Excerpt, folder: Path, splits: Mapping[str, str], captions: Mapping[str, Sequence[str]]
 ) -> None:
-    """HGR's folders: per split the features in order (SA) and their means (MP), names and captions. No times, no boxes.
+    """Export the folders of HGR: for each split the rows (SA), the means (MP), names and captions; no times or boxes.
 
     Args:
-        splits: ``train``, ``val`` or ``test`` by clip id; other clips are left out.
-        captions: by clip id.
+        splits: ``train``, ``val`` or ``test`` by clip id; other clips are skipped.
+        captions: captions by clip id.
     """
-    _no_text(excerpt, "hgr")
+    _refuse_text(excerpt, "hgr")
     shorts = {split: short for short, split in HGR_SPLITS.items()}
     names: dict[str, list[str]] = {short: [] for short in HGR_SPLITS}
     pooled: dict[str, list[np.ndarray]] = {short: [] for short in HGR_SPLITS}
-    with begun(folder, folder=True) as partial:
+    with staged_output(folder, folder=True) as partial:
         ordered, means = (partial / "ordered_feature" / kind / excerpt.name for kind in ("SA", "MP"))
         for part in (ordered, means, partial / "public_split", partial / "annotation" / "RET"):
             part.mkdir(parents=True)
@@ -205,20 +207,20 @@ def export_hgr(
 
 def _dataset(file: Any, name: str, array: np.ndarray, path: Path) -> None:
     if {"", ".", ".."} & set(name.split("/")):
-        raise _no_dataset(path, name, "HDF5 would give it another")
+        raise _invalid_name(path, name, "HDF5 would change it")
     try:
         file.create_dataset(name, data=array)
-    except (ValueError, TypeError, OSError) as error:  # TypeError: a dataset where the name needs a group
-        raise _no_dataset(path, name, str(error)) from error
+    except (ValueError, TypeError, OSError) as error:  # TypeError: a dataset exists where the name needs a group
+        raise _invalid_name(path, name, str(error)) from error
 
 
-def _no_dataset(path: Path, name: str, reason: str) -> StoreError:
+def _invalid_name(path: Path, name: str, reason: str) -> StoreError:
     return StoreError(f"{path}: {name!r} cannot be the name of a dataset: {reason}; export as npy instead")
 
 
-def _no_text(excerpt: Excerpt, form: str) -> None:
+def _refuse_text(excerpt: Excerpt, form: str) -> None:
     if excerpt.of_text:
         raise StoreError(
-            f"stream {excerpt.name!r} is of text, whose keys are captions; export it as npy, parquet, webdataset or "
+            f"stream {excerpt.name!r} is of text, and its ids are captions; export it as npy, parquet, webdataset or "
             f"safetensors, not as {form}"
         )

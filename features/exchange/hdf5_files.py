@@ -1,7 +1,7 @@
-"""Features in HDF5: one dataset a clip, and the folders of HGR, which are made of such files.
+"""Import HDF5 files with one dataset per clip, and the folders of HGR, which contain such files.
 
-A file can name other files: links lead to them, external storage and virtual datasets read them. None of that is
-followed, because whoever wrote the file would choose which files of this machine are read.
+HDF5 files can refer to other files, by links, external storage and virtual datasets. None of these are followed:
+otherwise the author of a file could choose which files of this machine are read.
 """
 
 from __future__ import annotations
@@ -15,21 +15,27 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import plural
 from ...foreign import NESTED, parse_json, read_json, reading
 from ..schema import row_arrays
 from ..writer import ClipRows
 from .numpy_files import npy
-from .source import ImportProblem, Source, Wanted, check_array, check_spec, file_spec, with_output
+from .source import ImportProblem, Selection, Source, check_array, check_spec, file_spec, with_output
 
-# The group, in an exported file, of what is beside the features: times, boxes, ...
+# The group of an exported file with the arrays other than the features: times, boxes, ...
 BESIDE = "_amex"
-# HGR's names of the splits, and ours.
+# Split names of HGR -> split names of amex.
 HGR_SPLITS = {"trn": "train", "val": "val", "tst": "test"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A dataset of a file: its path there, and what its header says."""
+    """The header of a dataset.
+
+    Attributes:
+        path: the file.
+        key: path of the dataset in the file.
+    """
 
     path: Path
     key: str
@@ -43,20 +49,23 @@ class Entry:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The shape as rows of features: a vector is one row."""
+        """The shape of the rows of features. A vector is one row."""
         return self.shape if len(self.shape) > 1 else (1, *self.shape)
 
 
-def from_hdf5(path: Path, wanted: Wanted) -> list[Source]:
-    """One dataset a clip, (rows, D) or (D,), named by the clip; what ``export_hdf5`` puts beside them comes along."""
-    return [_source(path, path.stem, [path], wanted)]
+def from_hdf5(path: Path, selection: Selection) -> list[Source]:
+    """Return the stream of a file with one dataset per clip, (rows, D) or (D,), named by the clip id.
+
+    The other arrays that ``export_hdf5`` writes are imported too.
+    """
+    return [_source(path, path.stem, [path], selection)]
 
 
 def _source(
     path: Path,
     name: str,
     files: Sequence[Path],
-    wanted: Wanted,
+    selection: Selection,
     clip_of: Callable[[str], str] = lambda key: key,
     splits: Mapping[str, str] | None = None,
     captions: Mapping[str, Sequence[str]] | None = None,
@@ -79,15 +88,17 @@ def _source(
                     beside[file_path, key] = entry
                 else:
                     features.append(entry)
-    wanted.check_size(path, size, files)
+    selection.check_size(path, size, files)
     if not features:
-        raise ImportProblem(f"{path} holds no features: one dataset a clip is expected")
-    features = [features[place] for place, _ in wanted.among(path, [entry.clip_id for entry in features])]
+        raise ImportProblem(f"{path} has no features: it must have one dataset per clip")
+    features = [features[place] for place, _ in selection.select(path, [entry.clip_id for entry in features])]
     if spec is None:
         for entry in features:
             if entry.dtype.kind != "f" or len(entry.shape) not in (1, 2, 3):
                 shape = list(entry.shape)
-                raise ImportProblem(f"{entry.where} is {entry.dtype}{shape}; features are floats, (rows, D)")
+                raise ImportProblem(
+                    f"{entry.where} is {entry.dtype}{shape}; features must be floats of shape (rows, D)"
+                )
         form = {"values": (features[0].rows[1:], features[0].dtype)}
         spec = with_output(file_spec(files, name), form)
     arrays = [array for array in row_arrays(spec) if array != "values"]
@@ -99,7 +110,9 @@ def _source(
                 raise ImportProblem(f"{entry.where} has no {array} in the group {BESIDE}")
             check_array(other.where, array, other.shape, other.dtype, spec)
             if other.shape[0] != entry.rows[0]:
-                raise ImportProblem(f"{other.where} has {other.shape[0]} entries for {entry.rows[0]} rows")
+                raise ImportProblem(
+                    f"{other.where} has {plural(other.shape[0], 'entry')} for {plural(entry.rows[0], 'row')}"
+                )
 
     def clips() -> Iterator[ClipRows]:
         for file_path, entries in itertools.groupby(features, key=lambda entry: entry.path):
@@ -114,24 +127,26 @@ def _source(
 
 
 def _datasets(path: Path, group: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """All datasets below a group, by path; raises ImportProblem at one whose data may lie outside of the file."""
+    """Yield path and dataset of all datasets below a group. Raises ImportProblem if data may be outside of the file."""
     import h5py
 
-    if depth > NESTED:  # or a group contains itself
+    if depth > NESTED:  # possibly a group that contains itself
         raise ImportProblem(f"{path} has groups nested more than {NESTED} deep")
-    above = group.name
+    parent = group.name
     for name in group:
         if not isinstance(name, str):
             raise ImportProblem(f"{path}: the name {name!r} is not UTF-8")
-        key = f"{above}/{name}".lstrip("/")
+        key = f"{parent}/{name}".lstrip("/")
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ImportProblem(f"{path}: {key!r} is a link, and links are not followed: put the dataset in its place")
+            raise ImportProblem(f"{path}: {key!r} is a link, and links are not followed: replace it by the dataset")
         item = group[name]
         if isinstance(item, h5py.Group):
             yield from _datasets(path, item, depth + 1)
         elif isinstance(item, h5py.Dataset):
             if item.is_virtual or item.external:
-                raise ImportProblem(f"{path}: {key!r} has its data in other files, which are not read: copy it in")
+                raise ImportProblem(
+                    f"{path}: {key!r} has its data in other files, which are not read: copy the data into this file"
+                )
             if item.shape is None:
                 raise ImportProblem(f"{path}: {key!r} has no shape and no values")
             yield key, item
@@ -145,34 +160,34 @@ def _clip_id(path: Path, key: str, dataset: Any) -> str:
 
 
 def _unpacked(dataset: Any) -> tuple[int, ...]:
-    """The shape of what is in memory while a dataset is read: all of it, and no less than a chunk."""
+    """Return the shape in memory while a dataset is read: the full dataset, at least one chunk."""
     return max(dataset.shape, dataset.chunks or (), key=math.prod)
 
 
 def _text(value: Any) -> str:
-    """An attribute that must be a text."""
+    """Return an attribute that must be a text."""
     text = value.decode() if isinstance(value, bytes) else value
     if not isinstance(text, str):
-        raise ValueError(f"an attribute is {type(value).__name__}, a text is expected")
+        raise ValueError(f"an attribute is {type(value).__name__}, but must be a text")
     return text
 
 
-def from_hgr(path: Path, wanted: Wanted) -> list[Source]:
-    """HGR's folders: ordered_feature/SA/<feature>/*_ft.hdf5, public_split/*_names.npy, ref_captions.json."""
+def from_hgr(path: Path, selection: Selection) -> list[Source]:
+    """Return the streams of HGR's folders: ordered_feature/SA/<stream>/*_ft.hdf5, with splits and captions."""
     splits: dict[str, str] = {}
     for short, split in HGR_SPLITS.items():
         names = path / "public_split" / f"{short}_names.npy"
         for name in npy(names).texts() if names.is_file() else ():
             if splits.setdefault(name, split) != split:
-                raise ImportProblem(f"{names}: {name!r} is in the split {splits[name]} already")
-    # Datasets have '_' where the names of videos have '/'.
-    plain: dict[str, str] = {}
+                raise ImportProblem(f"{names}: {name!r} is already in the split {splits[name]}")
+    # The names of datasets have '_' instead of the '/' in the names of videos.
+    video_of: dict[str, str] = {}
     for name in splits:
-        if plain.setdefault(name.replace("/", "_"), name) != name:
-            other = plain[name.replace("/", "_")]
-            raise ImportProblem(f"{path / 'public_split'}: {other!r} and {name!r} would have one dataset")
+        if video_of.setdefault(name.replace("/", "_"), name) != name:
+            other = video_of[name.replace("/", "_")]
+            raise ImportProblem(f"{path / 'public_split'}: {other!r} and {name!r} would share one dataset")
     folders = sorted(folder for folder in (path / "ordered_feature" / "SA").glob("*") if folder.is_dir())
-    folders = [folder for folder in folders if not wanted.arrays or folder.name in wanted.arrays]
+    folders = [folder for folder in folders if not selection.arrays or folder.name in selection.arrays]
     if not folders:
         raise ImportProblem(f"{path}: no features below ordered_feature/SA")
     captions = _references(path / "annotation" / "RET" / "ref_captions.json")
@@ -180,8 +195,10 @@ def from_hgr(path: Path, wanted: Wanted) -> list[Source]:
     for folder in folders:
         files = [folder / f"{short}_ft.hdf5" for short in HGR_SPLITS if (folder / f"{short}_ft.hdf5").is_file()]
         if not files:
-            raise ImportProblem(f"{folder}: none of trn_ft.hdf5, val_ft.hdf5, tst_ft.hdf5 is there")
-        sources.append(_source(folder, folder.name, files, wanted, lambda key: plain.get(key, key), splits, captions))
+            raise ImportProblem(f"{folder} has none of trn_ft.hdf5, val_ft.hdf5, tst_ft.hdf5")
+        sources.append(
+            _source(folder, folder.name, files, selection, lambda key: video_of.get(key, key), splits, captions)
+        )
     return sources
 
 
@@ -190,8 +207,8 @@ def _references(path: Path) -> dict[str, list[str]]:
         return {}
     captions = read_json(path, ImportProblem)
     if not isinstance(captions, dict):
-        raise ImportProblem(f"{path} is no table of clips and their captions")
+        raise ImportProblem(f"{path} is not an object of captions by clip")
     for clip_id, texts in captions.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ImportProblem(f"{path}: the captions of {clip_id!r} are no list of texts")
+            raise ImportProblem(f"{path}: the captions of {clip_id!r} are not a list of texts")
     return captions

@@ -1,4 +1,4 @@
-"""Features as tensors in safetensors files."""
+"""Export and import features as safetensors files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ...storage import write_json
 from ..rows import Batch
 from ..schema import StoreError
 from .excerpt import Excerpt
-from .exporting import SHARD_BYTES, about, begun, library, metadata
+from .exporting import SHARD_BYTES, library, metadata, spec_record, staged_output
 from .numpy_files import ragged
-from .source import ImportProblem, Source, Wanted, check_spec
+from .source import ImportProblem, Selection, Source, check_spec
 
-# A file is made in memory.
+# Maximal bytes of a file, which is built in memory.
 LARGEST = 2 << 30
-# Bytes of ids in a file's metadata. Of a header with more than 100 MB safetensors reads nothing.
+# Maximal bytes of ids in a file's metadata: safetensors refuses headers above 100 MB.
 IDS_BYTES = 32 << 20
 INDEX = "features.safetensors.index.json"
 DTYPES = {
@@ -35,47 +35,47 @@ DTYPES = {
 
 
 def export_safetensors(excerpt: Excerpt, out: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """A folder of files that each hold clips end to end, or one file if ``out`` ends in .safetensors.
+    """Export a folder of files with clips end to end, or one file if ``out`` ends in .safetensors.
 
-    A file's tensors are ``values`` (rows, D), ``times`` (rows, 2), ``offsets`` (clips + 1,) and what else the stream
-    has; its metadata has ``clip_ids`` in JSON, and amex_stream, amex_fingerprint and amex_spec. Beside the files,
-    ``features.safetensors.index.json`` says which file a clip is in.
+    Tensors of a file: ``values`` (rows, D), ``times`` (rows, 2), ``offsets`` (clips + 1,) and the other arrays of the
+    stream. Metadata: ``clip_ids`` as JSON, amex_stream, amex_fingerprint and amex_spec. In a folder,
+    ``features.safetensors.index.json`` maps clip ids to files.
 
     Raises:
-        StoreError: if one file would be too large.
+        StoreError: if a single file would be too large.
     """
     numpy = library("safetensors.numpy", "safetensors")
-    one = out.suffix == ".safetensors"
+    single_file = out.suffix == ".safetensors"
     ids_bytes = sum(len(clip_id.encode()) for clip_id in excerpt.ids)
-    if one and (excerpt.size > LARGEST or ids_bytes > IDS_BYTES):
+    if single_file and (excerpt.size > LARGEST or ids_bytes > IDS_BYTES):
         raise StoreError(
-            f"{out} would hold {excerpt.size / 1e9:,.1f} GB of {plural(len(excerpt.ids), 'clip')}, too much for one "
-            "file: let --out be a folder"
+            f"{out} would have {excerpt.size / 1e9:,.1f} GB of {plural(len(excerpt.ids), 'clip')}, too much for one "
+            "file: make --out a folder"
         )
-    with begun(out, folder=not one) as partial:
-        if one:
+    with staged_output(out, folder=not single_file) as partial:
+        if single_file:
             _write(numpy, partial, excerpt, list(excerpt.batches()))
             return
-        held: list[Batch] = []
+        buffer: list[Batch] = []
         size = number = 0
         files: dict[str, str] = {}
 
         def write() -> None:
             nonlocal size, number
             name = f"features-{number:05d}.safetensors"
-            files.update((clip_id, name) for batch in held for clip_id in batch.clip_ids)
-            _write(numpy, partial / name, excerpt, held)
-            held.clear()
+            files.update((clip_id, name) for batch in buffer for clip_id in batch.clip_ids)
+            _write(numpy, partial / name, excerpt, buffer)
+            buffer.clear()
             size, number = 0, number + 1
 
         for batch in excerpt.batches():
-            held.append(batch)
+            buffer.append(batch)
             size += sum(array.nbytes for array in batch.arrays.values())
-            if size >= shard_bytes or _ids_bytes(held) >= IDS_BYTES:
+            if size >= shard_bytes or _ids_bytes(buffer) >= IDS_BYTES:
                 write()
-        if held or not number:
+        if buffer or not number:
             write()
-        write_json(partial / INDEX, {"metadata": about(excerpt), "clip_map": files})
+        write_json(partial / INDEX, {"metadata": spec_record(excerpt), "clip_map": files})
 
 
 def _ids_bytes(batches: Sequence[Batch]) -> int:
@@ -98,56 +98,58 @@ def _write(numpy: Any, path: Path, excerpt: Excerpt, batches: Sequence[Batch]) -
         raise OSError(first_line(error)) from error
 
 
-def from_safetensors(path: Path, wanted: Wanted) -> list[Source]:
-    """A file that ``export_safetensors`` wrote, or a folder of them."""
+def from_safetensors(path: Path, selection: Selection) -> list[Source]:
+    """Return the stream of a file, or of a folder of files, that ``export_safetensors`` wrote."""
     files = [path / name for name in _indexed(path)] if path.is_dir() else [path]
-    described = [_described(file) for file in files]
-    first = described[0]
-    for file, other in zip(files, described, strict=True):
-        if other.spec != first.spec or other.tensors.keys() != first.tensors.keys():
+    headers = [_header(file) for file in files]
+    first = headers[0]
+    for file, header in zip(files, headers, strict=True):
+        if header.spec != first.spec or header.tensors.keys() != first.tensors.keys():
             raise ImportProblem(f"{file} has other tensors or another spec than {files[0]}")
     arrays = {
-        name: Tensors(tuple(zip(files, (other.tensors[name] for other in described), strict=True)), name)
+        name: JoinedTensor(tuple(zip(files, (header.tensors[name] for header in headers), strict=True)), name)
         for name in first.tensors
     }
     offsets = arrays.pop("offsets")
     bounds, rows = [np.zeros(1, np.int64)], 0
-    for file, other in zip(files, described, strict=True):
-        (length,), dtype = other.tensors["offsets"]
-        if dtype != "int64" or length != len(other.ids) + 1:
-            raise ImportProblem(f"{file}: offsets are {dtype}[{length}] for {plural(len(other.ids), 'clip')}")
-        (inner,) = offsets.of(file).read([(0, length)])
-        if inner[0] != 0 or inner[-1] != other.tensors["values"][0][0]:
+    for file, header in zip(files, headers, strict=True):
+        (length,), dtype = header.tensors["offsets"]
+        if dtype != "int64" or length != len(header.ids) + 1:
+            raise ImportProblem(f"{file}: offsets are {dtype}[{length}] for {plural(len(header.ids), 'clip')}")
+        (file_offsets,) = offsets.of(file).read([(0, length)])
+        if file_offsets[0] != 0 or file_offsets[-1] != header.tensors["values"][0][0]:
             raise ImportProblem(f"{file}: offsets do not begin with 0 and end with the number of rows")
-        bounds.append(rows + inner[1:])
-        rows += int(inner[-1])
-    ids = [clip_id for other in described for clip_id in other.ids]
+        bounds.append(rows + file_offsets[1:])
+        rows += int(file_offsets[-1])
+    ids = [clip_id for header in headers for clip_id in header.ids]
     if path.is_dir() and ids != list(_clip_map(path)):
         raise ImportProblem(f"{path / INDEX} names other clips than the files beside it")
-    return [ragged(path, first.name, arrays, np.concatenate(bounds), wanted, ids, first.spec)]
+    return [ragged(path, first.name, arrays, np.concatenate(bounds), selection, ids, first.spec)]
 
 
 def _clip_map(folder: Path) -> dict[str, str]:
     index = read_json(folder / INDEX, ImportProblem)
     clips = index.get("clip_map") if isinstance(index, dict) else None
-    plain = r"features-\d{5,}\.safetensors"
-    if not isinstance(clips, dict) or not all(isinstance(f, str) and re.fullmatch(plain, f) for f in clips.values()):
-        raise ImportProblem(f"{folder / INDEX} is not an index of amex: clip_map names the file of each clip")
+    pattern = r"features-\d{5,}\.safetensors"
+    if not isinstance(clips, dict) or not all(isinstance(f, str) and re.fullmatch(pattern, f) for f in clips.values()):
+        raise ImportProblem(f"{folder / INDEX} is not an index of amex: its clip_map must name the file of each clip")
     return clips
 
 
 def _indexed(folder: Path) -> list[str]:
-    """The names of the files in a folder; of a stream without clips its one file."""
+    """Return the names of the files in a folder. A stream without clips has one file."""
     return list(dict.fromkeys(_clip_map(folder).values())) or ["features-00000.safetensors"]
 
 
 @dataclass(frozen=True)
-class Described:
-    """What the header of a file says.
+class FileHeader:
+    """The header of a file.
 
     Attributes:
-        name: of the stream.
-        tensors: shape and dtype by name.
+        name: name of the stream.
+        spec: spec of the stream.
+        ids: clip ids in the file.
+        tensors: shape and dtype of each tensor, by name.
     """
 
     name: str
@@ -156,32 +158,31 @@ class Described:
     tensors: dict[str, tuple[tuple[int, ...], str]]
 
 
-def _described(file: Path) -> Described:
+def _header(file: Path) -> FileHeader:
     with library("safetensors", "safetensors").safe_open(file, "np") as opened:
         facts = opened.metadata() or {}
         tensors = {}
-        for name in opened.keys():  # noqa: SIM118 - it is no mapping
+        for name in opened.keys():  # noqa: SIM118 - it is not a mapping
             piece = opened.get_slice(name)
             if piece.get_dtype() not in DTYPES:
-                raise ImportProblem(f"{file}: {name} is {piece.get_dtype()}, which NumPy has not")
+                raise ImportProblem(f"{file}: {name} is {piece.get_dtype()}, which NumPy does not support")
             tensors[name] = (tuple(piece.get_shape()), DTYPES[piece.get_dtype()])
     if not {"amex_stream", "amex_spec", "clip_ids"} <= facts.keys() or not {"values", "offsets"} <= tensors.keys():
-        raise ImportProblem(
-            f"{file} is not an export of amex: it lacks values, offsets, or what they are in its metadata"
-        )
+        raise ImportProblem(f"{file} is not an export of amex: it lacks values, offsets, or the metadata of amex")
     spec, ids = parse_json(facts["amex_spec"]), parse_json(facts["clip_ids"])
     check_spec(file, spec)
     if not isinstance(ids, list) or not tensors["values"][0] or len(tensors["offsets"][0]) != 1:
-        raise ImportProblem(f"{file}: clip_ids or offsets are no list, or values are a single number")
-    return Described(facts["amex_stream"], spec, ids, tensors)
+        raise ImportProblem(f"{file}: clip_ids or offsets are not a list, or values are a single number")
+    return FileHeader(facts["amex_stream"], spec, ids, tensors)
 
 
 @dataclass(frozen=True)
-class Tensors:
-    """A tensor of several files, end to end. See ``numpy_files.Entries``.
+class JoinedTensor:
+    """A tensor whose entries are in several files, end to end. Implements ``numpy_files.Entries``.
 
     Attributes:
-        files: each with its shape and dtype there.
+        files: each file with the shape and dtype of its part of the tensor.
+        name: name of the tensor in the files.
     """
 
     files: tuple[tuple[Path, tuple[tuple[int, ...], str]], ...]
@@ -203,9 +204,9 @@ class Tensors:
     def dtype(self) -> np.dtype:
         return np.dtype(self.files[0][1][1])
 
-    def of(self, file: Path) -> Tensors:
-        """What is in one file."""
-        return Tensors(tuple(entry for entry in self.files if entry[0] == file), self.name)
+    def of(self, file: Path) -> JoinedTensor:
+        """Return the part of the tensor that is in one file."""
+        return JoinedTensor(tuple(entry for entry in self.files if entry[0] == file), self.name)
 
     def read(self, spans: Iterable[tuple[int, int]]) -> Iterator[np.ndarray]:
         from safetensors import safe_open
@@ -213,7 +214,7 @@ class Tensors:
         begins = [0, *accumulate(shape[0] for _, (shape, _) in self.files)]
         number, piece = -1, None
         for begin, end in spans:
-            # No clip lies in two files. One without rows may begin where the last file ends.
+            # Each clip is in one file. An empty clip may begin at the end of the last file.
             at = min(bisect.bisect_right(begins, begin) - 1, len(self.files) - 1)
             if at != number:
                 number, piece = at, safe_open(self.files[at][0], "np").get_slice(self.name)

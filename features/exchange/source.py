@@ -1,4 +1,4 @@
-"""What every format of imported features provides, and what is checked of all of them before anything is written."""
+"""The common interface of all import formats, and the checks of every import before anything is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...errors import check_text, plural
 from ..schema import StoreError, canonical, clip_arrays, row_arrays
 from ..writer import ClipRows
 
-# Arrays of a stream that have a name of their own, in files that amex exports and in such as are made by hand.
+# The array names that a stream can have.
 ROW_ARRAYS = (
     *("times", "probabilities", "boxes", "scores", "labels", "counts", "frame_size"),
     *("tokens", "attributes", "attribute_scores"),
@@ -24,27 +24,27 @@ ROW_ARRAYS = (
 CLIP_ARRAYS = ("sentence",)
 FLOATS = frozenset({"float16", "float32", "float64"})
 NUMBERS = FLOATS | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)} | {"bool"}
-# By default a source may hold at least so many bytes, and so many times what its files do.
+# Default limit of the unpacked size: EXPANSION times the size of the files, at least AT_LEAST bytes.
 AT_LEAST, EXPANSION = 10**9, 10
-# Ids that an error names.
+# Maximal number of ids in an error message.
 NAMED = 5
 
-# Clip ids in the order of the rows of an array, or by row: then only these rows are imported.
+# Clip ids in the order of the rows of an array, or by row number: then only these rows are imported.
 Names = Sequence[str] | Mapping[int, str]
 
 
 class ImportProblem(StoreError):
-    """A file of features cannot be read, or does not hold what its format says."""
+    """A file of features cannot be read, or does not match its format."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What to take of a file or folder.
+class Selection:
+    """The part of a file or folder to import.
 
     Attributes:
-        names: of the rows of files that do not name their clips; of others the clips to take, all by default.
-        arrays: of an npz file or HGR's folder, those to take; all if there are none here.
-        max_gb: how much the source may hold once it is unpacked; None for ``EXPANSION`` times its files.
+        names: for files without clip ids, the ids of the rows; for other files, the clips to import, all by default.
+        arrays: names of the arrays of an npz file or an HGR folder to import; all if empty.
+        max_gb: maximal unpacked size; None for ``EXPANSION`` times the size of the files.
     """
 
     names: Names | None = None
@@ -52,66 +52,72 @@ class Wanted:
     max_gb: float | None = None
 
     def clips(self, path: Path, count: int, ids: Sequence[str] | None = None) -> list[tuple[int, str]]:
-        """Which of ``count`` rows to take, in order, each with the id of its clip.
+        """Return the rows to import, of ``count`` rows: (row, clip id), in order.
 
         Args:
-            ids: of the rows, if the source names them itself.
+            ids: the ids of the rows, if the source has them.
         """
         if ids is not None:
             if len(ids) != count:
                 raise ImportProblem(f"{path} has {plural(count, 'row')} for {plural(len(ids), 'clip')}")
-            return self.among(path, ids)
+            return self.select(path, ids)
         if self.names is None:
-            raise ImportProblem(f"{path} does not say which clip each row is of: name them with --captions FILE")
+            raise ImportProblem(f"{path} has no clip ids for its rows: name the clips with --captions FILE")
         if not isinstance(self.names, Mapping):
             if len(self.names) != count:
                 raise ImportProblem(
-                    f"{path} has {count} rows for {len(self.names)} clips: only lines of --captions that say their row "
-                    "can name some of them"
+                    f"{path} has {plural(count, 'row')} for {plural(len(self.names), 'clip')}: to import some of them, "
+                    "--captions needs the field row"
                 )
             return list(enumerate(self.names))
         chosen = sorted(self.names.items())
         if outside := [entry for entry in chosen if not 0 <= entry[0] < count]:
             row, clip_id = outside[0]
-            raise ImportProblem(f"{path} has {count} rows, 0 to {count - 1}; clip {clip_id!r} is said to be row {row}")
+            raise ImportProblem(
+                f"{path} has {plural(count, 'row')}, 0 to {count - 1}; --captions has clip {clip_id!r} in row {row}"
+            )
         return chosen
 
-    def among(self, path: Path, ids: Sequence[str]) -> list[tuple[int, str]]:
-        """Which clips to take of a source that names them itself, ``ids``, in its order, each with its place."""
+    def select(self, path: Path, ids: Sequence[str]) -> list[tuple[int, str]]:
+        """Return the clips to import from a source with the ids ``ids``: (position, clip id), in its order."""
         if self.names is None:
             return list(enumerate(ids))
         if isinstance(self.names, Mapping):
-            raise ImportProblem(f"{path} names its clips itself: leave out the field row in --captions")
-        chosen, there = set(self.names), set(ids)
-        if unknown := [clip_id for clip_id in self.names if clip_id not in there]:
-            raise ImportProblem(f"{path} lacks {plural(len(unknown), 'clip')} of --captions: {some(unknown)}")
+            raise ImportProblem(f"{path} has its own clip ids: remove the field row from --captions")
+        chosen, available = set(self.names), set(ids)
+        if unknown := [clip_id for clip_id in self.names if clip_id not in available]:
+            raise ImportProblem(f"{path} lacks {plural(len(unknown), 'clip')} of --captions: {format_ids(unknown)}")
         return [(place, clip_id) for place, clip_id in enumerate(ids) if clip_id in chosen]
 
     def check_size(self, path: Path, size: int, files: Iterable[Path]) -> None:
-        """Raises ImportProblem if ``files`` claim to hold more bytes than they may. Only headers are read before."""
+        """Raise ImportProblem if the unpacked size is above the limit. Before this check only headers are read.
+
+        Args:
+            size: unpacked bytes according to the headers of ``files``.
+        """
         packed = sum(file.stat().st_size for file in files)
-        most = max(AT_LEAST, EXPANSION * packed) if self.max_gb is None else self.max_gb * 1e9
-        if size > most:
+        limit = max(AT_LEAST, EXPANSION * packed) if self.max_gb is None else self.max_gb * 1e9
+        if size > limit:
             raise ImportProblem(
-                f"{path} holds {size / 1e9:,.1f} GB in {packed / 1e9:,.3f} GB of files, and up to {most / 1e9:,.1f} GB "
-                f"are read: if that is right, say --max-gb {math.ceil(size / 1e9)}"
+                f"{path} unpacks to {size / 1e9:,.1f} GB from {packed / 1e9:,.3f} GB of files; the limit is "
+                f"{limit / 1e9:,.1f} GB: if the size is right, use --max-gb {math.ceil(size / 1e9)}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Features of one stream in a file or folder, ready to be read once, clip by clip.
+    """A stream in a file or folder, ready to be read once, clip by clip.
 
     Attributes:
-        path: the file or folder, as errors name it.
-        name: what the stream is called unless told otherwise.
-        spec: as ``declare_stream`` takes it.
-        ids: of the clips, in order.
-        clips: yields them in that order.
-        splits, captions: by clip id, where the format knows them.
+        path: the file or folder, for error messages.
+        name: default name of the stream.
+        spec: the spec for ``declare_stream``.
+        ids: clip ids, in order.
+        clips: yields the clips in that order.
+        splits, captions: by clip id, if the format has them.
 
     Raises:
-        ImportProblem: if an id cannot be stored or two are equal, or the spec is not one.
+        ImportProblem: if an id cannot be stored, two ids are equal, or the spec is invalid.
     """
 
     path: Path
@@ -127,7 +133,7 @@ class Source:
         check_spec(self.path, self.spec)
 
     def checked(self, *, allow_nan: bool) -> Iterator[ClipRows]:
-        """The clips; raises ImportProblem at the first whose times or values are no numbers to work with."""
+        """Yield the clips. Raises ImportProblem at the first clip with invalid times or values."""
         for clip in self.clips():
             for name, array in clip.arrays.items():
                 if array.dtype.kind != "f" or (allow_nan and name != "times"):
@@ -148,61 +154,61 @@ class Source:
 
 
 def check_ids(path: Path, ids: Sequence[Any]) -> None:
-    """Raises ImportProblem unless all are different texts that a store can hold."""
+    """Raise ImportProblem unless all ids are different texts that a store can hold."""
     for clip_id in ids:
         if not isinstance(clip_id, str) or not clip_id:
-            raise ImportProblem(f"{path}: {clip_id!r} cannot be the id of a clip: ids are texts that are not empty")
+            raise ImportProblem(f"{path}: {clip_id!r} cannot be the id of a clip: ids must be texts and not empty")
         try:
             check_text("it", clip_id)
         except ValueError as error:
             raise ImportProblem(f"{path}: {clip_id!r} cannot be the id of a clip: {error}") from error
     if len(set(ids)) < len(ids):
-        twice = [clip_id for clip_id, count in Counter(ids).items() if count > 1]
-        raise ImportProblem(f"{path}: every clip needs an id of its own; there more than once: {some(twice)}")
+        duplicates = [clip_id for clip_id, count in Counter(ids).items() if count > 1]
+        raise ImportProblem(f"{path}: clip ids must be unique; duplicates: {format_ids(duplicates)}")
 
 
-def some(ids: Sequence[str]) -> str:
-    """The first few of ids, as an error names them."""
+def format_ids(ids: Sequence[str]) -> str:
+    """Return the first few ids as a text for an error message."""
     more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
     return ", ".join(map(repr, ids[:NAMED])) + more
 
 
 def check_spec(path: Path, spec: Any) -> None:
-    """Raises ImportProblem unless a spec that came in a file describes arrays that a stream can have."""
+    """Raise ImportProblem unless an imported spec describes valid arrays."""
     if not isinstance(spec, dict) or not isinstance(spec.get("output"), dict):
         raise ImportProblem(f"{path}: its spec does not describe a stream")
     canonical(spec)
     rows, single = row_arrays(spec), clip_arrays(spec)
     if unknown := sorted((rows.keys() - {"values", *ROW_ARRAYS}) | (single.keys() - set(CLIP_ARRAYS))):
-        raise ImportProblem(f"{path}: no array of rows is called {unknown[0]!r}; known are {', '.join(ROW_ARRAYS)}")
+        raise ImportProblem(f"{path}: unknown array {unknown[0]!r}; a stream can have {', '.join(ROW_ARRAYS)}")
     for name, (shape, dtype) in {**rows, **single}.items():
-        sizes = all(type(size) is int and size >= (name == "values") for size in shape)
-        known = dtype in (FLOATS if name in ("values", "times") else NUMBERS)
-        if not sizes or not known or (name == "values" and not shape):
+        valid_shape = all(type(size) is int and size >= (name == "values") for size in shape)
+        valid_dtype = dtype in (FLOATS if name in ("values", "times") else NUMBERS)
+        if not valid_shape or not valid_dtype or (name == "values" and not shape):
             raise ImportProblem(
-                f"{path}: {name} has rows of {dtype}{list(shape)}, which no stream can hold: features are float16, "
-                "float32 or float64, one number or more a row, and what is beside them is numbers"
+                f"{path}: {name} has rows of {dtype}{list(shape)}, which a stream cannot store: features must be "
+                "float16, float32 or float64 with at least one number per row, and other arrays must be numbers"
             )
 
 
 def check_array(where: str, name: str, shape: tuple[int, ...], dtype: np.dtype, spec: dict[str, Any]) -> None:
-    """Raises ImportProblem unless the entries of an array (entries, ...) have the shape and dtype that a spec says.
+    """Raise ImportProblem unless an array (entries, ...) has the shape and dtype of the spec.
 
-    Times may come in any real numbers.
+    Times may have any real dtype.
 
     Args:
-        where: the array as the error calls it.
-        name: which array of the stream it is.
+        where: description of the array for the error message.
+        name: name of the array in the stream.
     """
-    size, kind = {**row_arrays(spec), **clip_arrays(spec)}[name]
-    fits = dtype.name == kind or (name == "times" and dtype.kind in "fiu")
-    if not shape or shape[1:] != size or not fits:
-        expected = ", ".join(map(str, ("entries", *size)))
-        raise ImportProblem(f"{where} is {dtype}{list(shape)}; {kind}[{expected}] is expected")
+    entry_shape, expected_dtype = {**row_arrays(spec), **clip_arrays(spec)}[name]
+    fits = dtype.name == expected_dtype or (name == "times" and dtype.kind in "fiu")
+    if not shape or shape[1:] != entry_shape or not fits:
+        expected = ", ".join(map(str, ("entries", *entry_shape)))
+        raise ImportProblem(f"{where} is {dtype}{list(shape)}, but must be {expected_dtype}[{expected}]")
 
 
 def file_spec(files: Sequence[Path], array: str) -> dict[str, Any]:
-    """What is known of how imported features were made: the bytes they came in."""
+    """Return the spec of features whose production is unknown: the digest of the imported files."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as handle:
@@ -211,7 +217,11 @@ def file_spec(files: Sequence[Path], array: str) -> dict[str, Any]:
 
 
 def with_output(spec: dict[str, Any], form: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> dict[str, Any]:
-    """A spec with the arrays there are: name -> (shape of an entry, dtype), ``values`` among them."""
+    """Return a spec with an output.
+
+    Args:
+        form: name -> (shape of an entry, dtype) of all arrays, including ``values``.
+    """
     described = {name: {"shape": list(shape), "dtype": np.dtype(dtype).name} for name, (shape, dtype) in form.items()}
     values, timed = described.pop("values"), described.pop("times", None) is not None
     return {**spec, "output": {**values, "arrays": described, "times": timed}}

@@ -1,15 +1,15 @@
-"""What to process: clips with their videos, times, captions and splits, read from and written to JSON lines.
+"""Manifests: clips with their videos, times, captions and splits, in JSON lines.
 
-Knows data sets and their annotation files; knows nothing of pixels, features or models.
+This package reads the annotation files of data sets. It does not use frames, features or models.
 """
 
 from .annotations import AnnotationFile, Annotations
 from .captions import Captions, read_captions
 from .clip import Clip, ManifestError, Problem, read_manifest, scan_manifest, write_manifest
 from .datasets import DATASETS, Dataset, Protocol, dataset, named
-from .datasets.base import with_val
+from .datasets.base import add_val_split
 from .datasets.folder import scan_folder
-from .home import Home, data_root
+from .home import DatasetFolder, data_root
 from .videos import VideoError, VideoFinder
 
 __all__ = [
@@ -19,12 +19,13 @@ __all__ = [
     "Captions",
     "Clip",
     "Dataset",
-    "Home",
+    "DatasetFolder",
     "ManifestError",
     "Problem",
     "Protocol",
     "VideoError",
     "VideoFinder",
+    "add_val_split",
     "data_root",
     "dataset",
     "named",
@@ -32,6 +33,5 @@ __all__ = [
     "read_manifest",
     "scan_folder",
     "scan_manifest",
-    "with_val",
     "write_manifest",
 ]

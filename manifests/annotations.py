@@ -1,4 +1,4 @@
-"""The files that a data set is published in: found below a folder, or fetched from their published address."""
+"""Find the published files of a data set below a folder, or download them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ..errors import first_line
 from ..foreign import file_sha256
 from .clip import ManifestError
 
-# Begins the name of the folder of a fetch that is going on, or was interrupted.
+# Prefix of the temporary folder of a running or interrupted download.
 FETCHING = ".fetch-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationFile:
-    """A file of annotations.
+    """A published annotation file.
 
     Attributes:
-        name: what it is called once it is on the disk.
-        url: where it is published: the file itself, or an archive that has it.
-        sha256: of the file. A file without one is not fetched, since nothing could tell whether it is the right one.
-        member: its path in the archive at ``url``, a zip or a tar; empty where the address is that of the file.
-        note: what a person must know to get it, such as a form to fill in.
+        name: file name on disk.
+        url: address of the file, or of an archive that contains it.
+        sha256: digest of the file. A file without digest is not downloaded, because it could not be verified.
+        member: path in the archive at ``url``, a zip or tar file; empty if ``url`` is the file itself.
+        note: instructions for a manual download, for example a form to fill in.
     """
 
     name: str
@@ -34,10 +34,10 @@ class AnnotationFile:
     note: str = ""
 
     def fetch(self, folder: Path) -> Path:
-        """Downloads the file into ``folder`` and checks it; returns its path.
+        """Download the file into ``folder`` and verify it. Return its path.
 
         Raises:
-            ManifestError: with the address, the name and the place to put the file, where it cannot be had.
+            ManifestError: if the download fails; the message says where to get the file and where to put it.
         """
         import pooch
         from pooch.processors import Untar, Unzip
@@ -50,53 +50,58 @@ class AnnotationFile:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             pooch.get_logger().setLevel("ERROR")
-            # Another program may fetch the same file, and what is not the right one must not be found next time.
-            with tempfile.TemporaryDirectory(prefix=FETCHING, dir=folder) as own:
+            # In a private folder: another program may download the same file, and a wrong file must not remain.
+            with tempfile.TemporaryDirectory(prefix=FETCHING, dir=folder) as temporary:
                 pooch.retrieve(
                     self.url,
                     known_hash=None if self.member else self.sha256,
                     fname=archive if self.member else self.name,
-                    path=own,
+                    path=temporary,
                     processor=unpack(members=[self.member], extract_dir=".") if self.member else None,
                 )
-                fetched = Path(own, self.member or self.name)
+                fetched = Path(temporary, self.member or self.name)
                 if self.member and file_sha256(fetched, ManifestError) != self.sha256:
                     raise ManifestError(
-                        f"{self.url} holds another {self.name} than amex knows (its sha256 differs); {by_hand}"
+                        f"{self.url} has a different {self.name} than amex expects (its sha256 differs); {by_hand}"
                     )
                 fetched.replace(target)
         except ManifestError:
             raise
-        except Exception as error:  # of many kinds: no network, no such file, another digest, no archive
+        except Exception as error:  # many types: no network, missing file, wrong digest, invalid archive
             raise ManifestError(f"cannot fetch {self.name}: {first_line(error)}; {by_hand}") from error
         return target
 
     @property
     def where(self) -> str:
-        """Where a person gets it."""
+        """Where to download the file manually."""
         member = f" ({self.member} in it)" if self.member else ""
         return f"{self.url}{member}{f', {self.note}' if self.note else ''}"
 
 
 class Annotations:
-    """The annotation files of a data set on this disk: below a folder at any depth, or beside one file.
+    """The annotation files of a data set on disk: below a folder at any depth, or beside a file.
 
     Attributes:
-        path: the folder, or the file.
+        path: the folder or the file.
     """
 
-    def __init__(self, path: Path, known: Iterable[AnnotationFile] = (), stands_for: str = "") -> None:
-        """A file that is given itself counts under its own name if it is a known one, else as ``stands_for``."""
+    def __init__(self, path: Path, published: Iterable[AnnotationFile] = (), stands_for: str = "") -> None:
+        """Set the folder or the file.
+
+        Args:
+            published: the published files of the data set.
+            stands_for: the name under which a file with an unpublished name is found.
+        """
         self.path = path
-        self._known = {file.name: file for file in known}
-        self._file = (path.name if path.name in self._known else stands_for) if path.is_file() else None
+        self._published = {file.name: file for file in published}
+        self._file = (path.name if path.name in self._published else stands_for) if path.is_file() else None
         self._folder = path if self._file is None else path.parent
 
     def find(self, name: str) -> Path | None:
-        """The path of a file by its name, or None.
+        """Return the path of a file by its name, or None.
 
         Raises:
-            ManifestError: if there are several below the folder: other data sets have files of the same name.
+            ManifestError: if the folder contains several: different data sets have files with the same name.
         """
         if name == self._file:
             return self.path
@@ -109,11 +114,11 @@ class Annotations:
         return deeper[0] if deeper else None
 
     def __getitem__(self, name: str) -> Path:
-        """The path of a file; raises ManifestError that says where it is published and where to put it."""
-        found = self.find(name)
-        if found is None:
-            known = self._known.get(name)
+        """Return the path of a file. If it is missing, raise ManifestError that says where it is published."""
+        path = self.find(name)
+        if path is None:
+            file = self._published.get(name)
             raise ManifestError(
-                f"{self._folder / name} is missing" + (f"; it is published at {known.where}" if known else "")
+                f"{self._folder / name} is missing" + (f"; it is published at {file.where}" if file else "")
             )
-        return found
+        return path

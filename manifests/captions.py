@@ -1,4 +1,4 @@
-"""Captions as data sets come with them: JSON lines that name clips, and perhaps the rows of an array of features."""
+"""Read captions files: JSON lines with clips and, optionally, the rows of an array of features."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .clip import Clip, ManifestError
 
 @dataclass(frozen=True)
 class Captions:
-    """The clips of a file of captions.
+    """The clips of a captions file.
 
     Attributes:
-        clips: in the order of their lines, or of their rows.
-        rows: clip ids by row, if the lines say which row each is.
+        clips: in the order of the lines, or of the rows if the file has rows.
+        rows: clip ids by row number; None if the file has no rows.
     """
 
     clips: list[Clip]
@@ -25,10 +25,11 @@ class Captions:
 
 
 def read_captions(path: Path) -> Captions:
-    """Reads ``video`` or ``clip_id``, and if they are there ``caption`` or ``captions``, ``split`` and ``row``.
+    """Read lines with ``video`` or ``clip_id``, and optionally ``caption`` or ``captions``, ``split`` and ``row``.
 
     Raises:
-        ManifestError: naming the line that is no clip, repeats a clip or a row, or that alone has a row or has none.
+        ManifestError: naming the line, if it is not a clip, if it repeats a clip or a row, or if only some lines have a
+            row.
     """
     places: dict[str, str] = {}
     rows: dict[int, Clip] = {}
@@ -37,21 +38,19 @@ def read_captions(path: Path) -> Captions:
         with reading(where, ManifestError, "is not a clip with its captions"):
             clip, row = _clip(record), record.get("row")
             if clip.clip_id in places:
-                raise ManifestError(
-                    f"{where}: clip {clip.clip_id!r} is named a second time, first at {places[clip.clip_id]}"
-                )
+                raise ManifestError(f"{where}: duplicate clip {clip.clip_id!r}, first at {places[clip.clip_id]}")
             places[clip.clip_id] = where
             if "row" in record and (type(row) is not int or row < 0):
-                raise ManifestError(f"{where}: row {row!r} is not the number of a row, which are counted from 0")
+                raise ManifestError(f"{where}: row {row!r} is not a row number; rows are counted from 0")
             if row in rows:
-                raise ManifestError(f"{where}: row {row} is named a second time, first at {places[rows[row].clip_id]}")
+                raise ManifestError(f"{where}: duplicate row {row}, first at {places[rows[row].clip_id]}")
             if clips and ("row" in record) != bool(rows):
-                raise ManifestError(f"{where}: every line must say its row, or none")
+                raise ManifestError(f"{where}: either every line must have a row, or none")
             clips.append(clip)
             if "row" in record:
                 rows[row] = clip
     if not clips:
-        raise ManifestError(f"{path} names no clips")
+        raise ManifestError(f"{path} has no clips")
     if not rows:
         return Captions(clips, None)
     ordered = dict(sorted(rows.items()))

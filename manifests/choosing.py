@@ -1,4 +1,4 @@
-"""Manifests from manifests: split, filtered and merged."""
+"""Split and merge manifests."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from .clip import Clip, ManifestError
 from .datasets.base import draw
 from .videos import video_id
 
-# What extras say of splits, which is no longer so once there are others.
+# Extras that describe the splits; they are removed when new splits are drawn.
 OF_SPLITS = ("carved", "protocol")
 
 
 def split_clips(clips: Sequence[Clip], *, val: float, test: float, seed: int = 0, again: bool = False) -> list[Clip]:
-    """The clips in splits ``train``, ``val`` and ``test``; all clips of a video are in one.
+    """Return the clips with the splits ``train``, ``val`` and ``test``. All clips of a video get the same split.
 
-    The draw of a video is a hash of ``seed`` and its id: clips that are added later change no other clip's split, and
-    another share for val changes no clip of test. A split that would be empty has the video that is drawn next.
+    The split of a video depends on a hash of ``seed`` and its id. So clips that are added later do not change the split
+    of other clips, and a different share for val does not change test. A split is never empty: it gets the next video.
 
     Args:
         val, test: shares of the videos, in [0, 1].
-        again: whether clips may have splits already.
+        again: allow clips that already have splits, and replace them.
 
     Raises:
-        ManifestError: if clips have splits, or there are too few videos for so many splits.
+        ManifestError: if clips have splits already, or there are fewer videos than splits.
     """
     existing = sorted({clip.split for clip in clips if clip.split})
     if existing and not again:
-        raise ManifestError(f"the clips are in splits already ({', '.join(existing)}); --again draws others")
+        raise ManifestError(f"the clips already have splits ({', '.join(existing)}); --again replaces them")
     drawn = sorted((draw(video, seed), video) for video in {video_id(clip.video) for clip in clips})
     shares = {split: share for split, share in (("test", test), ("val", val)) if share > 0}
     if len(drawn) <= len(shares):
         raise ManifestError(f"{len(shares) + 1} splits need as many videos; there are {len(drawn)}")
     chosen: dict[str, str] = {}
-    below, lacking = 0.0, len(shares)
+    threshold, splits_left = 0.0, len(shares)
     for split, share in shares.items():
-        below += share
+        threshold += share
         rest = drawn[len(chosen) :]
-        count = max(1, sum(number < below for number, _ in rest))
-        chosen |= dict.fromkeys([video for _, video in rest[: min(count, len(rest) - lacking)]], split)
-        lacking -= 1
+        count = max(1, sum(number < threshold for number, _ in rest))
+        chosen |= dict.fromkeys([video for _, video in rest[: min(count, len(rest) - splits_left)]], split)
+        splits_left -= 1
     return [
         replace(
             clip,
@@ -52,10 +52,13 @@ def split_clips(clips: Sequence[Clip], *, val: float, test: float, seed: int = 0
 
 
 def merge_clips(manifests: Iterable[tuple[str, Iterable[Clip]]]) -> tuple[list[Clip], int]:
-    """The clips of several manifests, by the manifests' names, in their order; and how many were there before.
+    """Merge several manifests. Return the clips in order, and the number of repeated clips.
+
+    Args:
+        manifests: name and clips of each manifest.
 
     Raises:
-        ManifestError: naming the clips that differ between two of them.
+        ManifestError: naming the clips that differ between two manifests.
     """
     merged: dict[str, tuple[str, Clip]] = {}
     conflicts: list[str] = []
@@ -65,16 +68,18 @@ def merge_clips(manifests: Iterable[tuple[str, Iterable[Clip]]]) -> tuple[list[C
             if clip.clip_id not in merged:
                 merged[clip.clip_id] = name, clip
                 continue
-            before, known = merged[clip.clip_id]
+            first_name, first_clip = merged[clip.clip_id]
             repeated += 1
-            if known != clip:
-                conflicts.append(f"{clip.clip_id!r} ({_difference(known, clip)} differs in {before} and {name})")
+            if first_clip != clip:
+                conflicts.append(
+                    f"{clip.clip_id!r} ({_difference(first_clip, clip)} differs in {first_name} and {name})"
+                )
     if conflicts:
         more = f" and {len(conflicts) - 5:,} more" if len(conflicts) > 5 else ""
-        raise ManifestError(f"clips with one id are not the same: {', '.join(conflicts[:5])}{more}")
+        raise ManifestError(f"different clips have the same id: {', '.join(conflicts[:5])}{more}")
     return [clip for _, clip in merged.values()], repeated
 
 
 def _difference(first: Clip, second: Clip) -> str:
-    """The name of the first field in which two clips differ."""
+    """Return the name of the first field in which two clips differ."""
     return next(name for name in Clip.__slots__ if getattr(first, name) != getattr(second, name))

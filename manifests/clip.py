@@ -1,4 +1,4 @@
-"""The clip record and its file format: one JSON object a line."""
+"""The clip, and the manifest file: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 
 from ..errors import AmexError, check_text, printable
 from ..foreign import parse_json, uncollected
-from ..storage import write_whole
+from ..storage import write_atomic
 
-# No clip begins or ends further from the beginning of its video, in seconds: thirty years.
+# Maximal start or end of a clip, in seconds: thirty years.
 MOST_SECONDS = 1e9
 
 
@@ -25,16 +25,16 @@ class ManifestError(AmexError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """A stretch of one video, with what is said about it.
+    """A part of a video, or a full video, with its captions.
 
     Attributes:
         clip_id: unique within a manifest.
-        video: a path below the videos folder, with or without its extension, or an id that is a file name there.
-        start: seconds on the video's own clock, or None for the video's beginning.
-        end: seconds, exclusive, or None for the video's end.
-        split: ``train``, ``val``, ``test``, or ``""`` where there is none.
-        captions: what the clip shows, each in one sentence.
-        extras: whatever else a data set knows of the clip, as JSON has it: boxes, labels, links to other clips.
+        video: path below the videos folder, with or without extension, or an id: a file name without extension.
+        start: seconds on the video's own clock; None for the beginning of the video.
+        end: seconds, exclusive; None for the end of the video.
+        split: ``train``, ``val``, ``test``, or ``""`` for none.
+        captions: sentences that describe the clip.
+        extras: other annotations of the clip as JSON values: boxes, labels, links to other clips.
 
     Raises:
         ValueError: if a field has the wrong type, a text cannot be stored, or ``end <= start``.
@@ -81,7 +81,7 @@ class Clip:
 
     @classmethod
     def from_json(cls, record: Any) -> Clip:
-        """The clip of one parsed manifest line; raises ValueError that says what is wrong with it."""
+        """Return the clip of a parsed manifest line. Raises ValueError with the reason if it is invalid."""
         if not isinstance(record, dict):
             raise ValueError(f"expected a JSON object, got {type(record).__name__}")
         if not record.keys() <= FIELDS:
@@ -97,11 +97,11 @@ FIELDS = frozenset(each.name for each in dataclasses.fields(Clip))
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Something that is not a usable clip: a line of a manifest, or a file of a folder of videos.
+    """A line of a manifest, or a file in a folder of videos, that is not a usable clip.
 
     Attributes:
-        file: its name, or the file's path below the folder; printable.
-        line: None for a whole file.
+        file: name of the manifest, or path of the file below the folder; printable.
+        line: line number; None if the problem concerns the file.
         reason: one printable line.
     """
 
@@ -123,12 +123,12 @@ class Problem:
 
 
 def scan_manifest(path: str | os.PathLike[str]) -> Iterator[Clip | Problem]:
-    """Yields a Clip or a Problem for each line that is not blank, in file order, so that one bad line costs one clip.
+    """Yield a Clip or a Problem for each line that is not blank, in file order. A bad line does not affect other lines.
 
-    A repeated ``clip_id`` is a Problem at its second place.
+    A line that repeats a ``clip_id`` is a Problem.
 
     Raises:
-        ManifestError: if the file cannot be read at all.
+        ManifestError: if the file cannot be read.
     """
     path = Path(path)
     first_line: dict[str, int] = {}
@@ -156,7 +156,7 @@ def scan_manifest(path: str | os.PathLike[str]) -> Iterator[Clip | Problem]:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Clip]:
-    """All clips of a manifest.
+    """Return all clips of a manifest.
 
     Raises:
         ManifestError: naming the file and the line of the first problem.
@@ -171,23 +171,23 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Clip]:
 
 
 def write_manifest(clips: Iterable[Clip], path: str | os.PathLike[str]) -> int:
-    """Writes clips as JSON lines, whole or not at all, and returns how many.
+    """Write clips as JSON lines, atomically. Return the number of clips.
 
     Raises:
         ManifestError: if two clips share a ``clip_id``, or the file cannot be written.
     """
     path = Path(path)
-    seen: set[str] = set()
-    with write_whole(path, ManifestError) as handle:
+    ids: set[str] = set()
+    with write_atomic(path, ManifestError) as handle:
         for clip in clips:
-            if clip.clip_id in seen:
-                raise ManifestError(f"duplicate clip_id {clip.clip_id!r}: every clip needs its own")
-            seen.add(clip.clip_id)
+            if clip.clip_id in ids:
+                raise ManifestError(f"duplicate clip_id {clip.clip_id!r}: clip ids must be unique")
+            ids.add(clip.clip_id)
             handle.write(json_line(clip))
-    return len(seen)
+    return len(ids)
 
 
 def json_line(clip: Clip) -> str:
-    """The line of a clip in a manifest, with its end."""
+    """Return the manifest line of a clip, with the line break."""
     record = {name: getattr(clip, name) for name in Clip.__slots__}
     return json.dumps(record, ensure_ascii=False, default=dict) + "\n"

@@ -1,4 +1,4 @@
-"""Where a known data set is on this disk: one folder below the data root, whatever command asks."""
+"""The folder of a data set below the data root. All commands use it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# Moves the data root from ./data.
+# The environment variable for another data root than ./data.
 ROOT_VARIABLE = "AMEX_ROOT"
 
 
 def data_root(given: Path | None = None) -> Path:
-    """The folder that holds data sets by name: what is given, else ``$AMEX_ROOT``, else ``./data``."""
+    """Return the data root, the folder of all data sets: ``given``, else ``$AMEX_ROOT``, else ``./data``."""
     return given or Path(os.environ.get(ROOT_VARIABLE) or "data")
 
 
 @dataclass(frozen=True)
-class Home:
+class DatasetFolder:
     """The folder of one data set.
 
     Attributes:
@@ -27,19 +27,19 @@ class Home:
 
     @property
     def annotations(self) -> Path:
-        """The published files, as they were downloaded."""
+        """The folder of the downloaded annotation files."""
         return self.folder / "annotations"
 
     @property
     def videos(self) -> Path:
-        """The videos, in any layout."""
+        """The folder of the videos, in any layout."""
         return self.folder / "videos"
 
     @property
     def store(self) -> Path:
-        """The features of all protocols: they share clips."""
+        """The store with the features of all protocols, because protocols share clips."""
         return self.folder / "features.zarr"
 
     def manifest(self, protocol: str) -> Path:
-        """The manifest of one protocol, beside the store."""
+        """Return the path of the manifest of a protocol, beside the store."""
         return self.folder / f"{protocol}.jsonl"

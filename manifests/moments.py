@@ -1,8 +1,8 @@
-"""Data sets of moments: a clip is a whole video, its captions are queries, and each query has windows of the video.
+"""Data sets for moment retrieval: a clip is a full video, its captions are queries, and each query has time windows.
 
-Extras of such a clip have lists aligned with its captions. ``moments`` has every window of a query, ``[start, end]``
-in seconds, none where they are not published; other lists have what else a data set knows of a query, such as its
-``query_ids``. ``duration`` is the video's, in seconds, where the annotations tell it.
+The extras of such a clip have lists with one item per caption. ``moments`` has the windows of each query, ``[start,
+end]`` in seconds, empty if they are not published. Other lists have other annotations, for example ``query_ids``.
+``duration`` is the duration of the video in seconds, if the annotations have it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from .clip import Clip, ManifestError, Problem
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """A sentence, and the windows of its video that it describes.
+    """A sentence, and the windows of the video that it describes.
 
     Attributes:
+        text: the sentence.
         windows: ``[start, end]`` in seconds.
-        file: where it was read, for a Problem.
-        line: of that file; None where its lines are no queries.
-        duration: of the video, in seconds; None where the file does not tell it.
-        extras: names to values, the same names for every query of a data set.
+        file: the annotation file, for problems.
+        line: line in the file; None if the file does not have one query per line.
+        duration: duration of the video in seconds; None if the file does not have it.
+        extras: other annotations by name; all queries of a data set have the same names.
     """
 
     video: str
@@ -37,10 +38,10 @@ class Query:
 
 
 def clips_of_queries(queries: Iterable[Query], split: str) -> Iterator[Clip | Problem]:
-    """A clip of each video, in the order in which videos first occur, and a Problem for each query that is unusable.
+    """Yield a Problem for each unusable query, then a clip for each video, in the order of their first queries.
 
-    A window that ends after its video, or begins before it, is cut to the video, as 2D-TAN does. A query is unusable
-    if it has no words, or if one of its windows ends before it begins or lies outside of the video.
+    Windows are clipped to the video, as in 2D-TAN. A query is unusable if it has no words, or if one of its windows
+    ends before it begins or is outside of the video.
     """
     usable: dict[str, list[tuple[Query, list[list[float]]]]] = {}
     for query in queries:
@@ -51,19 +52,23 @@ def clips_of_queries(queries: Iterable[Query], split: str) -> Iterator[Clip | Pr
             yield Problem(file=query.file, line=query.line, reason=reason)
             continue
         usable.setdefault(query.video, []).append((query, moments))
-    for video, found in usable.items():
-        extras: dict[str, Any] = {"moments": [moments for _, moments in found]}
-        extras |= {name: [query.extras[name] for query, _ in found] for name in found[0][0].extras}
-        if (duration := found[0][0].duration) is not None:
-            extras["duration"] = duration
-        captions = tuple(query.text for query, _ in found)
+    for video, queries_of_video in usable.items():
+        first = queries_of_video[0][0]
+        extras: dict[str, Any] = {"moments": [moments for _, moments in queries_of_video]}
+        extras |= {name: [query.extras[name] for query, _ in queries_of_video] for name in first.extras}
+        if first.duration is not None:
+            extras["duration"] = first.duration
+        captions = tuple(query.text for query, _ in queries_of_video)
         yield Clip(clip_id=video, video=video, split=split, captions=captions, extras=extras)
 
 
 def _moments(query: Query) -> list[list[float]]:
-    """The parts of a query's windows that lie in its video; raises ValueError, whose text is a predicate of the query.
+    """Return the windows of a query, clipped to the video.
 
-    Numbers are checked here and not where files are read: JSON has NaN, and lists where numbers should be.
+    Numbers are checked here, because JSON files can have NaN, and lists instead of numbers.
+
+    Raises:
+        ValueError: if the query is unusable. The message continues a sentence that begins with the query.
     """
     if not isinstance(query.text, str) or not query.text.strip():
         raise ValueError("has no words")
@@ -79,20 +84,20 @@ def _moments(query: Query) -> list[list[float]]:
         if not end > start or not math.isfinite(end - start):
             raise ValueError(f"does not end after it begins: [{start}, {end}]")
         if end <= 0 or start >= length:
-            raise ValueError(f"lies outside of its video, which is {length:.2f} s long: [{start}, {end}]")
+            raise ValueError(f"is outside of its video, which is {length:.2f} s long: [{start}, {end}]")
         moments.append([max(start, 0.0), min(end, length)])
     return moments
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A query of a clip, as the clip's extras describe it.
+class MomentQuery:
+    """A query of a clip, from the extras of the clip.
 
     Attributes:
-        caption: its text.
-        windows: ``[start, end]`` in seconds on the video's own clock; empty where they are not published.
-        saliency: the numbers of ``clips`` of 2 s and the ``scores`` of each; None where there are none.
-        query_id: by which its data set knows it; None where it has none.
+        caption: the text.
+        windows: ``[start, end]`` in seconds on the video's own clock; empty if they are not published.
+        saliency: ``clips``, the numbers of 2-s clips, and ``scores`` of each; None if not published.
+        query_id: the id in the data set; None if there is none.
     """
 
     caption: str
@@ -101,11 +106,11 @@ class Asked:
     query_id: Any = None
 
 
-def queries_of(clip: Clip) -> list[Asked]:
-    """The queries of a clip, in the order of its captions; none if its extras have no ``moments``.
+def queries_of(clip: Clip) -> list[MomentQuery]:
+    """Return the queries of a clip, in the order of its captions; none if its extras have no ``moments``.
 
     Raises:
-        ManifestError: naming the clip, if what its extras say of moments does not fit its captions.
+        ManifestError: naming the clip, if its extras do not fit its captions.
     """
     if "moments" not in clip.extras:
         return []
@@ -113,9 +118,9 @@ def queries_of(clip: Clip) -> list[Asked]:
     for name in ("moments", "saliency", "query_ids"):
         values = clip.extras.get(name, [None] * len(clip.captions))
         if not isinstance(values, list) or len(values) != len(clip.captions):
-            raise ManifestError(f"clip {clip.clip_id!r}: extras[{name!r}] is no list of one entry for each caption")
+            raise ManifestError(f"clip {clip.clip_id!r}: extras[{name!r}] is not a list with one item per caption")
         lists[name] = values
-    asked = []
+    queries = []
     for caption, windows, saliency, query_id in zip(clip.captions, *lists.values(), strict=True):
         query = Query(video=clip.video, text=caption or "-", windows=windows, file="")
         try:
@@ -124,5 +129,5 @@ def queries_of(clip: Clip) -> list[Asked]:
             raise ManifestError(
                 f"clip {clip.clip_id!r}: the moments of query {caption!r} are wrong: {error}"
             ) from error
-        asked.append(Asked(caption=caption, windows=moments, saliency=saliency, query_id=query_id))
-    return asked
+        queries.append(MomentQuery(caption=caption, windows=moments, saliency=saliency, query_id=query_id))
+    return queries

@@ -1,4 +1,4 @@
-"""The statistics of a manifest as a picture: how long clips are, how many captions they have, and how many words."""
+"""Draw the statistics of a manifest: durations of clips, captions per clip, words per caption."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from ..errors import plural
-from ..storage import write_whole
+from ..storage import write_atomic
 from .clip import ManifestError
 from .statistics import Statistics
 
@@ -22,13 +20,16 @@ BARS = 40
 
 
 def check_name(out: Path) -> None:
-    """Raises ManifestError for a file name whose extension is of no picture."""
+    """Raise ManifestError unless the file name has the extension of a supported picture format."""
     if out.suffix.lower() not in FORMS:
-        raise ManifestError(f"{out}: a picture is one of {', '.join(FORMS)}")
+        raise ManifestError(f"{out}: the extension of a picture must be one of {', '.join(FORMS)}")
 
 
 def draw(statistics: Statistics, title: str, out: Path) -> None:
-    """Writes histograms of durations, words and captions; a .html file is a page without scripts."""
+    """Write histograms of durations, words and captions. A .html file is a page without scripts."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     durations, words, captions = figure.subplots(1, 3)
@@ -40,7 +41,7 @@ def draw(statistics: Statistics, title: str, out: Path) -> None:
         picture = io.StringIO()
         figure.savefig(picture, format="svg", metadata={"Date": None})
         svg = picture.getvalue()
-        with write_whole(out, ManifestError) as handle:
+        with write_atomic(out, ManifestError) as handle:
             handle.write(
                 f'<!doctype html>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
                 f"<h1>{html.escape(heading)}</h1>\n{svg[svg.index('<svg') :]}"
@@ -55,7 +56,7 @@ def draw(statistics: Statistics, title: str, out: Path) -> None:
 
 
 def _histogram(axes: object, values: Sequence[float], what: str, of: str) -> None:
-    """Of the values below the 99.5th percentile; the rest would flatten all others."""
+    """Draw a histogram of the values below the 99.5th percentile. Outliers would compress the others."""
     axes.set_xlabel(what)
     axes.set_ylabel(of)
     for side in ("top", "right"):
@@ -63,10 +64,10 @@ def _histogram(axes: object, values: Sequence[float], what: str, of: str) -> Non
     if not len(values):
         axes.text(0.5, 0.5, "not known", ha="center", transform=axes.transAxes)
         return
-    most = float(np.quantile(values, 0.995))
-    shown = np.asarray(values)[np.asarray(values) <= most]
-    whole = shown.dtype.kind == "i" and most - shown.min() <= BARS
-    bins = np.arange(shown.min(), most + 2) - 0.5 if whole else BARS
+    limit = float(np.quantile(values, 0.995))
+    shown = np.asarray(values)[np.asarray(values) <= limit]
+    bar_per_integer = shown.dtype.kind == "i" and limit - shown.min() <= BARS
+    bins = np.arange(shown.min(), limit + 2) - 0.5 if bar_per_integer else BARS
     axes.hist(shown, bins=bins, color=BLUE)
-    if rest := len(values) - len(shown):
-        axes.set_title(f"and {rest:,} above {most:.4g}", fontsize="small")
+    if outliers := len(values) - len(shown):
+        axes.set_title(f"and {outliers:,} above {limit:.4g}", fontsize="small")

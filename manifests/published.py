@@ -1,6 +1,6 @@
-"""Reading the files that data sets are published in: what is not as published is an error that names the file.
+"""Read the published files of data sets. Any deviation is an error that names the file.
 
-Lists of people's own, whose bad rows are left out, are read by ``tables``.
+``tables`` reads the lists of users, where bad rows are skipped.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from .. import foreign
+from ..errors import plural
 from .clip import ManifestError
 
 
-def laid_out(path: Path) -> AbstractContextManager[None]:
-    """Turns what comes of an absent value, or one of another type, into a ManifestError that names the file."""
+def checked_layout(path: Path) -> AbstractContextManager[None]:
+    """Convert errors from missing values or wrong types into a ManifestError that names the file."""
     return foreign.reading(path, ManifestError, "is not laid out as expected")
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file; raises ManifestError that names it."""
+    """Read a JSON file. Raises ManifestError that names it."""
     return foreign.read_json(path, ManifestError)
 
 
 def read_entries(path: Path, kind: type[list] | type[dict]) -> Any:
-    """A JSON file whose value is a list or an object that is not empty; raises ManifestError that names it."""
+    """Read a JSON file with a non-empty list or object. Raises ManifestError that names it."""
     value = read_json(path)
     if not isinstance(value, kind) or not value:
         expected = {list: "an array", dict: "an object"}[kind]
@@ -34,27 +35,27 @@ def read_entries(path: Path, kind: type[list] | type[dict]) -> Any:
 
 
 def texts(value: Any) -> list[str]:
-    """A list of captions, as it is; raises ValueError for anything else."""
+    """Return a list of captions unchanged. Raises ValueError for anything else."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError(f"captions must be a list of texts, got {value!r}")
     return value
 
 
 def read_names(path: Path) -> list[str]:
-    """The lines of a list, without those that are blank; raises ManifestError that names a file without any."""
+    """Return the lines of a file that are not blank. Raises ManifestError if there are none."""
     with foreign.reading(path, ManifestError):
         names = path.read_text(encoding="utf-8-sig").split("\n")
     names = [name.strip() for name in names if name.strip()]
     if not names:
-        raise ManifestError(f"{path} is empty: it must name one video a line")
+        raise ManifestError(f"{path} is empty: it must have one video per line")
     return names
 
 
 def read_rows(path: Path, *columns: str, delimiter: str = ",") -> list[dict[str, str]]:
-    """The rows of a CSV file that has at least ``columns``.
+    """Return the rows of a CSV file that has at least these columns.
 
     Raises:
-        ManifestError: naming the line that has more or fewer cells than the head, or a file without rows.
+        ManifestError: naming the line, if it has another number of cells than the header; or if there are no rows.
     """
     rows = []
     with (
@@ -68,7 +69,7 @@ def read_rows(path: Path, *columns: str, delimiter: str = ",") -> list[dict[str,
         for row in reader:
             if None in row or None in map(row.get, columns):
                 raise ManifestError(
-                    f"{path}:{reader.line_num}: not the {len(reader.fieldnames or [])} columns of the head"
+                    f"{path}:{reader.line_num}: not {plural(len(reader.fieldnames or []), 'cell')} as in the header"
                 )
             rows.append(row)
     if not rows:
@@ -77,10 +78,10 @@ def read_rows(path: Path, *columns: str, delimiter: str = ",") -> list[dict[str,
 
 
 def read_table(path: Path, columns: int) -> list[list[str]]:
-    """The rows of a file of tab-separated columns without a head or quotes; blank lines are skipped.
+    """Return the rows of a file with tab-separated columns, without header and quotes. Blank lines are skipped.
 
     Raises:
-        ManifestError: naming the line that has another number of columns, or a file without rows.
+        ManifestError: naming the line, if it has another number of columns; or if there are no rows.
     """
     rows = []
     for where, line in foreign.read_lines(path, ManifestError):

@@ -1,4 +1,4 @@
-"""What a manifest holds, in numbers, and what it has in two splits that should be in one."""
+"""Statistics of a manifest, including leaks: videos and captions that are in several splits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ NO_SPLIT = "no split"
 
 @dataclass(frozen=True, kw_only=True)
 class Leak:
-    """Something that is in two splits or more.
+    """Videos or captions that are in the same two or more splits.
 
     Attributes:
-        splits: their names, in alphabetical order.
-        names: the videos, or the captions as their first clip has them.
+        splits: names of the splits, sorted.
+        names: the videos, or the captions as spelled in their first clip.
     """
 
     splits: tuple[str, ...]
@@ -29,18 +29,19 @@ class Leak:
 
 @dataclass(kw_only=True)
 class Statistics:
-    """Numbers of a manifest.
+    """Statistics of a manifest.
 
     Attributes:
-        splits: clips by split.
-        hours: of the clips whose end is known.
-        open_ended: clips that go on to the end of their video, which a manifest does not know.
-        durations: seconds of each clip whose end is known.
+        clips, videos, captions: their numbers.
+        splits: number of clips by split.
+        hours: total duration of the clips with an end.
+        open_ended: number of clips that end with their video; a manifest does not have their duration.
+        durations: seconds of each clip with an end.
         captions_a_clip: number of captions of each clip.
         words: number of words of each caption.
-        caption_leaks, video_leaks: captions and videos by the splits that they are in, where these are several. A
-            caption counts as another one's equal whatever their case and their blanks.
-        carved: split -> how its clips were taken from train.
+        caption_leaks, video_leaks: captions and videos that are in several splits. Captions are compared without case
+            and whitespace.
+        carved: split -> description of how its clips were taken from train.
     """
 
     clips: int = 0
@@ -57,7 +58,7 @@ class Statistics:
     carved: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """With quantiles in place of what has a value a clip."""
+        """Return the statistics for JSON, with quantiles instead of one value per clip."""
         record = {name: getattr(self, name) for name in ("clips", "videos", "captions", "hours", "open_ended")}
         record["splits"] = dict(self.splits)
         record |= self.quantiles()
@@ -66,20 +67,20 @@ class Statistics:
         return record
 
     def quantiles(self) -> dict[str, dict[str, float] | None]:
-        """Of what has a value a clip or a caption; None where there are none."""
+        """Return the quantiles of durations, captions per clip and words per caption; None if there are no values."""
         values = {
             "seconds_a_clip": self.durations,
             "captions_a_clip": self.captions_a_clip,
             "words_a_caption": self.words,
         }
-        return {name: _quantiles(of) for name, of in values.items()}
+        return {name: _quantiles(numbers) for name, numbers in values.items()}
 
 
 def statistics(clips: Iterable[Clip]) -> Statistics:
-    """Counts clips in one pass."""
+    """Return the statistics of clips, in one pass."""
     result = Statistics()
-    of_video: dict[str, set[str]] = {}
-    of_caption: dict[str, tuple[str, set[str]]] = {}
+    video_splits: dict[str, set[str]] = {}
+    caption_splits: dict[str, tuple[str, set[str]]] = {}
     names: set[str] = set()
     for clip in clips:
         split = clip.split or NO_SPLIT
@@ -87,7 +88,7 @@ def statistics(clips: Iterable[Clip]) -> Statistics:
         result.captions += len(clip.captions)
         result.splits[split] += 1
         names.add(clip.video)
-        of_video.setdefault(video_id(clip.video), set()).add(split)
+        video_splits.setdefault(video_id(clip.video), set()).add(split)
         if clip.end is None:
             result.open_ended += 1
         else:
@@ -96,13 +97,13 @@ def statistics(clips: Iterable[Clip]) -> Statistics:
         for caption in clip.captions:
             words = caption.split()
             result.words.append(len(words))
-            of_caption.setdefault(" ".join(words).casefold(), (caption, set()))[1].add(split)
+            caption_splits.setdefault(" ".join(words).casefold(), (caption, set()))[1].add(split)
         if "carved" in clip.extras:
             result.carved[clip.split] = str(clip.extras["carved"])
     result.videos = len(names)
     result.hours = sum(result.durations) / 3600
-    result.video_leaks = _leaks(of_video.items())
-    result.caption_leaks = _leaks(of_caption.values())
+    result.video_leaks = _leaks(video_splits.items())
+    result.caption_leaks = _leaks(caption_splits.values())
     return result
 
 
@@ -115,10 +116,10 @@ def _leaks(splits_of: Iterable[tuple[str, set[str]]]) -> list[Leak]:
 
 
 def _quantiles(values: Sequence[float]) -> dict[str, float] | None:
-    """Mean, least, 5 %, median, 95 % and most of some numbers; None if there are none."""
+    """Return mean, minimum, 5 %, median, 95 % and maximum of numbers; None if there are none."""
     import numpy as np
 
     if not len(values):
         return None
-    least, low, median, high, most = np.quantile(values, [0, 0.05, 0.5, 0.95, 1]).tolist()
-    return {"mean": float(np.mean(values)), "min": least, "p5": low, "median": median, "p95": high, "max": most}
+    minimum, low, median, high, maximum = np.quantile(values, [0, 0.05, 0.5, 0.95, 1]).tolist()
+    return {"mean": float(np.mean(values)), "min": minimum, "p5": low, "median": median, "p95": high, "max": maximum}

@@ -1,6 +1,6 @@
-"""Lists that others wrote, a row at a time: csv, tsv, JSON, JSON lines and parquet.
+"""Read lists row by row: csv, tsv, JSON, JSON lines and parquet.
 
-A row that cannot be read is a Problem and the rows after it are read all the same. Knows nothing of what columns mean.
+An unreadable row is a Problem; the following rows are still read. This module does not interpret the columns.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import plural
+from ..errors import needs, plural
 from ..foreign import LINE, parse_json, read_json_members, reading
 from .clip import ManifestError, Problem
 
-# A row: its line, or its number where the file has no lines, and the values of the columns that were asked for.
+# A row: its line (or its number, if the file has no lines), and the values of the requested columns.
 Row = tuple[int, Sequence[Any]]
 
 SEPARATORS = ",;\t"
-# Rows of a JSON file whose keys are taken for its columns.
+# Rows of a JSON file to search for columns.
 HEAD = 1000
-# Lines of a text in quotes. With more, the quote that opens it is a mistake.
+# Maximal lines of a quoted text. If it is longer, the opening quote is a mistake.
 QUOTED_LINES = 1000
-# Rows of a parquet file that are in memory at once.
+# Rows of a parquet file in memory at a time.
 BATCH = 4096
 
 
@@ -35,8 +35,8 @@ class Table:
     """A list of rows.
 
     Attributes:
-        columns: as the file spells them.
-        rows: reads the values of the named columns, None where a row has none.
+        columns: names of the columns, as in the file.
+        rows: yields the values of the named columns; None for a missing value.
     """
 
     path: Path
@@ -45,16 +45,16 @@ class Table:
 
 
 def open_table(path: Path, *, head: int | None = HEAD) -> Table:
-    """Opens a list by the extension of its name.
+    """Open a list. The extension of its name decides the format.
 
-    A JSON file is a list of objects, or one object: its keys are the column ``video``, and each value is the object,
-    or the list of objects, that says the rest.
+    A JSON file is a list of objects, or one object: then the keys are the column ``video``, and each value is an object
+    or a list of objects with the other columns.
 
     Args:
-        head: rows of a JSON file that are read for its columns; None: all.
+        head: rows of a JSON file to search for columns; None: all.
 
     Raises:
-        ManifestError: if the file cannot be read, or is of another kind; ``rows`` raises it too.
+        ManifestError: if the file cannot be read, or has another format; ``rows`` raises it too.
     """
     readers = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     extension = path.suffix.lower()
@@ -66,35 +66,35 @@ def open_table(path: Path, *, head: int | None = HEAD) -> Table:
 
 
 class _Lines:
-    """The lines of a file for ``csv.reader``, which can go back to the line after the one where a row begins."""
+    """The lines of a file for ``csv.reader``. After an unreadable row, reading can restart at its second line."""
 
     def __init__(self, handle: Iterable[str]) -> None:
         self._handle = iter(handle)
-        self._again: deque[str] = deque()
-        self._taken: list[str] = []
+        self._pushed_back: deque[str] = deque()
+        self._row: list[str] = []
         self.number = 0
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        if len(self._taken) == QUOTED_LINES:
+        if len(self._row) == QUOTED_LINES:
             raise csv.Error("unexpected end of data")
-        line = self._again.popleft() if self._again else next(self._handle)
-        self._taken.append(line)
+        line = self._pushed_back.popleft() if self._pushed_back else next(self._handle)
+        self._row.append(line)
         return line
 
-    def begin(self) -> int:
-        """Forgets the lines of the row that was read; returns the number of the line that the next row begins on."""
-        self.number += len(self._taken)
-        self._taken.clear()
+    def start_row(self) -> int:
+        """Begin a new row. Return the number of its first line."""
+        self.number += len(self._row)
+        self._row.clear()
         return self.number + 1
 
-    def go_back(self) -> str:
-        """The first line of this row, after which the second one is the next."""
-        self._again.extendleft(reversed(self._taken[1:]))
-        del self._taken[1:]
-        return self._taken[0]
+    def rewind_to_first(self) -> str:
+        """Return the first line of the current row, and push back its other lines."""
+        self._pushed_back.extendleft(reversed(self._row[1:]))
+        del self._row[1:]
+        return self._row[0]
 
 
 def _csv(path: Path) -> Table:
@@ -105,8 +105,8 @@ def _csv(path: Path) -> Table:
         columns = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
     if not any(columns):
         raise ManifestError(f"{path} is empty: its first line must name the columns; fill it or delete it")
-    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
-        raise ManifestError(f"{path} has two columns {twice!r}")
+    if duplicate := next((name for name in columns if name and columns.count(name) > 1), None):
+        raise ManifestError(f"{path} has two columns {duplicate!r}")
 
     def rows(names: Sequence[str]) -> Iterator[Row | Problem]:
         places = [columns.index(name) for name in names]
@@ -115,20 +115,21 @@ def _csv(path: Path) -> Table:
             reader = csv.reader(lines, delimiter=separator, strict=True)
             head = True
             while True:
-                number = lines.begin()
-                limit = csv.field_size_limit(LINE)  # of the whole process
+                number = lines.start_row()
+                limit = csv.field_size_limit(LINE)  # global, so it is restored below
                 try:
                     cells = next(reader)
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    cells = lines.go_back().rstrip("\r\n").split(separator)
-                    if separator != "\t" or len(cells) != len(columns):  # tabs need no quotes, and a quote is a letter
+                    cells = lines.rewind_to_first().rstrip("\r\n").split(separator)
+                    # With tabs, quotes are not needed, so a quote may be a normal character.
+                    if separator != "\t" or len(cells) != len(columns):
                         yield Problem(file=path.name, line=number, reason=f"{error}: is a quote not closed?")
                         continue
                 finally:
                     csv.field_size_limit(limit)
-                if not any(cells) or head:  # programs leave rows of separators alone
+                if not any(cells) or head:  # skip the header, and rows that have only separators
                     head = head and not any(map(str.strip, cells))
                     continue
                 while len(cells) > len(columns) and not cells[-1]:
@@ -147,11 +148,11 @@ def _csv(path: Path) -> Table:
 
 
 def _text(path: Path) -> IO[str]:
-    """A text file; UTF-16 where a mark says so, as spreadsheets save it. Bytes that are not UTF-8 become surrogates."""
+    """Open a text file: UTF-16 if it has a byte order mark (from spreadsheets), else UTF-8 with surrogate escapes."""
     handle = path.open("rb")
-    mark = handle.read(2)
+    byte_order_mark = handle.read(2)
     handle.seek(0)
-    encoding = "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    encoding = "utf-16" if byte_order_mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return io.TextIOWrapper(handle, encoding, "surrogateescape", newline="")
 
 
@@ -207,10 +208,8 @@ def _json(path: Path) -> Iterator[Record | Problem]:
 
 
 def _parquet(path: Path) -> Table:
-    try:
+    with needs("export", f"{path}: a parquet file"):
         from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise ManifestError(f"{path}: parquet files need pyarrow: pip install 'amex[export]'") from error
     with reading(path, ManifestError, "is not a parquet file"), ParquetFile(path) as file:
         columns = file.schema_arrow.names
 

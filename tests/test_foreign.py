@@ -172,8 +172,8 @@ def test_hostile_annotations_are_one_line_that_names_the_file(
     (folder / name).unlink(missing_ok=True)
     (folder / name).mkdir() if content is None else (folder / name).write_text(content)
     given = folder / name if dataset == "youcook2" else folder
-    said = line("manifest", "build", dataset, "--annotations", given, "--out", tmp_path / "m.jsonl", names=folder)
-    assert words in said
+    result = line("manifest", "build", dataset, "--annotations", given, "--out", tmp_path / "m.jsonl", names=folder)
+    assert words in result
     assert not (tmp_path / "m.jsonl").exists()
 
 
@@ -268,8 +268,8 @@ def test_role_graphs_that_no_model_can_use_are_refused_where_they_are_read(
 @pytest.mark.parametrize(
     ("second", "words"),
     [
-        ('{"video":"a"}', "'a' is named a second time, first at"),
-        ('{"video":"b","row":0}', "every line must say its row, or none"),
+        ('{"video":"a"}', "duplicate clip 'a', first at"),
+        ('{"video":"b","row":0}', "either every line must have a row, or none"),
         ('{"video":"b","captions":{"a":1}}', "a list of texts"),
         ('{"video":5}', "clip_id must be"),
         ('{"video":"b","captions":?}'.replace("?", DEEP), "nested more than"),

@@ -1,4 +1,4 @@
-"""Known data sets read the published files as people download them, and their tables hold what the files have."""
+"""Known data sets read the published files, and their tables match the files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from amex.manifests import (
     read_manifest,
 )
 
-PAGE = Path(__file__).parents[1] / "docs" / "datasets.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "datasets.md"
 PROTOCOLS = [f"{name}:{protocol}" for name, entry in DATASETS.items() for protocol in entry.protocols]
 
 
@@ -71,7 +71,7 @@ SAMPLES: dict[str, tuple[dict[str, str], dict[str, tuple]]] = {
         {
             "train_list.txt": lines("aa_000001_000011", "bb_000000_000010"),
             "val_list.txt": lines("cc_000002_000012"),
-            "test_list.txt": "dd_000003_000013",  # the last line of some lists has no end
+            "test_list.txt": "dd_000003_000013",  # some lists have no line break at the end
             "vatex_training_v1.0.json": as_json(
                 [{"videoID": "aa_000001_000011", "enCap": ["one", "two"], "chCap": ["x"]}]
             ),
@@ -310,9 +310,9 @@ def scan(protocol: str, folder: Path) -> list[Clip | Problem]:
 @pytest.mark.parametrize("protocol", SAMPLES)
 def test_the_published_form_of_a_data_set_becomes_clips(protocol: str, tmp_path: Path) -> None:
     clips = scan(protocol, sample(protocol, tmp_path))
-    made = {clip.clip_id: (clip.video, clip.start, clip.end, clip.split, clip.captions) for clip in clips}
-    assert made == SAMPLES[protocol][1]
-    assert len(clips) == len(made)
+    by_id = {clip.clip_id: (clip.video, clip.start, clip.end, clip.split, clip.captions) for clip in clips}
+    assert by_id == SAMPLES[protocol][1]
+    assert len(clips) == len(by_id)
     assert {clip.extras["protocol"] for clip in clips} == {protocol}
 
 
@@ -332,7 +332,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("protocol", SAMPLES)
-def test_a_damaged_file_is_one_line_that_names_it(protocol: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_a_one_line_error_that_names_it(protocol: str, tmp_path: Path) -> None:
     for name, content in SAMPLES[protocol][0].items():
         head = (
             content.splitlines(keepends=True)[0] if name.endswith(".csv") and not protocol.startswith("lsmdc") else ""
@@ -347,7 +347,7 @@ def test_a_damaged_file_is_one_line_that_names_it(protocol: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("protocol", SAMPLES)
-def test_a_file_that_is_missing_is_named_with_its_address(protocol: str, tmp_path: Path) -> None:
+def test_a_missing_file_is_named_with_its_address(protocol: str, tmp_path: Path) -> None:
     entry, chosen = named(protocol)
     for file in entry.protocols[chosen].files:
         folder = sample(protocol, tmp_path)
@@ -358,7 +358,7 @@ def test_a_file_that_is_missing_is_named_with_its_address(protocol: str, tmp_pat
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_a_protocol_says_where_its_files_and_its_numbers_come_from(name: str) -> None:
+def test_protocols_state_the_origin_of_their_files_and_numbers(name: str) -> None:
     entry, chosen = named(name)
     protocol = entry.protocols[chosen]
     assert DATASETS[entry.name] is entry
@@ -377,7 +377,7 @@ def test_a_protocol_says_where_its_files_and_its_numbers_come_from(name: str) ->
 
 @functools.cache
 def real_clips(name: str, data: Path) -> list[Clip]:
-    """The clips of a protocol from its real files; skips without them."""
+    """Return the clips of a protocol from the real files; skip the test without them."""
     entry, chosen = named(name)
     folder = real_folder(entry.name, data)
     if not all((folder / file.name).is_file() for file in entry.protocols[chosen].files):
@@ -393,7 +393,7 @@ def real_folder(name: str, data: Path) -> Path:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name.endswith("-clips") else ()) for name in PROTOCOLS]
 )
-def test_the_table_of_a_protocol_is_what_its_files_hold(name: str, real_data: Path) -> None:
+def test_the_counts_of_a_protocol_match_its_files(name: str, real_data: Path) -> None:
     clips = real_clips(name, real_data)
     entry, chosen = named(name)
     protocol = entry.protocols[chosen]
@@ -425,7 +425,7 @@ def test_all_clips_of_howto100ms_list_have_official_ids(real_data: Path) -> None
     for clip in listed:
         same = official[clip.clip_id]
         assert (clip.video, clip.start, clip.end) == (same.video, same.start, same.end)
-    # One stretch is listed twice: each of its sentences has the id of the official step that says it.
+    # One pair of times is listed twice: each sentence has the id of the official step with this sentence.
     assert {clip.captions == official[clip.clip_id].captions for clip in listed if clip.video == "oJZUxU9szWA"} == {
         True
     }
@@ -440,17 +440,17 @@ def test_activitynets_two_validations_share_the_ids_of_their_videos(real_data: P
     assert sum(first[name].captions != second[name].captions for name in second) > 4_800
 
 
-def test_mmts_validation_is_the_one_that_its_program_draws(real_data: Path, tmp_path: Path) -> None:
+def test_the_validation_clips_of_mmt_match_its_program(real_data: Path, tmp_path: Path) -> None:
     split = {clip.clip_id: clip.split for clip in real_clips("msrvtt:1k-A-mmt", real_data)}
-    # What numpy.random.RandomState(0).shuffle makes of train_list_jsfusion.txt.
+    # The order of train_list_jsfusion.txt after numpy.random.RandomState(0).shuffle.
     assert [name for name, which in split.items() if which == "val"][:3] == ["video4424", "video1726", "video8359"]
     (tmp_path / "MSRVTT_train.9k.csv").write_text("video_id\nvideo0\n")
     (tmp_path / "MSRVTT_JSFUSION_test.csv").write_text("video_id,sentence\nvideo1,x\n")
-    with pytest.raises(ManifestError, match=r"MSRVTT_train\.9k\.csv has 1 videos"):
+    with pytest.raises(ManifestError, match=r"MSRVTT_train\.9k\.csv has 1 video,"):
         scan("msrvtt:1k-A-mmt", tmp_path)
 
 
-def test_one_of_the_files_may_be_given_with_the_others_beside_it(tmp_path: Path) -> None:
+def test_one_file_can_stand_for_its_folder(tmp_path: Path) -> None:
     folder = sample("youcook2:howto100m", tmp_path)
     assert len(dataset("youcook2").scan(folder / "validation_youcook.csv")) == 5
     (folder / "validation_youcook.csv").rename(folder / "mine.csv")
@@ -460,7 +460,7 @@ def test_one_of_the_files_may_be_given_with_the_others_beside_it(tmp_path: Path)
         dataset("youcook2").scan(folder / "mine.csv")
 
 
-def test_two_files_of_one_name_are_no_guess(tmp_path: Path) -> None:
+def test_two_files_with_the_same_name_are_an_error(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         sample("msvd:standard", tmp_path / name)
@@ -471,11 +471,11 @@ def test_two_files_of_one_name_are_no_guess(tmp_path: Path) -> None:
     ):
         scan("msvd:standard", tmp_path)
     (tmp_path / "a" / "train_list.txt").unlink()
-    assert len(scan("msvd:standard", tmp_path)) == 3  # one of each is left
+    assert len(scan("msvd:standard", tmp_path)) == 3  # one per split is left
 
 
 @pytest.mark.parametrize(("protocol", "name"), [("tgif:chen", "chen_val.txt"), ("vatex:hgr", "test_list.txt")])
-def test_a_line_that_cannot_be_a_video_is_an_error_with_the_list(protocol: str, name: str, tmp_path: Path) -> None:
+def test_an_invalid_line_of_a_list_is_an_error(protocol: str, name: str, tmp_path: Path) -> None:
     for damage in (b"a\0b\n", b"\xff\xfe\n"):
         (sample(protocol, tmp_path) / name).write_bytes(damage)
         with pytest.raises(ManifestError, match=re.escape(str(tmp_path / name))):
@@ -507,27 +507,27 @@ def test_optional_files_are_fetched_if_their_digest_is_known(tmp_path: Path) -> 
     assert (first, third) == (f"fetching list.txt from {url}", f"fetching more.txt from {url}")
     assert second == f"fetching gone.txt from {url}.old"
     assert cannot.startswith("cannot fetch gone.txt: 404")
-    assert said[4:] == [second, cannot]  # what is there is not fetched again
+    assert said[4:] == [second, cannot]  # existing files are not downloaded again
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["list.txt", "more.txt"]
 
 
-def test_a_list_that_names_no_such_clip_is_refused(tmp_path: Path) -> None:
+def test_a_list_with_unknown_clips_is_refused(tmp_path: Path) -> None:
     folder = sample("youcook2:mteb", tmp_path)
-    for name in ("abc_7", "def_0"):  # no such step; a step for training
+    for name in ("abc_7", "def_0"):  # an unknown step; a training step
         (folder / "youcook2_mteb.txt").write_text(f"abc_0\n{name}\n")
         with pytest.raises(
-            ManifestError, match=rf"youcook2_mteb\.txt: '{name}' is no validation clip; ids are as 'abc_0'"
+            ManifestError, match=rf"youcook2_mteb\.txt: '{name}' is not a validation clip; ids look like 'abc_0'"
         ):
             scan("youcook2:mteb", folder)
 
 
-def test_relevance_of_epic_kitchens_is_in_the_extras(tmp_path: Path) -> None:
+def test_extras_of_epic_kitchens_have_the_relevance_classes(tmp_path: Path) -> None:
     train, test = scan("epic_kitchens:mir", sample("epic_kitchens:mir", tmp_path))
     assert (train.extras["verb_class"], train.extras["noun_classes"]) == (3, [3])
     assert (test.extras["verb_class"], test.extras["noun_classes"]) == (0, [2, 13])
 
 
-def test_stretches_that_do_not_end_are_left_out_by_name(tmp_path: Path) -> None:
+def test_sentences_with_invalid_times_are_skipped_and_reported(tmp_path: Path) -> None:
     folder = sample("activitynet:val_2-clips", tmp_path)
     said = {"timestamps": [[61.29, 60.71], [1, 2]], "sentences": ["back", "on"]}
     (folder / "train.json").write_text(as_json({"v_a": said}))
@@ -541,9 +541,7 @@ class Evil:
         return os.mkdir, ("executed",)
 
 
-def test_captions_of_msvd_may_be_pickled_and_nothing_in_them_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pickled_captions_of_msvd_cannot_execute_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = sample("msvd:standard", tmp_path)
     (folder / "captions_msvd.json").unlink()
@@ -558,13 +556,13 @@ def test_captions_of_msvd_may_be_pickled_and_nothing_in_them_runs(
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_built_manifest_names_the_rows_of_features_that_are_imported(tmp_path: Path) -> None:
+def test_a_built_manifest_names_the_rows_of_imported_features(tmp_path: Path) -> None:
     folder, manifest = sample("videomem:titles", tmp_path), tmp_path / "m.jsonl"
     built = amex("manifest", "build", "videomem", "--annotations", folder / "captions.tsv", "--out", manifest)
     assert built.exit_code == 0, built.output
     np.save(tmp_path / "coco80.npy", np.array([[0.0], [1.0]], np.float32))
-    given = ("--stream", "coco80", "--captions", manifest, "--store", tmp_path / "s.zarr")
-    assert amex("features", "import", tmp_path / "coco80.npy", *given).exit_code == 0
+    arguments = ("--stream", "coco80", "--captions", manifest, "--store", tmp_path / "s.zarr")
+    assert amex("features", "import", tmp_path / "coco80.npy", *arguments).exit_code == 0
     stream = open_store(tmp_path / "s.zarr")["coco80"]
     assert {clip.clip_id: stream[clip.clip_id].values.item() for clip in read_manifest(manifest)} == {
         "video10.webm": 0.0,
@@ -585,7 +583,7 @@ def protocol_row(name: str, protocol: Protocol) -> str:
 
 
 def with_table(page: str, head: str, rows: list[str]) -> str:
-    """The page with these rows below the head of a table, in place of those that are there."""
+    """Return the page with these rows instead of the rows below the header of a table."""
     before, after = page.split(f"{head}\n", 1)
     rule, rest = after.split("\n", 1)
     _, blank, rest = ("\n" + rest).partition("\n\n")
@@ -593,7 +591,7 @@ def with_table(page: str, head: str, rows: list[str]) -> str:
 
 
 def test_the_documentation_has_all_protocols_and_where_videos_are() -> None:
-    """Where the code has changed, AMEX_WRITE_DOCS=1 writes the tables anew."""
+    """If the code has changed, AMEX_WRITE_DOCS=1 rewrites the tables."""
     protocols = [protocol_row(name, named(name)[0].protocols[named(name)[1]]) for name in PROTOCOLS]
     videos = [f"| `{name}` | {entry.videos} |" for name, entry in DATASETS.items() if entry.protocols]
     page = with_table(PAGE.read_text(), "| protocol | train | val | test | known | what it is |", protocols)

@@ -1,4 +1,4 @@
-"""Lists that others wrote, and captions of one's own videos, become manifests."""
+"""Lists of clips, and captions of the user's own videos, become manifests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from conftest import amex, extract, write_lines
 
+from amex.errors import MissingExtra
 from amex.manifests import Clip, ManifestError, Problem, read_manifest, scan_folder, write_manifest
-from amex.manifests.columns import captions_of, guess_columns, seconds, video_of
+from amex.manifests.columns import guess_columns, parse_captions, parse_seconds, parse_video
 from amex.manifests.tables import QUOTED_LINES, open_table
 
-# The layouts as they are published, one clip or two each.
+# The published layouts, with one or two clips each.
 WEBVID = (
     "videoid,contentUrl,duration,page_dir,name\n"
     '21179416,https://example.org/videos/21179416/preview/stock-a.mp4,PT00H00M11S,006001_006050,"Coast, from above"\n'
@@ -45,7 +46,7 @@ def imported(path: Path, *more: object, code: int = 0) -> list[Clip]:
     return read_manifest(path.with_suffix(".m"))
 
 
-def test_webvid_like_lists_are_whole_videos(tmp_path: Path) -> None:
+def test_webvid_lists_become_full_videos(tmp_path: Path) -> None:
     (tmp_path / "webvid.csv").write_text(WEBVID)
     assert imported(tmp_path / "webvid.csv") == [
         Clip(clip_id="21179416", video="21179416", captions=("Coast, from above",))
@@ -54,7 +55,7 @@ def test_webvid_like_lists_are_whole_videos(tmp_path: Path) -> None:
     assert clip.video == "stock-a.mp4"
 
 
-def test_videos_that_only_share_the_name_of_a_file_are_not_taken_for_one(tmp_path: Path) -> None:
+def test_different_videos_with_the_same_file_name_are_not_merged(tmp_path: Path) -> None:
     rows = [
         ("1/v.mp4", 0, 5, "one"),
         ("2/v.mp4", 0, 5, "two"),
@@ -66,24 +67,24 @@ def test_videos_that_only_share_the_name_of_a_file_are_not_taken_for_one(tmp_pat
     clips = imported(tmp_path / "l.csv", code=3)
     assert [clip.captions for clip in clips] == [("one",), ("again",)]
     result = amex("manifest", "import", tmp_path / "l.csv", "--out", tmp_path / "again.jsonl")
-    assert "l.csv:3: another video is called 'v.mp4' too, https://x/1/v.mp4: name videos by an id" in result.output
+    assert "l.csv:3: another video has the name 'v.mp4' too, https://x/1/v.mp4: use unique ids" in result.output
     assert "l.csv:5" in result.output
 
 
 @pytest.mark.parametrize("text", ["1,234", "12,345,678"])
-def test_a_comma_that_may_be_of_thousands_or_of_a_fraction_is_refused(text: str) -> None:
+def test_an_ambiguous_comma_in_a_number_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="may be thousands or a fraction"):
-        seconds(text)
+        parse_seconds(text)
 
 
-def test_panda_like_rows_hold_a_clip_for_each_of_their_times(tmp_path: Path) -> None:
+def test_rows_with_lists_of_times_become_several_clips(tmp_path: Path) -> None:
     (tmp_path / "panda.csv").write_text(PANDA)
     first, second = imported(tmp_path / "panda.csv")
     assert (first.video, first.start, first.end) == ("---SPZz3_uk", 22.977, 29.45)
     assert (second.start, second.end, second.captions) == (90.0, 3635.5, ("a dog's ball, red",))
 
 
-def test_internvid_like_lines_of_one_stretch_are_captions_of_one_clip(tmp_path: Path) -> None:
+def test_lines_with_equal_times_are_captions_of_one_clip(tmp_path: Path) -> None:
     other = INTERNVID | {"YoutubeID": "dcIuh7JaxWw"}
     write_lines(tmp_path / "i.jsonl", INTERNVID, other, INTERNVID | {"Caption": "he walks on"})
     assert imported(tmp_path / "i.jsonl") == [
@@ -141,11 +142,11 @@ def test_parquet_is_read_by_its_columns_and_nested_values_are_lists(tmp_path: Pa
 
 def test_parquet_without_its_extra_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ManifestError, match=r"l\.parquet: .*pip install 'amex\[export\]'"):
+    with pytest.raises(MissingExtra, match=r"l\.parquet: .*pip install 'amex\[export\]'"):
         open_table(tmp_path / "l.parquet")
 
 
-def test_bad_rows_are_named_and_counted_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_and_skipped(tmp_path: Path) -> None:
     rows = ["v1,a dog,1,2", "v2,a cat,2,1", ",x,1,2", "v3,a, b,1,2", "v4,,1,2", "v5,x,1,", 'v6,"open,1,2', "v7,z,-1,2"]
     (tmp_path / "l.csv").write_text("video,caption,start,end\n" + "\n".join(rows) + "\nv8,last,0:01,00:00:02.5\n")
     result = amex("manifest", "import", tmp_path / "l.csv", "--out", tmp_path / "m.jsonl", "--limit", "4")
@@ -160,7 +161,7 @@ def test_bad_rows_are_named_and_counted_and_the_rest_goes_on(tmp_path: Path) -> 
     assert record["first_problems"][-2].startswith("l.csv:8: unexpected end of data")
 
 
-def test_a_quote_that_is_never_closed_costs_its_own_row_alone(tmp_path: Path) -> None:
+def test_an_unclosed_quote_affects_only_its_row(tmp_path: Path) -> None:
     many = "".join(f"v{number},x\n" for number in range(QUOTED_LINES + 9))
     (tmp_path / "l.csv").write_text('video,caption\na,"two\nlines"\nb,"open\n' + many)
     rows = list(open_table(tmp_path / "l.csv").rows(["video", "caption"]))
@@ -171,14 +172,14 @@ def test_a_quote_that_is_never_closed_costs_its_own_row_alone(tmp_path: Path) ->
     assert rows[-1] == (QUOTED_LINES + 13, [f"v{QUOTED_LINES + 8}", "x"])
 
 
-def test_a_quote_that_encloses_no_cell_is_a_letter_where_tabs_separate(tmp_path: Path) -> None:
+def test_in_tsv_files_a_quote_can_be_a_normal_character(tmp_path: Path) -> None:
     rows = ['a\t"go" she said', 'b\tsix" high', 'c\t"open', 'd\t"in\tquotes"', "e\tlast"]
     (tmp_path / "l.tsv").write_text("video\tcaption\n" + "\n".join(rows) + "\n")
     texts = [text for _, (text,) in open_table(tmp_path / "l.tsv").rows(["caption"])]
     assert texts == ['"go" she said', 'six" high', '"open', "in\tquotes", "last"]
 
 
-def test_what_was_guessed_is_said_and_what_is_not_there_names_what_is(tmp_path: Path) -> None:
+def test_guessed_columns_are_reported_and_missing_columns_list_the_others(tmp_path: Path) -> None:
     (tmp_path / "l.tsv").write_text("Video URL\tTitle\tviews\nhttps://youtu.be/K6h2AVc6bqE\ta dog\t7\n")
     command = ("manifest", "import", tmp_path / "l.tsv", "--out", tmp_path / "m.jsonl")
     result = amex(*command)
@@ -189,24 +190,24 @@ def test_what_was_guessed_is_said_and_what_is_not_there_names_what_is(tmp_path: 
         in amex(*command, "--columns", "caption=Titel").stderr
     )
     assert "choose from video, caption" in amex(*command, "--columns", "vide=Title").stderr
-    assert "say --columns end=NAME" in amex(*command, "--columns", "start=views").stderr
+    assert "use --columns end=NAME" in amex(*command, "--columns", "start=views").stderr
     assert amex(*command, "--columns", "Title").exit_code == 2
     (tmp_path / "l.tsv").write_text("a\tb\nx\ty\n")
-    assert "say --columns video=NAME" in amex(*command).stderr
+    assert "use --columns video=NAME" in amex(*command).stderr
     (tmp_path / "l.tsv").write_text("video\tstart\tend\nx\t2\t1\n")
     nothing = amex(*command[:4], tmp_path / "none.jsonl")
     assert nothing.exit_code == 1
-    assert "no row is a clip, of 1 row" in nothing.stderr
+    assert "none of 1 row is a clip" in nothing.stderr
     assert not (tmp_path / "none.jsonl").exists()
 
 
-def test_a_clip_id_of_two_stretches_is_refused_at_its_second_place(tmp_path: Path) -> None:
+def test_a_clip_id_with_two_different_times_is_refused(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text(
         "clip_id,video,caption,start,end\nx,v,one,0,1\ny,v,two,0,1\nx,v,three,0,2\nx,v,four,0,1\n"
     )
     result = amex("manifest", "import", tmp_path / "l.csv", "--out", tmp_path / "m.jsonl")
     assert result.exit_code == 3
-    assert "l.csv:4: clip 'x' has another video, another time or another split on line 2" in result.stderr
+    assert "l.csv:4: clip 'x' has a different video, time or split on line 2" in result.stderr
     assert [clip.captions for clip in read_manifest(tmp_path / "m.jsonl")] == [("one", "four"), ("two",)]
 
 
@@ -216,13 +217,13 @@ def test_a_clip_id_of_two_stretches_is_refused_at_its_second_place(tmp_path: Pat
      ("59:59", 3599.0), ("1:60", None), ("nan", None), ("inf", None), ("-1", None), (True, None), ([], None),
      ("1_0", None), ("1:2:3:4", None)],
 )  # fmt: skip
-def test_times_are_seconds_or_of_a_clock(value: object, expected: float | None) -> None:
+def test_times_are_seconds_or_clock_times(value: object, expected: float | None) -> None:
     if expected is None:
-        with pytest.raises(ValueError, match="is no time"):
-            seconds(value)
+        with pytest.raises(ValueError, match="is not a time"):
+            parse_seconds(value)
     else:
-        assert seconds(value) == expected
-    assert seconds("  ") is None
+        assert parse_seconds(value) == expected
+    assert parse_seconds("  ") is None
 
 
 @pytest.mark.parametrize(
@@ -242,19 +243,19 @@ def test_times_are_seconds_or_of_a_clock(value: object, expected: float | None) 
 def test_an_address_names_an_id_or_a_file(text: str, name: str | None) -> None:
     if name is None:
         with pytest.raises(ValueError):
-            video_of(text)
+            parse_video(text)
     else:
-        assert video_of(text)[0] == name
+        assert parse_video(text)[0] == name
 
 
 def test_a_caption_that_begins_with_a_bracket_is_one_caption() -> None:
-    assert captions_of("[music] a man sings") == ["[music] a man sings"]
-    assert captions_of("[music]") == ["[music]"]
-    assert captions_of("['a', \"b's\"]") == ["a", "b's"]
-    assert captions_of("[" * 5000 + "]" * 5000) == ["[" * 5000 + "]" * 5000]
+    assert parse_captions("[music] a man sings") == ["[music] a man sings"]
+    assert parse_captions("[music]") == ["[music]"]
+    assert parse_captions("['a', \"b's\"]") == ["a", "b's"]
+    assert parse_captions("[" * 5000 + "]" * 5000) == ["[" * 5000 + "]" * 5000]
 
 
-def test_of_two_columns_the_more_usual_name_counts_and_one_column_means_one_thing() -> None:
+def test_the_more_usual_column_name_wins() -> None:
     assert guess_columns(["url", "videoID", "name", "caption"], {}) == {"video": "videoID", "caption": "caption"}
     assert guess_columns(["id", "url"], {"clip_id": "id"}) == {"clip_id": "id", "video": "url"}
     assert guess_columns(["video", "timestamp", "start", "end"], {}) == {
@@ -285,9 +286,7 @@ def test_ten_times_as_many_rows_need_no_more_memory(tmp_path: Path) -> None:
     assert peaks[1] < peaks[0] + 10_000  # kB; the rows alone have 2 MB as text, and 15 MB as objects
 
 
-def test_rows_of_captions_that_cannot_be_used_are_in_the_ledger_and_a_manifest_keeps_what_has_features(
-    clips: Path, tmp_path: Path, cluster: str
-) -> None:
+def test_unusable_caption_rows_are_recorded_as_problems(clips: Path, tmp_path: Path, cluster: str) -> None:
     folder, store = tmp_path / "folder", tmp_path / "s.zarr"
     folder.mkdir()
     for name in ("a.mp4", "c.avi"):
@@ -295,23 +294,23 @@ def test_rows_of_captions_that_cannot_be_used_are_in_the_ledger_and_a_manifest_k
     rows = ["a.mp4;a dog;train", "b.webn;a cat;train", "c.avi;y;tset", "c;z;test"]
     (folder / "captions.csv").write_text(" Video ;CAPTION;split\n" + "\n".join(rows) + "\n", encoding="utf-8-sig")
     assert len(extract(folder, store, cluster, code=3)["problems"]) == 2
-    told = amex("features", "failures", store).output
-    assert "captions.csv:3" in told
-    assert "no video 'b.webn'" in told
-    assert "captions.csv:4" in told
-    assert "unknown split 'tset', there is train, val and test; did you mean 'test'?" in told
+    output = amex("features", "failures", store).output
+    assert "captions.csv:3" in output
+    assert "no video 'b.webn'" in output
+    assert "captions.csv:4" in output
+    assert "unknown split 'tset'; use train, val or test; did you mean 'test'?" in output
     built = amex("manifest", "build", "folder", "--videos", folder, "--out", tmp_path / "m.jsonl")
     assert built.exit_code == 3
-    made = read_manifest(tmp_path / "m.jsonl")
-    write_manifest([*made, Clip(clip_id="e", video="e.mp4", start=0, end=1)], tmp_path / "more.jsonl")
+    written = read_manifest(tmp_path / "m.jsonl")
+    write_manifest([*written, Clip(clip_id="e", video="e.mp4", start=0, end=1)], tmp_path / "more.jsonl")
     command = ("manifest", "filter", tmp_path / "more.jsonl", "--out", tmp_path / "f.jsonl")
-    kept = amex(*command, "--store", store)
-    assert "left out: 1 clip absent in r2plus1d_18" in kept.output
-    assert read_manifest(tmp_path / "f.jsonl") == made
-    kept = amex(*command, "--videos", folder, "--min-seconds", "2", "--split", "test")
-    assert "left out: 1 clip in split 'train'" in kept.output
-    assert "left out: 1 clip in no split" in kept.output
-    assert "kept: 1 clip to the end of the video, of unknown length" in kept.output
+    result = amex(*command, "--store", store)
+    assert "left out: 1 clip absent in r2plus1d_18" in result.output
+    assert read_manifest(tmp_path / "f.jsonl") == written
+    result = amex(*command, "--videos", folder, "--min-seconds", "2", "--split", "test")
+    assert "left out: 1 clip in split 'train'" in result.output
+    assert "left out: 1 clip in no split" in result.output
+    assert "kept: 1 clip to the end of the video, of unknown length" in result.output
     assert [clip.clip_id for clip in read_manifest(tmp_path / "f.jsonl")] == ["c.avi"]
     assert "no clip is in split 'tests'; there is test, train" in amex(*command, "--split", "tests").stderr
     assert "give both" in amex(*command, "--stream", "x").stderr
@@ -319,9 +318,7 @@ def test_rows_of_captions_that_cannot_be_used_are_in_the_ledger_and_a_manifest_k
     assert amex(*command, "--store", store, "--stream", "x").exit_code == 1
 
 
-def test_a_build_says_all_that_it_lacks_at_once_and_takes_the_rest_from_the_data_root(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_build_reports_all_missing_options_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "folder needs --videos and --out" in amex("manifest", "build", "folder").stderr
     assert "did you mean 'youcook2'" in amex("manifest", "build", "yucook2").stderr
@@ -331,28 +328,31 @@ def test_a_build_says_all_that_it_lacks_at_once_and_takes_the_rest_from_the_data
     assert (two.exit_code, "two protocols" in two.stderr) == (2, True)
     lists = tmp_path / "root" / "youcook2" / "annotations"
     lists.mkdir(parents=True)
-    file, made = lists / "youcookii_annotations_trainval.json", tmp_path / "root" / "youcook2" / "official.jsonl"
+    file, manifest_file = (
+        lists / "youcookii_annotations_trainval.json",
+        tmp_path / "root" / "youcook2" / "official.jsonl",
+    )
     step = {"segment": [1, 2], "id": 0, "sentence": "stir"}
     file.write_text(json.dumps({"database": {"v": {"subset": "validation", "annotations": [step]}}}))
     built = amex("manifest", "build", "youcook2:official", "--root", "root")
     assert built.exit_code == 0, built.output
-    (clip,) = read_manifest(made)
+    (clip,) = read_manifest(manifest_file)
     assert clip.extras["protocol"] == "youcook2:official"
     monkeypatch.setenv("AMEX_ROOT", str(tmp_path / "root"))
-    made.unlink()
+    manifest_file.unlink()
     assert amex("manifest", "build", "youcook2", "--annotations", file).exit_code == 0
-    assert read_manifest(made) == [clip]
+    assert read_manifest(manifest_file) == [clip]
 
 
-def test_captions_may_carry_splits_and_unused_columns_are_said(
+def test_captions_files_can_have_splits_and_unused_columns_are_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         (tmp_path / name).touch()
     rows = ["a,0,1,train", "a,2,3,Testing", "b,,,val", "b,0:01,00:00:02.5,"]
     (tmp_path / "captions.csv").write_text("video,start,end,split\n" + "\n".join(rows) + "\n")
-    made = {clip.clip_id: clip for clip in scan_folder(tmp_path)}
-    assert {name: clip.split for name, clip in made.items()} == {
+    by_id = {clip.clip_id: clip for clip in scan_folder(tmp_path)}
+    assert {name: clip.split for name, clip in by_id.items()} == {
         "a.mp4_0.0_1.0": "train",
         "a.mp4_2.0_3.0": "test",
         "b.mp4": "val",
@@ -377,7 +377,7 @@ def test_captions_may_carry_splits_and_unused_columns_are_said(
 
 
 def scanned(folder: Path, *names: str, captions: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """The captions of the clips of a folder with these videos, and the problems."""
+    """Return the captions of the clips of a folder with these videos, and the problems."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -387,36 +387,36 @@ def scanned(folder: Path, *names: str, captions: str) -> tuple[dict[str, tuple[s
     return {item.clip_id: item.captions for item in items if isinstance(item, Clip)}, problems
 
 
-def test_an_accent_is_one_character_or_two(tmp_path: Path) -> None:
-    """As two, macOS and what was copied from it write it; as one, a keyboard does."""
+def test_names_match_in_any_unicode_form(tmp_path: Path) -> None:
+    """macOS writes an accent as a separate character, keyboards as one character."""
     apart = unicodedata.normalize("NFD", "Übung/Ä b.mp4")
     rows = "video,caption\nÜbung/Ä b.mp4,one\nÄ b,two\nÜbung/Ä b.avi,three\n"
     assert scanned(tmp_path, apart, captions=rows) == ({apart: ("one", "two", "three")}, [])
 
 
-def test_what_macos_lays_beside_videos_is_no_video(tmp_path: Path) -> None:
+def test_attribute_files_of_macos_are_ignored(tmp_path: Path) -> None:
     clips, problems = scanned(tmp_path, "a.mp4", "._a.mp4", "sub/._b.mov", ".c.mp4", captions="video,caption\na,x\n")
     assert (clips, problems) == ({".c.mp4": (), "a.mp4": ("x",)}, [])
 
 
-def test_a_row_that_names_no_video_says_which_is_near(tmp_path: Path) -> None:
+def test_an_unknown_video_in_a_row_gets_a_suggestion(tmp_path: Path) -> None:
     rows = "video,caption\nclip7050.mp4,x\n" + "clip7050.mp4,x\n" * 100 + "same.mp4,x\n"
     _, problems = scanned(tmp_path, "clip7500.mp4", "other.mp4", "a/same.mp4", "b/same.mp4", captions=rows)
     assert problems[0].endswith("no video 'clip7050.mp4' below " + f"{tmp_path}; did you mean 'clip7500.mp4'?")
-    assert problems[100].endswith(f"below {tmp_path}")  # a long list of others is compared no further
+    assert problems[100].endswith(f"below {tmp_path}")  # after many unknown videos there are no suggestions
     assert problems[-1].endswith("a/same.mp4, b/same.mp4; name one by its path, or keep one of them")
 
 
-def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
-    said = amex("extract", tmp_path / "a.mp4", "--store", tmp_path / "s.zarr").output
-    assert said == f"Error: {tmp_path / 'a.mp4'} is no folder: give the folder that has the videos\n"
-    said = amex("extract", tmp_path / "b", "--store", tmp_path / "s.zarr").output
-    assert said == f"Error: the videos folder {tmp_path / 'b'} does not exist\n"
+    output = amex("extract", tmp_path / "a.mp4", "--store", tmp_path / "s.zarr").output
+    assert output == f"Error: {tmp_path / 'a.mp4'} is not a folder: give the folder of the videos\n"
+    output = amex("extract", tmp_path / "b", "--store", tmp_path / "s.zarr").output
+    assert output == f"Error: the videos folder {tmp_path / 'b'} does not exist\n"
 
 
-def test_hours_of_whole_videos_are_not_said_to_be_none(tmp_path: Path) -> None:
+def test_full_videos_do_not_count_as_0_hours(tmp_path: Path) -> None:
     write_manifest([Clip(clip_id="a", video="a")], tmp_path / "m.jsonl")
-    said = amex("manifest", "stats", tmp_path / "m.jsonl").output
-    assert "  1 clip to the end of the video, of unknown length\n" in said
-    assert " hours" not in said
+    output = amex("manifest", "stats", tmp_path / "m.jsonl").output
+    assert "  1 clip to the end of the video, of unknown length\n" in output
+    assert " hours" not in output

@@ -1,4 +1,4 @@
-"""Manifests keep what they are given, say where a bad line is, and agree with the published counts."""
+"""Manifests are read back unchanged, report bad lines, and match the published counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from amex.manifests import (
     scan_manifest,
     write_manifest,
 )
-from amex.manifests.datasets.base import carve
+from amex.manifests.datasets.base import carve_val
 from amex.manifests.videos import video_id
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
@@ -84,7 +84,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path_factory: pytest.TempPa
         (r'{"clip_id": "x", "video": "v", "\u001b\udce9": 0}', r"unknown field '\x1b\udce9'"),
     ],
 )
-def test_a_bad_line_is_named_and_costs_only_itself(tmp_path: Path, line: str, reason: str) -> None:
+def test_a_bad_line_is_reported_and_skipped(tmp_path: Path, line: str, reason: str) -> None:
     good = [json.dumps({"clip_id": name, "video": name}) for name in "ab"]
     path = tmp_path / "m.jsonl"
     path.write_bytes("\n".join([good[0], line, "", good[1]]).encode(errors="surrogateescape"))
@@ -98,13 +98,13 @@ def test_a_bad_line_is_named_and_costs_only_itself(tmp_path: Path, line: str, re
         read_manifest(path)
 
 
-def test_no_number_of_seconds_is_too_large_to_be_refused() -> None:
+def test_too_large_times_are_refused() -> None:
     for end in (10**400, float("inf"), 1.1e9):
         with pytest.raises(ValueError, match="end must be a finite number of seconds"):
             Clip(clip_id="x", video="v", end=end)
 
 
-def test_a_manifest_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
+def test_a_missing_manifest_is_an_error_with_the_command_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="amex manifest build"):
         read_manifest(tmp_path / "m.jsonl")
 
@@ -145,7 +145,7 @@ def test_folders_of_a_path_are_compared_part_by_part(tmp_path: Path) -> None:
         finder.find("y/x/226/b")
 
 
-def test_a_video_under_another_extension_is_found_if_it_is_the_only_one_and_noted(tmp_path: Path) -> None:
+def test_a_video_with_another_extension_is_found_if_it_is_unique(tmp_path: Path) -> None:
     for name in ("abc.webm", "sub/def.MKV", "sub/d.mp4", "d.mov", "two.mkv", "two.webm", "v1.5.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -162,7 +162,7 @@ def test_a_video_under_another_extension_is_found_if_it_is_the_only_one_and_note
             finder.find(name)
 
 
-def test_a_folder_that_links_to_itself_lists_each_file_once(tmp_path: Path) -> None:
+def test_a_folder_with_a_link_to_itself_lists_each_file_once(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     for path in (root / "sub" / "a.mp4", elsewhere / "deep" / "b.mp4"):
         path.parent.mkdir(parents=True)
@@ -176,10 +176,10 @@ def test_a_folder_that_links_to_itself_lists_each_file_once(tmp_path: Path) -> N
     (root / "c.mp4").symlink_to("c.mp4")
     (root / "d.mp4").symlink_to("sub/a.mp4")  # a link to a file is a file
     finder = VideoFinder(root)
-    assert [path.as_posix() for path in finder.walk()] == ["also/deep/b.mp4", "c.mp4", "d.mp4", "sub/a.mp4"]
+    assert [path.as_posix() for path in finder.list_videos()] == ["also/deep/b.mp4", "c.mp4", "d.mp4", "sub/a.mp4"]
     assert finder.find("a") == finder.find("sub/a") == Path("sub/a.mp4")
     assert finder.find("b") == Path("also/deep/b.mp4")
-    assert finder.find("0sub/a.mp4") == Path("0sub/a.mp4")  # a path is taken as it is
+    assert finder.find("0sub/a.mp4") == Path("0sub/a.mp4")  # a path is used unchanged
 
 
 @pytest.mark.parametrize("path", ["../secret.mp4", "a/../../secret.mp4", "/etc/passwd", "..", "a\\..\\..\\b", "a\0b"])
@@ -228,28 +228,28 @@ def test_a_folder_takes_captions_from_csv_or_json_lines(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [clip.clip_id for clip in dataset("folder").scan(tmp_path)] == ["a.mp4", "b.webm", "sub/c.mov"]
     (tmp_path / "captions.csv").write_text("video,caption,start,end\na,one,,\na.mp4,two,,\nc,cut,1,2.5\n")
-    made = {clip.clip_id: clip for clip in dataset("folder").scan(tmp_path)}
-    assert made["a.mp4"].captions == ("one", "two")
-    assert made["b.webm"].captions == ()
-    assert (made["sub/c.mov_1.0_2.5"].start, made["sub/c.mov_1.0_2.5"].end) == (1.0, 2.5)
-    assert "sub/c.mov" not in made
+    by_id = {clip.clip_id: clip for clip in dataset("folder").scan(tmp_path)}
+    assert by_id["a.mp4"].captions == ("one", "two")
+    assert by_id["b.webm"].captions == ()
+    assert (by_id["sub/c.mov_1.0_2.5"].start, by_id["sub/c.mov_1.0_2.5"].end) == (1.0, 2.5)
+    assert "sub/c.mov" not in by_id
     (tmp_path / "captions.csv").unlink()
     write_lines(tmp_path / "captions.jsonl", {"video": "b", "caption": "three"})
     assert {c.clip_id: c.captions for c in dataset("folder").scan(tmp_path)}["b.webm"] == ("three",)
     write_lines(tmp_path / "captions.jsonl", {"video": "b", "caption": "x"}, {"video": "zz", "caption": "y"})
-    *made, problem = dataset("folder").scan(tmp_path)
+    *by_id, problem = dataset("folder").scan(tmp_path)
     assert str(problem).startswith("captions.jsonl:2: no video 'zz'")
-    assert {clip.clip_id: clip.captions for clip in made}["b.webm"] == ("x",)
+    assert {clip.clip_id: clip.captions for clip in by_id}["b.webm"] == ("x",)
 
 
-def test_captions_may_name_a_file_through_a_link_or_with_an_extension_of_its_own(tmp_path: Path) -> None:
+def test_captions_can_name_a_file_by_a_link_or_an_unusual_extension(tmp_path: Path) -> None:
     (tmp_path / "v1.mp4").touch()
     (tmp_path / "v2.m1v").touch()
     (tmp_path / "loop").symlink_to(".")
     lines = [{"video": "loop/v1.mp4", "caption": "one"}, {"video": "v1", "caption": "two"}]
     write_lines(tmp_path / "captions.jsonl", *lines, {"video": "v2.m1v", "caption": "three"})
-    made = {clip.clip_id: clip.captions for clip in dataset("folder").scan(tmp_path)}
-    assert made == {"v1.mp4": ("one", "two"), "v2.m1v": ("three",)}
+    by_id = {clip.clip_id: clip.captions for clip in dataset("folder").scan(tmp_path)}
+    assert by_id == {"v1.mp4": ("one", "two"), "v2.m1v": ("three",)}
     write_lines(tmp_path / "captions.jsonl", {"video": "v1"})
     with pytest.raises(ManifestError, match="no column caption or start or split: its columns are video"):
         dataset("folder").scan(tmp_path)
@@ -257,7 +257,7 @@ def test_captions_may_name_a_file_through_a_link_or_with_an_extension_of_its_own
     assert "it has no caption, no start and end, and no split" in str(dataset("folder").scan(tmp_path)[-1])
 
 
-def test_a_file_that_cannot_be_named_and_a_caption_that_cannot_be_stored_cost_themselves(tmp_path: Path) -> None:
+def test_unusable_file_names_and_captions_are_reported_and_skipped(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4", "caf\udce9.mp4", "\udcff/c.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -282,7 +282,7 @@ def test_a_file_that_cannot_be_named_and_a_caption_that_cannot_be_stored_cost_th
     assert "a path that is not UTF-8: rename it" in row.reason
     with pytest.raises(VideoError, match=r"video 'c' is .*c\.mp4, a path that is not UTF-8: rename it"):
         VideoFinder(tmp_path).find("c")
-    with pytest.raises(VideoError, match=r"the path of the videos folder .*xff is not UTF-8: give a link to it"):
+    with pytest.raises(VideoError, match=r"the path of the videos folder .*xff is not UTF-8: pass a link to it"):
         VideoFinder(tmp_path / "\udcff")
     (tmp_path / "link").symlink_to("\udcff")
     assert VideoFinder(tmp_path / "link").find("c") == Path("c.mp4")
@@ -312,61 +312,59 @@ def splits(clips: list[Clip]) -> dict[str, int]:
 
 
 @given(st.lists(st.tuples(words, st.sampled_from(["train", "test"])), min_size=1), st.floats(0.001, 0.5))
-def test_val_is_carved_from_train_by_video_and_depends_on_no_other_video(
-    named: list[tuple[str, str]], share: float
-) -> None:
+def test_val_is_drawn_by_video_and_independent_of_other_videos(named: list[tuple[str, str]], share: float) -> None:
     splits_of = dict(named)  # a video has one split
     clips = [Clip(clip_id=str(i), video=video, split=splits_of[video]) for i, (video, _) in enumerate(named)]
-    carved = carve(clips, share)
+    carved = carve_val(clips, share)
     assert [clip.clip_id for clip in carved] == [clip.clip_id for clip in clips]
     assert [clip for clip in carved if clip.split == "test"] == [clip for clip in clips if clip.split == "test"]
     val, train = ({clip.video for clip in carved if clip.split == split} for split in ("val", "train"))
     assert not val & train
     assert bool(val) is (len(val | train) > 1)
-    fewer = carve([clip for clip in clips if clip.video not in sorted(train)[:1]], share)
+    fewer = carve_val([clip for clip in clips if clip.video not in sorted(train)[:1]], share)
     assert len(val | train) < 3 or {clip.video for clip in fewer if clip.split == "val"} == val
 
 
-def test_a_video_that_is_named_with_its_extension_and_without_is_carved_as_one() -> None:
+def test_names_with_and_without_extension_are_one_video_for_val() -> None:
     names = [f"v{number}{extension}" for number in range(20) for extension in ("", ".mp4", ".mkv")]
-    carved = carve([Clip(clip_id=name, video=name, split="train") for name in names], 0.3)
+    carved = carve_val([Clip(clip_id=name, video=name, split="train") for name in names], 0.3)
     val, train = ({video_id(clip.video) for clip in carved if clip.split == split} for split in ("val", "train"))
     assert val
     assert not val & train
     assert sum(clip.split == "val" for clip in carved) == 3 * len(val)
 
 
-def test_a_published_val_is_kept_and_no_other_is_carved(tmp_path: Path) -> None:
+def test_a_published_val_is_not_changed(tmp_path: Path) -> None:
     clips = [
         Clip(clip_id=f"{split}{i}", video=f"{split}{i}", split=split) for split in ("train", "val") for i in (0, 1)
     ]
-    assert carve(clips, 0.5) == clips
-    assert carve(clips[:2], 0) == clips[:2]
-    chosen = [clip for clip in carve([replace(clips[0], extras={"x": 1}), clips[1]], 0.05) if clip.split == "val"]
+    assert carve_val(clips, 0.5) == clips
+    assert carve_val(clips[:2], 0) == clips[:2]
+    chosen = [clip for clip in carve_val([replace(clips[0], extras={"x": 1}), clips[1]], 0.05) if clip.split == "val"]
     assert [clip.extras["carved"] for clip in chosen] == ["1 of 2 videos of train, seed 0"]
 
 
-def test_building_and_showing_a_manifest_say_what_was_carved(tmp_path: Path) -> None:
+def test_commands_report_how_val_was_drawn(tmp_path: Path) -> None:
     step = {"segment": [1, 2], "id": 0, "sentence": "stir"}
     videos = {f"v{i}": {"subset": "training", "annotations": [step, step | {"id": 1}]} for i in range(60)}
     (tmp_path / "a.json").write_text(json.dumps({"database": videos | {"t": {"subset": "validation"}}}))
-    given = ("manifest", "build", "youcook2", "--annotations", tmp_path / "a.json", "--out", tmp_path / "m.jsonl")
-    assert "val is carved from train: 5 of 60 videos of train, seed 0" in amex(*given, "--val", ".1").output
-    assert "val is carved from train: 1 of 60 videos of train, seed 0" in amex(*given, "--val", ".0005").output
-    assert "val is carved from train: 2 of 60 videos of train, seed 0" in amex(*given).output
+    arguments = ("manifest", "build", "youcook2", "--annotations", tmp_path / "a.json", "--out", tmp_path / "m.jsonl")
+    assert "val is carved from train: 5 of 60 videos of train, seed 0" in amex(*arguments, "--val", ".1").output
+    assert "val is carved from train: 1 of 60 videos of train, seed 0" in amex(*arguments, "--val", ".0005").output
+    assert "val is carved from train: 2 of 60 videos of train, seed 0" in amex(*arguments).output
     shown = amex("manifest", "show", tmp_path / "m.jsonl").output
     assert "val is carved from train: 2 of 60 videos of train, seed 0" in shown
     kept = [clip for clip in read_manifest(tmp_path / "m.jsonl") if clip.split == "val"]
     assert len({clip.video for clip in kept}) == 2
     assert all(clip.extras["carved"] == "2 of 60 videos of train, seed 0" for clip in kept)
-    assert "carved" not in amex(*given, "--val", "0").output
+    assert "carved" not in amex(*arguments, "--val", "0").output
     assert splits(read_manifest(tmp_path / "m.jsonl")) == {"train": 120}
 
 
 @pytest.mark.parametrize("share", ["nan", "-1", "inf", "5"])
-def test_a_share_for_val_that_is_none_is_a_usage_error(share: str, tmp_path: Path) -> None:
-    given = ("manifest", "build", "folder", "--annotations", tmp_path, "--out", tmp_path / "m.jsonl")
-    refused = amex(*given, "--val", share)
+def test_an_invalid_share_for_val_is_a_usage_error(share: str, tmp_path: Path) -> None:
+    arguments = ("manifest", "build", "folder", "--annotations", tmp_path, "--out", tmp_path / "m.jsonl")
+    refused = amex(*arguments, "--val", share)
     assert refused.exit_code == 2
     assert "--val" in refused.output
     assert not (tmp_path / "m.jsonl").exists()

@@ -1,4 +1,4 @@
-"""Data sets of moments: official files become whole videos with queries and windows; what is unusable is said."""
+"""Moment data sets: official files become full videos with queries and windows; unusable queries are reported."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_qvhighlights_keeps_every_window_and_the_saliency_of_each_2_s(tmp_path: 
     }
 
 
-def test_qvhighlights_without_the_answers_of_test_has_its_queries(tmp_path: Path) -> None:
+def test_qvhighlights_without_published_moments_has_queries(tmp_path: Path) -> None:
     (highlights(tmp_path, HIGHLIGHT) / "highlight_test_with_gt.jsonl").unlink()
     with pytest.raises(
         ManifestError, match=r"highlight_test_with_gt\.jsonl is missing; it is published at https://raw"
@@ -119,7 +119,7 @@ def test_qvhighlights_without_the_answers_of_test_has_its_queries(tmp_path: Path
     assert (clips[2].extras["moments"], clips[2].extras["saliency"]) == ([[]], [None])
 
 
-def test_tacos_frames_become_seconds_and_what_ends_after_the_video_is_cut(tmp_path: Path) -> None:
+def test_tacos_frames_become_seconds_clipped_to_the_video(tmp_path: Path) -> None:
     clips, _ = parts(dataset("tacos").scan(tacos(tmp_path, COOKING)))
     assert [(clip.clip_id, clip.split) for clip in clips] == [("s17", "train"), ("val", "val"), ("test", "test")]
     assert clips[0].extras == {"moments": [[[2.0, 4.0]], [[36.0, 40.0]]], "duration": 40.0, "protocol": "tacos:2d-tan"}
@@ -130,8 +130,8 @@ def test_tacos_frames_become_seconds_and_what_ends_after_the_video_is_cut(tmp_pa
     [
         ({"ts": [8.0, 7.0]}, r"'Phoebe laughs\.' of video 'friends_1' does not end after it begins: \[8\.0, 7\.0\]"),
         ({"ts": [7, 7]}, "does not end after it begins"),
-        ({"ts": [61, 62]}, r"lies outside of its video, which is 60\.50 s long"),
-        ({"ts": [-3, -1]}, "lies outside of its video"),
+        ({"ts": [61, 62]}, r"is outside of its video, which is 60\.50 s long"),
+        ({"ts": [-3, -1]}, "is outside of its video"),
         ({"ts": [math.nan, 7]}, "does not end after it begins"),
         ({"ts": [1, math.inf]}, "does not end after it begins"),
         ({"ts": [1]}, "needs a start and an end"),
@@ -143,9 +143,7 @@ def test_tacos_frames_become_seconds_and_what_ends_after_the_video_is_cut(tmp_pa
         ({"desc": 5}, "has no words"),
     ],
 )
-def test_a_query_whose_moment_cannot_be_is_a_problem_and_the_others_go_on(
-    wrong: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
+def test_a_query_with_invalid_moments_is_a_problem(wrong: dict[str, Any], reason: str, tmp_path: Path) -> None:
     folder = tvr(tmp_path, TVR | {"desc_id": 1}, TVR | wrong | {"desc_id": 2}, TVR | {"desc_id": 3})
     clips, problems = parts(dataset("tvr").scan(folder, val=0))
     assert [clip.extras["query_ids"] for clip in clips] == [[7], [1, 3]]
@@ -171,12 +169,12 @@ def test_a_query_whose_moment_cannot_be_is_a_problem_and_the_others_go_on(
         (
             "qvhighlights",
             lambda folder: highlights(folder, HIGHLIGHT | {"relevant_clip_ids": [0, 1, 6]}),
-            r":1 is not a query of QVHighlights: clip 6 has saliency scores, and the last of the video is 5",
+            r":1 is not a query of QVHighlights: clip 6 has saliency scores, but the last clip of the video is 5",
         ),
         (
             "qvhighlights",
             lambda folder: highlights(folder, HIGHLIGHT | {"saliency_scores": [[4, 1, 1]]}),
-            "3 clips have 1 saliency scores",
+            "3 clips for 1 saliency scores",
         ),
         (
             "qvhighlights",
@@ -187,17 +185,17 @@ def test_a_query_whose_moment_cannot_be_is_a_problem_and_the_others_go_on(
         (
             "tacos",
             lambda folder: tacos(folder, {"a.avi": COOKING["s17.avi"] | {"sentences": ["one"]}}),
-            r"train\.json does not say of video 'a\.avi' what it should",
+            r"train\.json has an invalid entry for video 'a\.avi'",
         ),
         (
             "tacos",
             lambda folder: tacos(folder, {"a.avi": COOKING["s17.avi"] | {"fps": 0}}),
-            r"train\.json does not say of video 'a\.avi' what it should",
+            r"train\.json has an invalid entry for video 'a\.avi'",
         ),
         ("tacos", lambda folder: tacos(folder, []), "not laid out as expected"),
     ],
 )
-def test_a_damaged_file_is_one_line_that_names_it(
+def test_a_damaged_file_is_a_one_line_error_that_names_it(
     name: str, make: Callable[[Path], Path], match: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ManifestError, match=match) as refused:
@@ -206,7 +204,7 @@ def test_a_damaged_file_is_one_line_that_names_it(
 
 
 @pytest.mark.parametrize("name", ["charades_sta", "tvr", "qvhighlights", "tacos"])
-def test_a_folder_that_lacks_a_file_says_where_it_is_published(name: str, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_with_its_address(name: str, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"is missing; it is published at https://raw\.githubusercontent\.com/"):
         dataset(name).scan(tmp_path)
     first = next(iter(dataset(name).protocols.values())).files[0].name
@@ -219,7 +217,7 @@ seconds = st.floats(-10, 100) | st.sampled_from([math.nan, math.inf])
 
 
 @given(st.lists(st.tuples(seconds, seconds), max_size=3), st.none() | st.floats(1, 50))
-def test_what_is_kept_lies_in_the_video_and_nothing_raises(windows: list[Any], duration: float | None) -> None:
+def test_valid_moments_are_inside_the_video(windows: list[Any], duration: float | None) -> None:
     query = Query(video="v", text="t", windows=windows, file="f", duration=duration)
     (item,) = clips_of_queries([query], "test")
     if isinstance(item, Problem):
@@ -231,9 +229,9 @@ def test_what_is_kept_lies_in_the_video_and_nothing_raises(windows: list[Any], d
 
 def test_a_manifest_of_moments_is_built_and_read_again(tmp_path: Path) -> None:
     folder = charades(tmp_path, "A 0 6.9##a person reads.", "B 3 2##no.")
-    made = amex("manifest", "build", "charades_sta", "--annotations", folder, "--out", tmp_path / "m.jsonl")
-    assert made.exit_code == 3, made.output
-    assert "left out: charades_sta_train.txt:2: query 'no.' of video 'B' does not end" in made.output
+    result = amex("manifest", "build", "charades_sta", "--annotations", folder, "--out", tmp_path / "m.jsonl")
+    assert result.exit_code == 3, result.output
+    assert "left out: charades_sta_train.txt:2: query 'no.' of video 'B' does not end" in result.output
     assert read_manifest(tmp_path / "m.jsonl")[0].extras["moments"] == [[[0.0, 6.9]]]
 
 
@@ -241,13 +239,13 @@ def test_a_manifest_of_moments_is_built_and_read_again(tmp_path: Path) -> None:
 def test_real_annotations_of_moments_give_the_published_counts(name: str, real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "annotations" / name
     protocol = next(iter(dataset(name).protocols.values()))
-    there = {file.name for file in protocol.files if (folder / file.name).exists()}
-    if not there:
+    present = {file.name for file in protocol.files if (folder / file.name).exists()}
+    if not present:
         pytest.skip(f"no annotations in {folder}")
-    for file in protocol.files:  # those that are not here are empty, and their split is not compared
+    for file in protocol.files:  # missing files are empty, and their split is not compared
         target = tmp_path / file.name
         target.write_bytes(
-            (folder / file.name).read_bytes() if file.name in there else b"{}" if name == "tacos" else b""
+            (folder / file.name).read_bytes() if file.name in present else b"{}" if name == "tacos" else b""
         )
     clips, problems = parts(dataset(name).scan(tmp_path, val=0))
     assert problems == []

@@ -1,4 +1,4 @@
-"""Names that strangers choose: what cannot be stored costs itself, what can is stored as it is and printed escaped."""
+"""Arbitrary names: names that cannot be stored are reported; others are stored unchanged and printed escaped."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amex.errors import AmexError, printable
-from amex.features import ClipNotThere, create_store, open_store
+from amex.features import MissingClip, create_store, open_store
 
 NAME = "r2plus1d_tiny"
-# The cheapest stream there is: a small network that comes with amex.
+# The fastest stream: a small network that is part of amex.
 TINY = ("--stream", NAME, "--weights", f"{NAME}=default")
-# A line break, a terminal's escape sequence, writing from right to left, rich's markup and emoji.
+# A line break, a terminal escape sequence, right-to-left text, rich's markup and emoji.
 ODD = ["two\nlines", "\x1b[31mred", "a\u202egpj.exe", "[red]not[/red]", "[/]", ":smile:", "ça va 日本"]
 
 
 @given(st.text())
-def test_what_is_printed_can_be_shown_and_encoded(text: str) -> None:
+def test_printed_text_can_be_displayed_and_encoded(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable()
     shown.encode()
@@ -34,10 +34,10 @@ def test_what_is_printed_can_be_shown_and_encoded(text: str) -> None:
 
 def test_an_error_keeps_its_lines_and_quotes_no_key() -> None:
     assert str(AmexError("one\n  two \x1b[31m")) == "one\n  two \\x1b[31m"
-    assert str(ClipNotThere("clip 'a' is not there")) == "clip 'a' is not there"
+    assert str(MissingClip("clip 'a' is not there")) == "clip 'a' is not there"
 
 
-def test_files_whose_names_are_no_utf8_are_in_the_ledger_and_the_rest_is_done(
+def test_files_with_names_that_are_not_utf8_are_reported_and_the_rest_is_processed(
     clips: Path, tmp_path: Path, cluster: str
 ) -> None:
     videos, store = tmp_path / "videos", tmp_path / "s.zarr"
@@ -73,7 +73,7 @@ def test_files_whose_names_are_no_utf8_are_in_the_ledger_and_the_rest_is_done(
     assert r"'caf\udce9'" in shown.output
 
 
-def test_ids_are_stored_as_they_are_and_printed_escaped(clips: Path, tmp_path: Path, cluster: str) -> None:
+def test_ids_are_stored_unchanged_and_printed_escaped(clips: Path, tmp_path: Path, cluster: str) -> None:
     store = tmp_path / "s.zarr"
     good = [{"clip_id": odd, "video": "a.mp4", "captions": [odd]} for odd in ODD]
     bad = [{"clip_id": f"bad {odd}", "video": f"{odd}://{odd}"} for odd in ODD]
@@ -99,7 +99,7 @@ def test_ids_are_stored_as_they_are_and_printed_escaped(clips: Path, tmp_path: P
     assert r"clip '\x1b[31mred?' is not in stream" in printed[5].output
 
 
-def test_a_place_that_standard_output_cannot_encode_is_escaped(tmp_path: Path) -> None:
+def test_paths_that_standard_output_cannot_encode_are_escaped(tmp_path: Path) -> None:
     store = create_store(tmp_path / "caf\udce9 日本.zarr")
     command = [sys.executable, "-m", "amex.cli", "features", "info", store]
     shown = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, capture_output=True, check=True)

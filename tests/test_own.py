@@ -1,4 +1,4 @@
-"""Networks of one's own, by the name of the function that returns them."""
+"""The user's own networks, given by the function that returns them. docs/extend describes models and data sets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from amex.extract.encoders.weights import WeightsError
 from amex.extract.encoders.windows import WindowPlan
 from amex.extract.video.sampling import Sampling
 
-PAGE = Path(__file__).parents[1] / "docs" / "encoders.md"
+PAGE = Path(__file__).parents[1] / "docs" / "extend" / "encoder.md"
 
 
 def plan(factory: str, **options: str) -> WindowPlan:
     return plan_stream("x", f"python:{factory}", device="cpu", precision="fp32", options=options)
 
 
-def test_a_network_of_ones_own_says_how_it_is_fed() -> None:
+def test_the_users_network_declares_its_sampling_and_transform() -> None:
     planned = plan("stand_in:brightness", stride="4")
     assert planned.sampling == Sampling(frames=2, stride=4)
     assert planned.spec["network"] == "python:stand_in:brightness"
@@ -35,7 +35,7 @@ def test_a_network_of_ones_own_says_how_it_is_fed() -> None:
     assert planned.encoder("cpu").network is planned.encoder("cpu").network
 
 
-def test_frames_of_their_own_size_are_given_in_0_to_1() -> None:
+def test_without_a_transform_frames_have_their_own_size_in_0_to_1() -> None:
     planned = plan("stand_in:untouched")
     assert planned.transform is None
     assert planned.spec["transform"] is None
@@ -43,7 +43,7 @@ def test_frames_of_their_own_size_are_given_in_0_to_1() -> None:
     torch.testing.assert_close(planned.encoder("cpu")(window)["values"], torch.full((1, 3), 0.2))
 
 
-def test_weights_are_part_of_the_spec_and_must_be_the_same_in_every_process() -> None:
+def test_weights_are_in_the_spec_and_must_be_equal_in_every_process() -> None:
     torch.manual_seed(0)
     planned = plan("stand_in:drawn_anew")
     assert planned.spec["weights_sha256"] != plan("stand_in:brightness").spec["weights_sha256"]
@@ -58,28 +58,28 @@ def test_every_dtype_has_a_digest() -> None:
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("stand_in", "python:stand_in is not python:MODULE:FACTORY"),
-        ("stand_in:", "python:stand_in: is not python:MODULE:FACTORY"),
+        ("stand_in", "python:stand_in is not python:MODULE:NAME"),
+        ("stand_in:", "python:stand_in: is not python:MODULE:NAME"),
         ("nowhere.at.all:f", "cannot import nowhere.at.all .*: put the folder that it is in on PYTHONPATH"),
         ("stand_in:nothing", "python:stand_in:nothing failed: AttributeError"),
         ("stand_in:fails", "python:stand_in:fails failed: RuntimeError: no weights here$"),
         ("stand_in:leaves", "python:stand_in:leaves failed: SystemExit: 0"),
-        ("stand_in:sparse", "matrix of the network's state is not a dense tensor"),
-        ("stand_in:no_network", r"returned a str, not a torch\.nn\.Module"),
+        ("stand_in:sparse", "matrix in the network's state is not a dense tensor"),
+        ("stand_in:no_network", r"returned a str instead of a torch\.nn\.Module"),
         ("stand_in:without_transform", r"attribute transform must be .*Transform \| None, found nothing"),
-        ("stand_in:wrong_dim", r"returned a tensor \(1, 3\), not \(1, 4\)"),
-        ("stand_in:no_tensor", "returned a list, not a tensor"),
+        ("stand_in:wrong_dim", r"returned a tensor \(1, 3\) instead of \(1, 4\)"),
+        ("stand_in:no_tensor", "returned a list instead of a tensor"),
         ("stand_in:fails_on_windows", "cannot take windows of 2 frames of 32x24: AttributeError"),
     ],
 )
-def test_what_is_no_network_is_refused_before_the_run(factory: str, message: str) -> None:
+def test_a_function_that_returns_no_network_is_refused_before_the_run(factory: str, message: str) -> None:
     with pytest.raises(AmexError, match=message) as caught:
         plan(factory)
     assert str(caught.value).startswith("stream x: ")
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_says_that_its_batches_are_smaller_for_want_of_memory(tmp_path: Path, cluster: str) -> None:
+def test_a_run_reports_smaller_batches_after_memory_ran_out(tmp_path: Path, cluster: str) -> None:
     (tmp_path / "v").mkdir()
     encode(tmp_path / "v" / "a.mp4", frames=40)
     options = ("--stream", "x=python:stand_in:short_of_memory", "--batch-size", 4)
@@ -90,10 +90,24 @@ def test_a_run_says_that_its_batches_are_smaller_for_want_of_memory(tmp_path: Pa
 
 
 def test_the_documented_network_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (block,) = re.findall(r"```python[^\n]*\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(block.splitlines()) < 60
-    (tmp_path / "my_encoders.py").write_text(block)
+    (tmp_path / "my_encoder.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
-    planned = plan("my_encoders:mean_colour")
-    window = np.stack([planned.transform(np.full((90, 120, 3), 9, np.uint8))] * 16)[None]
+    planned = plan("my_encoder:motion")
+    window = np.stack([planned.transform(np.full((90, 120, 3), 9, np.uint8))] * 8)[None]
     assert planned.encoder("cpu")(torch.from_numpy(window))["values"].shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "python:stand_in:brightness"), "is not a subclass of amex.train.models.RetrievalModel"),
+        (("train", "python:amex.train.models:HGR"), "HGR: the class needs Options, a subclass of"),
+        (("extract", "--dataset", "python:stand_in:HEIGHT"), "python:stand_in:HEIGHT is a int, not an amex.manifests"),
+    ],
+)
+def test_models_and_data_sets_of_ones_own_are_checked_before_the_run(words: tuple[str, ...], message: str) -> None:
+    result = amex(*words)
+    assert result.exit_code == 1
+    assert message in result.stderr

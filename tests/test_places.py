@@ -1,4 +1,4 @@
-"""A data set is found by its name, from its annotations to a trained model; a store knows what it was made from."""
+"""Commands find a data set by its name, from annotations to a trained model; a store records its sources."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from amex.cli import main
 from amex.cli.extract import clips_of
 from amex.cli.options import ExtractOptions
 from amex.cli.places import placed
-from amex.cli.remembering import remember, update
+from amex.cli.remembering import remember
+from amex.extracting import update
 from amex.features import create_store, open_store, read_sources, write_sources
 from amex.manifests import (
     DATASETS,
     AnnotationFile,
     Annotations,
     Clip,
-    Home,
+    DatasetFolder,
     ManifestError,
     data_root,
     read_manifest,
@@ -42,13 +43,13 @@ from amex.manifests import (
 
 @pytest.fixture
 def tiny(cluster: str) -> tuple[str, ...]:
-    """What makes an extraction quick."""
+    """Options for a fast extraction."""
     return ("--stream", "r2plus1d_tiny", "--device", "cpu", "--cluster", cluster)
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The address of a web server, and the folder that it serves."""
+    """Yield the address of a web server and the folder that it serves."""
     folder = tmp_path / "served"
     folder.mkdir()
 
@@ -62,7 +63,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def cooking(videos: dict[str, tuple[str, int]]) -> bytes:
-    """Annotations in the form of YouCook2's, of videos with a subset and so many steps of 0.4 s."""
+    """Return annotations like YouCook2's: videos with a subset and a number of steps of 0.4 s."""
     database = {
         video: {
             "subset": subset,
@@ -79,10 +80,10 @@ OF_CLIPS = {"a": ("training", 2), "b": ("training", 2), "c": ("validation", 2), 
 
 
 @pytest.fixture
-def home(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """A data root with YouCook2 in small: three videos of four that its annotations name."""
+def home(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetFolder:
+    """Return a data root with a small YouCook2: three of the four videos in its annotations."""
     monkeypatch.chdir(tmp_path)
-    made = Home(Path("data/youcook2"))
+    made = DatasetFolder(Path("data/youcook2"))
     made.annotations.mkdir(parents=True)
     (made.annotations / "youcookii_annotations_trainval.json").write_bytes(cooking(OF_CLIPS))
     made.videos.mkdir()
@@ -91,7 +92,7 @@ def home(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     return made
 
 
-def test_the_data_root_is_given_or_in_the_environment_or_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_root_is_an_option_or_a_variable_or_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AMEX_ROOT", raising=False)
     assert data_root() == Path("data")
     monkeypatch.setenv("AMEX_ROOT", "/elsewhere")
@@ -99,7 +100,7 @@ def test_the_data_root_is_given_or_in_the_environment_or_here(monkeypatch: pytes
     assert data_root(Path("given")) == Path("given")
 
 
-def test_a_data_set_goes_from_its_name_to_a_trained_model_and_its_figures(home: Home, tiny: tuple[str, ...]) -> None:
+def test_a_data_set_is_extracted_trained_and_evaluated_by_name(home: DatasetFolder, tiny: tuple[str, ...]) -> None:
     extracted = amex("extract", "--dataset", "youcook2", *tiny)
     assert extracted.exit_code == 3, extracted.output  # one video is missing
     assert sorted(open_store(home.store)["r2plus1d_tiny"]) == ["a_0", "a_1", "b_0", "b_1", "c_0", "c_1"]
@@ -115,10 +116,10 @@ def test_a_data_set_goes_from_its_name_to_a_trained_model_and_its_figures(home: 
     evaluated = amex("eval", run)
     assert evaluated.exit_code == 0, evaluated.output
     assert "gallery youcook2:official, 2 of 3 clips: 1 failed in r2plus1d_tiny" in evaluated.output
-    assert "youcook2:official has 3,492 test clips and this manifest 3" in evaluated.output
+    assert "youcook2:official has 3,492 test clips, this manifest has 3" in evaluated.output
 
 
-def test_another_gallery_of_the_same_store_is_evaluated_by_its_name(home: Home, tiny: tuple[str, ...]) -> None:
+def test_another_gallery_of_the_same_store_is_evaluated_by_its_name(home: DatasetFolder, tiny: tuple[str, ...]) -> None:
     amex("extract", "--dataset", "youcook2", *tiny)
     small = ("--set", "train.epochs=1", "--set", "model.dim=8", "--set", "model.text=words")
     assert amex("train", "global", "--dataset", "youcook2", *small).exit_code == 0
@@ -140,18 +141,20 @@ def test_another_gallery_of_the_same_store_is_evaluated_by_its_name(home: Home, 
     coverage = json.loads(result.stdout)["coverage"]
     assert (coverage["gallery"], coverage["clips"], coverage["published"]) == ("youcook2:howto100m", 1, 3_350)
     assert other.exists()
-    # The figures of the run's own gallery stay what they are.
+    # The results of the run's own gallery do not change.
     assert [path.name for path in run.glob("eval-*")] == ["eval-youcook2-howto100m-test.json"]
 
 
-def test_a_data_set_without_its_videos_says_where_they_belong(home: Home, tiny: tuple[str, ...]) -> None:
+def test_missing_videos_of_a_data_set_are_an_error_with_their_folder(
+    home: DatasetFolder, tiny: tuple[str, ...]
+) -> None:
     shutil.rmtree(home.videos)
     refused = amex("extract", "--dataset", "youcook2", *tiny)
     assert refused.exit_code == 2
     assert f"put the videos into {home.videos} (amex datasets show youcook2:official)" in refused.output
 
 
-def test_a_protocol_that_is_named_counts_whatever_file_of_annotations_is_given(
+def test_a_named_protocol_overrides_the_type_of_the_annotation_file(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -166,14 +169,14 @@ def test_a_protocol_that_is_named_counts_whatever_file_of_annotations_is_given(
     (manifest,) = Path("data/msrvtt").glob("*.jsonl")
     assert manifest.name == "7k.jsonl"
     assert [clip.clip_id for clip in read_manifest(manifest)] == ["b", "c"]
-    # Where none is named, the file tells, and the manifest has the name of what it holds.
+    # Without a named protocol, the file decides, and the manifest has the name of the protocol.
     extracted = amex("extract", "--dataset", "msrvtt", "--annotations", "train_list_miech.txt", *run)
     assert extracted.exit_code == 0, extracted.output
     assert {clip.extras["protocol"] for clip in read_manifest("data/msrvtt/1k-B.jsonl")} == {"msrvtt:1k-B"}
     assert not Path("data/msrvtt/1k-A.jsonl").exists()
 
 
-def test_a_folder_of_annotations_that_is_given_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_annotations_folder_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "videos").mkdir()
     run = ("--videos", "videos", "--store", "s.zarr", "--dry-run")
@@ -183,7 +186,7 @@ def test_a_folder_of_annotations_that_is_given_is_only_read(tmp_path: Path, monk
     assert not Path("mistyped").exists()
 
 
-def test_what_of_a_data_set_is_here_is_counted_and_the_missing_videos_are_listed(home: Home) -> None:
+def test_local_files_of_a_data_set_are_counted_and_missing_videos_listed(home: DatasetFolder) -> None:
     shown = amex("datasets", "show", "youcook2")
     assert shown.exit_code == 3, shown.output
     assert "3 of 4 videos" in shown.output
@@ -198,8 +201,8 @@ def test_what_of_a_data_set_is_here_is_counted_and_the_missing_videos_are_listed
     assert "MSRVTT_train.9k.csv: fetched when it is needed" in bare.output
 
 
-def test_a_look_at_a_data_set_fetches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Home(tmp_path / "didemo").annotations
+def test_showing_a_data_set_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = DatasetFolder(tmp_path / "didemo").annotations
     folder.mkdir(parents=True)
     for split in ("train", "val", "test"):
         (folder / f"{split}_list.txt").write_text(f"{split}.mp4\n")
@@ -212,7 +215,7 @@ def test_a_look_at_a_data_set_fetches_nothing(tmp_path: Path, monkeypatch: pytes
 
 def test_the_readme_says_how_many_data_sets_are_listed() -> None:
     listed = sum(bool(dataset.protocols) for dataset in DATASETS.values())
-    assert f"# {listed} sets, each published split" in (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"counts of {listed} data sets" in (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def test_every_protocol_is_listed_with_its_counts() -> None:
@@ -224,7 +227,7 @@ def test_every_protocol_is_listed_with_its_counts() -> None:
             assert record[f"{name}:{protocol}"]["clips"] == dict(of.clips)
 
 
-def test_a_folder_is_extracted_as_typed_and_its_store_knows_what_it_is_of(
+def test_a_store_records_the_folder_that_it_was_extracted_from(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -237,7 +240,7 @@ def test_a_folder_is_extracted_as_typed_and_its_store_knows_what_it_is_of(
     assert read_sources(Path("my.zarr")).videos == Path("my_videos")
     shown = amex("features", "show", "my.zarr", "a.mp4", "--out", "a.png")
     assert shown.exit_code == 0, shown.output
-    # The folder grows: so does the manifest, unless somebody has changed it.
+    # New videos are added to the manifest, unless a user has edited it.
     shutil.copy(clips / "c.avi", videos)
     assert amex("extract", "my_videos", "--store", "my.zarr", *tiny).exit_code == 0
     assert len(read_manifest("my.jsonl")) == 3
@@ -251,7 +254,7 @@ def test_a_folder_is_extracted_as_typed_and_its_store_knows_what_it_is_of(
     assert len(read_manifest("my.jsonl")) == 3
 
 
-def test_a_manifest_that_was_there_before_the_store_is_not_written_over(
+def test_an_existing_manifest_is_not_overwritten(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -263,9 +266,7 @@ def test_a_manifest_that_was_there_before_the_store_is_not_written_over(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_stores_whose_names_differ_have_manifests_of_their_own(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_store_has_its_own_manifest(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = read_clips(clips)
     for store, manifest in {"my.v1": "my.v1.jsonl", "my.v2": "my.v2.jsonl", "my.zarr": "my.jsonl"}.items():
@@ -278,12 +279,12 @@ def test_stores_whose_names_differ_have_manifests_of_their_own(
     assert read_manifest(tmp_path / "here.jsonl") == given
 
 
-def test_tasks_of_one_run_that_begin_together_all_find_the_manifest_unchanged(
+def test_concurrent_tasks_of_a_run_share_one_manifest(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options, given = placed_options(clips, "--store", tmp_path / "my.zarr"), read_clips(clips)
     remember(options, given)
-    for _ in range(10):  # the manifest is there, and the store does not know yet who wrote it
+    for _ in range(10):  # the manifest exists, but the store has not recorded its writer
         (tmp_path / "my.zarr" / "sources.json").unlink()
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _: remember(options, given), range(4)))
@@ -291,9 +292,7 @@ def test_tasks_of_one_run_that_begin_together_all_find_the_manifest_unchanged(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my.jsonl", "my.zarr"]
 
 
-def test_the_clips_of_an_extraction_are_those_of_the_protocol_that_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_extraction_uses_the_clips_of_the_named_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lists = {"MSRVTT_train.9k.csv": "9", "MSRVTT_train.7k.csv": "7", "train_list_miech.txt": "m"}
     lists |= {"MSRVTT_JSFUSION_test.csv": "t", "test_list_miech.txt": "n"}
@@ -310,7 +309,7 @@ def test_the_clips_of_an_extraction_are_those_of_the_protocol_that_is_named(
         assert {clip.video for clip in scanned} == videos
         remember(options, scanned)
         protocol = {"7": "7k", "9": "1k-A", "m": "1k-B"}[min(videos)]
-        assert read_sources(options.store).manifest == Home(Path("data/msrvtt")).manifest(protocol)
+        assert read_sources(options.store).manifest == DatasetFolder(Path("data/msrvtt")).manifest(protocol)
     refused = amex("extract", "--dataset", "msrvtt", "--annotations", "typo.csv", "--videos", tmp_path)
     assert "typo.csv does not exist" in refused.output
     assert not Path("typo.csv").exists()
@@ -320,7 +319,7 @@ def test_the_manifest_of_each_protocol_follows_its_annotations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = Home(Path("data/msrvtt"))
+    made = DatasetFolder(Path("data/msrvtt"))
     made.annotations.mkdir(parents=True)
     for name in ("MSRVTT_train.9k.csv", "MSRVTT_train.7k.csv", "MSRVTT_JSFUSION_test.csv"):
         (made.annotations / name).write_text(f"video_id,sentence\n{name[:13]},a cat\n")
@@ -333,40 +332,40 @@ def test_the_manifest_of_each_protocol_follows_its_annotations(
             remember(options, clips_of(options))
             assert read_manifest(made.manifest(protocol))[0].captions == (said,)
     assert "was changed" not in capsys.readouterr().err
-    # What a user changes stays, in each of them.
+    # Changes by the user are kept in each manifest.
     made.manifest("1k-A").write_text("mine")
     options = placed_options("--dataset", "msrvtt:1k-A", "--videos", tmp_path)
     remember(options, clips_of(options))
     assert made.manifest("1k-A").read_text() == "mine"
-    assert len(read_sources(made.store).written.split()) == 4  # each with its splits, and without
+    assert len(read_sources(made.store).written.split()) == 4  # each with and without splits
 
 
-def test_splits_that_were_drawn_in_place_stay_when_captions_are_mended(tmp_path: Path) -> None:
+def test_splits_survive_a_correction_of_captions(tmp_path: Path) -> None:
     path = tmp_path / "my.jsonl"
     clips = [Clip(clip_id=name, video=name, captions=(f"a {name}",)) for name in "abcdefgh"]
-    written = update(path, clips, [])
+    written = update(path, clips, [], print)
     assert amex("manifest", "split", path, "--val", ".2", "--test", ".2").exit_code == 0
     drawn = {clip.clip_id: clip.split for clip in read_manifest(path)}
     assert set(drawn.values()) == {"train", "val", "test"}
     mended = [replace(clips[0], captions=("mended",)), *clips[1:], Clip(clip_id="new", video="new")]
-    written = update(path, mended, written)
+    written = update(path, mended, written, print)
     after = {clip.clip_id: clip for clip in read_manifest(path)}
     assert {name: clip.split for name, clip in after.items()} == {**drawn, "new": ""}
     assert after["a"].captions == ("mended",)
-    # Splits of captions.csv count where the file is as amex wrote it, and what else a user changes stays.
+    # Splits of captions.csv apply if the manifest is as amex wrote it; other changes by the user are kept.
     own = [replace(clip, split="train") for clip in mended]
     path.unlink()
-    written = update(path, own, update(path, mended, written))
+    written = update(path, own, update(path, mended, written, print), print)
     assert {clip.split for clip in read_manifest(path)} == {"train"}
     write_manifest(clips[:2], path)
-    assert update(path, own, written) == written
+    assert update(path, own, written, print) == written
     assert read_manifest(path) == clips[:2]
     path.write_text("not a manifest")
-    update(path, own, written)
+    update(path, own, written, print)
     assert path.read_text() == "not a manifest"
 
 
-def test_a_store_and_its_folder_may_be_moved_together(tmp_path: Path) -> None:
+def test_a_store_can_be_moved_with_its_folder(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     store = create_store(tmp_path / "old" / "s.zarr")
     assert read_sources(store).manifest is None
@@ -387,7 +386,7 @@ def test_damaged_sources_are_an_error_that_names_the_file(text: str, tmp_path: P
     assert str(store / "sources.json") in result.output
 
 
-def test_a_training_run_that_lacks_things_lists_them_all(tmp_path: Path) -> None:
+def test_training_reports_all_missing_inputs_at_once(tmp_path: Path) -> None:
     refused = amex("train", "global")
     assert refused.exit_code == 2
     assert "missing: --store, the features from `amex extract`; --manifest, the clips" in refused.output
@@ -396,9 +395,9 @@ def test_a_training_run_that_lacks_things_lists_them_all(tmp_path: Path) -> None
 
 
 def placed_options(*arguments: Any) -> ExtractOptions:
-    """What ``amex extract`` makes of its command line, with the places filled in."""
-    given = [str(argument) for argument in arguments]
-    return placed(ExtractOptions(**main.commands["extract"].make_context("extract", given).params))
+    """Return the options of ``amex extract`` with the places filled in."""
+    command_arguments = [str(argument) for argument in arguments]
+    return placed(ExtractOptions(**main.commands["extract"].make_context("extract", command_arguments).params))
 
 
 def read_clips(folder: Path) -> list[Clip]:
@@ -406,16 +405,16 @@ def read_clips(folder: Path) -> list[Clip]:
 
 
 def archive(kind: str, name: str, content: bytes) -> bytes:
-    held = io.BytesIO()
+    buffer = io.BytesIO()
     if kind == "zip":
-        with zipfile.ZipFile(held, "w") as made:
+        with zipfile.ZipFile(buffer, "w") as made:
             made.writestr(name, content)
     else:
-        with tarfile.open(fileobj=held, mode="w:gz") as tar:
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("form", ["plain", "zip", "tar.gz"])
@@ -438,7 +437,7 @@ def test_annotations_are_fetched_once_and_checked(form: str, server: tuple[str, 
     assert Annotations(folder).find("a.json") is None
 
 
-def test_a_fetch_that_goes_wrong_leaves_nothing_for_the_next_one(server: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_failed_download_leaves_no_file(server: tuple[str, Path], tmp_path: Path) -> None:
     address, served = server
     content = cooking(OF_CLIPS)
     where = {"url": f"{address}/all.tar.gz", "member": "deep/a.json"}
@@ -450,7 +449,7 @@ def test_a_fetch_that_goes_wrong_leaves_nothing_for_the_next_one(server: tuple[s
         with pytest.raises(ManifestError, match=r"a\.json.*download it yourself"):
             file.fetch(folder)
         assert list(folder.iterdir()) == []
-    # One that was killed, or that another program is at.
+    # A download that was killed or is in progress.
     half = folder / ".fetch-other" / "deep" / "a.json"
     half.parent.mkdir(parents=True)
     half.write_bytes(content[:9])
@@ -460,7 +459,7 @@ def test_a_fetch_that_goes_wrong_leaves_nothing_for_the_next_one(server: tuple[s
     assert sorted(path.name for path in folder.iterdir()) == [".fetch-other", "a.json"]
 
 
-def test_what_cannot_be_fetched_names_the_address_the_file_and_where_to_put_it(tmp_path: Path) -> None:
+def test_a_failed_download_names_address_file_and_folder(tmp_path: Path) -> None:
     gone = AnnotationFile(name="a.json", url="http://127.0.0.1:9/a.json", sha256="0" * 64)
     with pytest.raises(ManifestError, match=rf"cannot fetch a\.json.*{gone.url}.*put it at {tmp_path}/a\.json"):
         gone.fetch(tmp_path)
@@ -469,8 +468,8 @@ def test_what_cannot_be_fetched_names_the_address_the_file_and_where_to_put_it(t
         unknown.fetch(tmp_path)
 
 
-def test_a_command_fetches_the_annotations_that_its_data_set_lacks(
-    server: tuple[str, Path], home: Home, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
+def test_commands_download_missing_annotations(
+    server: tuple[str, Path], home: DatasetFolder, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]
 ) -> None:
     address, served = server
     (there,) = home.annotations.iterdir()

@@ -1,4 +1,4 @@
-"""The data sets amex knows. Each is one module here that holds one ``DATASET``; adding one is adding a file."""
+"""The supported data sets. Each module in this folder defines one ``DATASET``; to add a data set, add a module."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 
 from ...errors import did_you_mean
+from ...foreign import import_name
 from ..clip import ManifestError
 from .base import Dataset, Protocol
 
@@ -19,15 +20,33 @@ __all__ = ["DATASETS", "Dataset", "Protocol", "dataset", "named"]
 
 
 def dataset(name: str) -> Dataset:
-    """A data set by name; raises ManifestError that says which is meant, or lists them all."""
+    """Return a data set by name, or your own by ``python:MODULE:NAME``.
+
+    Raises:
+        ManifestError: if there is none, listing all.
+    """
+    if name.startswith("python:"):
+        own = import_name(name)
+        if not isinstance(own, Dataset):
+            raise ManifestError(f"{name} is a {type(own).__name__}, not an amex.manifests.Dataset")
+        return own
     if name not in DATASETS:
-        there = f"there is {', '.join(DATASETS)}"
-        raise ManifestError(f"unknown data set {name!r}; {there}{did_you_mean(name, DATASETS)}")
+        choices = f"known are {', '.join(DATASETS)}"
+        raise ManifestError(f"unknown data set {name!r}; {choices}{did_you_mean(name, DATASETS)}")
     return DATASETS[name]
 
 
 def named(text: str) -> tuple[Dataset, str | None]:
-    """What ``NAME`` or ``NAME:PROTOCOL`` means: a data set, and one of its protocols; raises ManifestError."""
-    name, colon, protocol = text.partition(":")
-    chosen = dataset(name)
+    """Return the data set that ``NAME`` or ``NAME:PROTOCOL`` names, and its protocol or None.
+
+    Raises:
+        ManifestError: if there is no such data set or protocol.
+    """
+    if text.startswith("python:"):
+        module, _, rest = text.removeprefix("python:").partition(":")
+        attribute, colon, protocol = rest.partition(":")
+        chosen = dataset(f"python:{module}:{attribute}")
+    else:
+        name, colon, protocol = text.partition(":")
+        chosen = dataset(name)
     return chosen, chosen.protocol(protocol) if colon else None

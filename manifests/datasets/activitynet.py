@@ -1,4 +1,4 @@
-"""ActivityNet Captions (Krishna et al., ICCV 2017): videos of two minutes with sentences of stretches of them."""
+"""ActivityNet Captions (Krishna et al., ICCV 2017): videos of two minutes with sentences for parts of them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, Problem
-from ..published import laid_out, read_entries
+from ..published import checked_layout, read_entries
 from .base import Dataset, Protocol
 
-# The published archive's files, as repositories have them.
+# Copies of the files of the published archive.
 TAN = "https://raw.githubusercontent.com/microsoft/2D-TAN/2f7410f0de5e764ac7d84817f173732ef34e1545/data/ActivityNet"
 PDVC = "https://raw.githubusercontent.com/ttengwang/PDVC/0b025c84f42fe27da51c312e8871c4b19628a04c/data/anet/captiondata"
 TRAIN = AnnotationFile(
@@ -32,46 +32,46 @@ TESTS = {
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip | Problem]:
-    """A video a clip with its sentences as one query, or a clip for each sentence.
+    """Yield a clip per video with all sentences as one query, or a clip per sentence.
 
-    The ids of whole videos are the videos'; those of stretches have their times, so that val_1 and val_2 share features
-    where they mean the same seconds.
+    The id of a clip per sentence has the times, so val_1 and val_2 share features of the same seconds.
     """
     test, kind = protocol.split("-")
     for split, file in (("train", TRAIN), ("test", TESTS[test])):
         path = annotations[file.name]
-        with laid_out(path):
+        with checked_layout(path):
             for video, entry in read_entries(path, dict).items():
-                said = list(zip(entry["timestamps"], entry["sentences"], strict=True))
+                sentences = list(zip(entry["timestamps"], entry["sentences"], strict=True))
                 if kind == "clips":
-                    yield from stretches(path.name, video, split, said)
+                    yield from sentence_clips(path.name, video, split, sentences)
                     continue
-                paragraph = " ".join(sentence.strip() for _, sentence in sorted(said, key=lambda one: one[0]))
+                paragraph = " ".join(sentence.strip() for _, sentence in sorted(sentences, key=lambda timed: timed[0]))
                 yield Clip(clip_id=video, video=video, split=split, captions=(paragraph,))
 
 
-def stretches(file: str, video: str, split: str, said: list) -> Iterator[Clip | Problem]:
-    seen: dict[str, int] = {}
-    for (start, end), sentence in said:
+def sentence_clips(file: str, video: str, split: str, sentences: list) -> Iterator[Clip | Problem]:
+    """Yield a clip for each sentence of a video: ``[((start, end), text), ...]``."""
+    counts: dict[str, int] = {}
+    for (start, end), sentence in sentences:
         if end <= start:
             yield Problem(
                 file=file, reason=f"{video}: a sentence of [{start}, {end}), which does not end after it starts"
             )
             continue
         clip_id = f"{video}_{float(start)}_{float(end)}"
-        seen[clip_id] = seen.get(clip_id, 0) + 1
-        if seen[clip_id] > 1:  # two sentences of the same seconds are two queries
-            clip_id += f"_{seen[clip_id]}"
+        counts[clip_id] = counts.get(clip_id, 0) + 1
+        if counts[clip_id] > 1:  # two sentences of the same seconds are two queries
+            clip_id += f"_{counts[clip_id]}"
         yield Clip(clip_id=clip_id, video=video, start=start, end=end, split=split, captions=(sentence.strip(),))
 
 
-def protocol(test: str, kind: str, about: str, train: int, size: int) -> Protocol:
+def protocol(test: str, about: str, train: int, size: int) -> Protocol:
     counts = {"train": train, "test": size}
     return Protocol(help=about, clips=counts, captions=counts, files=(TRAIN, TESTS[test]), known="counted")
 
 
 PARAGRAPHS = "a video's sentences in time order are one query for the whole video"
-CLIPS = "every sentence is a query for its stretch; four of train's 37,421 do not end after they start and are left out"
+CLIPS = "every sentence is a query for its seconds; 4 of train's 37,421 do not end after they start and are left out"
 
 DATASET = Dataset(
     name="activitynet",
@@ -79,10 +79,10 @@ DATASET = Dataset(
     takes="the folder with train.json, val_1.json and val_2.json",
     build=build,
     protocols={
-        "val_1-paragraphs": protocol("val_1", "paragraphs", f"{PARAGRAPHS}; as CE and CLIP4Clip", 10_009, 4_917),
-        "val_2-paragraphs": protocol("val_2", "paragraphs", f"{PARAGRAPHS}; the second annotators'", 10_009, 4_885),
-        "val_1-clips": protocol("val_1", "clips", CLIPS, 37_417, 17_505),
-        "val_2-clips": protocol("val_2", "clips", f"{CLIPS}; the second annotators'", 37_417, 17_031),
+        "val_1-paragraphs": protocol("val_1", f"{PARAGRAPHS}; as CE and CLIP4Clip", 10_009, 4_917),
+        "val_2-paragraphs": protocol("val_2", f"{PARAGRAPHS}; the second annotators'", 10_009, 4_885),
+        "val_1-clips": protocol("val_1", CLIPS, 37_417, 17_505),
+        "val_2-clips": protocol("val_2", f"{CLIPS}; the second annotators'", 37_417, 17_031),
     },
     videos="YouTube videos named v_ID.mp4; activity-net.org/download.html has all of them after a form.",
 )

@@ -13,27 +13,27 @@ from ...errors import did_you_mean
 from ...storage import open_path
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError, Problem
-from ..published import laid_out
+from ..published import checked_layout
 from ..videos import video_id
 
-# Of the videos of train, where a published protocol names no clips to choose a checkpoint on.
+# Share of the videos of train that becomes val if a protocol has no validation split.
 VAL_SHARE = 0.05
 VAL_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One published way to use a data set: which clips are learned from, and which gallery is searched.
+    """A published way to use a data set: the training clips and the gallery of the test.
 
     Attributes:
-        help: one line: whose it is, what a clip and a query are.
-        clips: published numbers of clips by split, before ``val`` is carved from ``train``.
-        captions: published numbers of captions by split, where they are known.
-        files: those that it cannot do without.
-        optional: those that add captions, or clips of other splits, where they are there.
-        known: ``counted``: in the files themselves; ``read``: in the publication or the repository that ``source``
-            names; ``unchecked``: neither.
-        source: where the numbers that are not counted come from.
+        help: one line: the authors, and what a clip and a query are.
+        clips: published number of clips by split, before ``val`` is taken from ``train``.
+        captions: published number of captions by split, if known.
+        files: required annotation files.
+        optional: optional annotation files with captions or more splits.
+        known: evidence of the numbers: ``counted`` in the files; ``read`` in the publication or repository in
+            ``source``; ``unchecked`` for neither.
+        source: the source of numbers that were not counted.
     """
 
     help: str
@@ -47,15 +47,15 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set: where its annotations come from and how they become clips.
+    """A data set: its annotation files, and how they become clips.
 
     Attributes:
-        name: on the command line, and that of its module.
-        title: its name as people write it, its paper, and what its clips are; one line.
-        takes: what --annotations must be, for messages and ``--help``; one line.
-        build: makes the clips of a protocol from the annotation files, and a Problem for what cannot be a clip.
-        protocols: by name, the default first; empty for videos of one's own.
-        videos: how people get the videos, which amex never downloads; whole sentences.
+        name: name on the command line, and name of its module.
+        title: one line: usual name, paper, and what a clip is.
+        takes: one line: valid values of --annotations, for messages and ``--help``.
+        build: yields the clips of a protocol from the annotation files, and a Problem for each unusable annotation.
+        protocols: by name, the default first; empty for the user's own videos.
+        videos: how to get the videos, in full sentences. amex never downloads them.
     """
 
     name: str
@@ -66,26 +66,26 @@ class Dataset:
     videos: str = ""
 
     def protocol(self, name: str | None) -> str:
-        """The name of a protocol, the default's for None; raises ManifestError that lists them."""
+        """Return the name of a protocol; the default for None. Raises ManifestError that lists the protocols."""
         if name is not None and name not in self.protocols:
             choices = ", ".join(self.protocols) or "none: this data set has one split"
-            near = did_you_mean(name, self.protocols)
-            raise ManifestError(f"unknown protocol {name!r}; choose from {choices}{near}")
+            hint = did_you_mean(name, self.protocols)
+            raise ManifestError(f"unknown protocol {name!r}; choose from {choices}{hint}")
         return name or next(iter(self.protocols), "")
 
     def fetch(self, folder: Path, protocol: str | None, say: Callable[[str], None] = lambda line: None) -> None:
-        """Fetches the annotation files of a protocol that are not below ``folder``; calls ``say`` for each.
+        """Download the annotation files of a protocol that are not below ``folder``. Call ``say`` for each.
 
-        Optional files are fetched if their digest is known; that one of them cannot be had is only said.
+        Optional files are downloaded if their digest is known. If that fails, only ``say`` is called.
 
         Raises:
-            ManifestError: for the first that cannot be had, with its address and where to put it.
+            ManifestError: if a required file cannot be downloaded; with its address and where to put it.
         """
         if not self.protocols:
             return
-        there, chosen = Annotations(folder), self.protocols[self.protocol(protocol)]
+        annotations, chosen = Annotations(folder), self.protocols[self.protocol(protocol)]
         for file in (*chosen.files, *(file for file in chosen.optional if file.sha256)):
-            if there.find(file.name) is None:
+            if annotations.find(file.name) is None:
                 say(f"fetching {file.name} from {file.url}")
                 try:
                     file.fetch(folder)
@@ -97,17 +97,17 @@ class Dataset:
     def scan(
         self, annotations: str | Path, protocol: str | None = None, *, val: float = VAL_SHARE
     ) -> list[Clip | Problem]:
-        """The clips of this data set, and then a Problem for each thing that cannot be one.
+        """Return the clips of a protocol, followed by a Problem for each unusable annotation.
 
-        Extras say under ``protocol`` which one the clips are of, as ``msrvtt:1k-A``, so that figures can.
+        ``extras["protocol"]`` of each clip names the protocol, for example ``msrvtt:1k-A``, for use in results.
 
         Args:
-            annotations: the folder of the files, or one of them with the others beside it; which protocol begins with
-                a file of its kind is then seen by its extension.
-            val: where the protocol has train and test alone, this share of train's videos becomes ``val``; 0: none.
+            annotations: the folder of the files, or one file with the others beside it. Then the extension of the file
+                selects the protocol, unless one is given.
+            val: if the protocol has no val, this share of train's videos becomes ``val``; 0: none.
 
         Raises:
-            ManifestError: if a file is absent or is not what it should be, or the protocol is unknown.
+            ManifestError: if a file is missing or invalid, or the protocol is unknown.
         """
         path = open_path(annotations)
         with foreign.reading(path, ManifestError):
@@ -115,38 +115,40 @@ class Dataset:
                 raise ManifestError(f"{path} does not exist; --annotations takes {self.takes}")
             is_file = path.is_file()
         if protocol is None and is_file:
-            protocol = next((name for name, each in self.protocols.items() if _is_for(path, each)), None)
+            protocol = next((name for name, each in self.protocols.items() if _has_extension_of(path, each)), None)
         chosen = self.protocol(protocol)
-        known = [file for each in self.protocols.values() for file in (*each.files, *each.optional)]
+        published = [file for each in self.protocols.values() for file in (*each.files, *each.optional)]
         first = self.protocols[chosen].files[0].name if chosen else ""
         with foreign.reading(path, ManifestError, f"is not laid out as expected, --annotations takes {self.takes}"):
-            items = list(self.build(Annotations(path, known, first), chosen))
-        clips = [_under(f"{self.name}:{chosen}", item) if chosen else item for item in items if isinstance(item, Clip)]
-        return with_val([*clips, *(item for item in items if isinstance(item, Problem))], val)
+            items = list(self.build(Annotations(path, published, first), chosen))
+        clips = [item for item in items if isinstance(item, Clip)]
+        if chosen:
+            clips = [_with_protocol(clip, f"{self.name}:{chosen}") for clip in clips]
+        return add_val_split([*clips, *(item for item in items if isinstance(item, Problem))], val)
 
 
-def with_val(items: Iterable[Clip | Problem], share: float = VAL_SHARE) -> list[Clip | Problem]:
-    """The clips, of which ``carve`` makes a val, and then the problems."""
+def add_val_split(items: Iterable[Clip | Problem], share: float = VAL_SHARE) -> list[Clip | Problem]:
+    """Return the clips with a val split from ``carve_val``, followed by the problems."""
     items = list(items)
     clips = [item for item in items if isinstance(item, Clip)]
-    return [*carve(clips, share), *(item for item in items if isinstance(item, Problem))]
+    return [*carve_val(clips, share), *(item for item in items if isinstance(item, Problem))]
 
 
-def _under(protocol: str, clip: Clip) -> Clip:
+def _with_protocol(clip: Clip, protocol: str) -> Clip:
     return replace(clip, extras={**clip.extras, "protocol": protocol})
 
 
-def _is_for(path: Path, protocol: Protocol) -> bool:
-    """Whether a file may be the first that a protocol needs."""
+def _has_extension_of(path: Path, protocol: Protocol) -> bool:
+    """Return whether a file has the extension of the first file of a protocol."""
     return Path(protocol.files[0].name).suffix.lower() == path.suffix.lower()
 
 
-def carve(clips: Sequence[Clip], share: float) -> list[Clip]:
-    """The clips, with those of about ``share`` of train's videos moved to ``val``; unchanged where there is a val.
+def carve_val(clips: Sequence[Clip], share: float) -> list[Clip]:
+    """Move the clips of about ``share`` of train's videos to ``val``. Do nothing if there is a val split.
 
-    A video's clips stay together, whether they name it with its extension or without. The draw is a hash of seed and
-    video id, so that it depends on no other video; at least one is drawn. Extras say under ``carved`` that a
-    clip was moved, and how many videos were.
+    All clips of a video get the same split. A hash of the seed and the video id selects the videos, so the selection of
+    a video does not depend on others; at least one is selected. ``extras["carved"]`` of a moved clip says how many
+    videos were moved.
     """
     videos = {video_id(clip.video) for clip in clips if clip.split == "train"}
     draws = {video: draw(video, VAL_SEED) for video in videos}
@@ -163,18 +165,22 @@ def carve(clips: Sequence[Clip], share: float) -> list[Clip]:
 
 
 def draw(video: str, seed: int) -> float:
-    """A number in [0, 1) that only depends on the video and the seed."""
+    """Return a pseudo-random number in [0, 1) that depends only on the video and the seed."""
     return int.from_bytes(hashlib.sha256(f"{seed} {video}".encode()).digest()[:6]) / 2**48
 
 
-def whole_videos(
+def whole_video_clips(
     path: Path, split: str, videos: Iterable[str], captions: Mapping[str, Sequence[str]]
 ) -> Iterator[Clip]:
-    """A clip of the whole of each video that ``path`` lists, whose id is the video's; with captions if there are any.
+    """Yield a clip for each full video; its id is the id of the video.
+
+    Args:
+        path: the file that lists the videos, for errors.
+        captions: captions by video, if there are any.
 
     Raises:
-        ManifestError: naming ``path``, for a video that cannot be one.
+        ManifestError: naming ``path``, for an invalid video.
     """
-    with laid_out(path):
+    with checked_layout(path):
         for video in dict.fromkeys(videos):
             yield Clip(clip_id=video, video=video, split=split, captions=tuple(captions.get(video, ())))

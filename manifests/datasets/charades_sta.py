@@ -11,7 +11,7 @@ from ..clip import Clip, ManifestError, Problem
 from ..moments import Query, clips_of_queries
 from .base import Dataset, Protocol
 
-# The authors' own addresses are pages of a file host; 2D-TAN keeps a copy of the files.
+# The authors' links lead to pages of a file host; 2D-TAN has a copy of the files.
 COPY = (
     "https://raw.githubusercontent.com/microsoft/VideoX/1744b2159c3d11694f94dab4fcde8660c685e79a/2D-TAN/data/"
     "Charades-STA/"
@@ -31,13 +31,13 @@ FILES = {
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip | Problem]:
-    """Whole videos. The files do not tell how long these are, so a moment may end after its video."""
+    """Yield a clip per video. The files have no durations, so a moment may end after its video."""
     for split, file in FILES.items():
         yield from clips_of_queries(read_queries(annotations[file.name]), split)
 
 
 def read_queries(path: Path) -> Iterator[Query]:
-    """Of lines such as ``3MSZA 24.3 30.4##person turn a light on.``; raises ManifestError that names the line."""
+    """Yield queries from lines such as ``3MSZA 24.3 30.4##person turn a light on.``. Raises ManifestError."""
     for number, (where, line) in enumerate(read_lines(path, ManifestError), start=1):
         if not line.strip():
             continue
@@ -60,7 +60,7 @@ DATASET = Dataset(
             captions={"train": 12_408, "test": 3_720},
             files=tuple(FILES.values()),
             known="counted",
-            source="2D-TAN's copy of train has 4 lines that end before they begin; another has them mended",
+            source="2D-TAN's copy of train has 4 lines that end before they begin; another copy has them corrected",
         )
     },
     videos="The videos of Charades, named ID.mp4: Charades_v1_480.zip of prior.allenai.org/projects/charades.",

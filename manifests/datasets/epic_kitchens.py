@@ -16,18 +16,20 @@ RETRIEVAL = (
 )
 
 
-def released(name: str, sha256: str = "") -> AnnotationFile:
+def release_file(name: str, sha256: str = "") -> AnnotationFile:
     return AnnotationFile(name=name, url=f"{RETRIEVAL}/{name}", sha256=sha256)
 
 
 FILES = {
-    "train": released("EPIC_100_retrieval_train.csv"),
-    "test": released("EPIC_100_retrieval_test.csv", "35f7932ba0a1127a96cac215a98d35398946f343e3cea9ad6688ed17eee9d75d"),
+    "train": release_file("EPIC_100_retrieval_train.csv"),
+    "test": release_file(
+        "EPIC_100_retrieval_test.csv", "35f7932ba0a1127a96cac215a98d35398946f343e3cea9ad6688ed17eee9d75d"
+    ),
 }
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip]:
-    """An action a clip. Extras have what graded relevance is computed from: ``verb_class`` and ``noun_classes``."""
+    """Yield a clip per action. The extras ``verb_class`` and ``noun_classes`` define the graded relevance."""
     for split, file in FILES.items():
         path = annotations[file.name]
         names = ("narration_id", "video_id", "start_timestamp", "stop_timestamp", "narration", "verb_class")
@@ -46,13 +48,13 @@ def build(annotations: Annotations, protocol: str) -> Iterator[Clip]:
 
 
 def seconds(timestamp: str) -> float:
-    """Of a time as ``00:01:02.50``."""
+    """Return the seconds of a time such as ``00:01:02.50``."""
     hours, minutes, rest = timestamp.split(":")
     return int(hours) * 3600 + int(minutes) * 60 + float(rest)
 
 
 def classes(text: str) -> list[int]:
-    """Of a list as ``[2, 114]``."""
+    """Return the classes of a list such as ``[2, 114]``."""
     return [int(number) for number in text.strip("[]").split(",") if number.strip()]
 
 

@@ -7,35 +7,35 @@ from collections.abc import Iterator
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip
 from ..published import read_table
-from .base import Dataset, Protocol, whole_videos
+from .base import Dataset, Protocol, whole_video_clips
 
 
-def protected(name: str) -> AnnotationFile:
+def protected_file(name: str) -> AnnotationFile:
     return AnnotationFile(
         name=name,
         url="https://sites.google.com/site/describingmovies/download",
-        note="with the password that MPI sends after a request",
+        note="with the password that MPI sends on request",
     )
 
 
 FILES = {
-    "train": protected("LSMDC16_annos_training.csv"),
-    "val": protected("LSMDC16_annos_val.csv"),
-    "test": protected("LSMDC16_challenge_1000_publictect.csv"),
+    "train": protected_file("LSMDC16_annos_training.csv"),
+    "val": protected_file("LSMDC16_annos_val.csv"),
+    "test": protected_file("LSMDC16_challenge_1000_publictect.csv"),
 }
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip]:
-    """Whole-video clips, since the films are published cut; a clip of several rows has several captions.
+    """Yield a clip per video, because the films are published as clips. A clip with several rows has several captions.
 
-    The files are tab-separated, without a head: clip, start and end as aligned, start and end as extracted, sentence.
+    The files are tab-separated, without header: clip, aligned start and end, extracted start and end, sentence.
     """
     for split, file in FILES.items():
         captions: dict[str, list[str]] = {}
         path = annotations[file.name]
         for name, *_, sentence in read_table(path, 6):
             captions.setdefault(name, []).append(sentence)
-        yield from whole_videos(path, split, captions, captions)
+        yield from whole_video_clips(path, split, captions, captions)
 
 
 DATASET = Dataset(

@@ -9,51 +9,51 @@ from typing import Any
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip
-from ..published import laid_out, read_entries, read_names, texts
-from .base import Dataset, Protocol, whole_videos
+from ..published import checked_layout, read_entries, read_names, texts
+from .base import Dataset, Protocol, whole_video_clips
 
 # X-Pool's repository has the lists of Venugopalan et al. and the captions of all clips.
 XPOOL = "https://raw.githubusercontent.com/layer6ai-labs/xpool/bc88718199007d395136adc99a3e69adbee874a0/data/MSVD"
 
 
-def listed(name: str, sha256: str) -> AnnotationFile:
+def list_file(name: str, sha256: str) -> AnnotationFile:
     return AnnotationFile(name=name, url=f"{XPOOL}/{name}", sha256=sha256)
 
 
 LISTS = {
-    "train": listed("train_list.txt", "abfb8ab5660b464cf547d63a37a369920ff92c5f547af80f07aedd709df335d3"),
-    "val": listed("val_list.txt", "9527cf1ef6c8fe2fb1ecfda0e1856acc563fecef5ff0a409b5d908b65c1e6ed4"),
-    "test": listed("test_list.txt", "95eacd1fddb1d88cd7144267913ef02d0ecb8cc94a88bc484035433a2d8f9c7a"),
+    "train": list_file("train_list.txt", "abfb8ab5660b464cf547d63a37a369920ff92c5f547af80f07aedd709df335d3"),
+    "val": list_file("val_list.txt", "9527cf1ef6c8fe2fb1ecfda0e1856acc563fecef5ff0a409b5d908b65c1e6ed4"),
+    "test": list_file("test_list.txt", "95eacd1fddb1d88cd7144267913ef02d0ecb8cc94a88bc484035433a2d8f9c7a"),
 }
-CAPTIONS = listed("captions_msvd.json", "11bc68e8441438121c1c7321526ef1d1fc6553d3b801baef1cca1d3429e306b1")
-# The same captions as CLIP4Clip and others have them, as lists of words.
+CAPTIONS = list_file("captions_msvd.json", "11bc68e8441438121c1c7321526ef1d1fc6553d3b801baef1cca1d3429e306b1")
+# The same captions in the format of CLIP4Clip and others: lists of words.
 PICKLED = "raw-captions.pkl"
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, texts and containers, and refuses whatever a pickle could run."""
+    """Unpickles only numbers, texts and containers. Refuses everything that could execute code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise ValueError(f"it holds more than texts: {module}.{name}")
+        raise ValueError(f"it contains more than texts: {module}.{name}")
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip]:
-    """Whole-video clips: the videos are published cut."""
+    """Yield a clip per video, because the videos are published as clips."""
     captions: dict[str, list[str]] = {}
     if path := annotations.find(CAPTIONS.name):
-        with laid_out(path):
-            captions = {video: texts(said) for video, said in read_entries(path, dict).items()}
+        with checked_layout(path):
+            captions = {video: texts(sentences) for video, sentences in read_entries(path, dict).items()}
     elif path := annotations.find(PICKLED):
         captions = read_pickled(path)
     for split, file in LISTS.items():
         path = annotations[file.name]
-        yield from whole_videos(path, split, read_names(path), captions)
+        yield from whole_video_clips(path, split, read_names(path), captions)
 
 
 def read_pickled(path: Path) -> dict[str, list[str]]:
-    with laid_out(path), path.open("rb") as handle:
+    with checked_layout(path), path.open("rb") as handle:
         captions = PlainUnpickler(handle).load()
-        return {video: [" ".join(words) for words in said] for video, said in captions.items()}
+        return {video: [" ".join(words) for words in sentences] for video, sentences in captions.items()}
 
 
 DATASET = Dataset(

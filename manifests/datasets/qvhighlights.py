@@ -1,4 +1,4 @@
-"""QVHighlights (Lei et al., NeurIPS 2021): queries with several moments, and how good each 2 s of these are."""
+"""QVHighlights (Lei et al., NeurIPS 2021): queries with several moments, and saliency scores for clips of 2 s."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...errors import plural
 from ...foreign import read_json_lines, reading
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError, Problem
@@ -17,29 +18,31 @@ ANNOTATORS, MOST = 3, 4
 GRID = 2.0  # seconds
 
 
-def released(name: str, sha256: str) -> AnnotationFile:
+def release_file(name: str, sha256: str) -> AnnotationFile:
     return AnnotationFile(name=name, url=f"{REPOSITORY}{name}", sha256=sha256)
 
 
 FILES = {
-    "train": released(
+    "train": release_file(
         "highlight_train_release.jsonl", "fd28404187468f57cf99242be2963127dc9b4aef26c7de3cb9469569801f2625"
     ),
-    "val": released("highlight_val_release.jsonl", "f668a1eaea156ec5315e14718999cea043a8cf948d3cafbd8e8d655318c3cd02"),
-    "test": released(
+    "val": release_file(
+        "highlight_val_release.jsonl", "f668a1eaea156ec5315e14718999cea043a8cf948d3cafbd8e8d655318c3cd02"
+    ),
+    "test": release_file(
         "highlight_test_with_gt.jsonl", "bd50ec6bb5dd3f72571126ba5fdc7418efdd9219a9487984e483a02e2ce5d493"
     ),
 }
-# What was public while a server kept the answers: the queries of test, without moments.
+# The queries of test without moments: the public file while the moments were on a server.
 QUERIES = "highlight_test_release.jsonl"
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip | Problem]:
-    """Whole videos, each 150 s or less that a longer one was cut to.
+    """Yield a clip per video; the videos are parts of at most 150 s of longer videos.
 
-    Extras have ``query_ids``, and ``saliency`` where it is published: for every query the numbers of ``clips`` of 2 s,
-    and the three ``scores`` of each, from 0 (very bad) to 4 (very good). Without the answers of test its queries have
-    no moments.
+    Extras: ``query_ids``, and ``saliency`` if it is published: for every query the numbers of 2-s ``clips`` and the
+    three ``scores`` of each, from 0 (very bad) to 4 (very good). If only the public file of test exists, its queries
+    have no moments.
     """
     for split, file in FILES.items():
         path = annotations.find(file.name)
@@ -65,13 +68,13 @@ def read_queries(path: Path) -> Iterator[Query]:
 
 
 def saliency(record: dict[str, Any]) -> dict[str, Any]:
-    """The clips of 2 s that have scores, and these; raises ValueError if they are not what they should be."""
+    """Return the numbers of the 2-s clips with scores, and their scores. Raises ValueError if they are invalid."""
     clips, scores = record["relevant_clip_ids"], record["saliency_scores"]
     last = int(record["duration"] / GRID) - 1
     if len(clips) != len(scores):
-        raise ValueError(f"{len(clips)} clips have {len(scores)} saliency scores")
+        raise ValueError(f"{plural(len(clips), 'clip')} for {len(scores)} saliency scores")
     if outside := [clip for clip in clips if clip not in range(last + 1)]:
-        raise ValueError(f"clip {outside[0]!r} has saliency scores, and the last of the video is {last}")
+        raise ValueError(f"clip {outside[0]!r} has saliency scores, but the last clip of the video is {last}")
     for score in scores:
         if len(score) != ANNOTATORS or not all(each in range(MOST + 1) for each in score):
             raise ValueError(f"saliency scores must be {ANNOTATORS} of 0 to {MOST}, got {score!r}")

@@ -1,4 +1,4 @@
-"""Something-Something v2 as text-video retrieval (Lei et al., ACL 2023): what a hand does with which object."""
+"""Something-Something v2 for text-video retrieval (Lei et al., ACL 2023): hands that do something with objects."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip
-from ..published import laid_out, read_entries
+from ..published import checked_layout, read_entries
 from ..videos import video_id
 from .base import Dataset, Protocol
 
 
-def released(kind: str, part: str) -> AnnotationFile:
+def release_file(kind: str, part: str) -> AnnotationFile:
     name = f"ssv2_ret_{kind}_{part}.json"
     return AnnotationFile(
         name=name,
@@ -21,15 +21,16 @@ def released(kind: str, part: str) -> AnnotationFile:
 
 
 FILES = {
-    kind: {"train": released(kind, "train"), "test": released(kind, "val_small")} for kind in ("label", "template")
+    kind: {"train": release_file(kind, "train"), "test": release_file(kind, "val_small")}
+    for kind in ("label", "template")
 }
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip]:
-    """Whole-video clips; ``video`` of an entry is a file name or several, all of which show what it says."""
+    """Yield a clip per video. ``video`` of an entry is one file name or several, all with the same caption."""
     for split, file in FILES[protocol].items():
         path = annotations[file.name]
-        with laid_out(path):
+        with checked_layout(path):
             for entry in read_entries(path, list):
                 videos, caption = entry["video"], entry["caption"]
                 for name in [videos] if isinstance(videos, str) else videos:

@@ -28,15 +28,15 @@ FILES = {
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip | Problem]:
-    """Whole videos."""
+    """Yield a clip per video."""
     for split, file in FILES.items():
         yield from clips_of_queries(read_queries(annotations[file.name]), split)
 
 
 def read_queries(path: Path) -> Iterator[Query]:
-    """Of a video's sentences with their first and last frames; moments are in seconds."""
+    """Yield the sentences of each video. First and last frames are converted to seconds."""
     for video, entry in read_json(path).items():
-        with reading(path, ManifestError, f"does not say of video {video!r} what it should"):
+        with reading(path, ManifestError, f"has an invalid entry for video {video!r}"):
             fps, duration = float(entry["fps"]), entry["num_frames"] / entry["fps"]
             spans = list(zip(entry["timestamps"], entry["sentences"], strict=True))
             windows = [[frame / fps for frame in frames] for frames, _ in spans]

@@ -1,4 +1,4 @@
-"""TGIF (Li et al., CVPR 2016): animated GIFs of Tumblr with one sentence each, three in the test split."""
+"""TGIF (Li et al., CVPR 2016): animated GIFs of Tumblr with one sentence each, or three in the test split."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip
 from ..published import read_names, read_table
-from .base import Dataset, Protocol, whole_videos
+from .base import Dataset, Protocol, whole_video_clips
 
 RELEASE = "https://raw.githubusercontent.com/raingo/TGIF-Release/3e54d2f71418d8a2e9f5f61aa5be0edb9c0ac2b8/data"
 HYBRID = "https://github.com/danieljf24/hybrid_space/tree/master/dataset"
 SENTENCES = AnnotationFile(name="tgif-v1.0.tsv", url=f"{RELEASE}/tgif-v1.0.tsv")
 
 
-def official(split: str, sha256: str = "") -> AnnotationFile:
+def official_list(split: str, sha256: str = "") -> AnnotationFile:
     return AnnotationFile(name=f"{split}.txt", url=f"{RELEASE}/splits/{split}.txt", sha256=sha256)
 
 
-def listed(whose: str, split: str) -> AnnotationFile:
+def list_file(whose: str, split: str) -> AnnotationFile:
     return AnnotationFile(
         name=f"{whose}_{split}.txt",
         url=HYBRID,
@@ -29,28 +29,28 @@ def listed(whose: str, split: str) -> AnnotationFile:
 
 LISTS = {
     "official": {
-        "train": official("train"),
-        "val": official("val", "c535500e8d2b4ad5555c7c947652f5920045f601b8dd3f1e52b33703bf5c7d0a"),
-        "test": official("test", "1aaa17768fd8d1e21433d4e36cb2f2a0e8b4d170da4b697e27340904fc77c1f7"),
+        "train": official_list("train"),
+        "val": official_list("val", "c535500e8d2b4ad5555c7c947652f5920045f601b8dd3f1e52b33703bf5c7d0a"),
+        "test": official_list("test", "1aaa17768fd8d1e21433d4e36cb2f2a0e8b4d170da4b697e27340904fc77c1f7"),
     },
-    "chen": {split: listed("chen", split) for split in ("train", "val", "test")},
-    "li": {split: listed("li", split) for split in ("train", "val", "test")},
+    "chen": {split: list_file("chen", split) for split in ("train", "val", "test")},
+    "li": {split: list_file("li", split) for split in ("train", "val", "test")},
 }
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip]:
-    """Whole GIFs, whose ids are their file names; they are the same in all three splits."""
+    """Yield a clip per GIF; its id is its file name, the same in all protocols."""
     captions: dict[str, list[str]] = {}
     if path := annotations.find(SENTENCES.name):
         for address, sentence in read_table(path, 2):
-            captions.setdefault(gif(address), []).append(sentence)
+            captions.setdefault(gif_name(address), []).append(sentence)
     for split, file in LISTS[protocol].items():
         path = annotations[file.name]
-        yield from whole_videos(path, split, map(gif, read_names(path)), captions)
+        yield from whole_video_clips(path, split, map(gif_name, read_names(path)), captions)
 
 
-def gif(line: str) -> str:
-    """The name of a GIF without its extension, of its address, its name, or a line ``NAME#NUMBER SENTENCE``."""
+def gif_name(line: str) -> str:
+    """Return the name of a GIF without extension, from its address, its name, or a line ``NAME#NUMBER SENTENCE``."""
     return line.split()[0].partition("#")[0].rpartition("/")[2].removesuffix(".gif")
 
 
@@ -64,7 +64,7 @@ DATASET = Dataset(
     build=build,
     protocols={
         "official": Protocol(
-            help="the split of the release, with the GIFs that have gone since",
+            help="the split of the release, including GIFs that are offline now",
             clips={"train": 80_000, "val": 10_708, "test": 11_360},
             files=tuple(LISTS["official"].values()),
             optional=(SENTENCES,),

@@ -12,8 +12,8 @@ from ..moments import Query, clips_of_queries
 from .base import Dataset, Protocol
 
 REPOSITORY = "https://raw.githubusercontent.com/jayleicn/TVRetrieval/d99a9ea7e724249047d6357f2a607c7ae256f8c6/data/"
-# The queries of tvr_test_public_release.jsonl come without videos and without moments, so that nothing can be scored:
-# what can be tested on is called validation.
+# The queries of tvr_test_public_release.jsonl have no videos and no moments, so they cannot be scored. The published
+# validation split is therefore the test split.
 FILES = {
     "test": AnnotationFile(
         name="tvr_val_release.jsonl",
@@ -25,7 +25,7 @@ FILES = {
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip | Problem]:
-    """Whole videos, with the ids of their queries under ``query_ids``."""
+    """Yield a clip per video, with the ids of its queries in ``query_ids``."""
     for split, file in FILES.items():
         yield from clips_of_queries(read_queries(annotations[file.name]), split)
 

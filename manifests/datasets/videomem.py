@@ -11,7 +11,7 @@ from ..clip import Clip, ManifestError
 from ..published import read_rows
 from .base import Dataset, Protocol
 
-# Of the 8,000 videos for development, those that choose a checkpoint: the first by the sha256 of their names.
+# Number of the 8,000 development videos in val: the first by the sha256 of their names.
 VAL = 800
 
 CAPTIONS = AnnotationFile(
@@ -23,7 +23,7 @@ CAPTIONS = AnnotationFile(
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip]:
-    """The clips in the order of the rows of their features."""
+    """Yield the clips in the order of the rows of their features."""
     path = annotations[CAPTIONS.name]
     rows = read_rows(path, "row", "video", "split", "caption_slug", delimiter="\t")
     with foreign.reading(path, ManifestError, "is not laid out as expected"):
@@ -34,7 +34,7 @@ def build(annotations: Annotations, protocol: str) -> Iterator[Clip]:
         val = set(sorted(development, key=lambda video: hashlib.sha256(video.encode()).digest())[:VAL])
         for row in rows:
             if row["split"] not in ("dev", "test"):
-                raise ValueError(f"the split of {row['video']} is {row['split']!r}, and not dev or test")
+                raise ValueError(f"the split of {row['video']} is {row['split']!r}, not dev or test")
             split = "test" if row["split"] == "test" else "val" if row["video"] in val else "train"
             caption = row["caption_slug"].replace("-", " ")
             yield Clip(clip_id=row["video"], video=row["video"], split=split, captions=(caption,))

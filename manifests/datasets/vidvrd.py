@@ -12,12 +12,12 @@ from .base import Dataset, Protocol
 CAPTIONS = AnnotationFile(
     name="captions.jsonl",
     url="https://xdshang.github.io/docs/imagenet-vidvrd.html",
-    note="of which it is a selection: a line a clip with row (place in the arrays), video, split and captions",
+    note="the selected rows of the arrays: a line per clip with row (index in the arrays), video, split and captions",
 )
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip]:
-    """The clips in the order of the rows of their features."""
+    """Yield the clips in the order of the rows of their features."""
     path = annotations[CAPTIONS.name]
     captions = read_captions(path)
     if captions.rows is not None and list(captions.rows) != list(range(len(captions.clips))):

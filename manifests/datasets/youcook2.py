@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..annotations import AnnotationFile, Annotations
 from ..clip import Clip, ManifestError
-from ..published import laid_out, read_json, read_names, read_rows
+from ..published import checked_layout, read_json, read_names, read_rows
 from .base import Dataset, Protocol
 
-# The videos for testing have no public captions: every published figure is of the clips called validation.
+# The test videos have no public captions, so all published results are on the validation clips.
 SPLITS = {"training": "train", "validation": "test", "testing": "testing"}
 
 OFFICIAL = AnnotationFile(
@@ -27,29 +27,31 @@ HOWTO100M = AnnotationFile(
 )
 
 
-def listed(name: str, url: str, gallery: str) -> AnnotationFile:
+def list_file(name: str, url: str, gallery: str) -> AnnotationFile:
     note = f"{gallery}; write the ids of its clips one a line, as GLd3aX16zBg_0 (video, number of the step)"
     return AnnotationFile(name=f"youcook2_{name}.txt", url=url, note=note)
 
 
 # protocol -> the list of its clips among the official validation clips
 GALLERIES = {
-    "reruns": listed(
+    "reruns": list_file(
         "reruns",
         "https://github.com/LuoweiZhou/YouCook2-Leaderboard/pull/1",
         "which speaks of 3,369 clips without a list",
     ),
-    "pentathlon": listed(
+    "pentathlon": list_file(
         "pentathlon",
         "https://github.com/albanie/collaborative-experts/tree/master/misc/cvpr2020_challenge",
         "whose archive for YouCook2 has the 3,310 as public_server_test.txt",
     ),
-    "mteb": listed("mteb", "https://huggingface.co/datasets/mteb/YouCook2_val", "which has the 3,104 of MTEB's task"),
+    "mteb": list_file(
+        "mteb", "https://huggingface.co/datasets/mteb/YouCook2_val", "which has the 3,104 of MTEB's task"
+    ),
 }
 
 
 def build(annotations: Annotations, protocol: str) -> Iterator[Clip]:
-    """The clips of the official JSON, or those of them that make the gallery of a protocol."""
+    """Yield the clips of the official JSON, or the clips in the gallery of a protocol."""
     clips = official_clips(annotations[OFFICIAL.name])
     if protocol == "official":
         yield from clips
@@ -61,14 +63,16 @@ def build(annotations: Annotations, protocol: str) -> Iterator[Clip]:
     path, by_id = annotations[GALLERIES[protocol].name], {clip.clip_id: clip for clip in test}
     for clip_id in dict.fromkeys(read_names(path)):
         if clip_id not in by_id:
-            raise ManifestError(f"{path}: {clip_id!r} is no validation clip; ids are as {next(iter(by_id), '?')!r}")
+            raise ManifestError(
+                f"{path}: {clip_id!r} is not a validation clip; ids look like {next(iter(by_id), '?')!r}"
+            )
         yield by_id[clip_id]
 
 
 def official_clips(path: Path) -> Iterator[Clip]:
-    with laid_out(path):
+    with checked_layout(path):
         for video, entry in read_json(path)["database"].items():
-            for step in entry.get("annotations", ()):  # those for testing carry none
+            for step in entry.get("annotations", ()):  # test videos have none
                 start, end = step["segment"]
                 yield Clip(
                     clip_id=f"{video}_{step['id']}",
@@ -81,24 +85,24 @@ def official_clips(path: Path) -> Iterator[Clip]:
 
 
 def howto100m_clips(path: Path, official: list[Clip]) -> Iterator[Clip]:
-    """The rows of the list, with the ids of the official clips of the same seconds, so that features are shared.
+    """Yield the rows of the list. A row with the times of an official clip gets its id, so that they share features.
 
-    A row of other seconds, or a further one of the same, is a clip of its own, named by its times.
+    A row with other times, or a second row with the same times, gets an id from its times.
     """
     by_times: dict[tuple, list[Clip]] = {}
     for clip in official:
         by_times.setdefault((clip.video, clip.start, clip.end), []).append(clip)
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for row in read_rows(path, "video_id", "start", "end", "text"):
-        with laid_out(path):
+        with checked_layout(path):
             times = (row["video_id"], float(row["start"]), float(row["end"]))
             if same := by_times.get(times):
                 clip_id = same.pop(0).clip_id
             else:
                 clip_id = f"{row['video_id']}_{row['start']}_{row['end']}"
-                seen[clip_id] = seen.get(clip_id, 0) + 1
-                if seen[clip_id] > 1:
-                    clip_id += f"_{seen[clip_id]}"
+                counts[clip_id] = counts.get(clip_id, 0) + 1
+                if counts[clip_id] > 1:
+                    clip_id += f"_{counts[clip_id]}"
             video, start, end = times
             yield Clip(clip_id=clip_id, video=video, start=start, end=end, split="test", captions=(row["text"],))
 

@@ -1,6 +1,6 @@
-"""English grammar: parsing captions into role graphs, and the file that keeps the graphs beside a manifest.
+"""English grammar: parse captions into role graphs, and store the graphs in a file beside the manifest.
 
-Knows text alone: no clips, no videos, no models.
+This package processes only text. It does not use clips, videos or models.
 """
 
 from .rolegraphs import GraphError, RoleGraphs, complete_graphs, graphs_path, read_graphs, role_parser, write_graphs

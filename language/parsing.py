@@ -1,8 +1,8 @@
-"""Words, verbs and noun phrases of captions, by rules: nothing is downloaded.
+"""Find the verbs and noun phrases of captions by rules. Nothing is downloaded.
 
-Parts of speech come from TextBlob's tagger, what forms a word can be of from LemmInflect; both bring their lexicons.
-The rules know captions: short clauses in the present tense, imperatives of recipes, participles instead of sentences.
-docs/hgr.md says how often they are right.
+TextBlob tags the parts of speech, and LemmInflect provides lemmas; both packages contain their lexicons. The rules are
+made for captions: short clauses in the present tense, imperatives of recipes, participles instead of sentences.
+docs/concepts/hgr.md reports their accuracy.
 """
 
 from __future__ import annotations
@@ -10,22 +10,25 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, field
 
-# Classes of words that the rules tell apart.
+from ..errors import needs
+
+# The word classes of the rules.
 DETERMINER, PRONOUN, NOUN, ADJECTIVE, NUMBER, ADVERB = "D", "P", "N", "J", "C", "R"
 VERB, BE, AUXILIARY = "V", "B", "X"
 PREPOSITION, TO, CONJUNCTION, OTHER = "I", "T", "K", "O"
 
 
 def word_set(words: str) -> frozenset[str]:
-    """Words that stand in a text, as a set."""
+    """Return the words of a text as a set."""
     return frozenset(words.split())
 
 
-def _closed(**classes: str) -> dict[str, str]:
+def _class_of_word(**classes: str) -> dict[str, str]:
     return {word: kind for kind, words in classes.items() for word in words.split()}
 
 
-CLOSED = _closed(
+# Function words: their class does not depend on the context.
+CLOSED = _class_of_word(
     D="a an the this these those some any no every each both all another his her its their my your our several many",
     P="i you he she it we they him them me us someone somebody something anyone everyone everything nothing himself "
     "herself itself themselves who",
@@ -38,9 +41,9 @@ CLOSED = _closed(
     K="and or but then while as when once till until because if that which where after before so than",
     R="not very also together away there here too just slowly quickly again back",
 )
-# Nouns that the lexicon also has as verbs, and captions do not.
+# Words that the lexicon has as nouns and verbs, but captions use only as nouns.
 NEVER_VERBS = word_set("man baby dog cat kid boy girl child monkey horse person bird fish group team water")
-# Words that begin a clause of its own.
+# Words that begin a new clause.
 SUBORDINATING = word_set("while as when once till until because if that which where after before so who")
 TAGS = {"NN": NOUN, "JJ": ADJECTIVE, "CD": NUMBER, "RB": ADVERB, "VB": VERB, "IN": PREPOSITION, "PR": PRONOUN}
 TAGS |= {"DT": DETERMINER, "RP": PREPOSITION, "TO": TO, "CC": CONJUNCTION, "MD": AUXILIARY, "WR": CONJUNCTION}
@@ -48,12 +51,12 @@ TAGS |= {"DT": DETERMINER, "RP": PREPOSITION, "TO": TO, "CC": CONJUNCTION, "MD":
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a caption's words are, by their places in ``caption.split()``.
+    """The verbs and noun phrases of a caption. Positions refer to ``caption.split()``.
 
     Attributes:
-        verbs: places of full verbs, the copula included, auxiliaries not.
+        verbs: positions of full verbs, including the copula, without auxiliaries.
         phrases: base noun phrases, [begin, end): a determiner, modifiers and the noun, or a pronoun.
-        lemmas: base forms of verbs and of the phrases' last words, by place.
+        lemmas: base forms of the verbs and of the last words of the phrases, by position.
     """
 
     verbs: tuple[int, ...]
@@ -63,19 +66,20 @@ class Analysis:
 
 @functools.cache
 def _forms(word: str) -> dict[str, tuple[str, ...]]:
-    """Base forms of a word by part of speech, as far as LemmInflect's lexicon knows it."""
-    import lemminflect
+    """Return the base forms of a word by part of speech, from LemmInflect's lexicon."""
+    with needs("text", "the parser of captions"):
+        import lemminflect
 
     return lemminflect.getAllLemmas(word)
 
 
 def lemma(word: str, kind: str) -> str:
-    """The base form of a word as a ``VERB`` or a ``NOUN``; the word itself where that is not known."""
+    """Return the base form of a word as a ``VERB`` or a ``NOUN``; the word itself if the lexicon does not have it."""
     return _forms(word).get(kind, (word,))[0]
 
 
 def analyse(caption: str) -> Analysis:
-    """Verbs and noun phrases of a caption. Never fails; of a language other than English it makes no sense."""
+    """Return the verbs and noun phrases of a caption. Never fails, but the results are only useful for English."""
     sentence = Sentence(caption)
     verbs, phrases = sentence.verbs(), sentence.phrases()
     lemmas = {place: lemma(sentence.words[place], "VERB") for place in verbs}
@@ -84,7 +88,14 @@ def analyse(caption: str) -> Analysis:
 
 
 class Sentence:
-    """The words of a caption and their classes."""
+    """The words of a caption and their classes.
+
+    Attributes:
+        spoken: the words as in the caption.
+        words: the words in lower case and without punctuation.
+        closes: whether a punctuation mark follows the word.
+        kinds: class of each word.
+    """
 
     def __init__(self, caption: str) -> None:
         self.spoken = caption.split()
@@ -96,27 +107,27 @@ class Sentence:
         self._correct()
 
     def kind(self, place: int) -> str:
-        """The class of a word; ``""`` before the first and after the last."""
+        """Return the class of a word; ``""`` for a position outside the caption."""
         return self.kinds[place] if 0 <= place < len(self.kinds) else ""
 
     def can(self, place: int, part: str) -> bool:
-        """Whether a word can be a form of a ``VERB`` or a ``NOUN``."""
+        """Return whether a word can be a form of a ``VERB`` or a ``NOUN``."""
         return 0 <= place < len(self.words) and part in _forms(self.words[place])
 
     def base(self, place: int) -> bool:
-        """Whether a word can be the base form of a verb."""
+        """Return whether a word can be the base form of a verb."""
         return self.can(place, "VERB") and self.words[place] in _forms(self.words[place])["VERB"]
 
     def third(self, place: int) -> bool:
-        """Whether a word can be a verb in the third person."""
+        """Return whether a word can be a verb in the third person."""
         return self.can(place, "VERB") and self.words[place].endswith("s") and not self.base(place)
 
     def starts(self, place: int) -> bool:
-        """Whether a clause can begin here."""
+        """Return whether a clause can begin at this word."""
         return place == 0 or self.closes[place - 1] or self.kind(place - 1) == CONJUNCTION
 
     def clause(self, place: int) -> range:
-        """The words of the clause around a word: between subordinating words and stops."""
+        """Return the range of the clause that contains a word. Conjunctions and punctuation separate clauses."""
         begin, end = place, place + 1
         while begin > 0 and not self.closes[begin - 1] and self.words[begin - 1] not in SUBORDINATING:
             begin -= 1
@@ -125,7 +136,7 @@ class Sentence:
         return range(begin, end)
 
     def finite(self, place: int) -> bool:
-        """Whether the clause of a word has a finite verb, that word left out."""
+        """Return whether the clause of a word has another finite verb."""
         for other in self.clause(place):
             if other == place:
                 continue
@@ -136,7 +147,7 @@ class Sentence:
         return False
 
     def _correct(self) -> None:
-        """What a tagger that was not made for captions gets wrong in them."""
+        """Correct the typical errors of the tagger in captions."""
         self._small_words()
         self._participles()
         self._modifiers()
@@ -145,13 +156,13 @@ class Sentence:
         self._plural_subjects()
         self._after_to()
         if not {VERB, BE} & set(self.kinds):
-            self._one_at_least()
+            self._find_one_verb()
         for place, word in enumerate(self.words):
             if word == "her" and self.kind(place + 1) not in (NOUN, ADJECTIVE, NUMBER):
                 self.kinds[place] = PRONOUN
             if word in ("another", "all", "both", "this", "some") and self.kind(place + 1) in (VERB, BE, AUXILIARY):
                 self.kinds[place] = PRONOUN
-            if word == "using":  # a verb in form, with what it is done
+            if word == "using":  # introduces an instrument: "cut the tofu using a knife"
                 self.kinds[place] = VERB
 
     def _small_words(self) -> None:
@@ -173,7 +184,7 @@ class Sentence:
                 self.kinds[place] = ADJECTIVE if self.kind(place + 1) == NOUN else NOUN
 
     def _participles(self) -> None:
-        """Words in -ing that the tagger takes for nouns."""
+        """Correct participles in -ing that the tagger takes for nouns."""
         for place, word in enumerate(self.words):
             if not place or not word.endswith("ing") or self.kinds[place] != NOUN or not self.can(place, "VERB"):
                 continue
@@ -185,7 +196,7 @@ class Sentence:
                 self.kinds[place] = VERB
 
     def _modifiers(self) -> None:
-        """Participles and other verb forms inside noun phrases."""
+        """Correct participles and other verb forms inside noun phrases."""
         for place in range(len(self.words) - 1, -1, -1):
             word, before, after = self.words[place], self.kind(place - 1), self.kind(place + 1)
             if word in CLOSED or (self.closes[place - 1] and place):
@@ -209,30 +220,30 @@ class Sentence:
         return self.can(place, "VERB") and word.endswith(("ed", "en")) and not self.base(place)
 
     def _third_person(self) -> None:
-        """Verbs that the tagger takes for plurals: "man plays guitar"."""
+        """Correct verbs in the third person that the tagger takes for plurals: "man plays guitar"."""
         for place in range(1, len(self.words)):
             subject = self.kind(place - 1) in (NOUN, PRONOUN) and not self.closes[place - 1]
             if self.kinds[place] in (NOUN, ADJECTIVE, ADVERB) and subject and self.third(place):
                 follows = self.kind(place + 1)
-                free = PREPOSITION, TO, ADVERB, CONJUNCTION, NOUN, ADJECTIVE, ""
-                fits = follows in (DETERMINER, PRONOUN) or (follows in free and self._first_phrase(place))
+                ambiguous = PREPOSITION, TO, ADVERB, CONJUNCTION, NOUN, ADJECTIVE, ""
+                fits = follows in (DETERMINER, PRONOUN) or (follows in ambiguous and self._first_phrase(place))
                 if fits and not self.finite(place):
                     self.kinds[place] = VERB
 
     def _first_phrase(self, place: int) -> bool:
-        """Whether no verb and no preposition but ``of`` is before a word in its clause."""
-        before = range(self.clause(place).start, place)
-        return all(self.words[other] == "of" or self.kinds[other] not in (VERB, PREPOSITION, TO) for other in before)
+        """Return whether no verb and no preposition except ``of`` precedes a word in its clause."""
+        preceding = range(self.clause(place).start, place)
+        return all(self.words[other] == "of" or self.kinds[other] not in (VERB, PREPOSITION, TO) for other in preceding)
 
     def _imperatives(self) -> None:
-        """Base forms that begin a clause without another verb: "cut the tofu", "and place it"."""
+        """Correct imperatives, base forms that begin a clause without another verb: "cut the tofu", "and place it"."""
         imperative = False
         for place in range(len(self.words)):
             word = self.words[place]
             if not self.starts(place) or (word in CLOSED and self.kinds[place] != VERB) or word in NEVER_VERBS:
                 continue
-            known = self.base(place) or (self.kinds[place] == VERB and not _forms(self.words[place]))
-            if not known or (place and not imperative and self.words[place - 1] in SUBORDINATING):
+            possible = self.base(place) or (self.kinds[place] == VERB and not _forms(self.words[place]))
+            if not possible or (place and not imperative and self.words[place - 1] in SUBORDINATING):
                 continue
             follows = self.kind(place + 1)
             takes = follows in (DETERMINER, PRONOUN, NUMBER, NOUN, ADJECTIVE, PREPOSITION, CONJUNCTION, ADVERB, "")
@@ -247,13 +258,13 @@ class Sentence:
             elif self.kinds[place] == VERB and self.closes[place - 1]:
                 imperative = True
         for place in range(1, len(self.words) if imperative else 0):
-            # "add curry leaves": only a clause of its own has a third person.
+            # "add curry leaves": a verb in the third person needs a clause of its own.
             ends = self.kinds[place] == VERB and self.third(place) and self.can(place, "NOUN")
             if ends and self.kind(place - 1) == NOUN and self.clause(place).start == 0:
                 self.kinds[place] = NOUN
 
     def _subject_of_another(self, place: int) -> bool:
-        """Whether a finite verb or a participle follows in the clause before any conjunction."""
+        """Return whether a finite verb or a participle follows in the clause, before any conjunction."""
         for other in range(place + 1, self.clause(place).stop):
             if self.kinds[other] == CONJUNCTION:
                 return False
@@ -267,13 +278,13 @@ class Sentence:
         return 0 <= place < len(self.words) and self.words[place].endswith("ing") and self.kinds[place] == VERB
 
     def _plural_subjects(self) -> None:
-        """Base forms after a plural: "people ride horses"."""
+        """Correct base forms after a plural: "people ride horses"."""
         for place in range(1, len(self.words)):
-            before = self.words[place - 1]
-            plural = before in ("people", "men", "women", "children") or (
-                before.endswith("s") and self.can(place - 1, "NOUN") and self.kind(place - 1) == NOUN
+            subject = self.words[place - 1]
+            plural = subject in ("people", "men", "women", "children") or (
+                subject.endswith("s") and self.can(place - 1, "NOUN") and self.kind(place - 1) == NOUN
             )
-            plural = plural or before in ("they", "we", "you", "i")
+            plural = plural or subject in ("they", "we", "you", "i")
             if plural and not self.closes[place - 1] and self.kinds[place] in (NOUN, ADJECTIVE, ADVERB):
                 follows = self.kind(place + 1)
                 open_end = follows in (DETERMINER, PRONOUN, PREPOSITION, TO, ADVERB, NOUN, "")
@@ -282,15 +293,15 @@ class Sentence:
                     self.kinds[place] = VERB
 
     def _after_to(self) -> None:
-        """Infinitives: "to tear", but not "to water"."""
+        """Correct infinitives: "to tear", but not "to water"."""
         for place in range(1, len(self.words)):
             if self.words[place - 1] != "to" or self.words[place] in CLOSED:
                 continue
             if self.base(place) and (self.kinds[place] == VERB or self.kind(place + 1) in (DETERMINER, PRONOUN)):
                 self.kinds[place] = VERB
 
-    def _one_at_least(self) -> None:
-        """The likeliest verb of a caption where none was found: "a man shot his rifle", "two ferrets step out"."""
+    def _find_one_verb(self) -> None:
+        """Set the likeliest verb of a caption without verbs: "a man shot his rifle", "two ferrets step out"."""
         for place in range(1, len(self.words)):
             word, follows = self.words[place], self.kind(place + 1)
             if self.kinds[place] not in (NOUN, ADJECTIVE) or not self.can(place, "VERB") or word in NEVER_VERBS:
@@ -298,21 +309,21 @@ class Sentence:
             if self.closes[place - 1] or self.kind(place - 1) not in (NOUN, ADJECTIVE, PRONOUN):
                 continue
             agrees = self.third(place) or (self.base(place) and self.words[place - 1].endswith("s"))
-            taken = follows in (DETERMINER, PRONOUN) or (word.endswith("ing") and follows == NOUN)
-            if taken or (agrees and follows in (PREPOSITION, TO, ADVERB) and self.words[place + 1] != "of"):
+            has_object = follows in (DETERMINER, PRONOUN) or (word.endswith("ing") and follows == NOUN)
+            if has_object or (agrees and follows in (PREPOSITION, TO, ADVERB) and self.words[place + 1] != "of"):
                 self.kinds[place] = VERB
                 return
 
     def verbs(self) -> list[int]:
-        """Places of full verbs."""
-        found = []
+        """Return the positions of full verbs."""
+        verbs = []
         for place, kind in enumerate(self.kinds):
-            if kind == VERB or (kind in (BE, AUXILIARY) and not self._helps(place)):
-                found.append(place)
-        return found
+            if kind == VERB or (kind in (BE, AUXILIARY) and not self._is_auxiliary(place)):
+                verbs.append(place)
+        return verbs
 
-    def _helps(self, place: int) -> bool:
-        """Whether a form of be, have or do goes with a verb after it."""
+    def _is_auxiliary(self, place: int) -> bool:
+        """Return whether a form of be, have or do is the auxiliary of a following verb."""
         word = self.words[place]
         if self.kinds[place] == AUXILIARY and word not in ("have", "has", "had", "do", "does", "did", "having"):
             return True
@@ -327,18 +338,18 @@ class Sentence:
         return True
 
     def phrases(self) -> list[tuple[int, int]]:
-        """Base noun phrases."""
-        found: list[tuple[int, int]] = []
+        """Return the base noun phrases, [begin, end)."""
+        phrases: list[tuple[int, int]] = []
         place = 0
         while place < len(self.words):
-            end = self._phrase(place)
+            end = self._phrase_end(place)
             if end > place:
-                found.append((place, end))
+                phrases.append((place, end))
             place = max(end, place + 1)
-        return found
+        return phrases
 
-    def _phrase(self, begin: int) -> int:
-        """The end of the phrase that begins at a word; ``begin`` if none does."""
+    def _phrase_end(self, begin: int) -> int:
+        """Return the end of the phrase that begins at a word; ``begin`` if there is none."""
         if self.kinds[begin] == PRONOUN:
             if self.words[begin] == "who":
                 return begin
@@ -364,15 +375,18 @@ class Sentence:
             return begin if self.kinds[begin] == ADVERB and begin + 1 == nouns else nouns
         if place > begin + 1 and self.kinds[place - 1] == ADJECTIVE and self.can(place - 1, "NOUN"):
             return place  # "a red convertible"
-        stands = self.kinds[begin] == DETERMINER and place > begin + 1 and self.kinds[place - 1] in (ADJECTIVE, NUMBER)
-        alone = self.kinds[begin] == NUMBER and place == begin + 1
-        return place if stands or alone else begin
+        without_noun = (
+            self.kinds[begin] == DETERMINER and place > begin + 1 and self.kinds[place - 1] in (ADJECTIVE, NUMBER)
+        )
+        single_number = self.kinds[begin] == NUMBER and place == begin + 1
+        return place if without_noun or single_number else begin
 
 
 def _tags(words: list[str]) -> list[str]:
-    from textblob.en.taggers import PatternTagger
+    with needs("text", "the parser of captions"):
+        from textblob.en.taggers import PatternTagger
 
     tagged = PatternTagger().tag(" ".join(words), tokenize=False)
-    if len(tagged) != len(words):  # a word that is none, such as a lone slash, is split or dropped
+    if len(tagged) != len(words):  # the tagger splits or drops tokens such as a lone slash
         tagged = [(PatternTagger().tag(word, tokenize=False) or [(word, "NN")])[0] for word in words]
     return [tag for _, tag in tagged]

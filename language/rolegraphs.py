@@ -1,7 +1,7 @@
-"""Role graphs of captions, kept beside their manifest: who makes them, and the file that keeps them.
+"""Make the role graphs of captions, and store them in a file beside the manifest.
 
-A graph is ``[nodes, edges]`` as in HGR's JSON: nodes by name, each with ``words``, ``spans`` (places of its words in
-``caption.split()``) and ``role``; edges ``[verb node, argument node, role]``. The node ``ROOT`` is the whole caption.
+A graph is ``[nodes, edges]`` as in HGR's JSON: nodes by name, each with ``words``, ``spans`` (positions of its words in
+``caption.split()``) and ``role``; edges ``[verb node, argument node, role]``. The node ``ROOT`` is the full caption.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..errors import AmexError, first_line
+from ..errors import AmexError, first_line, needs
 from ..foreign import read_json, reading
-from ..storage import write_whole
+from ..storage import write_atomic
 from .roles import graph_of, role_graph, role_of
 
 Parse = Callable[[str], list[Any]]
@@ -27,27 +27,32 @@ class GraphError(AmexError):
 
 @dataclass(frozen=True)
 class RoleGraphs:
-    """Caption -> graph, and by whom: ``rules ...``, ``spacy:...`` or ``official``."""
+    """Role graphs of captions.
+
+    Attributes:
+        parser: what made them: ``rules ...``, ``spacy:...`` or ``official``.
+        graphs: caption -> graph.
+    """
 
     parser: str
     graphs: Mapping[str, list[Any]]
 
 
 def graphs_path(manifest: Path) -> Path:
-    """Where the role graphs of a manifest's captions are kept."""
+    """Return the path of the role graphs of a manifest."""
     return manifest.with_suffix(".rolegraphs.json")
 
 
 def read_graphs(path: Path) -> RoleGraphs:
-    """What ``write_graphs`` wrote, or the official program's ``sent2rolegraph.augment.json``. Raises GraphError."""
+    """Read a file of ``write_graphs``, or ``sent2rolegraph.augment.json`` of HGR's program. Raises GraphError."""
     record = read_json(path, GraphError)
     parser, graphs = "official", record
     if isinstance(record, dict) and set(record) == {"parser", "graphs"} and isinstance(record["parser"], str):
         parser, graphs = record["parser"], record["graphs"]
     if not isinstance(graphs, dict):
-        raise GraphError(f"{path} is no table of captions and their role graphs")
+        raise GraphError(f"{path} is not an object of role graphs by caption")
     for caption, graph in graphs.items():
-        with reading(path, GraphError, f"has no role graph for {caption!r} that can be used"):
+        with reading(path, GraphError, f"has an invalid role graph for {caption!r}"):
             nodes, edges = graph
             for node in nodes.values():
                 _check_node(node)
@@ -58,7 +63,7 @@ def read_graphs(path: Path) -> RoleGraphs:
 
 
 def _check_node(node: Any) -> None:
-    """Raises ValueError unless a node has what every user of the graphs takes from it."""
+    """Raise ValueError unless a node has words, spans and role of the right types."""
     usable = (
         isinstance(node, dict)
         and isinstance(node.get("role"), str)
@@ -72,25 +77,26 @@ def _check_node(node: Any) -> None:
 
 
 def write_graphs(graphs: RoleGraphs, path: Path) -> None:
-    """There whole, or not at all."""
-    with write_whole(path, GraphError) as handle:
+    """Write role graphs to a file, atomically."""
+    with write_atomic(path, GraphError) as handle:
         json.dump({"parser": graphs.parser, "graphs": dict(graphs.graphs)}, handle, ensure_ascii=False)
 
 
 def role_parser(name: str = "rules") -> tuple[str, Parse]:
-    """A parser by name, with the versions that decide what it gives.
+    """Return a description of a parser with all versions that influence its results, and the parser.
 
     Args:
-        name: ``rules``: those of ``roles``. ``spacy:MODEL``: the dependencies of an installed spaCy model.
+        name: ``rules`` for the rules of ``roles``; ``spacy:MODEL`` for an installed spaCy model.
 
     Raises:
-        GraphError: for an unknown name, or a model that is not installed or has no parser.
+        GraphError: if the name is unknown, or the model is not installed or has no parser.
     """
     kind, _, model = name.partition(":")
     if name == "rules":
-        return f"rules 1, textblob {version('textblob')}, lemminflect {version('lemminflect')}", role_graph
+        with needs("text", "the parser of captions"):
+            return f"rules 1, textblob {version('textblob')}, lemminflect {version('lemminflect')}", role_graph
     if kind != "spacy" or not model:
-        raise GraphError(f"unknown parser {name!r}: there is rules, and spacy:MODEL")
+        raise GraphError(f"unknown parser {name!r}; use rules or spacy:MODEL")
     try:
         import spacy
 
@@ -116,13 +122,18 @@ def role_parser(name: str = "rules") -> tuple[str, Parse]:
 
 
 def complete_graphs(
-    captions: Iterable[str], known: RoleGraphs | None, made_by: str, parse: Parse, progress: Callable[[int], None]
+    captions: Iterable[str], existing: RoleGraphs | None, made_by: str, parse: Parse, progress: Callable[[int], None]
 ) -> RoleGraphs:
-    """Graphs for all captions: those already known by the same parser, and new ones."""
-    kept = known.graphs if known is not None and known.parser == made_by else {}
+    """Return the graphs of all captions. Reuse existing graphs of the same parser.
+
+    Args:
+        made_by, parse: see ``role_parser``.
+        progress: called with 1 after each caption.
+    """
+    reusable = existing.graphs if existing is not None and existing.parser == made_by else {}
     graphs = {}
     for caption in dict.fromkeys(captions):
-        graphs[caption] = kept[caption] if caption in kept else parse(caption)
+        graphs[caption] = reusable[caption] if caption in reusable else parse(caption)
         progress(1)
     return RoleGraphs(made_by, graphs)
 
@@ -134,46 +145,47 @@ APART = {"relcl", "acl", "advcl", "conj", "cc", "punct", "ccomp", "parataxis"}
 
 
 def graph_of_dependencies(doc: Any) -> list[Any]:
-    """The graph of a caption from spaCy's dependencies, one token a word."""
+    """Return the graph of a caption from spaCy's dependencies. Each token must be one word."""
     verbs = [
         token for token in doc if token.pos_ == "VERB" or (token.pos_ == "AUX" and token.dep_ not in ("aux", "auxpass"))
     ]
     claims: dict[int, list[tuple[int, int, str]]] = {}
     for verb in verbs:
-        found = []
+        arguments = []
         subjects = [child for child in verb.children if child.dep_ in SUBJECTS | PASSIVE_SUBJECTS]
         head = verb
         while not subjects and head.dep_ in ("conj", "xcomp") and head.head is not head:
-            head = head.head  # "picks up": whoever bends over
+            head = head.head  # "bends over and picks up": the subject of the first verb
             subjects = [child for child in head.children if child.dep_ in SUBJECTS]
         if not subjects and verb.dep_ in ("acl", "relcl") and verb.tag_ != "VBN":
             subjects = [verb.head]
         for subject in subjects:
-            found += [(*_span(part), "ARG1" if subject.dep_ in PASSIVE_SUBJECTS else "ARG0") for part in _all(subject)]
+            role = "ARG1" if subject.dep_ in PASSIVE_SUBJECTS else "ARG0"
+            arguments += [(*_span(part), role) for part in _with_conjuncts(subject)]
         for child in verb.children:
             if child.dep_ in OBJECTS | RECEIVERS:
                 role = "ARG2" if child.dep_ in RECEIVERS else "ARG1"
-                found += [(*_span(part), role) for part in _all(child)]
+                arguments += [(*_span(part), role) for part in _with_conjuncts(child)]
             elif child.dep_ in ("prep", "agent") and any(True for _ in child.children):
                 passive = child.dep_ == "agent"
                 begin, end = _span(child)
-                found.append((begin, end, "ARG0" if passive else role_of(child.lower_, doc[end - 1].lower_)))
-        claims[verb.i] = found
+                arguments.append((begin, end, "ARG0" if passive else role_of(child.lower_, doc[end - 1].lower_)))
+        claims[verb.i] = arguments
     chunks = [_span(token) for token in doc if token.pos_ in ("NOUN", "PROPN") and token.dep_ != "compound"]
     return graph_of([token.text for token in doc], claims, chunks)
 
 
-def _all(token: Any) -> list[Any]:
-    """A token and what is joined to it by ``and``."""
+def _with_conjuncts(token: Any) -> list[Any]:
+    """Return a token and the tokens that are joined to it by ``and``."""
     return [token, *(other for other in token.conjuncts if other.i > token.i)]
 
 
 def _span(token: Any) -> tuple[int, int]:
-    """The words that belong to a token, without clauses and what is joined to it: [begin, end)."""
-    places = [token.i]
-    waiting = [child for child in token.children if child.dep_ not in APART]
-    while waiting:
-        child = waiting.pop()
-        places.append(child.i)
-        waiting += [other for other in child.children if other.dep_ not in APART]
-    return min(places), max(places) + 1
+    """Return the span of a token's phrase, without clauses and conjuncts: [begin, end)."""
+    positions = [token.i]
+    pending = [child for child in token.children if child.dep_ not in APART]
+    while pending:
+        child = pending.pop()
+        positions.append(child.i)
+        pending += [other for other in child.children if other.dep_ not in APART]
+    return min(positions), max(positions) + 1

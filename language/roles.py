@@ -1,4 +1,4 @@
-"""Who does what to whom in a caption: its role graph, by rules."""
+"""Make the role graph of a caption by rules: its verbs and their arguments."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ TIMES = word_set("morning night day evening afternoon time moment end beginning 
 
 
 def role_graph(caption: str) -> list[Any]:
-    """``[nodes, edges]`` as HGR's files have them: verbs, and their arguments with the roles of PropBank.
+    """Return ``[nodes, edges]`` as in HGR's files: verbs, and their arguments with the roles of PropBank.
 
-    Phrases that no verb claims are nodes of the role ``NOUN``.
+    Phrases that are not an argument of a verb are nodes with the role ``NOUN``.
     """
     sentence = Sentence(caption)
-    return _Graph(sentence, sentence.verbs(), sentence.phrases()).made()
+    return _GraphBuilder(sentence, sentence.verbs(), sentence.phrases()).build()
 
 
 def role_of(preposition: str, last: str) -> str:
-    """The role of a phrase after a preposition, whose last word is ``last``."""
+    """Return the role of a phrase after a preposition.
+
+    Args:
+        last: the last word of the phrase.
+    """
     if preposition in ("during", "before", "after") or last in TIMES:
         return "ARGM-TMP"
     if preposition in PLACE:
@@ -36,11 +40,11 @@ def role_of(preposition: str, last: str) -> str:
 def graph_of(
     words: list[str], claims: Mapping[int, list[tuple[int, int, str]]], phrases: Iterable[tuple[int, int]]
 ) -> list[Any]:
-    """``[nodes, edges]`` of a caption.
+    """Return ``[nodes, edges]`` of a caption.
 
     Args:
-        claims: for the place of each verb its arguments, (begin, end, role).
-        phrases: [begin, end) of all phrases; those within no argument become nodes of the role ``NOUN``.
+        claims: the arguments (begin, end, role) of each verb, by position of the verb.
+        phrases: [begin, end) of all phrases. A phrase outside of all arguments becomes a node with the role ``NOUN``.
     """
     nodes: dict[str, Any] = {"ROOT": {"words": words, "spans": list(range(len(words))), "role": "ROOT"}}
     names: dict[tuple[int, int, str], str] = {}
@@ -56,7 +60,7 @@ def graph_of(
     for verb in sorted(claims):
         source = name(verb, verb + 1, "V")
         edges += [[source, name(*claim), claim[2]] for claim in sorted(set(claims[verb]))]
-    claimed = {(begin, end) for found in claims.values() for begin, end, _ in found}
+    claimed = {(begin, end) for arguments in claims.values() for begin, end, _ in arguments}
     for begin, end in phrases:
         if not any(first <= begin and end <= last for first, last in claimed):
             name(begin, end, "NOUN")
@@ -64,16 +68,21 @@ def graph_of(
 
 
 @dataclass
-class _Graph:
-    """Verbs and phrases of a sentence joined by roles."""
+class _GraphBuilder:
+    """Assigns the phrases of a sentence to its verbs.
+
+    Attributes:
+        claims: the arguments (begin, end, role) of each verb, by position of the verb.
+    """
 
     sentence: Sentence
     verbs: list[int]
     phrases: list[tuple[int, int]]
     claims: dict[int, list[tuple[int, int, str]]] = field(default_factory=dict)
 
-    def made(self) -> list[Any]:
-        arguments = self._joined()
+    def build(self) -> list[Any]:
+        """Return the graph, see ``graph_of``."""
+        arguments = self._arguments()
         self.claims = {verb: [] for verb in self.verbs}
         for index, (begin, end, preposition) in enumerate(arguments):
             self._claim(arguments, index, begin, end, preposition)
@@ -81,34 +90,34 @@ class _Graph:
             self._subject(arguments, verb)
         return graph_of(self.sentence.spoken, self.claims, [(begin, end) for begin, end, _ in arguments])
 
-    def _joined(self) -> list[tuple[int, int, str]]:
-        """Phrases with the preposition before them, ``of`` joined to the phrase before: (begin, end, preposition)."""
-        words, found = self.sentence.words, []
+    def _arguments(self) -> list[tuple[int, int, str]]:
+        """Return (begin, end, preposition) of each phrase. A phrase after ``of`` is joined to the previous phrase."""
+        words, arguments = self.sentence.words, []
         for begin, end in self.phrases:
-            before = words[begin - 1] if begin and self.sentence.kind(begin - 1) in (PREPOSITION, TO) else ""
-            if before and self.sentence.closes[begin - 1]:
-                before = ""
-            if before == "of" and found and found[-1][1] == begin - 1:
-                found[-1] = (found[-1][0], end, found[-1][2])
+            preposition = words[begin - 1] if begin and self.sentence.kind(begin - 1) in (PREPOSITION, TO) else ""
+            if preposition and self.sentence.closes[begin - 1]:
+                preposition = ""
+            if preposition == "of" and arguments and arguments[-1][1] == begin - 1:
+                arguments[-1] = (arguments[-1][0], end, arguments[-1][2])
             else:
-                found.append((begin - bool(before), end, before))
-        return found
+                arguments.append((begin - bool(preposition), end, preposition))
+        return arguments
 
     def _claim(self, arguments: list[tuple[int, int, str]], index: int, begin: int, end: int, preposition: str) -> None:
-        """Gives a phrase after a verb to that verb."""
+        """Assign a phrase to the verb before it, if there is one."""
         verb = max((verb for verb in self.verbs if verb < begin), default=None)
         if verb is None or not self._reaches(verb, begin):
             return
         if preposition:
-            by_whom = preposition == "by" and self._passive(verb)
-            role = "ARG0" if by_whom else role_of(preposition, self.sentence.words[end - 1])
+            is_agent = preposition == "by" and self._passive(verb)
+            role = "ARG0" if is_agent else role_of(preposition, self.sentence.words[end - 1])
         elif self._passive(verb):
             return
         else:
             direct = [claim for claim in self.claims[verb] if claim[2] in ("ARG1", "ARG2")]
-            listed = index and self._listed(arguments[index - 1][1], begin)
-            if not direct or listed:
-                role = direct[-1][2] if direct and listed else "ARG1"
+            in_list = index and self._in_list(arguments[index - 1][1], begin)
+            if not direct or in_list:
+                role = direct[-1][2] if direct and in_list else "ARG1"
             elif direct == [(*arguments[index - 1][:2], "ARG1")] and arguments[index - 1][1] == begin:
                 # "gives the baby a tumbler"
                 self.claims[verb][self.claims[verb].index(direct[0])] = (*direct[0][:2], "ARG2")
@@ -117,55 +126,55 @@ class _Graph:
                 return
         self.claims[verb].append((begin, end, role))
 
-    def _listed(self, end: int, begin: int) -> bool:
-        """Whether between two phrases there is nothing but a comma, or ``and``."""
+    def _in_list(self, end: int, begin: int) -> bool:
+        """Return whether two phrases are items of a list: only a comma, ``and`` or ``or`` is between them."""
         between = self.sentence.words[end:begin]
         return between in (["and"], ["or"]) or (not between and self.sentence.kinds[begin] != DETERMINER)
 
     def _reaches(self, verb: int, place: int) -> bool:
-        """Whether nothing ends a verb's clause before a word: a subordinating word, or the next clause's subject."""
+        """Return whether a verb and a later word are in the same clause."""
         words = self.sentence.words
         if any(word in SUBORDINATING for word in words[verb + 1 : place]):
             return False
-        later = next((other for other in self.verbs if other > verb), None)
-        if later is None or later < place:
+        next_verb = next((other for other in self.verbs if other > verb), None)
+        if next_verb is None or next_verb < place:
             return True
-        # "... sits in a chair and the dog barks": what stands before a later finite verb, after "and", is its subject.
+        # "... sits in a chair and the dog barks": a phrase between "and" and a finite verb is the subject of that verb.
         between = words[verb + 1 : place]
-        finite = not words[later].endswith("ing") or BE in self.sentence.kinds[place:later]
-        return not (finite and "and" in between and "and" not in words[place:later])
+        finite = not words[next_verb].endswith("ing") or BE in self.sentence.kinds[place:next_verb]
+        return not (finite and "and" in between and "and" not in words[place:next_verb])
 
     def _passive(self, verb: int) -> bool:
         sentence, place = self.sentence, verb - 1
         while sentence.kind(place) == ADVERB:
             place -= 1
         form = sentence.words[verb]
-        helped = sentence.kind(place) == BE or (place >= 0 and sentence.words[place] in ("gets", "got", "get"))
-        helped = helped or (sentence.kind(place) == NOUN and sentence.words[verb + 1 : verb + 2] == ["by"])
-        return helped and not form.endswith("ing") and sentence.kinds[verb] == VERB
+        passive = sentence.kind(place) == BE or (place >= 0 and sentence.words[place] in ("gets", "got", "get"))
+        passive = passive or (sentence.kind(place) == NOUN and sentence.words[verb + 1 : verb + 2] == ["by"])
+        return passive and not form.endswith("ing") and sentence.kinds[verb] == VERB
 
     def _subject(self, arguments: list[tuple[int, int, str]], verb: int) -> None:
-        """The phrases before a verb that do it; of a passive, that it is done to."""
+        """Assign the subject phrases of a verb: ARG1 for a passive verb or the copula, otherwise ARG0."""
         role = "ARG1" if self._passive(verb) or self.sentence.kinds[verb] == BE else "ARG0"
-        for begin, end in self._doers(arguments, verb):
+        for begin, end in self._subject_phrases(arguments, verb):
             self.claims[verb].append((begin, end, role))
 
-    def _doers(self, arguments: list[tuple[int, int, str]], verb: int) -> Iterator[tuple[int, int]]:
+    def _subject_phrases(self, arguments: list[tuple[int, int, str]], verb: int) -> Iterator[tuple[int, int]]:
         sentence = self.sentence
-        before = [argument for argument in arguments if argument[1] <= verb]
-        if not before:
+        preceding = [argument for argument in arguments if argument[1] <= verb]
+        if not preceding:
             return
         participle = sentence.words[verb].endswith("ing") and sentence.kind(verb - 1) in (NOUN, PRONOUN)
-        nearest = before[-1]
+        nearest = preceding[-1]
         if participle and not nearest[2] and nearest[1] == verb:
             yield nearest[:2]
             return
-        inside = sentence.clause(verb)
-        here = [argument for argument in before if argument[0] >= inside.start] or before
+        clause = sentence.clause(verb)
+        in_clause = [argument for argument in preceding if argument[0] >= clause.start] or preceding
         objects = {claim[:2] for other in self.verbs if other < verb for claim in self.claims[other]}
-        free = [argument for argument in here if not argument[2] and argument[:2] not in objects]
+        free = [argument for argument in in_clause if not argument[2] and argument[:2] not in objects]
         if not free:
-            # The subject of the verb before: "picks up", "starts flipping".
+            # Use the subject of the previous verb: "picks up", "starts flipping".
             earlier = [other for other in self.verbs if other < verb]
             if earlier:
                 yield from ((begin, end) for begin, end, role in self.claims[earlier[-1]] if role == "ARG0")

@@ -1,4 +1,4 @@
-"""Role graphs of captions: how often the rules are right on captions that were read by a person, and what they give."""
+"""Role graphs of captions: accuracy of the rules on annotated captions, and the form of the graphs."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ LABELS = Path(__file__).parent / "data" / "role_labels.jsonl"
 
 
 def precision_and_recall(pairs: list[tuple[set, set]]) -> tuple[float, float]:
-    """Of (found, true) sets, in percent over all."""
+    """Return precision and recall of (predicted, true) sets, in percent."""
     right = sum(len(found & true) for found, true in pairs)
     return 100 * right / sum(len(found) for found, _ in pairs), 100 * right / sum(len(true) for _, true in pairs)
 
 
-def test_verbs_and_noun_phrases_of_real_captions_are_found_as_often_as_the_documentation_says(
+def test_the_accuracy_on_real_captions_matches_the_documentation(
     real_data: Path,
 ) -> None:
     captions = real_captions(real_data / "annotations")
     verbs, nouns = [], []
     for line in LABELS.read_text().splitlines():
         label = json.loads(line)
-        found = analyse(captions[label["data_set"]][label["video"]][label["index"]])
-        verbs.append((set(found.verbs), set(label["verbs"])))
-        nouns.append((set(found.phrases), {tuple(span) for span in label["nouns"]}))
+        actual = analyse(captions[label["data_set"]][label["video"]][label["index"]])
+        verbs.append((set(actual.verbs), set(label["verbs"])))
+        nouns.append((set(actual.phrases), {tuple(span) for span in label["nouns"]}))
     assert len(verbs) == 200
     measured = [round(figure, 1) for pairs in (verbs, nouns) for figure in precision_and_recall(pairs)]
-    page = (Path(__file__).parents[1] / "docs" / "hgr.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "concepts" / "hgr.md").read_text()
     assert "| verbs | {} | {} |\n| noun phrases | {} | {} |".format(*measured) in page
 
 
 def said(caption: str) -> set[tuple[str, str, str]]:
-    """(verb, role, argument) of a caption's graph, in words."""
+    """Return (verb, role, argument) of a caption's graph, in words."""
     nodes, edges = role_graph(caption)
     words = {name: " ".join(node["words"]) for name, node in nodes.items()}
     return {(words[verb], role, words[argument]) for verb, argument, role in edges}
@@ -112,44 +112,46 @@ def test_any_text_has_a_graph_that_a_model_can_use(caption: str) -> None:
         assert nodes[argument]["role"] == role
     for node in nodes.values():
         assert node["words"] == [words[place] for place in node["spans"]]
-    made = graph_tensors([caption], {caption: [nodes, edges]}, lambda word: 1)
-    assert made["ids"].shape[1] == max(1, min(30, len(words)))
+    tensors = graph_tensors([caption], {caption: [nodes, edges]}, lambda word: 1)
+    assert tensors["ids"].shape[1] == max(1, min(30, len(words)))
 
 
-def test_graphs_are_kept_beside_the_manifest_and_only_new_captions_are_parsed(tmp_path: Path) -> None:
+def test_only_captions_without_a_stored_graph_are_parsed(tmp_path: Path) -> None:
     manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "a", "video": "a", "captions": ["a dog barks", "a dog"]})
     assert "2 captions by rules" in amex("manifest", "parse", manifest).output
-    kept = tmp_path / "m.rolegraphs.json"
-    record = json.loads(kept.read_text())
+    graphs_file = tmp_path / "m.rolegraphs.json"
+    record = json.loads(graphs_file.read_text())
     record["graphs"]["a dog"] = as_it_was = [{"ROOT": {"words": ["a"], "spans": [0], "role": "as it was"}}, []]
-    kept.write_text(json.dumps(record))
+    graphs_file.write_text(json.dumps(record))
     write_lines(manifest, {"clip_id": "a", "video": "a", "captions": ["a dog", "a cat sits"]})
     assert amex("manifest", "parse", manifest).exit_code == 0
-    again = json.loads(kept.read_text())["graphs"]
+    again = json.loads(graphs_file.read_text())["graphs"]
     assert again["a dog"] == as_it_was
     assert again.keys() == {"a dog", "a cat sits"}
-    # Another version of the parser is another parser: nothing of it is kept.
-    kept.write_text(json.dumps(record | {"parser": "rules 0"}))
+    # Graphs of another version of the parser are not reused.
+    graphs_file.write_text(json.dumps(record | {"parser": "rules 0"}))
     amex("manifest", "parse", manifest)
-    assert json.loads(kept.read_text())["graphs"]["a dog"] != as_it_was
+    assert json.loads(graphs_file.read_text())["graphs"]["a dog"] != as_it_was
 
 
-def test_official_graphs_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_official_graphs_are_read_unchanged(tmp_path: Path) -> None:
     official = Path(__file__).parent / "data" / "hgr" / "sent2rolegraph.augment.json"
     graphs = json.loads(official.read_text())
-    some = list(graphs)[:3]
-    manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "a", "video": "a", "captions": some})
+    subset = list(graphs)[:3]
+    manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "a", "video": "a", "captions": subset})
     assert amex("manifest", "parse", manifest, "--official", official).exit_code == 0
     record = json.loads((tmp_path / "m.rolegraphs.json").read_text())
     assert record["parser"] == "official"
-    assert {caption: record["graphs"][caption] for caption in some} == {caption: graphs[caption] for caption in some}
+    assert {caption: record["graphs"][caption] for caption in subset} == {
+        caption: graphs[caption] for caption in subset
+    }
     write_lines(manifest, {"clip_id": "a", "video": "a", "captions": ["unheard of"]})
     refused = amex("manifest", "parse", manifest, "--official", official)
     assert refused.exit_code == 1
-    assert "has no graph of 1 captions, the first 'unheard of'" in refused.output
+    assert "has no graph of 1 caption, the first 'unheard of'" in refused.output
 
 
-def test_parsers_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None:
+def test_unusable_parsers_are_refused_by_name(tmp_path: Path) -> None:
     spacy = pytest.importorskip("spacy")
     manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "a", "video": "a", "captions": ["a dog barks"]})
     assert "unknown parser 'allennlp'" in amex("manifest", "parse", manifest, "--parser", "allennlp").output
@@ -161,7 +163,7 @@ def test_parsers_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None
 
 
 def dependencies(*tokens: tuple[str, str, int, str]) -> Any:
-    """A parsed caption as spaCy's models give it: (word, part of speech, head, dependency)."""
+    """Return a caption parsed like by spaCy: (word, part of speech, head, dependency)."""
     spacy = pytest.importorskip("spacy")
     words, parts, heads, arcs = zip(*tokens, strict=True)
     vocabulary = spacy.blank("en").vocab
@@ -181,15 +183,15 @@ def test_dependencies_become_roles() -> None:
         ("knife", "NOUN", 5, "pobj"),
     )
     nodes, edges = graph_of_dependencies(doc)
-    found = {(" ".join(nodes[v]["words"]), role, " ".join(nodes[a]["words"])) for v, a, role in edges}
-    assert found == {
+    actual = {(" ".join(nodes[v]["words"]), role, " ".join(nodes[a]["words"])) for v, a, role in edges}
+    assert actual == {
         ("cutting", "ARG0", "a man"),
         ("cutting", "ARG1", "onions"),
         ("cutting", "ARGM-MNR", "with a large knife"),
     }
 
 
-def test_dependencies_of_a_passive_turn_the_roles_round() -> None:
+def test_passive_dependencies_swap_the_roles() -> None:
     doc = dependencies(
         ("someone", "PRON", 2, "nsubjpass"),
         ("is", "AUX", 2, "auxpass"),
@@ -201,5 +203,5 @@ def test_dependencies_of_a_passive_turn_the_roles_round() -> None:
         ("falls", "VERB", 2, "conj"),
     )
     nodes, edges = graph_of_dependencies(doc)
-    found = {(" ".join(nodes[v]["words"]), role, " ".join(nodes[a]["words"])) for v, a, role in edges}
-    assert {("attacked", "ARG1", "someone"), ("attacked", "ARG0", "by a deer")} <= found
+    actual = {(" ".join(nodes[v]["words"]), role, " ".join(nodes[a]["words"])) for v, a, role in edges}
+    assert {("attacked", "ARG1", "someone"), ("attacked", "ARG0", "by a deer")} <= actual

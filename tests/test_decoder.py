@@ -1,4 +1,4 @@
-"""Whatever a file does to its decoder, the reader gets a reason and the next video is read."""
+"""Any bad file fails with a reason, and the next video is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import av
 import numpy as np
 import psutil
 import pytest
-from videos import encode
+from videos import encode, paint
 
 from amex.extract.video.feeder import Feeder
 from amex.extract.video.feeders import Feeders
@@ -38,7 +38,7 @@ def feeders() -> Iterator[Feeders]:
 
 
 def outcome(feeders: Feeders, path: Path, *requests: SamplingRequest) -> list[Done | Failed]:
-    """What became of each request, in order; the events must end in one End."""
+    """Return the Done or Failed event of each request, in order. The last event must be the only End."""
     events = list(feeders.read(path, requests or (WHOLE,)))
     assert isinstance(events[-1], End)
     final: dict[int, Done | Failed] = {}
@@ -52,7 +52,7 @@ def outcome(feeders: Feeders, path: Path, *requests: SamplingRequest) -> list[Do
 
 
 def damage(path: Path, begin: float, length: float, seed: int = 0) -> Path:
-    """Replaces a stretch of a file, given in shares of its size, with noise."""
+    """Overwrite a range of a file, given as shares of its size, with noise."""
     data = bytearray(path.read_bytes())
     at, count = int(len(data) * begin), int(len(data) * length)
     data[at : at + count] = np.random.default_rng(seed).bytes(count)
@@ -85,8 +85,8 @@ def no_frames(path: Path) -> Path:
 
 def faststart(path: Path) -> Path:
     """A file whose index comes first, so that it still opens when its end is missing."""
-    whole = encode(path.with_name("whole.mp4"), frames=120)
-    with av.open(str(whole)) as reader, av.open(str(path), "w", options={"movflags": "faststart"}) as writer:
+    complete = encode(path.with_name("whole.mp4"), frames=120)
+    with av.open(str(complete)) as reader, av.open(str(path), "w", options={"movflags": "faststart"}) as writer:
         stream = reader.streams.video[0]
         out = writer.add_stream_from_template(stream)
         for packet in reader.demux(stream):
@@ -100,7 +100,7 @@ VP9 = {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8
 MPEG4 = {"codec": "mpeg4", "options": {"bf": "2", "g": "12", "b": "4000000"}}
 MPEG2 = {"codec": "mpeg2video", "options": {"bf": "2", "g": "12", "b": "4000000"}}
 
-# name -> (how it is made, stage of the failure, words of the reason)
+# name -> (function that makes the file, stage of the failure, words of the reason)
 BAD = {
     "empty.mp4": (lambda p: p.write_bytes(b""), "open", "empty"),
     "garbage.mp4": (lambda p: p.write_bytes(np.random.default_rng(1).bytes(50_000)), "open", "not a video"),
@@ -125,9 +125,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_a_failure_with_a_reason_and_the_next_file_is_read(
-    name: str, tmp_path: Path, feeders: Feeders
-) -> None:
+def test_a_bad_file_fails_with_a_reason_and_the_next_file_is_read(name: str, tmp_path: Path, feeders: Feeders) -> None:
     make, stage, words = BAD[name]
     path = tmp_path / name
     make(path)
@@ -140,12 +138,12 @@ def test_a_bad_file_is_a_failure_with_a_reason_and_the_next_file_is_read(
     assert outcome(feeders, good) == [Done(0, 20)]
 
 
-def test_what_the_matroska_reader_says_is_heard_among_decoding_threads(tmp_path: Path) -> None:
-    # It stops at damage without an error; only its words tell, and they need not be the last in the log.
+def test_errors_of_the_matroska_reader_are_found_with_several_decoding_threads(tmp_path: Path) -> None:
+    # The reader stops at damage without an error. It only logs a message, which need not be the last in the log.
     path = encode(tmp_path / "short.mkv", frames=20)
     with tempfile.TemporaryFile() as log:
         feeder = Feeder(io.BytesIO(), log.fileno(), None)
-        frames = pyav_frames(str(path), 1, Fraction(600), feeder.complaints)
+        frames = pyav_frames(str(path), 1, Fraction(600), feeder.read_log)
         next(frames)
         log.write(b"[matroska,webm @ 0x55] Element at 0x1 exceeds containing master element ending at 0x2\n")
         log.write(b"[h264 @ 0x56] Error splitting the input into NAL units.\n")
@@ -155,7 +153,7 @@ def test_what_the_matroska_reader_says_is_heard_among_decoding_threads(tmp_path:
 
 
 @pytest.mark.parametrize("name", [name for name in BAD if name.startswith(("truncated", "damaged"))])
-def test_clips_before_the_damage_are_whole(name: str, tmp_path: Path, feeders: Feeders) -> None:
+def test_clips_before_the_damage_are_complete(name: str, tmp_path: Path, feeders: Feeders) -> None:
     BAD[name][0](tmp_path / name)
     start = 16 / 30 if name.endswith("mpg") else 0.0
     early = SamplingRequest(start, start + 0.5, Sampling(frames=4, stride=4))
@@ -182,10 +180,10 @@ def test_a_clip_outside_its_video_fails_and_one_between_two_frames_has_the_frame
 
 
 def test_a_decoder_that_hangs_is_killed_at_the_deadline(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.mp4")  # opening it blocks for ever, in native code
+    os.mkfifo(tmp_path / "pipe.mp4")  # opening it blocks forever in native code
     feeders = Feeders(deadline=1.5)
     encode(tmp_path / "good.mp4", frames=20)
-    outcome(feeders, tmp_path / "good.mp4")  # the process is up: its start is not what takes long
+    outcome(feeders, tmp_path / "good.mp4")  # the process has started, so the start does not count
     begin = time.monotonic()
     (failed,) = outcome(feeders, tmp_path / "pipe.mp4")
     assert isinstance(failed, Failed)
@@ -197,14 +195,14 @@ def test_a_decoder_that_hangs_is_killed_at_the_deadline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-def test_a_decoder_that_dies_costs_one_video(number: signal.Signals, tmp_path: Path, feeders: Feeders) -> None:
-    long = encode(tmp_path / "long.mkv", frames=600, codec="mpeg4", options={"b": "400000"})  # PyAV serves it
+def test_a_decoder_that_dies_fails_one_video(number: signal.Signals, tmp_path: Path, feeders: Feeders) -> None:
+    long = encode(tmp_path / "long.mkv", frames=600, codec="mpeg4", options={"b": "400000"})  # decoded by PyAV
     events = feeders.read(long, [BEGINNING, SamplingRequest(10.0, None, Sampling(frames=1, stride=1))])
-    seen = list(itertools.islice(events, 8))
+    events_seen = list(itertools.islice(events, 8))
     os.kill(feeders.pids[0], number)
-    seen += events
-    assert isinstance(seen[0], Opened)
-    finished = [event for event in seen if isinstance(event, Done | Failed)]
+    events_seen += events
+    assert isinstance(events_seen[0], Opened)
+    finished = [event for event in events_seen if isinstance(event, Done | Failed)]
     assert isinstance(finished[-1], Failed)
     assert number.name in finished[-1].reason
     good = encode(tmp_path / "good.mp4", frames=20)
@@ -215,17 +213,28 @@ def test_pyav_takes_over_where_decord_dies(tmp_path: Path, feeders: Feeders) -> 
     path = encode(tmp_path / "long.mp4", frames=400)
     every = SamplingRequest(None, None, Sampling(frames=1, stride=1))
     events = feeders.read(path, [every])
-    seen = list(itertools.islice(events, 20))
-    assert seen[0] == Opened("decord")
+    events_seen = list(itertools.islice(events, 20))
+    assert events_seen[0] == Opened("decord")
     os.kill(feeders.pids[0], signal.SIGSEGV)
-    seen += events
-    at = next(index for index, event in enumerate(seen) if isinstance(event, Restart))
-    assert seen[at + 1] == Opened("pyav (decord hung or died)")
-    assert sum(isinstance(event, Window) for event in seen[at:]) == 400
-    assert seen[-2:] == [Done(0, 400), End(400)]
+    events_seen += events
+    at = next(index for index, event in enumerate(events_seen) if isinstance(event, Restart))
+    assert events_seen[at + 1] == Opened("pyav (decord hung or died)")
+    assert sum(isinstance(event, Window) for event in events_seen[at:]) == 400
+    assert events_seen[-2:] == [Done(0, 400), End(400)]
 
 
-def test_the_decoder_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [48, 96, 144])
+def test_frames_of_narrow_videos_have_three_channels(width: int, tmp_path: Path, feeders: Feeders) -> None:
+    """decord pads the lines of such frames and returns more channels."""
+    path = encode(tmp_path / "narrow.mp4", frames=3, width=width, height=48, options={"g": "1"})
+    request = SamplingRequest(None, None, Sampling(frames=3, stride=3))
+    (window,) = [event.pixels.copy() for event in feeders.read(path, [request]) if isinstance(event, Window)]
+    expected = [paint(number, width, 48) for number in range(3)]
+    assert window.shape == (3, 48, width, 3)
+    assert np.abs(window.astype(int) - expected).mean() < 8
+
+
+def test_the_decoder_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     import subprocess
     import sys
 
@@ -244,14 +253,14 @@ def test_the_decoder_dies_with_the_process_that_started_it(tmp_path: Path) -> No
     child.wait(timeout=10)
 
 
-def test_a_song_with_a_cover_is_no_video(tmp_path: Path, feeders: Feeders) -> None:
+def test_a_song_with_a_cover_is_not_a_video(tmp_path: Path, feeders: Feeders) -> None:
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:
         sound = container.add_stream("aac", rate=16000, layout="mono")
         cover = container.add_stream("mjpeg", rate=1)
         cover.width = cover.height = 64
         cover.pix_fmt = "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic.value  # PyAV 15 takes the number alone
+        cover.disposition = av.stream.Disposition.attached_pic.value  # PyAV 15 only accepts the number
         samples = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
         samples.sample_rate = 16000
         container.mux(sound.encode(samples))
@@ -263,9 +272,9 @@ def test_a_song_with_a_cover_is_no_video(tmp_path: Path, feeders: Feeders) -> No
     assert failed == Failed(0, "open", "no video in this file, only audio")
 
 
-def test_large_files_are_left_to_pyav(tmp_path: Path, feeders: Feeders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_decoded_by_pyav(tmp_path: Path, feeders: Feeders, monkeypatch: pytest.MonkeyPatch) -> None:
     small = encode(tmp_path / "small.mp4", frames=30)
-    # 512 MiB of decoded frames are 1,165 of them at 320x240 and 87 at 1920x1080.
+    # 512 MiB hold 1,165 decoded frames at 320x240 and 87 at 1920x1080.
     large = encode(tmp_path / "large.mp4", frames=100, width=1920, height=1080, options={"preset": "ultrafast"})
     served = {}
     for path in (small, large):
@@ -297,8 +306,8 @@ def long_video(path: Path, minutes: int) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_memory_is_bounded_whatever_the_length(tmp_path: Path, feeders: Feeders) -> None:
-    """Of a 2-hour 1080p video, enough to see that memory does not grow; test_extract reads one of ten minutes."""
+def test_memory_does_not_depend_on_the_length_of_the_video(tmp_path: Path, feeders: Feeders) -> None:
+    """Decode enough of a 2-hour 1080p video to see that memory does not grow; test_extract uses ten minutes."""
     path = long_video(tmp_path / "long.mp4", 120)
     peak = 0
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""Which decoder serves a video, what else is tried, and that sparse passes and GPUs give the frames of a whole pass."""
+"""The choice of decoders and fallbacks; sparse passes and GPUs give the frames of a forward pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from amex.extract.run.cluster import Workers
 from amex.extract.run.job import require_nvdec
 from amex.extract.video import nvdec
 from amex.extract.video.container import Header, open_video, read_index
-from amex.extract.video.decoders import Choice, DecodingRequest, choose
+from amex.extract.video.decoders import DecoderChoice, DecodingRequest, choose_decoder
 from amex.extract.video.feeder import Feeder
 from amex.extract.video.feeders import Feeders
 from amex.extract.video.frames import DecoderFailed, RgbConverter
@@ -33,7 +33,7 @@ from amex.extract.video.nvdec import nvdec_frames, nvdec_missing
 from amex.extract.video.pyav_decoder import pyav_frames
 from amex.extract.video.requests import Done, Failed, Opened, SamplingRequest
 from amex.extract.video.sampling import Sampler, Sampling
-from amex.extract.video.sparse import PacketRun, needed_packets, runs_of, trustworthy
+from amex.extract.video.sparse import PacketRun, is_consistent, needed_packets, runs_of
 
 LONGEST = Fraction(600)
 FRAMES = 240
@@ -65,18 +65,18 @@ FILES = {
 }
 
 
-def one(start: float | None = None, end: float | None = None, **sampling: object) -> SamplingRequest:
+def span(start: float | None = None, end: float | None = None, **sampling: object) -> SamplingRequest:
     return SamplingRequest(start, end, Sampling(**{"frames": 1, "stride": 1, **sampling}))
 
 
-# Each takes few frames; some of them lie on both sides of a keyframe, and before the keyframe of an open group.
+# Each needs few frames. Some are on both sides of a keyframe, or before the keyframe of an open group.
 REQUESTS = {
-    "a clip late in the file": [one(6.3, 7.3)],
-    "clips across keyframes": [one(0.9, 1.1, at="shown"), one(3.9, 4.1)],
-    "so many a clip": [one(count=2), one(4.0, None, count=1)],
-    "one frame in three seconds": [one(fps=1 / 3)],
-    "the frame on screen": [one(fps=1 / 4, at="shown")],
-    "windows with gaps": [one(4.2, 4.9, fps=15, frames=4, step=2, stride=60)],
+    "a clip late in the file": [span(6.3, 7.3)],
+    "clips across keyframes": [span(0.9, 1.1, at="shown"), span(3.9, 4.1)],
+    "so many a clip": [span(count=2), span(4.0, None, count=1)],
+    "one frame in three seconds": [span(fps=1 / 3)],
+    "the frame on screen": [span(fps=1 / 4, at="shown")],
+    "windows with gaps": [span(4.2, 4.9, fps=15, frames=4, step=2, stride=60)],
 }
 
 
@@ -93,23 +93,25 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def complaints() -> Iterator[Callable[[], list[str]]]:
+def read_log() -> Iterator[Callable[[], list[str]]]:
     with tempfile.TemporaryFile() as log:
-        yield Feeder(io.BytesIO(), log.fileno(), None).complaints
+        yield Feeder(io.BytesIO(), log.fileno(), None).read_log
 
 
-def chosen(path: Path, requests: Sequence[SamplingRequest], decoder: str = "pyav", **without: str) -> Choice:
-    request = DecodingRequest(path=str(path), requests=requests, longest=LONGEST, decoder=decoder, threads=1)
-    return choose(request, {name.replace("_", " "): why for name, why in without.items()}, list, lambda reached: None)
+def chosen(path: Path, requests: Sequence[SamplingRequest], decoder: str = "pyav", **without: str) -> DecoderChoice:
+    request = DecodingRequest(path=str(path), requests=requests, longest_frame=LONGEST, decoder=decoder, threads=1)
+    return choose_decoder(
+        request, {name.replace("_", " "): why for name, why in without.items()}, list, lambda reached: None
+    )
 
 
 def windows(
-    choice: Choice, requests: Sequence[SamplingRequest]
+    choice: DecoderChoice, requests: Sequence[SamplingRequest]
 ) -> tuple[list[list[tuple[float, float, list[bytes]]]], int, set]:
-    """For each request its windows, with their times and pixels; how many frames were decoded; the numbers in them."""
+    """Return each request's windows with times and pixels, the number of decoded frames, and the painted numbers."""
     samplers = [Sampler(each.sampling, each.start, each.end, choice.until) for each in requests]
     images: dict[int, np.ndarray] = {}
-    made: list[list[tuple[float, float, list[bytes]]]] = [[] for _ in requests]
+    actual: list[list[tuple[float, float, list[bytes]]]] = [[] for _ in requests]
     decoded, running = 0, dict(enumerate(samplers))
     for key, shown in enumerate(choice.frames()):
         decoded += shown.decoded
@@ -119,38 +121,38 @@ def windows(
                 images[key] = shown.image()
             if sampler.end <= shown.end or shown.last:
                 cut += running.pop(number).finish()
-            made[number] += [(w.start, w.end, [images[k].tobytes() for k in w.keys]) for w in cut]
+            actual[number] += [(w.start, w.end, [images[k].tobytes() for k in w.keys]) for w in cut]
         if not running:
             break
-    return made, decoded, {read_number(image) for image in images.values()}
+    return actual, decoded, {read_number(image) for image in images.values()}
 
 
 @pytest.mark.parametrize("requests", REQUESTS.values(), ids=REQUESTS)
 @pytest.mark.parametrize("name", FILES)
-def test_a_sparse_pass_gives_the_frames_and_times_of_a_whole_one(
+def test_a_sparse_pass_gives_the_frames_and_times_of_a_forward_pass(
     name: str, requests: list[SamplingRequest], files: Callable[[str], Path]
 ) -> None:
     sparse = chosen(files(name), requests)
-    whole = chosen(files(name), requests, pyav_sparse="not now")
-    assert not whole.name.startswith("pyav sparse")
-    expected, _, numbers = windows(whole, requests)
-    if sparse.decoder == "pyav":  # groups turned out so long that all of them are needed
+    forward = chosen(files(name), requests, pyav_sparse="not now")
+    assert not forward.name.startswith("pyav sparse")
+    expected, _, numbers = windows(forward, requests)
+    if sparse.decoder == "pyav":  # the groups are so long that all of them are needed
         assert name == "av1.mkv" or FILES[name] in (OPEN, FILES["variable.mkv"])
         return
-    made, decoded, seen = windows(sparse, requests)
-    assert (made, seen) == (expected, numbers)
+    actual, decoded, actual_numbers = windows(sparse, requests)
+    assert (actual, actual_numbers) == (expected, numbers)
     assert decoded < FRAMES / 2
 
 
-def test_a_sparse_pass_serves_where_few_groups_are_needed(files: Callable[[str], Path]) -> None:
+def test_a_sparse_pass_is_used_if_few_groups_are_needed(files: Callable[[str], Path]) -> None:
     starts = {name: 11.0 if name == "variable.mkv" else 7.0 for name in FILES}
-    served = {name: chosen(files(name), [one(start, start + 0.1)]).name for name, start in starts.items()}
+    served = {name: chosen(files(name), [span(start, start + 0.1)]).name for name, start in starts.items()}
     assert served == dict.fromkeys(FILES, "pyav sparse")
 
 
-def test_a_clip_that_begins_after_the_video_is_a_failure_that_says_so(files: Callable[[str], Path]) -> None:
+def test_a_clip_that_begins_after_the_video_fails_with_that_reason(files: Callable[[str], Path]) -> None:
     feeders = Feeders(deadline=20, threads=1, decoder="pyav")
-    requests = [one(11.0, 12.0), one(11.0, 12.0, count=2)]
+    requests = [span(11.0, 12.0), span(11.0, 12.0, count=2)]
     failures = [event for event in feeders.read(files("closed.mp4"), requests) if isinstance(event, Failed)]
     feeders.close()
     reason = "the clip begins at 11.000 s, the video ends at 8.000 s"
@@ -162,44 +164,48 @@ def test_a_clip_that_begins_after_the_video_is_a_failure_that_says_so(files: Cal
 def test_any_short_clip_is_the_same_in_a_sparse_pass(
     files: Callable[[str], Path], start: int, length: int, name: str
 ) -> None:
-    requests = [one(start / 100, (start + length) / 100, at="shown"), one(7.5, 7.6)]
+    requests = [span(start / 100, (start + length) / 100, at="shown"), span(7.5, 7.6)]
     sparse = chosen(files(name), requests)
-    made, *_ = windows(sparse, requests)
-    assert made == windows(chosen(files(name), requests, pyav_sparse="not now"), requests)[0]
+    actual, *_ = windows(sparse, requests)
+    assert actual == windows(chosen(files(name), requests, pyav_sparse="not now"), requests)[0]
 
 
-def test_frames_before_an_open_groups_keyframe_need_the_group_before(files: Callable[[str], Path]) -> None:
+def test_frames_before_an_open_groups_keyframe_need_the_previous_group(files: Callable[[str], Path]) -> None:
     path = files("hevc.mp4")
     container, stream = open_video(str(path))
     with container:
         index = read_index(str(path), container, stream, list, lambda reached: None)
-    assert trustworthy(index, stream.frames, LONGEST)
+    assert is_consistent(index, stream.frames, LONGEST)
     before, keyframe, *_ = [k for k in np.flatnonzero(index.keyframe) if k and index.pts[k + 1] < index.pts[k]]
     needed = np.zeros(len(index), bool)
     needed[keyframe + 1] = True
     assert runs_of(index, needed, "hevc") == (PacketRun(before, before, keyframe + 2),)
 
 
-def test_no_part_of_a_choice_looks_like_a_decoder_that_stands_still(
-    files: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A feeder is known to get on by times that increase, or by None, after which they begin again."""
-    monkeypatch.setattr("amex.extract.video.container.BEAT_PACKETS", 16)
-    monkeypatch.setattr("amex.extract.video.sparse.BEAT_PACKETS", 16)
+def test_choosing_a_decoder_sends_heartbeats(files: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats contain increasing times; None restarts them."""
+    monkeypatch.setattr("amex.extract.video.container.HEARTBEAT_PACKETS", 16)
+    monkeypatch.setattr("amex.extract.video.sparse.HEARTBEAT_PACKETS", 16)
     reached: list[Fraction | None] = []
-    request = DecodingRequest(path=str(files("closed.mp4")), requests=[one(6.3, 7.3)], longest=LONGEST, decoder="pyav")
-    assert choose(request, {}, list, reached.append).name == "pyav sparse"
+    request = DecodingRequest(
+        path=str(files("closed.mp4")), requests=[span(6.3, 7.3)], longest_frame=LONGEST, decoder="pyav"
+    )
+    assert choose_decoder(request, {}, list, reached.append).name == "pyav sparse"
     assert len(reached) > FRAMES // 16
     assert all(None in pair or pair[0] < pair[1] for pair in itertools.pairwise(reached))
 
 
-def test_what_most_frames_are_wanted_of_is_read_forwards_without_an_index(
+def test_if_most_frames_are_needed_a_forward_pass_runs_without_an_index(
     files: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from amex.extract.video import decoders
 
     monkeypatch.setattr(decoders, "read_index", None)
-    for requests in ([one()], [one(0.0, 1.0)], [one(fps=1), one(2.0)]):
+    for requests in (
+        [span()],
+        [span(0.0, 1.0)],
+        [span(fps=1), span(2.0)],
+    ):
         assert chosen(files("closed.mp4"), requests).name == "pyav"
 
 
@@ -212,26 +218,26 @@ def test_what_most_frames_are_wanted_of_is_read_forwards_without_an_index(
     ],
     ids=["edit list", "no presentation times", "not seekable"],
 )
-def test_containers_whose_index_does_not_tell_are_read_forwards(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    assert chosen(make(tmp_path), [one(3.0, 3.2)]).name == "pyav"
+def test_containers_with_an_unreliable_index_are_read_forwards(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    assert chosen(make(tmp_path), [span(3.0, 3.2)]).name == "pyav"
 
 
-def test_a_file_that_is_not_as_its_index_says_is_read_forwards(files: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_file_that_does_not_match_its_index_is_read_forwards(files: Callable[[str], Path], tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     path.write_bytes(files("closed.mp4").read_bytes())
-    requests = [one(6.3, 7.3)]
+    requests = [span(6.3, 7.3)]
     choice = chosen(path, requests)
     assert not choice.final
     encode(path, frames=FRAMES, first=7, **SMALL, options={"x264-params": X264 + "open-gop=0:bframes=0"})
-    with pytest.raises(DecoderFailed, match=r"another packet came than that of \d\.\d{3} s"):
+    with pytest.raises(DecoderFailed, match=r"unexpected packet instead of \d\.\d{3} s"):
         windows(choice, requests)
-    again = chosen(path, requests, "auto", decord="hung or died", pyav_sparse="another packet came")
-    assert again.name == "pyav (decord: hung or died; pyav sparse: another packet came)"
+    again = chosen(path, requests, "auto", decord="hung or died", pyav_sparse="unexpected packet")
+    assert again.name == "pyav (decord: hung or died; pyav sparse: unexpected packet)"
     assert again.final
 
 
 def break_frame(source: Path, target: Path, second: float) -> Path:
-    """Copies a video and overwrites the packet that is shown at ``second``."""
+    """Copy a video and overwrite the packet that is shown at ``second``."""
     with av.open(str(source)) as container:
         stream = container.streams.video[0]
         packets = [packet for packet in container.demux(stream) if packet.size]
@@ -242,12 +248,12 @@ def break_frame(source: Path, target: Path, second: float) -> Path:
     return target
 
 
-def test_a_sparse_pass_reports_damage_of_the_groups_that_it_decodes_and_of_no_others(
+def test_a_sparse_pass_reports_damage_only_of_the_groups_that_it_decodes(
     files: Callable[[str], Path], tmp_path: Path
 ) -> None:
     feeders = Feeders(deadline=20, threads=1, decoder="pyav")
-    inside = list(feeders.read(break_frame(files("closed.mp4"), tmp_path / "inside.mp4", 6.7), [one(6.6, 6.9)]))
-    outside = list(feeders.read(break_frame(files("closed.mp4"), tmp_path / "outside.mp4", 2.1), [one(6.6, 6.9)]))
+    inside = list(feeders.read(break_frame(files("closed.mp4"), tmp_path / "inside.mp4", 6.7), [span(6.6, 6.9)]))
+    outside = list(feeders.read(break_frame(files("closed.mp4"), tmp_path / "outside.mp4", 2.1), [span(6.6, 6.9)]))
     feeders.close()
     names = [event.decoder for event in inside if isinstance(event, Opened)]
     assert names[0] == "pyav sparse"
@@ -258,20 +264,20 @@ def test_a_sparse_pass_reports_damage_of_the_groups_that_it_decodes_and_of_no_ot
     assert outside[-2] == Done(0, 9)
 
 
-def test_an_index_takes_thirty_bytes_a_packet(files: Callable[[str], Path]) -> None:
+def test_an_index_takes_thirty_bytes_per_packet(files: Callable[[str], Path]) -> None:
     """A video of ten hours has a million packets."""
     path = files("closed.mp4")
     container, stream = open_video(str(path))
     with container:
         index = read_index(str(path), container, stream, list, lambda reached: None)
-        needed = needed_packets(index, [one(7.0, 7.2)], 0, Fraction(1, 30), lambda reached: None)
+        needed = needed_packets(index, [span(7.0, 7.2)], 0, Fraction(1, 30), lambda reached: None)
     arrays = (index.pts, index.dts, index.duration, index.size, index.keyframe)
     assert sum(array.nbytes for array in arrays) <= 30 * FRAMES
     assert needed.sum() == 6
 
 
-def test_an_index_that_cannot_be_read_to_its_end_says_so(files: Callable[[str], Path]) -> None:
-    """A damaged transport stream announces streams that were not there when it was opened."""
+def test_an_index_that_cannot_be_read_completely_is_marked_broken(files: Callable[[str], Path]) -> None:
+    """A damaged transport stream announces streams that did not exist when it was opened."""
     path = files("closed.ts")
     container, stream = open_video(str(path))
 
@@ -286,11 +292,11 @@ def test_an_index_that_cannot_be_read_to_its_end_says_so(files: Callable[[str], 
         index = read_index(str(path), Damaged(), stream, list, lambda reached: None)
     assert len(index) == 100
     assert index.broken == "damaged container (list index out of range)"
-    assert not trustworthy(index, 0, LONGEST)
+    assert not is_consistent(index, 0, LONGEST)
 
 
 def test_each_choice_tries_its_decoders_in_order(files: Callable[[str], Path], tmp_path: Path) -> None:
-    path, every = files("closed.mp4"), [one()]
+    path, every = files("closed.mp4"), [span()]
     assert chosen(path, every, "auto").name == "decord"
     assert chosen(path, every, "decord").name == "decord"
     assert chosen(path, every, "pyav").name == "pyav"
@@ -309,11 +315,11 @@ def test_a_choice_of_decoder_is_part_of_the_spec() -> None:
 def test_a_dry_run_times_the_decoder_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Callable[[str], Path]
 ) -> None:
-    asked: list[str] = []
+    tried: list[str] = []
 
     class Asked(Feeders):
         def header(self, path: Path) -> Header:
-            asked.append(self.decoder)
+            tried.append(self.decoder)
             return super().header(path)
 
     monkeypatch.setattr(plan, "Feeders", Asked)
@@ -321,7 +327,7 @@ def test_a_dry_run_times_the_decoder_of_the_run(
     where = ("--dataset", "folder", "--videos", videos, "--store", tmp_path / "s.zarr", "--device", "cpu")
     options = ("--stream", "r2plus1d_tiny", "--limit", 1, "--dry-run", "--decoder", "decord")
     assert amex("extract", *where, *options).exit_code == 0
-    assert asked == ["decord"]
+    assert tried == ["decord"]
 
 
 @pytest.fixture
@@ -336,19 +342,19 @@ def test_nvdec_without_a_driver_is_refused_before_the_run(no_driver: None, tmp_p
     with pytest.raises(AmexError, match=r"--decoder nvdec: this machine lacks libcuda.so.1, an NVIDIA driver; use"):
         require_nvdec("cuda", "local")
     with pytest.raises(AmexError, match=r"--decoder nvdec: this machine lacks libcuda.so.1"):
-        require_nvdec("cuda", Workers(client=None))  # started beside the planning
+        require_nvdec("cuda", Workers(client=None))  # workers that were started during planning
     encode(tmp_path / "v.mp4", frames=10, **SMALL)
-    given = ("--dataset", "folder", "--videos", tmp_path, "--store", tmp_path / "s.zarr", "--device", "cpu")
-    refused = amex("extract", *given, "--stream", "r2plus1d_tiny", "--decoder", "nvdec")
+    options = ("--dataset", "folder", "--videos", tmp_path, "--store", tmp_path / "s.zarr", "--device", "cpu")
+    refused = amex("extract", *options, "--stream", "r2plus1d_tiny", "--decoder", "nvdec")
     assert refused.exit_code == 1
     assert "--decoder nvdec needs workers with a GPU (--device cuda); use --decoder auto" in refused.output
     assert not (tmp_path / "s.zarr").exists()
 
 
-def test_a_video_that_nvdec_cannot_have_falls_back_with_the_reason(
+def test_a_video_that_nvdec_cannot_decode_falls_back_with_the_reason(
     no_driver: None, files: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    every = [one()]
+    every = [span()]
     without_driver = chosen(files("closed.mp4"), every, "nvdec")
     assert without_driver.name == "pyav (nvdec: libcuda.so.1, an NVIDIA driver)"
     monkeypatch.setattr("amex.extract.video.decoders.nvdec_missing", lambda: "")
@@ -361,19 +367,19 @@ def test_a_video_that_nvdec_cannot_have_falls_back_with_the_reason(
 
 
 @pytest.mark.skipif(not nvdec_missing(), reason="this machine can decode on a GPU")
-def test_a_gpu_that_is_not_there_is_the_decoders_failure(
-    files: Callable[[str], Path], complaints: Callable[[], list[str]]
+def test_a_missing_gpu_is_a_failure_of_the_decoder(
+    files: Callable[[str], Path], read_log: Callable[[], list[str]]
 ) -> None:
     with pytest.raises(DecoderFailed):
-        next(nvdec_frames(str(files("closed.mp4")), LONGEST, complaints))
+        next(nvdec_frames(str(files("closed.mp4")), LONGEST, read_log))
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p"])
 @pytest.mark.parametrize("size", [(208, 64), (322, 242)])
-def test_interleaved_planes_become_the_rgb_of_separate_ones(
+def test_interleaved_planes_give_the_same_rgb_as_separate_ones(
     pix_fmt: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
-    """NVDEC hands out NV12; converted directly, its RGB differs by up to 141."""
+    """NVDEC returns NV12. Converted directly, its RGB differs by up to 141."""
     width, height = size
     path = encode(tmp_path / "v.mkv", frames=2, width=width, height=height, pix_fmt=pix_fmt)
     with av.open(str(path)) as container:
@@ -386,12 +392,12 @@ def test_interleaved_planes_become_the_rgb_of_separate_ones(
 
 @pytest.mark.parametrize("name", ["closed.mp4", "open.mkv", "variable.mkv", "hevc.mp4", "hevc.ts", "vp9.webm"])
 def test_a_gpu_gives_the_frames_and_times_of_the_cpu(
-    name: str, files: Callable[[str], Path], complaints: Callable[[], list[str]]
+    name: str, files: Callable[[str], Path], read_log: Callable[[], list[str]]
 ) -> None:
     if reason := nvdec_missing():
         pytest.skip(f"NVDEC needs {reason}")
     path = str(files(name))
-    on_cpu, on_gpu = pyav_frames(path, 1, LONGEST, complaints), nvdec_frames(path, LONGEST, complaints)
+    on_cpu, on_gpu = pyav_frames(path, 1, LONGEST, read_log), nvdec_frames(path, LONGEST, read_log)
     for cpu, gpu in zip(on_cpu, on_gpu, strict=True):
         assert (cpu.begin, cpu.end, cpu.last) == (gpu.begin, gpu.end, gpu.last)
         assert np.array_equal(cpu.image(), gpu.image())

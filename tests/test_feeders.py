@@ -1,4 +1,4 @@
-"""Feeders: what they deliver does not depend on how many there are, and one that fails costs its video."""
+"""Feeders: their events do not depend on their number, and a feeder that fails only fails its video."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import encode, paint, read_number
 
-from amex.extract.video import feeder as far
-from amex.extract.video import feeders as near
+from amex.extract.video import feeder as feeder_module
+from amex.extract.video import feeders as feeders_module
 from amex.extract.video.feeders import Feeders
-from amex.extract.video.memory import Mapped, Ring, new_memory
+from amex.extract.video.memory import Ring, RingReader, new_memory
 from amex.extract.video.requests import Digest, Done, End, Event, Failed, Opened, SamplingRequest, Video, Window
 from amex.extract.video.sampling import Sampling
 from amex.extract.video.transform import Transform
@@ -37,7 +37,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def deliveries(feeders: Feeders, videos: list[Video]) -> dict[int, list[Event]]:
-    """The events of each video, with copies of the pixels of its windows."""
+    """Return the events of each video, with copies of the pixels of its windows."""
     events: dict[int, list[Event]] = {video.number: [] for video in videos}
     for video, event in feeders.run(iter(videos)):
         if isinstance(event, Window):
@@ -47,32 +47,32 @@ def deliveries(feeders: Feeders, videos: list[Video]) -> dict[int, list[Event]]:
     return events
 
 
-def test_what_comes_does_not_depend_on_the_number_of_feeders(files: list[Path]) -> None:
+def test_events_do_not_depend_on_the_number_of_feeders(files: list[Path]) -> None:
     requests = (
         SamplingRequest(None, None, Sampling(frames=4, stride=2), SMALL),
         SamplingRequest(0.1, 0.3, EVERY),
         SamplingRequest(None, None, Sampling(fps=5, frames=1, stride=1), SMALL),
     )
     videos = [Video(number, path, requests) for number, path in enumerate(files)]
-    seen = []
+    order = []
     for count in (1, 2, 4):
         feeders = Feeders(count, threads=1)
-        seen.append(deliveries(feeders, videos))
+        order.append(deliveries(feeders, videos))
         assert len(feeders.pids) == count
         feeders.close()
-    assert seen[0] == seen[1] == seen[2]
-    for events in seen[0].values():
+    assert order[0] == order[1] == order[2]
+    for events in order[0].values():
         assert isinstance(events[0], Opened)
         assert isinstance(events[-1], End)
         assert {event.request for event in events if isinstance(event, Done)} == {0, 1, 2}
 
 
-def test_a_feeder_that_hangs_costs_its_video_and_the_others_go_on(files: list[Path], tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.mp4")  # opening it blocks for ever, in native code
+def test_a_feeder_that_hangs_fails_its_video_and_the_others_continue(files: list[Path], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")  # opening it blocks forever in native code
     paths = [files[0], tmp_path / "pipe.mp4", *files[1:]]
     videos = [Video(number, path, (SamplingRequest(None, None, EVERY, SMALL),)) for number, path in enumerate(paths)]
     feeders = Feeders(2)
-    deliveries(feeders, [videos[0], videos[2]])  # the processes are up: their start is not what takes long
+    deliveries(feeders, [videos[0], videos[2]])  # the processes have started, so the start does not count
     feeders.deadline = 2.0
     events = deliveries(feeders, videos)
     feeders.close()
@@ -86,15 +86,15 @@ def test_a_feeder_that_hangs_costs_its_video_and_the_others_go_on(files: list[Pa
             assert isinstance(last, Done)
 
 
-def test_a_video_that_is_not_there_yet_holds_up_no_other(files: list[Path]) -> None:
+def test_a_video_that_is_not_available_yet_delays_no_other(files: list[Path]) -> None:
     ready: queue.SimpleQueue[Video] = queue.SimpleQueue()
 
     def videos() -> Iterator[Video | None]:
         yield Video(0, files[0], (SamplingRequest(None, None, EVERY),))
-        asked = 0
+        requested = 0
         while ready.empty():
-            asked += 1
-            assert asked < 1000
+            requested += 1
+            assert requested < 1000
             yield None
         yield ready.get()
 
@@ -109,10 +109,10 @@ def test_a_video_that_is_not_there_yet_holds_up_no_other(files: list[Path]) -> N
     assert ended == [0, 1]
 
 
-def test_a_window_larger_than_the_ring_makes_it_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_larger_than_the_ring_enlarges_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "v.mp4", frames=30)
     frame = 320 * 240 * 3
-    monkeypatch.setattr(near, "RING_BYTES", 2 * frame)  # as much as two windows of one frame
+    monkeypatch.setattr(feeders_module, "RING_BYTES", 2 * frame)  # two windows of one frame
     requests = (SamplingRequest(None, None, EVERY), SamplingRequest(0.5, None, Sampling(frames=4, stride=4)))
     feeders = Feeders()
     numbers: list[list[int]] = [[], []]
@@ -124,7 +124,7 @@ def test_a_window_larger_than_the_ring_makes_it_grow(tmp_path: Path, monkeypatch
     assert numbers[1][:12] == list(range(15, 27))
 
 
-def test_frames_that_do_not_fit_a_transform_fail_its_requests_alone(files: list[Path]) -> None:
+def test_frames_that_do_not_fit_a_transform_fail_only_its_requests(files: list[Path]) -> None:
     large = Transform(resize=None, crop=(65, 65), **PIXELS)
     requests = (SamplingRequest(None, None, EVERY, large), SamplingRequest(None, None, EVERY, SMALL))
     feeders = Feeders()
@@ -135,7 +135,7 @@ def test_frames_that_do_not_fit_a_transform_fail_its_requests_alone(files: list[
     assert Done(1, 10) in events
 
 
-def test_frames_that_change_their_size_within_a_window_are_a_reason(tmp_path: Path) -> None:
+def test_frames_that_change_their_size_within_a_window_fail_with_a_reason(tmp_path: Path) -> None:
     path = tmp_path / "grows.ts"
     with av.open(str(path), "w", format="mpegts") as out:
         stream = None
@@ -159,7 +159,7 @@ def test_frames_that_change_their_size_within_a_window_are_a_reason(tmp_path: Pa
     assert Done(1, 20) in events
 
 
-def test_the_time_of_a_feeder_is_told_by_what_it_does(files: list[Path]) -> None:
+def test_the_time_of_a_feeder_is_counted_by_activity(files: list[Path]) -> None:
     feeders = Feeders()
     *_, end = feeders.read(files[4], [SamplingRequest(None, None, EVERY, SMALL)])
     feeders.close()
@@ -168,7 +168,7 @@ def test_the_time_of_a_feeder_is_told_by_what_it_does(files: list[Path]) -> None
     assert end.seconds["transform"] > 0
 
 
-def test_the_digest_of_a_file_comes_first_where_it_is_asked_for(files: list[Path]) -> None:
+def test_the_digest_of_a_file_is_the_first_event_on_request(files: list[Path]) -> None:
     import hashlib
 
     feeders = Feeders(digest=True)
@@ -177,16 +177,16 @@ def test_the_digest_of_a_file_comes_first_where_it_is_asked_for(files: list[Path
     assert first == Digest(hashlib.sha256(files[0].read_bytes()).hexdigest())
 
 
-def test_the_digest_of_a_large_file_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(far, "BEAT_SECONDS", 0.0)
+def test_computing_the_digest_of_a_large_file_sends_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeder_module, "HEARTBEAT_SECONDS", 0.0)
     path = tmp_path / "v.mp4"
-    path.write_bytes(bytes(range(256)) * (far.DIGEST_BYTES >> 6))
+    path.write_bytes(bytes(range(256)) * (feeder_module.DIGEST_BYTES >> 6))
     beats: list[None] = []
-    assert far.file_digest(path, beats.append) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert feeder_module.file_digest(path, beats.append) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert beats == [None] * 4
 
 
-def test_a_question_for_a_header_that_is_interrupted_leaves_no_answer_for_the_next(
+def test_an_interrupted_header_request_leaves_no_answer_for_the_next_request(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feeders = Feeders()
@@ -197,14 +197,14 @@ def test_a_question_for_a_header_that_is_interrupted_leaves_no_answer_for_the_ne
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(near.select, "select", interrupted)
+        patched.setattr(feeders_module.select, "select", interrupted)
         with pytest.raises(KeyboardInterrupt):
             feeders.header(files[0])
     assert feeders.header(files[4]) == expected[1]
     feeders.close()
 
 
-def test_a_reader_that_stops_early_leaves_feeders_that_can_be_used(files: list[Path]) -> None:
+def test_feeders_can_be_used_after_a_reader_stopped_early(files: list[Path]) -> None:
     feeders = Feeders(2)
     videos = [Video(number, path, (SamplingRequest(None, None, EVERY),)) for number, path in enumerate(files)]
     next(iter(feeders.run(iter(videos))))
@@ -212,7 +212,7 @@ def test_a_reader_that_stops_early_leaves_feeders_that_can_be_used(files: list[P
     feeders.close()
 
 
-def test_a_feeder_that_was_killed_between_two_videos_costs_neither(files: list[Path]) -> None:
+def test_a_feeder_killed_between_two_videos_fails_neither(files: list[Path]) -> None:
     feeders = Feeders(1)
     videos = [Video(0, files[0], (SamplingRequest(None, None, EVERY),))]
     first = deliveries(feeders, videos)
@@ -222,7 +222,7 @@ def test_a_feeder_that_was_killed_between_two_videos_costs_neither(files: list[P
     feeders.close()
 
 
-def test_transparent_bytes_of_a_frame_are_those_that_were_painted(tmp_path: Path) -> None:
+def test_transparent_pixels_of_a_frame_have_the_painted_colours(tmp_path: Path) -> None:
     path = encode(tmp_path / "v.mp4", frames=3, options={"crf": "1"})
     feeders = Feeders()
     for event in feeders.read(path, [SamplingRequest(None, None, EVERY)]):
@@ -234,22 +234,22 @@ def test_transparent_bytes_of_a_frame_are_those_that_were_painted(tmp_path: Path
 @settings(deadline=None, max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=60),
-    held=st.integers(0, 3),
+    lag=st.integers(0, 3),
     size=st.sampled_from([64, 1024, 4096]),
 )
-def test_a_ring_gives_back_what_was_put_in_whatever_the_sizes(lengths: list[int], held: int, size: int) -> None:
-    """The reader is some windows behind, and the writer waits where there is no room."""
+def test_a_ring_returns_the_same_arrays_for_any_sizes(lengths: list[int], lag: int, size: int) -> None:
+    """The reader lags behind by some windows, and the writer waits if the ring is full."""
     descriptor = new_memory(size)
     ring = Ring(os.dup(descriptor))
-    mapped = Mapped(descriptor)
-    told: queue.Queue[tuple[int, int, tuple[int, ...], int, int] | None] = queue.Queue()
+    mapped = RingReader(descriptor)
+    offered: queue.Queue[tuple[int, int, tuple[int, ...], int, int] | None] = queue.Queue()
 
     def write() -> None:
         for number, length in enumerate(lengths):
             array, offset, until = ring.reserve((length,), np.dtype(np.uint8))
             array[:] = np.arange(length) * (number + 1) % 251
-            told.put((ring.size, offset, array.shape, until, number))
-        told.put(None)
+            offered.put((ring.size, offset, array.shape, until, number))
+        offered.put(None)
 
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
@@ -257,8 +257,8 @@ def test_a_ring_gives_back_what_was_put_in_whatever_the_sizes(lengths: list[int]
     behind: list[int] = []
     while True:
         try:
-            entry = told.get(timeout=0.05)
-        except queue.Empty:  # the writer waits for room
+            entry = offered.get(timeout=0.05)
+        except queue.Empty:  # the writer waits for free space
             ring.release(behind.pop(0))
             continue
         if entry is None:
@@ -268,7 +268,7 @@ def test_a_ring_gives_back_what_was_put_in_whatever_the_sizes(lengths: list[int]
         assert (array == np.arange(shape[0]) * (number + 1) % 251).all()
         read += 1
         behind.append(until)
-        if len(behind) > held:
+        if len(behind) > lag:
             ring.release(behind.pop(0))
     writer.join()
     os.close(ring.descriptor)

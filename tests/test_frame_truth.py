@@ -1,6 +1,6 @@
-"""Every sampled frame is the right one, and its time is right to half a frame, whatever the file.
+"""For any file, every sampled frame is the right one, and its time is exact to half a frame.
 
-The frames' numbers are painted in, so this reads them back from the pixels that an encoder would get.
+The frames contain their painted numbers. The tests read them from the pixels that an encoder would get.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ STEADY = [k / 30 for k in range(FRAMES)]
 
 
 def h264_cut(path: Path) -> Path:
-    """45 frames cut off in mid-GOP without re-encoding: the file keeps 21 frames that are not to be shown."""
+    """45 frames cut in mid-GOP without re-encoding: the file contains 21 frames that must not be shown."""
     return remux(encode(path.with_name("whole.mp4"), frames=FRAMES, **CLOSED), path, cut=1.5)
 
 
-# name -> how it is made, the true times of its frames, the number of its first frame, the decoder that serves it
+# name -> function that makes the file, true times of its frames, number of its first frame, its decoder
 FILES: dict[str, tuple[Callable[[Path], Path], list[float], int, str]] = {
     "h264_closed.mp4": (lambda p: encode(p, frames=FRAMES, **CLOSED), STEADY, 0, "decord"),
     "h264_open.mp4": (lambda p: encode(p, frames=FRAMES, **OPEN), STEADY, 0, "decord"),
@@ -55,7 +55,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], list[float], int, str]] = {
     "av1.mkv": (lambda p: encode(p, frames=FRAMES, codec="libsvtav1", options={"preset": "12"}), STEADY, 0, ""),
     "mpeg2.mpg": (
         lambda p: encode(p, frames=FRAMES, codec="mpeg2video", options={"bf": "2", "g": "12", "b": "4000000"}),
-        [16 / 30 + time for time in STEADY],  # the muxer's own start
+        [16 / 30 + time for time in STEADY],  # start time of the muxer
         0,
         "pyav",
     ),
@@ -94,18 +94,18 @@ def feeders() -> Iterator[Feeders]:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("truth")
-    made: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
 
     def get(name: str) -> Path:
-        if name not in made:
-            made[name] = FILES[name][0](folder / name)
-        return made[name]
+        if name not in paths:
+            paths[name] = FILES[name][0](folder / name)
+        return paths[name]
 
     return get
 
 
 def watch(feeders: Feeders, path: Path, *requests: SamplingRequest) -> tuple[list[list[tuple[list[int], Window]]], str]:
-    """For each request its windows, with the numbers painted into their frames; and the decoder that served."""
+    """Return each request's windows with the numbers painted into their frames, and the decoder."""
     windows: list[list[tuple[list[int], Window]]] = [[] for _ in requests]
     served = ""
     for event in feeders.read(path, requests):
@@ -137,7 +137,7 @@ def test_every_frame_is_the_right_one_at_the_right_time(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_overlapping_windows_and_cut_clips_hold_the_right_frames(
+def test_overlapping_windows_and_cut_clips_have_the_right_frames(
     name: str, feeders: Feeders, files: Callable[[str], Path]
 ) -> None:
     _, times, first, _ = FILES[name]
@@ -158,7 +158,7 @@ def test_overlapping_windows_and_cut_clips_hold_the_right_frames(
 
 @pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (180, 2), (270, 3)])
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
-def test_rotation_tags_are_honoured(tmp_path: Path, degrees: int, turns: int, decoder: str) -> None:
+def test_rotation_tags_are_applied(tmp_path: Path, degrees: int, turns: int, decoder: str) -> None:
     path = encode(tmp_path / "turned.mp4", frames=8, options={"crf": "1"})
     rotate(path, degrees)
     feeders = Feeders(deadline=30, decoder=decoder)
@@ -169,14 +169,12 @@ def test_rotation_tags_are_honoured(tmp_path: Path, degrees: int, turns: int, de
         if isinstance(event, Window):
             images.append(event.pixels[0].copy())
     feeders.close()
-    # Turned back by hand (the matrix turns clockwise), the first frame is the painted one.
+    # The matrix turns clockwise. Turned back, the first frame is the painted one.
     assert read_number(np.rot90(images[3], turns)) == 3
     assert np.abs(np.rot90(images[0], turns).astype(int) - paint(0)).mean() < 12
 
 
-def test_frames_are_decoded_once_however_many_requests_want_them(
-    feeders: Feeders, files: Callable[[str], Path]
-) -> None:
+def test_frames_are_decoded_once_for_all_requests(feeders: Feeders, files: Callable[[str], Path]) -> None:
     requests = [
         SamplingRequest(None, None, Sampling(frames=16, stride=2)),
         SamplingRequest(0.5, 3.0, Sampling(frames=8, stride=1)),
@@ -189,16 +187,16 @@ def test_frames_are_decoded_once_however_many_requests_want_them(
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "b.webm", "c.avi", "deep/er/d.mkv"])
-def test_so_many_frames_a_clip_are_spread_evenly_by_both_decoders(feeders: Feeders, clips: Path, name: str) -> None:
+def test_both_decoders_spread_a_count_of_frames_evenly_over_a_clip(feeders: Feeders, clips: Path, name: str) -> None:
     four = Sampling(count=4, frames=1, stride=1)
     requests = [SamplingRequest(None, None, four), SamplingRequest(0.5, None, four), SamplingRequest(0.2, 0.8, four)]
     truth = [[5, 15, 25, 35], [18, 24, 30, 36], [8, 13, 17, 21]]
-    found: list[list[int]] = [[], [], []]
+    numbers_seen: list[list[int]] = [[], [], []]
     for event in feeders.read(clips / name, requests):
         if isinstance(event, Window):
-            found[event.request].append(read_number(event.pixels[0]))
-    # Clips begin and end on frames' edges, and middles may fall on one, where containers round differently.
-    assert np.abs(np.array(found) - truth).max() <= 1
+            numbers_seen[event.request].append(read_number(event.pixels[0]))
+    # Clips start and end at bounds of frames. A midpoint may be on a bound, which containers round differently.
+    assert np.abs(np.array(numbers_seen) - truth).max() <= 1
 
 
 def test_decoding_stops_when_the_last_clip_ends(feeders: Feeders, files: Callable[[str], Path]) -> None:
@@ -206,7 +204,7 @@ def test_decoding_stops_when_the_last_clip_ends(feeders: Feeders, files: Callabl
     assert end.frames == 30
 
 
-def test_real_clips_have_the_frames_that_were_counted(feeders: Feeders, real_data: Path) -> None:
+def test_real_clips_have_the_counted_frames(feeders: Feeders, real_data: Path) -> None:
     import csv
 
     with (real_data / "videos.csv").open() as handle:
@@ -218,5 +216,5 @@ def test_real_clips_have_the_frames_that_were_counted(feeders: Feeders, real_dat
         assert not failures, (name, failures)
         starts = [event.start for event in events if isinstance(event, Window)]
         assert starts == sorted(starts)
-        # The second stream of this file is counted there, the best one is decoded here.
+        # The reference counts the second stream of this file; amex decodes the best one.
         assert name.endswith("nasa_13013.mp4") or end.frames >= int(row["frames_decoded"]), name

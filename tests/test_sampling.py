@@ -1,4 +1,4 @@
-"""Windows are what their definition says, for any clip, rate, window and stride."""
+"""Windows match their definition for any clip, rate, window and stride."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from amex.errors import AmexError
-from amex.extract.encoders.presets import DEFAULT_PRESET, PRESETS
+from amex.extract.encoders.kinds import DEFAULT_PRESET
+from amex.extract.encoders.presets import PRESETS
 from amex.extract.video.sampling import SampledWindow, Sampler, Sampling, exact
 
 samplings = st.builds(
@@ -22,7 +23,7 @@ samplings = st.builds(
     stride=st.integers(1, 12),
     tail=st.sampled_from(["pad", "drop"]),
 )
-# Presentation times in whole milliseconds, as Matroska has them: any start, any gaps.
+# Presentation times in whole milliseconds, as in Matroska, with any start and any gaps.
 timelines = st.tuples(
     st.integers(-500, 5000), st.lists(st.integers(1, 200), min_size=1, max_size=120), st.integers(1, 100)
 )
@@ -51,7 +52,7 @@ def run(
 
 
 def samples(sampling: Sampling, edges: list[Fraction], start: Fraction, end: Fraction) -> list[int]:
-    """The sampled frames, written down at once, looking at the whole clip."""
+    """Return the sampled frames by the definition, from all frames of the clip at once."""
     frames = range(len(edges) - 1)
     end = min(end, edges[-1])
     begun = [key for key in frames if start <= edges[key] < end]
@@ -62,7 +63,7 @@ def samples(sampling: Sampling, edges: list[Fraction], start: Fraction, end: Fra
         return inside
     rate = exact(sampling.fps)
     origin = max(start, edges[inside[0]])
-    margin = 0 if sampling.at == "shown" else 1 / (100 * rate)  # for clocks that round the end
+    margin = 0 if sampling.at == "shown" else 1 / (100 * rate)  # for clocks that round the end of the clip
     sequence = []
     for k in itertools.count():
         instant = origin + k / rate
@@ -76,22 +77,22 @@ def samples(sampling: Sampling, edges: list[Fraction], start: Fraction, end: Fra
 
 
 def by_definition(sampling: Sampling, edges: list[Fraction], start: Fraction, end: Fraction) -> list[tuple[int, ...]]:
-    """The windows over the sampled frames."""
+    """Return the windows of the sampled frames."""
     sequence = samples(sampling, edges, start, end)
     windows, at = [], 0
     covered = 0
     while at < len(sequence) and (at == 0 or covered < len(sequence)):
         positions = [at + j * sampling.step for j in range(sampling.frames)]
-        there = [sequence[p] for p in positions if p < len(sequence)]
+        present = [sequence[p] for p in positions if p < len(sequence)]
         covered = at + sampling.span
-        if len(there) == len(positions) or sampling.tail == "pad":
-            windows.append(tuple(there + there[-1:] * (len(positions) - len(there))))
+        if len(present) == len(positions) or sampling.tail == "pad":
+            windows.append(tuple(present + present[-1:] * (len(positions) - len(present))))
         at += sampling.stride
     return windows
 
 
 @given(samplings, timelines)
-def test_windows_are_those_of_the_definition(sampling: Sampling, timeline: tuple) -> None:
+def test_windows_match_their_definition(sampling: Sampling, timeline: tuple) -> None:
     edges = edges_of(timeline)
     far = Fraction(10**9)
     assert [window.keys for window in run(sampling, edges)] == by_definition(sampling, edges, -far, far)
@@ -101,7 +102,7 @@ def test_windows_are_those_of_the_definition(sampling: Sampling, timeline: tuple
 @example(Sampling(fps=1, frames=1, stride=1, at="shown"), (0, [10_000, 10_000], 10_000), 12_000, 6_000)
 @example(Sampling(fps=1, frames=1, stride=1), (0, [10_000, 10_000], 10_000), 12_000, 6_000)
 @example(Sampling(frames=1, stride=1), (0, [10_000, 10_000], 10_000), 12_000, 6_000)
-def test_a_clip_has_exactly_the_frames_that_its_rule_says(
+def test_a_clip_has_exactly_the_frames_of_its_rule(
     sampling: Sampling, timeline: tuple, start: int, length: int
 ) -> None:
     edges = edges_of(timeline)
@@ -118,42 +119,42 @@ def test_a_clip_has_exactly_the_frames_that_its_rule_says(
 SLIDES = [Fraction(second) for second in (0, 10, 20, 30)]
 
 
-def test_the_frame_on_screen_is_sampled_also_if_it_began_before_the_clip() -> None:
+def test_the_frame_on_screen_is_sampled_even_if_it_starts_before_the_clip() -> None:
     shown = Sampling(fps=1, frames=1, stride=1, at="shown")
     assert [window.keys for window in run(shown, SLIDES, 12, 18)] == [(1,)] * 6
     assert [window.keys for window in run(shown, SLIDES, 5, 15)] == [(0,)] * 5 + [(1,)] * 5
-    assert run(shown, SLIDES, 12, 18)[0] == SampledWindow((1,), 10.0, 20.0)  # when the frame is shown, not the sample
+    assert run(shown, SLIDES, 12, 18)[0] == SampledWindow((1,), 10.0, 20.0)  # the time of the frame, not of the sample
     assert [window.keys for window in run(Sampling(count=2, frames=1, stride=1, at="shown"), SLIDES, 5, 15)] == [
         (0,),
         (1,),
     ]
 
 
-def test_a_clip_in_which_no_frame_begins_has_the_frame_on_screen_under_every_rule() -> None:
+def test_a_clip_in_which_no_frame_starts_has_the_frame_on_screen_under_every_rule() -> None:
     for sampling in (Sampling(frames=1, stride=1), Sampling(fps=0.1, frames=1), Sampling(count=1, frames=1)):
         assert [window.keys for window in run(sampling, SLIDES, 12, 18)] == [(1,)], sampling
     assert [window.keys for window in run(Sampling(fps=1, frames=1, stride=1), SLIDES, 5, 15)] == [(1,)] * 5
 
 
 @given(st.sampled_from([24000, 25000, 30000, 60000]), st.sampled_from([1000, 1001]), st.integers(0, 200_000))
-def test_a_bound_computed_from_a_frames_number_is_that_frames_time(rate: int, base: int, number: int) -> None:
+def test_a_bound_computed_from_a_frame_number_equals_that_frames_time(rate: int, base: int, number: int) -> None:
     assert exact(number * base / rate) == Fraction(number * base, rate)
 
 
 @given(st.integers(0, 10_000_000))
-def test_a_bound_is_the_decimal_that_was_written(hundredths: int) -> None:
+def test_a_bound_is_exactly_the_written_decimal(hundredths: int) -> None:
     assert exact(hundredths / 100) == Fraction(hundredths, 100)
 
 
 @given(samplings, st.integers(0, 300))
-def test_count_is_the_number_of_windows_made(sampling: Sampling, samples: int) -> None:
+def test_the_predicted_number_of_windows_is_correct(sampling: Sampling, samples: int) -> None:
     native = Sampling(frames=sampling.frames, step=sampling.step, stride=sampling.stride, tail=sampling.tail)
     windows = run(native, steady(samples)) if samples else []
     assert native.windows(samples) == len(windows)
 
 
 @given(samplings, timelines)
-def test_no_more_than_a_window_of_frames_is_held(sampling: Sampling, timeline: tuple) -> None:
+def test_a_sampler_holds_at_most_one_window_of_frames(sampling: Sampling, timeline: tuple) -> None:
     edges = edges_of(timeline)
     sampler = Sampler(sampling)
     for key in range(len(edges) - 1):
@@ -166,7 +167,7 @@ def test_no_more_than_a_window_of_frames_is_held(sampling: Sampling, timeline: t
 @given(
     st.integers(1, 20), st.sampled_from(["shown", "nearest"]), timelines, st.integers(-600, 9000), st.integers(1, 9000)
 )
-def test_so_many_samples_a_clip_are_the_middles_of_equal_stretches(
+def test_a_count_of_samples_is_taken_at_the_middles_of_equal_intervals(
     count: int, at: str, timeline: tuple, start: int, length: int
 ) -> None:
     edges = edges_of(timeline)
@@ -179,22 +180,22 @@ def test_so_many_samples_a_clip_are_the_middles_of_equal_stretches(
         middle = first + (index + Fraction(1, 2)) * (last - first) / count
         (key,) = window.keys
         assert edges[key] <= middle < edges[key + 1]
-    whole = run(Sampling(count=count, frames=count, stride=count, at=at), edges, begin, end)
-    assert [key for window in whole for key in window.keys] == [window.keys[0] for window in windows]
+    full_clip = run(Sampling(count=count, frames=count, stride=count, at=at), edges, begin, end)
+    assert [key for window in full_clip for key in window.keys] == [window.keys[0] for window in windows]
 
 
-def test_resampling_to_the_same_rate_repeats_and_skips_nothing_on_a_millisecond_clock() -> None:
+def test_resampling_to_the_same_rate_keeps_every_frame_once_on_a_millisecond_clock() -> None:
     edges = [Fraction(round(k * 1000 / 30), 1000) for k in range(301)]
     windows = run(Sampling(fps=30, frames=1, stride=1), edges)
     assert [window.keys[0] for window in windows] == list(range(300))
 
 
-def test_one_frame_a_second_of_ten_seconds_is_ten_frames() -> None:
+def test_one_frame_per_second_of_ten_seconds_is_ten_frames() -> None:
     windows = run(Sampling(fps=1, frames=1, stride=1), steady(250))
     assert [window.keys[0] for window in windows] == list(range(0, 250, 25))
 
 
-def test_the_tail_is_padded_with_its_last_frame_or_dropped() -> None:
+def test_the_tail_is_padded_with_the_last_frame_or_dropped() -> None:
     edges = steady(20)
     assert run(Sampling(frames=16, stride=16), edges)[1].keys == (16, 17, 18, *[19] * 13)
     assert run(Sampling(frames=16, stride=16), edges)[1].end == pytest.approx(0.8)
@@ -219,7 +220,7 @@ def test_impossible_sampling_is_refused_by_name(wrong: dict) -> None:
         Sampling(**wrong)
 
 
-# What decides the numbers of streams that were made before there was `at`. Stores hold them as part of their specs.
+# Sampling of streams from before the option `at`. The specs in stores contain it.
 OLDER = {  # fps, frames, step, stride
     "r2plus1d_18": (None, 16, 1, 16),
     "r2plus1d_tiny": (8, 12, 1, 4),
@@ -238,14 +239,14 @@ OLDER = {  # fps, frames, step, stride
 }
 
 
-def test_older_presets_sample_and_are_recorded_as_they_were() -> None:
+def test_older_presets_keep_their_sampling_and_spec() -> None:
     for name, numbers in OLDER.items():
         expected = dict(zip(("fps", "frames", "step", "stride"), numbers, strict=True)) | {"tail": "pad"}
         assert PRESETS[name].sampling.spec == expected, name
         assert PRESETS[name].sampling.at == "nearest"
 
 
-def test_frames_and_clip_take_the_frame_on_screen_by_default() -> None:
+def test_image_networks_and_clip_sample_the_frame_on_screen_by_default() -> None:
     assert {"frames_1fps_shown", "clip4clip_shown"} <= PRESETS.keys() - OLDER.keys()
     for network, older in (("resnet152", "frames_1fps"), ("clip_vit_b32", "clip4clip"), ("clip", "clip4clip")):
         preset = PRESETS[DEFAULT_PRESET[network]]

@@ -1,4 +1,4 @@
-"""Where the time of a run went is said in shares that add up, and what limits it is named where it is certain."""
+"""A run reports how its time was spent in shares that add up, and its bottleneck if it is certain."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_shares_of_workers_and_of_feeders_add_up(seconds: dict[str, float]) 
         assert all(0 <= share <= 1 for share in group.values())
 
 
-def test_two_workers_have_the_shares_of_one_that_did_the_same() -> None:
+def test_two_workers_have_the_same_shares_as_one_with_the_same_work() -> None:
     total = Report()
     for _ in range(2):
         total.add(Report(seconds=dict(ENCODING)))
@@ -42,19 +42,19 @@ def test_two_workers_have_the_shares_of_one_that_did_the_same() -> None:
     [
         (DECODING, "decoding limits: more --feeders"),
         (ENCODING, "encoding limits"),
-        ({"encode": 60.0, "wait": 3.0, "decode": 5.0, "blocked": 0.1}, "encoding limits"),  # all decoded long before
+        ({"encode": 60.0, "wait": 3.0, "decode": 5.0, "blocked": 0.1}, "encoding limits"),  # decoded long before
         (DECODING | {"wait": 10.0, "blocked": 20.0}, ""),  # balanced
         ({name: each / 100 for name, each in DECODING.items()}, ""),  # too short to tell
-        ({"encode": 100.0, "write": 1.0, "wait": 50.0}, ""),  # text has no feeders
+        ({"encode": 100.0, "write": 1.0, "wait": 50.0}, ""),  # text streams have no feeders
         ({}, ""),
     ],
 )
-def test_what_limits_a_run_is_named_where_it_is_certain(seconds: dict[str, float], hint: str) -> None:
+def test_the_limit_of_a_run_is_named_if_it_is_certain(seconds: dict[str, float], hint: str) -> None:
     assert shares_of(seconds).hint == hint
     assert str(shares_of(seconds)).endswith(hint)
 
 
-def test_shares_are_read_as_percentages() -> None:
+def test_shares_are_printed_as_percentages() -> None:
     assert str(shares_of(DECODING)) == (
         "workers 50% encode, 10% write, 40% idle; feeders 90% decode, 10% transform, 0% blocked; "
         "decoding limits: more --feeders"
@@ -64,7 +64,7 @@ def test_shares_are_read_as_percentages() -> None:
 
 
 @pytest.mark.parametrize("kind", [LiveDisplay, LineDisplay])
-def test_the_progress_line_ends_in_what_limits_the_run(kind: type[LiveDisplay] | type[LineDisplay]) -> None:
+def test_the_progress_line_ends_with_the_limit_of_the_run(kind: type[LiveDisplay] | type[LineDisplay]) -> None:
     written = io.StringIO()
     display = kind(Console(file=written, width=200))
     display.begin(1, 4, 0)
@@ -73,17 +73,17 @@ def test_the_progress_line_ends_in_what_limits_the_run(kind: type[LiveDisplay] |
     assert written.getvalue().rstrip().endswith("decoding limits: more --feeders")
 
 
-def test_a_run_says_where_its_time_went(clips: Path, tmp_path: Path, cluster: str) -> None:
-    made = extract(clips, tmp_path / "s.zarr", cluster, "--limit", 2, "--feeders", 2, *TINY)
-    assert set(made["report"]["seconds"]) == {*WORKER, *FEEDERS}
-    assert min(made["report"]["seconds"].values()) >= 0
+def test_a_run_reports_how_its_time_was_spent(clips: Path, tmp_path: Path, cluster: str) -> None:
+    result = extract(clips, tmp_path / "s.zarr", cluster, "--limit", 2, "--feeders", 2, *TINY)
+    assert set(result["report"]["seconds"]) == {*WORKER, *FEEDERS}
+    assert min(result["report"]["seconds"].values()) >= 0
     for group, names in (("worker", WORKER), ("feeders", FEEDERS)):
-        assert set(made["shares"][group]) == set(names.values())
-        assert sum(made["shares"][group].values()) == pytest.approx(1)
-    told = amex(
+        assert set(result["shares"][group]) == set(names.values())
+        assert sum(result["shares"][group].values()) == pytest.approx(1)
+    output = amex(
         "extract", "--dataset", "folder", "--videos", clips, "--store", tmp_path / "s.zarr", "--cluster", cluster, *TINY
     )
-    assert "\n  time: workers " in told.stdout
+    assert "\n  time: workers " in output.stdout
     nothing = extract(clips, tmp_path / "s.zarr", cluster, *TINY)
     assert nothing["shares"] == {
         "worker": dict.fromkeys(WORKER.values(), 0.0),

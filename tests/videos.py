@@ -1,7 +1,7 @@
-"""Real video files whose every frame carries its own number, painted as black and white blocks.
+"""Real video files whose frames contain their own numbers, painted as black and white blocks.
 
-Tests encode them with PyAV, decode them through amex and read the number back, so "the right frame" is a fact about
-pixels and not about an index.
+Tests encode them with PyAV, decode them with amex and read the numbers. The pixels, not an index, thus prove that a
+frame is the right one.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ BLOCK = 16  # pixels: survives chroma subsampling and coarse quantisation
 
 
 def paint(number: int, width: int = 320, height: int = 240) -> np.ndarray:
-    """One RGB frame (height, width, 3) uint8 with ``number`` in its top two block rows, over a moving gradient."""
+    """Return an RGB frame (height, width, 3) uint8: a moving gradient with ``number`` in the top two rows of blocks."""
     x = (np.arange(width) + 3 * number).astype(np.uint8)[None, :]  # modulo 256
     y = np.arange(height).astype(np.uint8)[:, None]
     image = np.stack(np.broadcast_arrays(x, y, x + y), axis=-1) // 2 + 64
     for bit in range(BITS):
         value = 235 if number >> bit & 1 else 20
         image[:BLOCK, bit * BLOCK : (bit + 1) * BLOCK] = value
-        image[BLOCK : 2 * BLOCK, bit * BLOCK : (bit + 1) * BLOCK] = 255 - value  # the complement guards the reading
+        image[BLOCK : 2 * BLOCK, bit * BLOCK : (bit + 1) * BLOCK] = 255 - value  # the complement detects errors
     return image
 
 
 def read_number(image: np.ndarray) -> int:
-    """The number painted into ``image``; raises AssertionError where the blocks contradict each other."""
+    """Return the number painted into ``image``; raise AssertionError if the blocks contradict each other."""
     number = 0
     for bit in range(BITS):
         column = slice(bit * BLOCK + 4, (bit + 1) * BLOCK - 4)
@@ -48,7 +48,7 @@ _encoded: dict[tuple[object, ...], bytes] = {}
 
 @contextlib.contextmanager
 def usual_scheduling() -> Iterator[None]:
-    """Where root encodes AV1, SVT-AV1 makes the calling thread a real-time one, which starves all other processes."""
+    """Undo the real-time scheduling that SVT-AV1 sets as root on the calling thread; it starves other processes."""
     before = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
@@ -69,7 +69,7 @@ def encode(
     height: int = 240,
     first: int = 0,
 ) -> Path:
-    """Writes ``frames`` numbered frames; ``pts`` (in 1/1000 s) makes the rate variable or the start non-zero.
+    """Write ``frames`` numbered frames. ``pts`` (in 1/1000 s) makes the rate variable or the start non-zero.
 
     Files of one session that are to hold the same are encoded once.
     """
@@ -97,7 +97,7 @@ def encode(
 
 
 def one_empty(folder: Path, count: int, frames: int) -> Path:
-    """Fills a folder with ``count`` videos; the last is an empty file."""
+    """Write ``count`` videos to a folder; the last is an empty file."""
     for index in range(count - 1):
         encode(folder / f"v{index}.mp4", frames=frames, options={"preset": "ultrafast"}, first=index)
     (folder / "v9.mp4").write_bytes(b"")
@@ -105,8 +105,8 @@ def one_empty(folder: Path, count: int, frames: int) -> Path:
 
 
 def remux(source: Path, target: Path, *, cut: float = 0.0, offset: float = 0.0) -> Path:
-    """Copies packets without decoding. ``cut`` starts the presentation inside a GOP, as ``ffmpeg -ss T -c copy`` does:
-    the packets from the keyframe before it stay, under negative times and an edit list."""
+    """Copy packets without decoding. ``cut`` starts the presentation inside a GOP, like ``ffmpeg -ss T -c copy``: the
+    packets from the previous keyframe on stay in the file, with negative times and an edit list."""
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
         stream = reader.streams.video[0]
         out = writer.add_stream_from_template(stream)
@@ -124,7 +124,7 @@ def remux(source: Path, target: Path, *, cut: float = 0.0, offset: float = 0.0) 
 
 
 def rotate(path: Path, degrees: int) -> Path:
-    """Has an MP4 file shown turned clockwise: by the display matrix of the track header, as a phone writes it."""
+    """Rotate an MP4 file clockwise by the display matrix of its track header, as phones do."""
     data = bytearray(path.read_bytes())
     matrix = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
     at = data.index(b"tkhd") + 4 + 40

@@ -1,10 +1,10 @@
-"""From a video file to finished windows: decoding with true timestamps, sampling, transforms. Knows no network.
+"""Decode video files into windows of frames: true timestamps, sampling, transforms. No networks.
 
-    Feeders(4).run(videos)  # events of ``requests.py``, in the order in which they come
+    Feeders(4).run(videos)  # yields the events of ``requests.py``
 
-A ``Video`` is a file and the ``SamplingRequest``s of it. ``Feeders`` hands each to a process of ``feeder``, which asks
-``decoders`` for frames, ``sampling`` for what to take of them and ``transform`` for their pixels, and answers through
-``memory`` that both map.
+A ``Video`` is a file with its ``SamplingRequest``s. ``Feeders`` sends each video to a ``feeder`` process. There
+``decoders`` yields frames, ``sampling`` selects them, ``transform`` resizes and crops them, and ``memory`` shares the
+windows with the worker.
 """
 
 from .container import Header

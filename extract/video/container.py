@@ -1,4 +1,4 @@
-"""Video files as containers: opening them safely, what their headers say, the index of their packets, their damage."""
+"""Video containers: open a file safely, read its header and the index of its packets, and detect damage."""
 
 from __future__ import annotations
 
@@ -14,35 +14,38 @@ import av
 import av.error
 import numpy as np
 
-from .frames import BEAT_PACKETS, Unreadable, short_reason
+from .frames import HEARTBEAT_PACKETS, Unreadable, short_reason
 
-# The containers that are opened, by FFmpeg's names for their readers: those of manifests.videos.EXTENSIONS, and sound,
-# to say that it is. Lists of other files (concat, HLS, DASH, SDP, numbered images) are none: what they name would be
-# read in their place. Nor are bare streams of a codec, whose times FFmpeg makes up.
+# The allowed containers, by FFmpeg's names: those of manifests.videos.EXTENSIONS, and audio files, for a clear error.
+# Playlists (concat, HLS, DASH, SDP, numbered images) are not allowed, because FFmpeg would read the files that they
+# name. Raw codec streams are not allowed, because they have no timestamps.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,gif,ogg,mxf,mp3,aac,wav,flac"
-# Neither may a container name other files: no protocol but that of files, no references out of a QuickTime file.
+# A container may not refer to other files: only local files are opened, and references in QuickTime files are ignored.
 ISOLATED = {
     "format_whitelist": CONTAINERS,
     "protocol_whitelist": "file",
     "enable_drefs": "0",
     "use_absolute_path": "0",
 }
-# Containers that store no presentation times, only an order: the i-th frame shown has the i-th decoding time.
+# Containers without presentation times: the i-th frame in presentation order has the i-th decoding time.
 WITHOUT_PTS = frozenset({"avi"})
-# Containers that do not say how long they are: FFmpeg estimates it from the bytes that are there.
+# Containers that do not store their duration. FFmpeg estimates it from the size.
 ESTIMATED = frozenset({"gif", "mpegts", "mpeg"})
-# A video whose timestamps exceed the longest that one frame may be shown, and this rate too, is damaged: a screen that
-# stands still takes more. Bytes a second.
-LEAST_RATE = 2
-# A file whose packets add up to so many times its size is read in a circle.
-MOST_READ = 16
+# Minimum bytes per second of an undamaged video. Even a static screen needs more. Fewer bytes mean that the timestamps
+# are damaged, unless the video is no longer than one frame may be shown.
+MIN_BYTE_RATE = 2
+# If the packets add up to more than this many times the size of the file, the reader is in a loop.
+MAX_READ_FACTOR = 16
 
 
 def open_video(path: str, hwaccel: Any = None) -> tuple[Any, Any]:
-    """A PyAV container and its video stream; raises Unreadable.
+    """Open a file; return the PyAV container and its video stream.
 
     Args:
-        hwaccel: an ``av.codec.hwaccel.HWAccel`` that decodes; None: the CPU.
+        hwaccel: ``av.codec.hwaccel.HWAccel`` to decode with; None decodes on the CPU.
+
+    Raises:
+        Unreadable: if the file is not a video.
     """
     try:
         if os.path.isfile(path) and os.path.getsize(path) == 0:
@@ -52,7 +55,7 @@ def open_video(path: str, hwaccel: Any = None) -> tuple[Any, Any]:
         raise Unreadable("open", f"not a video file, or an incomplete one ({short_reason(error)})") from error
     except av.error.ArgumentError as error:
         raise Unreadable(
-            "open", "not a container of video: amex opens no playlists, no still images, no bare streams"
+            "open", "not a video container: amex does not open playlists, still images or raw codec streams"
         ) from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise Unreadable("open", short_reason(error)) from error
@@ -61,21 +64,21 @@ def open_video(path: str, hwaccel: Any = None) -> tuple[Any, Any]:
         kinds = sorted({other.type for other in container.streams if other is not stream})
         raise Unreadable("open", f"no video in this file, only {', '.join(kinds) or 'a header'}")
     if stream.codec_context is None:
-        raise Unreadable("open", "the file does not say, or FFmpeg does not know, by which codec its video was encoded")
+        raise Unreadable("open", "the codec of the video is missing in the file, or FFmpeg does not support it")
     if not stream.time_base:
-        raise Unreadable("open", "the file does not say in which unit its times are")
+        raise Unreadable("open", "the file does not store the unit of its timestamps")
     return container, stream
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its video, on its own clock.
+    """The header of a video, in seconds on the video's own clock.
 
     Attributes:
-        begin: seconds.
-        end: seconds, None where the file does not say.
+        begin: start of the first frame.
+        end: end of the last frame; None if the file does not store it.
         rate: frames per second.
-        stated: whether the end is the file's own word, and not what FFmpeg makes of the bytes that are there.
+        stated: whether the file stores the end; otherwise FFmpeg estimates it from the size of the file.
     """
 
     begin: float
@@ -85,26 +88,26 @@ class Header:
 
 
 def read_header(path: str) -> Header:
-    """Reads no more of a video than its header; raises Unreadable."""
+    """Read the header of a video file. Raise Unreadable if it is not a video."""
     container, stream = open_video(path)
     with container:
         return header_of(path, container, stream)
 
 
 def header_of(path: str, container: Any, stream: Any) -> Header:
-    """The header of an open video."""
+    """Return the header of an open video."""
     begin, end = (container.start_time or 0) / 1e6, None
     if stream.duration:
         begin = float((stream.start_time or 0) * stream.time_base)
         end = begin + float(stream.duration * stream.time_base)
     elif container.duration:
         end = begin + container.duration / 1e6
-    stated = end is not None and container.format.name not in ESTIMATED and not is_cut_avi(path)
+    stated = end is not None and container.format.name not in ESTIMATED and not is_truncated_avi(path)
     return Header(begin, end, float(stream.average_rate or 25), stated)
 
 
-def is_cut_avi(path: str) -> bool:
-    """Whether a file is an AVI that says it is larger than it is; FFmpeg then counts what is there."""
+def is_truncated_avi(path: str) -> bool:
+    """Return whether a file is an AVI that is shorter than its header says. FFmpeg then estimates the duration."""
     with open(path, "rb") as file:
         head = file.read(12)
     return head[:4] == b"RIFF" and int.from_bytes(head[4:8], "little") + 8 > os.path.getsize(path)
@@ -112,17 +115,17 @@ def is_cut_avi(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Index:
-    """The packets of a video in the order in which they are stored, without their data.
+    """The packets of a video in storage order, without their data.
 
     Attributes:
-        pts: presentation times in ticks, int64. Of ``broken`` containers, and of those WITHOUT_PTS, of no use.
-        dts: decoding times in ticks, int64; those of presentation where the container does not say.
-        duration: ticks, int64, 0 where the container does not say.
+        pts: presentation times in ticks, int64. Invalid if ``broken``, and for containers in WITHOUT_PTS.
+        dts: decoding times in ticks, int64; the presentation time if the container does not store one.
+        duration: ticks, int64; 0 if the container does not store it.
         size: bytes, int32.
         keyframe: bool.
-        base: seconds a tick.
-        end: when the last frame ceases to be shown, seconds, as far as the container could be read.
-        broken: why the times of presentation cannot be had from here; empty if they can.
+        base: seconds per tick.
+        end: end of the last frame in seconds, as far as the container is readable.
+        broken: why the presentation times are not reliable; empty if they are.
     """
 
     pts: np.ndarray
@@ -139,15 +142,15 @@ class Index:
 
     @cached_property
     def order(self) -> np.ndarray:
-        """The packets in the order in which their frames are shown: positions in the arrays, int64."""
+        """Indices of the packets in presentation order, int64."""
         return np.argsort(self.pts, kind="stable")
 
     def intervals(self, last_duration: Fraction, first: int = 0) -> Iterator[tuple[Fraction, Fraction]]:
-        """When each frame is shown, in order: its own time and the next one's; the last one for its duration.
+        """Yield begin and end of each frame in presentation order. A frame ends when the next one begins.
 
         Args:
-            last_duration: in seconds, of a last packet whose container does not say how long it is shown.
-            first: leave out so many frames.
+            last_duration: seconds for the last frame if the container does not store its duration.
+            first: number of frames to skip.
         """
         begin = None
         for packet in self.order[first:]:
@@ -159,32 +162,37 @@ class Index:
 
     @cached_property
     def typical_gap(self) -> Fraction:
-        """The mean time from a frame to the next, to a tick, in seconds."""
+        """The mean time between frames in seconds, rounded to a tick."""
         first, last = int(self.pts[self.order[0]]), int(self.pts[self.order[-1]])
         return (round((last - first) / (len(self) - 1)) if len(self) > 1 else 1) * self.base
 
-    def too_long(self, longest: Fraction) -> bool:
-        """Whether a frame is shown for longer than ``longest`` seconds, or all for longer than their bytes justify."""
+    def exceeds_duration(self, longest_frame: Fraction) -> bool:
+        """Return whether a frame is longer than ``longest_frame`` seconds, or the video is too long for its size."""
         pts = self.pts[self.order]
         last = int(self.duration[self.order[-1]]) * self.base or self.typical_gap
         longest_gap = max(int(np.diff(pts).max(initial=0)) * self.base, last)
         span = int(pts[-1] - pts[0]) * self.base + last
-        return longest_gap > longest or span > justified(longest, int(self.size.sum()))
+        return longest_gap > longest_frame or span > plausible_seconds(longest_frame, int(self.size.sum()))
 
 
 def read_index(
-    path: str, container: Any, stream: Any, complaints: Callable[[], list[str]], alive: Callable[[Fraction], None]
+    path: str, container: Any, stream: Any, read_log: Callable[[], list[str]], heartbeat: Callable[[Fraction], None]
 ) -> Index:
-    """Reads all packets of an open video and decodes none. Calls ``alive`` now and then with the time it is at."""
+    """Read all packets of an open video without decoding.
+
+    Args:
+        read_log: returns the lines that FFmpeg logged since the last call.
+        heartbeat: called regularly with the time reached.
+    """
     pts, dts, duration, size, keyframe = array("q"), array("q"), array("q"), array("i"), array("b")
     without_pts = container.format.name in WITHOUT_PTS
-    most = most_read(path)
+    most = max_packet_bytes(path)
     end = total = 0
     broken = ""
     try:
         for number, packet in enumerate(container.demux(stream)):
-            if number % BEAT_PACKETS == 0:
-                alive(end * stream.time_base)
+            if number % HEARTBEAT_PACKETS == 0:
+                heartbeat(end * stream.time_base)
             if not packet.size:
                 continue
             total += packet.size
@@ -201,9 +209,9 @@ def read_index(
             duration.append(packet.duration or 0)
             size.append(packet.size)
             keyframe.append(packet.is_keyframe)
-    except (av.error.FFmpegError, ValueError, IndexError) as error:  # what is damaged shows when it is decoded
+    except (av.error.FFmpegError, ValueError, IndexError) as error:  # decoding reports the damage
         broken = broken or f"damaged container ({short_reason(error)})"
-    if complaints():
+    if read_log():
         broken = broken or "damaged container"
     return Index(
         pts=np.asarray(pts),
@@ -217,27 +225,27 @@ def read_index(
     )
 
 
-def most_read(path: str) -> float:
-    """How many bytes the packets of a file may come to."""
-    return MOST_READ * os.path.getsize(path) if os.path.isfile(path) else float("inf")
+def max_packet_bytes(path: str) -> float:
+    """Return the maximum total size of a file's packets in bytes."""
+    return MAX_READ_FACTOR * os.path.getsize(path) if os.path.isfile(path) else float("inf")
 
 
-def justified(longest: Fraction, size: int) -> Fraction:
-    """How many seconds packets of ``size`` bytes may come to."""
-    return longest + Fraction(size, LEAST_RATE)
+def plausible_seconds(longest_frame: Fraction, size: int) -> Fraction:
+    """Return the maximum plausible length in seconds of packets with ``size`` bytes."""
+    return longest_frame + Fraction(size, MIN_BYTE_RATE)
 
 
 def frame_period(stream: Any) -> Fraction:
-    """Seconds for which a frame is shown whose container does not say."""
+    """Return the seconds that a frame is shown if the container does not store its duration."""
     rate = stream.average_rate or stream.guessed_rate
     return 1 / rate if rate else stream.time_base
 
 
-def gif_is_whole(path: str) -> bool:
-    """Whether the blocks of a GIF lead to its trailer; its reader takes the end of the file for one."""
+def gif_is_complete(path: str) -> bool:
+    """Return whether a GIF ends with its trailer. FFmpeg does not report a truncated GIF."""
     with open(path, "rb") as file:
 
-        def table(flags: int) -> int:  # of colours
+        def colour_table_size(flags: int) -> int:
             return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
         def skip_blocks() -> None:
@@ -245,15 +253,15 @@ def gif_is_whole(path: str) -> bool:
                 file.seek(count, os.SEEK_CUR)
 
         try:
-            file.seek(table(file.read(13)[10]), os.SEEK_CUR)
+            file.seek(colour_table_size(file.read(13)[10]), os.SEEK_CUR)
             while (kind := file.read(1)[0]) != 0x3B:
-                if kind == 0x2C:  # an image: its place, its colours, the size of its codes
-                    file.seek(table(file.read(9)[8]) + 1, os.SEEK_CUR)
-                elif kind == 0x21:  # an extension: its label
+                if kind == 0x2C:  # image: skip the position, the colour table and the code size
+                    file.seek(colour_table_size(file.read(9)[8]) + 1, os.SEEK_CUR)
+                elif kind == 0x21:  # extension: skip the label
                     file.seek(1, os.SEEK_CUR)
                 else:
                     return False
                 skip_blocks()
             return True
-        except IndexError:  # the file has ended
+        except IndexError:  # end of file
             return False

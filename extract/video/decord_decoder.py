@@ -1,7 +1,7 @@
-"""Frames from decord: for the videos that it was measured to serve right.
+"""Decoding with decord, for the videos that it decodes correctly as measured.
 
-decord decodes a whole file ahead of its reader (3.9 GB and growing after 9 s of a 900-frame 1080p file whose first
-frames alone were read), returns duplicates for frames it could not decode, and knows nothing of edit lists.
+decord decodes the whole file ahead of its reader: reading only the first frames of a 900-frame 1080p file used 3.9 GB
+after 9 s. It returns duplicates for frames that it cannot decode, and it ignores edit lists.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
+from ...errors import plural
 from .container import WITHOUT_PTS, Index
-from .frames import DecoderFailed, Shown, short_reason
+from .frames import DecoderFailed, TimedFrame, short_reason
 
-# decord serves a file of at most so many bytes, and a video of at most so many bytes of decoded frames: its memory is
-# the sum of the two.
+# Maximum bytes of a file and of its decoded frames for decord. Its memory is the sum of the two.
 DECORD_FILE_BYTES = 64 << 20
 DECORD_FRAME_BYTES = 512 << 20
-# Codecs whose damage decord reports. It returns broken MPEG-4 part 2 and MPEG-2 frames without a word.
+# Codecs for which decord reports damage. It returns broken MPEG-4 part 2 and MPEG-2 frames without an error.
 DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
-# Those of them that show frames in the order in which they are stored.
+# Codecs whose storage order is the presentation order.
 IN_ORDER = frozenset({"vp8", "vp9", "av1"})
 
 
-def decord_objection(
-    path: str, container: Any, stream: Any, index: Callable[[], Index], longest: Fraction, *, bounded: bool
+def decord_rejection(
+    path: str, container: Any, stream: Any, index: Callable[[], Index], longest_frame: Fraction, *, bounded: bool
 ) -> str:
-    """Why decord may not serve an open video; empty if it may.
+    """Return why decord cannot be used for an open video; empty if it can.
 
     Args:
-        index: reads the packets; called only where the header allows decord.
-        longest: for so many seconds at most a frame may be shown.
-        bounded: whether its memory is bounded. What its frames are wrong for is refused either way.
+        index: reads the packets; called only if the header allows decord.
+        longest_frame: maximum seconds that a frame may be shown.
+        bounded: whether to reject videos that need too much memory. Videos with wrong frames are always rejected.
     """
     codec = stream.codec_context.codec.canonical_name
     if bounded and os.path.getsize(path) > DECORD_FILE_BYTES:
@@ -55,25 +55,33 @@ def decord_objection(
         return "repeated presentation times"
     if bounded and stream.codec_context.width * stream.codec_context.height * 3 * len(pts) > DECORD_FRAME_BYTES:
         return f"over {DECORD_FRAME_BYTES >> 20} MiB decoded"
-    if packets.too_long(longest):
-        return "frames that are shown too long"
+    if packets.exceeds_duration(longest_frame):
+        return "frames shown for too long"
     return ""
 
 
-def decord_frames(path: str, index: Index, threads: int) -> Iterator[Shown]:
-    """Frames from decord, read one after the other, paired in order with the presentation times of the packets."""
+def decord_frames(path: str, index: Index, threads: int) -> Iterator[TimedFrame]:
+    """Yield the frames of decord with the presentation times of the packets.
+
+    Raises:
+        DecoderFailed: if decord fails, or counts other frames than the container.
+    """
     import decord
 
-    decord.logging.set_level(decord.logging.INFO)  # its FFmpeg says at no higher one that it conceals what is broken
+    decord.logging.set_level(decord.logging.INFO)  # FFmpeg reports concealed errors only at this level
     count = len(index)
     try:
-        # Above zero and below one frame: decord then raises where it would return a duplicate instead.
+        # Less than one frame, but not zero: decord then raises an error instead of returning a duplicate.
         reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=threads, fault_tol=0.5 / count)
         if len(reader) != count:
-            raise DecoderFailed(f"decord counts {len(reader)} frames, the container holds {count}")
+            raise DecoderFailed(f"decord counts {plural(len(reader), 'frame')}, the container holds {count:,}")
         for number, (begin, end) in enumerate(index.intervals(index.typical_gap)):
-            yield Shown(begin, end, reader.next().asnumpy, number == count - 1)
+            frame = reader.next()
+            # For some widths, such as 96 pixels, decord returns the padding of lines as additional channels.
+            if frame.shape[2] != 3:
+                raise DecoderFailed(f"decord returns frames of {frame.shape[2]} channels")
+            yield TimedFrame(begin, end, frame.asnumpy, number == count - 1)
     except DecoderFailed:
         raise
-    except Exception as error:  # of many kinds, for files of many kinds
+    except Exception as error:  # decord raises many types
         raise DecoderFailed(short_reason(error)) from error

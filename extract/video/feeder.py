@@ -1,8 +1,8 @@
-"""A feeder: a process that turns one video after another into finished windows. Its other end is ``feeders.py``.
+"""A feeder: a process that decodes videos into windows. ``feeders.py`` is the other end, in the worker.
 
-Follow a frame in ``Feeder.run``: decoded, taken by the samplers of the requests that want it, transformed once for each
-transform, and copied into shared memory with the windows it completes. A process of its own, because native decoders
-hang and crash. Imports no torch, so that it starts in a fraction of a second and is small.
+Follow a frame in ``Feeder.run``: it is decoded, selected by the samplers of the requests, transformed once per
+transform, and copied to shared memory with the windows that it completes. Decoding has its own process, because native
+decoders hang and crash. The process does not import torch, so that it starts fast and stays small.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ import av
 import numpy as np
 
 from .container import read_header
-from .decoders import DecodingRequest, choose
-from .frames import BEAT_FRAMES, DecoderFailed, Shown, Unreadable, short_reason
+from .decoders import DecodingRequest, choose_decoder
+from .frames import HEARTBEAT_FRAMES, DecoderFailed, TimedFrame, Unreadable, short_reason
 from .memory import Ring
 from .requests import SamplingRequest
 from .sampling import SampledWindow, Sampler, Sampling, exact
 from .transform import Transform, TransformError
 
-# FFmpeg's complaints at this level and above are damage: 34 undamaged camera files cause none.
+# FFmpeg messages of this level or above mean damage. 34 undamaged camera files caused none.
 LOG_LEVEL = av.logging.ERROR
-# What scales and converts decoded frames remarks on files that are whole.
+# Prefixes of messages from scalers and filters, which also appear for undamaged files.
 REMARKS = ("[in @", "[swscaler @", "[Parsed_")
-# Tell the worker at least after so many seconds that decoding moves on.
-BEAT_SECONDS = 2.0
-# Bytes of a file that are digested at a time.
+# Maximum seconds between heartbeats to the worker.
+HEARTBEAT_SECONDS = 2.0
+# Bytes of a file that are read and digested at a time.
 DIGEST_BYTES = 1 << 20
 
 
 @dataclass
-class Sampled:
+class ActiveRequest:
     """A request while its video is decoded.
 
     Attributes:
-        index: which of the video's requests.
-        frames: transformed frames by key, shared by all requests of one transform.
+        index: number of the request in its video.
+        frames: key -> transformed frame. Requests with the same transform share this dictionary.
+        windows: number of windows sent so far.
     """
 
     index: int
@@ -58,29 +59,29 @@ class Sampled:
 
 
 class Clock:
-    """Seconds spent on each of several activities, one at a time."""
+    """Measures the seconds spent on each activity. One activity is current at any time."""
 
     def __init__(self) -> None:
         self.seconds = {"decode": 0.0, "transform": 0.0, "blocked": 0.0}
-        self._doing, self._since = "decode", time.perf_counter()
+        self._activity, self._since = "decode", time.perf_counter()
 
-    def now(self, doing: str) -> None:
-        """From now on it is this."""
-        moment = time.perf_counter()
-        self.seconds[self._doing] += moment - self._since
-        self._doing, self._since = doing, moment
+    def switch(self, activity: str) -> None:
+        """Start another activity."""
+        now = time.perf_counter()
+        self.seconds[self._activity] += now - self._since
+        self._activity, self._since = activity, now
 
 
 class Feeder:
-    """Answers requests with events, a JSON line each; the pixels of windows lie in the ring.
+    """Answers messages with events, one JSON line each. The pixels of windows are in the ring.
 
-    ``{"path", "probe": true}`` asks for a video's header: the answer is one event, ``header`` or ``fail``.
+    ``{"path", "probe": true}`` asks for a video's header. The answer is one event, ``header`` or ``fail``.
 
-    ``{"path", "requests": [[start, end, sampling, transform], ...], ...}`` asks for a pass over a video; the answer is
-    a sequence of events (see ``requests.py``), ``end`` or a ``fail`` of no request the last of them. Further fields are
-    ``threads``; ``decoder``, and ``without``, those that failed on this video and how; ``longest``, the seconds for
-    which a frame may be shown; ``keep``, whether a request that meets damage keeps what came before; and ``digest``,
-    whether the file's sha256 is wanted.
+    ``{"path", "requests": [[start, end, sampling, transform], ...], ...}`` asks for a pass over a video. The answer is
+    a sequence of events (see ``requests.py``). The last one is ``end``, or a ``fail`` without a request. More fields:
+    ``threads``; ``decoder``; ``failed_decoders``, the decoders that failed on this video -> reason; ``longest_frame``,
+    the maximum seconds that a frame may be shown; ``keep_damaged``, whether a request keeps its windows before damage;
+    ``digest``, whether to compute the sha256 of the file.
     """
 
     def __init__(self, output: BinaryIO, log: int, ring: Ring) -> None:
@@ -89,10 +90,10 @@ class Feeder:
         self.log_read = 0
         self.ring = ring
         self.clock = Clock()
-        self.reached: Fraction | None = None  # how far the video was decoded
+        self.reached: Fraction | None = None  # end of the last decoded frame, in seconds
 
-    def complaints(self) -> list[str]:
-        """What the native libraries have logged since the last call, line by line."""
+    def read_log(self) -> list[str]:
+        """Return the lines that native libraries logged since the last call."""
         size = os.fstat(self.log).st_size
         if size == self.log_read:
             return []
@@ -102,14 +103,16 @@ class Feeder:
         return [short_reason(line) for line in lines if line and not line.startswith(REMARKS)]
 
     def send(self, event: str, **fields: Any) -> None:
+        """Write an event to the pipe."""
         self.output.write(json.dumps({"event": event, **fields}).encode() + b"\n")
 
-    def alive(self, reached: Fraction | None) -> None:
-        """Says that work goes on, and how far it is; None: it starts over."""
+    def heartbeat(self, reached: Fraction | None) -> None:
+        """Report that work continues and the time reached in the video; None: it starts from the beginning."""
         self.send("beat", reached=None if reached is None else float(reached))
         self.output.flush()
 
-    def serve(self, message: dict[str, Any]) -> None:
+    def answer(self, message: dict[str, Any]) -> None:
+        """Answer one message. Any error fails only its video."""
         self.reached = None
         self.clock = Clock()
         try:
@@ -121,192 +124,211 @@ class Feeder:
             self.fail(error.stage, str(error))
         except BrokenPipeError:
             raise
-        except Exception as error:  # a video that surprises us costs itself, not the process
-            where = "" if self.reached is None else f" after {float(self.reached):.3f} s"
-            what = f"{type(error).__name__}: {short_reason(error)}"
-            self.fail("decode", f"the decoder failed unexpectedly{where} ({what})")
+        except Exception as error:  # reported as the failure of this video; the process continues with the next one
+            position = "" if self.reached is None else f" after {float(self.reached):.3f} s"
+            reason = f"{type(error).__name__}: {short_reason(error)}"
+            self.fail("decode", f"the decoder failed unexpectedly{position} ({reason})")
 
     def fail(self, stage: str, reason: str) -> None:
+        """Report that the whole video failed."""
         self.send("fail", stage=stage, reason=reason)
 
     def decode(self, message: dict[str, Any]) -> None:
-        """One pass over a video, or a further one where a decoder gives up."""
+        """Decode a video in one pass. If a decoder fails, start again with the next decoder."""
         path = message["path"]
         if message["digest"]:
-            self.send("digest", sha256=file_digest(path, self.alive))
+            self.send("digest", sha256=file_digest(path, self.heartbeat))
             self.output.flush()
-        asked = DecodingRequest(
+        request = DecodingRequest(
             path=path,
-            requests=[parse_request(request) for request in message["requests"]],
-            longest=exact(message["longest"]),
+            requests=[parse_request(record) for record in message["requests"]],
+            longest_frame=exact(message["longest_frame"]),
             decoder=message["decoder"],
             threads=message["threads"],
         )
-        without = dict(message["without"])
+        failed_decoders = dict(message["failed_decoders"])
         while True:
-            choice = choose(asked, without, self.complaints, self.alive)
+            choice = choose_decoder(request, failed_decoders, self.read_log, self.heartbeat)
             self.send("open", decoder=choice.name, retry=None if choice.final else choice.decoder)
             self.output.flush()
             try:
-                self.run(choice.frames(), asked, choice.until, final=choice.final, keep=message["keep"])
+                self.run(
+                    choice.frames(), request, choice.until, final=choice.final, keep_damaged=message["keep_damaged"]
+                )
                 return
             except DecoderFailed as error:
-                without[choice.decoder] = str(error)
+                failed_decoders[choice.decoder] = str(error)
                 self.send("restart")
 
     def run(
-        self, frames: Iterator[Shown], asked: DecodingRequest, until: Fraction | float, *, final: bool, keep: bool
+        self,
+        frames: Iterator[TimedFrame],
+        decoding: DecodingRequest,
+        until: Fraction | float,
+        *,
+        final: bool,
+        keep_damaged: bool,
     ) -> None:
-        """Feeds the sampler of every request from one pass and sends windows and finished requests.
+        """Pass the frames to the samplers of all requests; send the windows and the results of the requests.
 
         Args:
-            until: when the video ends, where a request asks for so many samples a clip.
-            final: whether complaints are the video's damage, and no reason to try another decoder.
-            keep: whether a request that meets damage keeps what came before.
+            until: end of the video in seconds, for requests with a ``count`` of samples.
+            final: whether no other decoder is left. If so, logged errors mean that the video is damaged.
+            keep_damaged: whether a request keeps its windows before damage.
+
+        Raises:
+            DecoderFailed: if the decoder failed and another one is left.
         """
         transformed: dict[Transform | None, dict[int, np.ndarray]] = {}
         waiting = []
-        for index, request in enumerate(asked.requests):
+        for index, request in enumerate(decoding.requests):
             sampler = Sampler(request.sampling, request.start, request.end, until)
-            waiting.append(Sampled(index, request, sampler, transformed.setdefault(request.transform, {})))
-        waiting.sort(key=lambda sampled: sampled.sampler.start, reverse=True)
-        active: list[Sampled] = []
+            waiting.append(ActiveRequest(index, request, sampler, transformed.setdefault(request.transform, {})))
+        waiting.sort(key=lambda item: item.sampler.start, reverse=True)
+        active: list[ActiveRequest] = []
         damage: Unreadable | None = None
         count, beat = 0, time.monotonic()
-        self.complaints()
+        self.read_log()
         try:
-            for key, shown in enumerate(frames):
-                count, self.reached = count + shown.decoded, shown.end
-                while waiting and (waiting[-1].sampler.start < shown.end or waiting[-1].sampler.start == shown.begin):
+            for key, frame in enumerate(frames):
+                count, self.reached = count + frame.decoded, frame.end
+                while waiting and (waiting[-1].sampler.start < frame.end or waiting[-1].sampler.start == frame.begin):
                     active.append(waiting.pop())
-                made: list[tuple[Sampled, SampledWindow]] = []
+                complete: list[tuple[ActiveRequest, SampledWindow]] = []
                 image: np.ndarray | None = None
-                for sampled in active.copy():
-                    windows = sampled.sampler.push(key, shown.begin, shown.end, last=shown.last)
-                    wanted = sampled.sampler.holds(key) or any(key in window.keys for window in windows)
-                    if wanted and key not in sampled.frames:
+                for item in active.copy():
+                    windows = item.sampler.push(key, frame.begin, frame.end, last=frame.last)
+                    needed = item.sampler.holds(key) or any(key in window.keys for window in windows)
+                    if needed and key not in item.frames:
                         if image is None:
-                            image = shown.image()
-                        if not self.transform(sampled, key, image):
-                            active.remove(sampled)
+                            image = frame.image()
+                        if not self.transform(item, key, image):
+                            active.remove(item)
                             continue
-                    made += [(sampled, window) for window in windows]
-                self.send_windows(made, active)
-                for sampled in [each for each in active if each.sampler.end <= shown.end or shown.last]:
-                    self.finish(sampled, active)
-                self.forget(active, transformed)
+                    complete += [(item, window) for window in windows]
+                self.send_windows(complete, active)
+                for item in [item for item in active if item.sampler.end <= frame.end or frame.last]:
+                    self.finish(item, active)
+                self.drop_frames(active, transformed)
                 if not active and not waiting:
                     break
-                if key % BEAT_FRAMES == 0 or time.monotonic() > beat + BEAT_SECONDS:
+                if key % HEARTBEAT_FRAMES == 0 or time.monotonic() > beat + HEARTBEAT_SECONDS:
                     beat = time.monotonic()
-                    self.alive(shown.end)
-                    if not final and (lines := self.complaints()):
+                    self.heartbeat(frame.end)
+                    if not final and (lines := self.read_log()):
                         raise DecoderFailed(lines[-1])
         except Unreadable as error:
             damage = error
-        if not final and (lines := self.complaints()):
+        if not final and (lines := self.read_log()):
             raise DecoderFailed(lines[-1])
-        for sampled in active.copy():  # requests that the damage cuts off
-            self.cut_off(sampled, active, damage, asked.path, keep=keep)
-        for sampled in waiting:  # requests that begin after the last frame
+        for item in active.copy():  # requests that the damage cuts off
+            self.cut_off(item, active, damage, decoding.path, keep_damaged=keep_damaged)
+        for item in waiting:  # requests that begin after the last frame
             if damage is not None:
-                self.send("fail", request=sampled.index, stage=damage.stage, reason=str(damage))
+                self.send("fail", request=item.index, stage=damage.stage, reason=str(damage))
                 continue
-            begins, ends = float(sampled.sampler.start), float(self.reached)
-            reason = f"the clip begins at {begins:.3f} s, the video ends at {ends:.3f} s"
-            self.send("fail", request=sampled.index, stage="sample", reason=reason)
-        self.clock.now("decode")
+            begin, end = float(item.sampler.start), float(self.reached)
+            reason = f"the clip begins at {begin:.3f} s, the video ends at {end:.3f} s"
+            self.send("fail", request=item.index, stage="sample", reason=reason)
+        self.clock.switch("decode")
         seconds = {name: round(value, 6) for name, value in self.clock.seconds.items()}
         self.send("end", frames=count, seconds=seconds)
 
-    def transform(self, sampled: Sampled, key: int, image: np.ndarray) -> bool:
-        """Keeps a frame as a request wants it; False if it does not fit, and the request has failed."""
-        self.clock.now("transform")
+    def transform(self, item: ActiveRequest, key: int, image: np.ndarray) -> bool:
+        """Transform and store a frame of a request. If that is not possible, fail the request and return False."""
+        self.clock.switch("transform")
         try:
-            transform = sampled.request.transform
-            sampled.frames[key] = image if transform is None else transform(image)
+            transform = item.request.transform
+            item.frames[key] = image if transform is None else transform(image)
         except TransformError as error:
-            self.send("fail", request=sampled.index, stage="transform", reason=str(error))
+            self.send("fail", request=item.index, stage="transform", reason=str(error))
             return False
         finally:
-            self.clock.now("decode")
+            self.clock.switch("decode")
         return True
 
     def cut_off(
-        self, sampled: Sampled, active: list[Sampled], damage: Unreadable | None, path: str, *, keep: bool
+        self,
+        item: ActiveRequest,
+        active: list[ActiveRequest],
+        damage: Unreadable | None,
+        path: str,
+        *,
+        keep_damaged: bool,
     ) -> None:
-        """Ends a request at damage: with what it has, or as a failure."""
-        windows = sampled.sampler.finish() if keep else []
-        if not keep or not sampled.sampler.windows:
-            active.remove(sampled)
-            self.send("fail", request=sampled.index, stage=damage.stage, reason=str(damage))
+        """End a request at damage: send the windows before it if ``keep_damaged``, else fail the request."""
+        windows = item.sampler.finish() if keep_damaged else []
+        if not keep_damaged or not item.sampler.windows:
+            active.remove(item)
+            self.send("fail", request=item.index, stage=damage.stage, reason=str(damage))
             return
-        self.send_windows([(sampled, window) for window in windows], active)
-        if sampled not in active:
+        self.send_windows([(item, window) for window in windows], active)
+        if item not in active:
             return
-        active.remove(sampled)
+        active.remove(item)
         header = read_header(path)
-        end = min(float(sampled.sampler.end), header.end if header.stated else float("inf"))
+        end = min(float(item.sampler.end), header.end if header.stated else float("inf"))
         missing = None if end == float("inf") else round(max(0.0, end - float(self.reached)), 3)
-        frames = sampled.sampler.frames
-        self.send("done", request=sampled.index, frames=frames, missing=missing, damage=str(damage))
+        frames = item.sampler.frames
+        self.send("done", request=item.index, frames=frames, missing=missing, damage=str(damage))
 
-    def finish(self, sampled: Sampled, active: list[Sampled]) -> None:
-        self.send_windows([(sampled, window) for window in sampled.sampler.finish()], active)
-        if sampled in active:
-            active.remove(sampled)
-            self.send("done", request=sampled.index, frames=sampled.sampler.frames)
+    def finish(self, item: ActiveRequest, active: list[ActiveRequest]) -> None:
+        """Send the last windows of a request and report that it is done."""
+        self.send_windows([(item, window) for window in item.sampler.finish()], active)
+        if item in active:
+            active.remove(item)
+            self.send("done", request=item.index, frames=item.sampler.frames)
 
-    def send_windows(self, windows: list[tuple[Sampled, SampledWindow]], active: list[Sampled]) -> None:
-        """Copies windows into shared memory and tells of them."""
-        for sampled, window in windows:
-            if sampled not in active:
+    def send_windows(self, windows: list[tuple[ActiveRequest, SampledWindow]], active: list[ActiveRequest]) -> None:
+        """Copy windows to shared memory and report them."""
+        for item, window in windows:
+            if item not in active:
                 continue
-            frames = [sampled.frames[key] for key in window.keys]
+            frames = [item.frames[key] for key in window.keys]
             shapes = list(dict.fromkeys(frame.shape for frame in frames))
             if len(shapes) > 1:
                 sizes = ", then ".join(f"{width}x{height}" for height, width, _ in shapes)
-                active.remove(sampled)
+                active.remove(item)
                 reason = f"the size of the frames changes within a window: {sizes}"
-                self.send("fail", request=sampled.index, stage="transform", reason=reason)
+                self.send("fail", request=item.index, stage="transform", reason=reason)
                 continue
-            self.output.flush()  # what was sent before must be read to make room
-            self.clock.now("blocked")
+            self.output.flush()  # the worker must read the earlier windows to free space in the ring
+            self.clock.switch("blocked")
             pixels, offset, until = self.ring.reserve((len(frames), *shapes[0]), frames[0].dtype)
-            self.clock.now("transform")
+            self.clock.switch("transform")
             np.stack(frames, out=pixels)
-            self.clock.now("decode")
+            self.clock.switch("decode")
             self.send(
                 "window",
-                request=sampled.index,
-                index=sampled.windows,
+                request=item.index,
+                index=item.windows,
                 start=window.start,
                 end=window.end,
                 place=[self.ring.size, offset, pixels.shape, pixels.dtype.str],
                 until=until,
             )
-            sampled.windows += 1
+            item.windows += 1
         if windows:
             self.output.flush()
 
     @staticmethod
-    def forget(active: list[Sampled], transformed: dict[Transform | None, dict[int, np.ndarray]]) -> None:
-        """Drops the frames that no later window uses."""
+    def drop_frames(active: list[ActiveRequest], transformed: dict[Transform | None, dict[int, np.ndarray]]) -> None:
+        """Delete the frames that no later window uses."""
         for transform, frames in transformed.items():
             if not frames:
                 continue
-            held = [
-                sampled.sampler.oldest
-                for sampled in active
-                if sampled.request.transform == transform and sampled.sampler.oldest is not None
+            needed = [
+                item.sampler.oldest
+                for item in active
+                if item.request.transform == transform and item.sampler.oldest is not None
             ]
-            oldest = min(held, default=None)
+            oldest = min(needed, default=None)
             for key in [key for key in frames if oldest is None or key < oldest]:
                 del frames[key]
 
 
 def parse_request(record: list[Any]) -> SamplingRequest:
-    """A request as it comes from JSON, which has no tuples."""
+    """Build a request from its JSON record. JSON turns tuples into lists."""
     start, end, sampling, transform = record
     if transform is not None:
         pairs = {name: tuple(value) if isinstance(value, list) else value for name, value in transform.items()}
@@ -314,11 +336,11 @@ def parse_request(record: list[Any]) -> SamplingRequest:
     return SamplingRequest(start, end, Sampling(**sampling), transform)
 
 
-def file_digest(path: str | os.PathLike[str], alive: Callable[[None], None] = lambda reached: None) -> str | None:
-    """sha256 of a file; None if it cannot be read, or is a pipe, which would wait for ever.
+def file_digest(path: str | os.PathLike[str], heartbeat: Callable[[None], None] = lambda reached: None) -> str | None:
+    """Return the sha256 of a file; None if it cannot be read or is not a regular file.
 
     Args:
-        alive: called now and then while reading goes on: a large file takes longer than a decoder may be silent.
+        heartbeat: called regularly while a large file is read.
     """
     with contextlib.suppress(OSError):
         if os.path.isfile(path):
@@ -326,18 +348,18 @@ def file_digest(path: str | os.PathLike[str], alive: Callable[[None], None] = la
             with open(path, "rb", buffering=0) as handle:
                 while block := handle.read(DIGEST_BYTES):
                     digest.update(block)
-                    if time.monotonic() > beat + BEAT_SECONDS:
+                    if time.monotonic() > beat + HEARTBEAT_SECONDS:
                         beat = time.monotonic()
-                        alive(None)
+                        heartbeat(None)
             return digest.hexdigest()
     return None
 
 
 def listen(messages: BinaryIO, ring: Ring, handle: Callable[[dict[str, Any]], None]) -> None:
-    """Hands each request to ``handle`` on this thread; ends the process at once when the pipe closes.
+    """Call ``handle`` with each request on this thread; end the process when the pipe closes.
 
-    The reading is on a thread of its own, so a decoder that never returns still dies with the process that asked, and
-    room in the ring is made while a request is answered.
+    A second thread reads the pipe. Therefore the process ends with its worker even if a decoder hangs, and the ring
+    gets free space while a request is answered.
     """
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
@@ -356,19 +378,19 @@ def listen(messages: BinaryIO, ring: Ring, handle: Callable[[dict[str, Any]], No
 
 
 def main() -> None:
-    """Serves requests from standard input; events go to standard output, logs to standard error (a file).
+    """Answer requests from standard input. Events go to standard output, logs to standard error (a file).
 
-    The command's argument is the descriptor of the shared memory.
+    The argument of the command is the descriptor of the shared memory.
     """
     output = os.fdopen(os.dup(1), "wb", buffering=1 << 16)
-    os.dup2(2, 1)  # nothing a library prints may end up among the events
-    av.logging.restore_default_callback()  # to standard error, from any thread, without the interpreter
+    os.dup2(2, 1)  # keeps the prints of libraries out of the events
+    av.logging.restore_default_callback()  # logs to standard error from any thread, without the interpreter
     av.logging.set_libav_level(LOG_LEVEL)
     ring = Ring(int(sys.argv[1]))
     feeder = Feeder(output, log=2, ring=ring)
 
     def handle(message: dict[str, Any]) -> None:
-        feeder.serve(message)
+        feeder.answer(message)
         output.flush()
 
     try:

@@ -1,4 +1,4 @@
-"""The worker's end of its feeders: hands them videos, turns their lines into events, and kills them past a deadline."""
+"""The worker's end of its feeders: send them videos, convert their lines to events, and kill them after a deadline."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from typing import Any
 from ..limits import DEADLINE, LONGEST_FRAME
 from .container import Header
 from .frames import Unreadable
-from .memory import RING_BYTES, Mapped, new_memory
+from .memory import RING_BYTES, RingReader, new_memory
 from .requests import Digest, Done, End, Event, Failed, Opened, Restart, SamplingRequest, Video, Window
 
-# decord reads this when it is imported. It counts how often decord asked for a frame that its threads had not finished,
-# so a low value fails good files on a busy machine (256 failed 10 of 27). A real stall is ended by the deadline.
+# decord reads this on import: how often it may ask for a frame that its threads have not finished. A low value fails
+# undamaged files on a busy machine (256 failed 10 of 27). The deadline ends real hangs.
 ENVIRONMENT = {"DECORD_EOF_RETRY_MAX": "131072"}
-# What is started to decode. The descriptor of the shared memory is added.
+# The command of a feeder. The descriptor of the shared memory is appended.
 COMMAND = (sys.executable, "-m", "amex.extract.video.feeder")
-# Seconds between looks at the clock while the feeders are silent, and while the next video is awaited.
-LOOK_INTERVAL = 1.0
+# Seconds between checks of the clock while the feeders are silent.
+CHECK_INTERVAL = 1.0
+# Seconds between checks for the next video while it is not available yet.
 VIDEO_INTERVAL = 0.02
-# Bytes read from a feeder's pipe at once.
+# Maximum bytes read from a feeder's pipe at once.
 READ_BYTES = 1 << 16
 
 
-class FeederGone(Exception):
-    """A feeder hung or died. The message says how."""
+class FeederDied(Exception):
+    """A feeder hung or died. The message tells how."""
 
 
 class Feeders:
-    """Decodes videos in processes of their own, as many at once as there are feeders.
+    """A pool of processes that decode videos.
 
-    A process is started at its first video and again after each death. One that hangs or dies costs its video.
+    A process starts with its first video and is restarted after it dies. If it hangs or dies, only its video fails.
 
     Args:
-        count: processes.
-        deadline: seconds without any news from a feeder, or with news but without a later frame, after which it is
-            taken for hung and killed.
-        threads: decoding threads of each; 0 leaves the number to the library.
-        longest: for so many seconds at most a frame may be shown. A longer one is damage.
-        keep: of a request that meets damage, keep what comes before.
+        count: number of processes.
+        deadline: seconds without an event, or without a later frame, after which a process is killed.
+        threads: decoding threads per process; 0 leaves the number to the library.
+        longest_frame: maximum seconds that a frame may be shown; a longer frame counts as damage.
+        keep_damaged: keep the windows of a request that come before damage.
         digest: also compute the sha256 of each file.
         decoder: a key of ``limits.DECODERS``.
 
     Attributes:
-        advanced: when a feeder was last known to get on, on the monotonic clock.
+        advanced: when a feeder last made progress, on the monotonic clock.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class Feeders:
         *,
         deadline: float = DEADLINE,
         threads: int = 0,
-        longest: float = LONGEST_FRAME,
-        keep: bool = False,
+        longest_frame: float = LONGEST_FRAME,
+        keep_damaged: bool = False,
         digest: bool = False,
         decoder: str = "auto",
     ) -> None:
         self.count = count
         self.deadline = deadline
         self.threads = threads
-        self.longest = longest
-        self.keep = keep
+        self.longest_frame = longest_frame
+        self.keep_damaged = keep_damaged
         self.digest = digest
         self.decoder = decoder
         self.advanced = time.monotonic()
@@ -79,63 +79,63 @@ class Feeders:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that there are."""
+        """The ids of the running processes."""
         return [feeder.process.pid for feeder in self._feeders if feeder.process is not None]
 
     def start(self) -> None:
-        """Starts all processes now, not at their first videos."""
+        """Start all processes now instead of with their first video."""
         for feeder in self._feeders:
             feeder.start()
 
     def close(self) -> None:
-        """Ends the processes."""
+        """End the processes."""
         for feeder in self._feeders:
             feeder.close()
 
     def run(self, videos: Iterator[Video | None]) -> Iterator[tuple[Video, Event]]:
-        """Yields the events of all videos as they come, those of one video in order.
+        """Yield the events of all videos. The events of one video are in order; several videos may interleave.
 
-        Every request ends in a Done or a Failed; then the video ends in an End. Where a feeder hangs or dies,
-        a new one tries the next decoder, if one is left.
+        Every request ends with a Done or a Failed event, then the video ends with an End event. If a feeder hangs or
+        dies, a new one tries the next decoder, if one is left.
 
         Args:
-            videos: asked for the next one when a feeder has none; None means that there will be one later.
+            videos: the next video is taken when a feeder is free. None means that a video will be available later.
         """
         more = True
         try:
             while True:
-                awaited = False
+                pending = False
                 for feeder in self._feeders:
-                    if more and not awaited and feeder.video is None:
+                    if more and not pending and feeder.video is None:
                         video = next(videos, ...)
-                        more, awaited = video is not ..., video is None
-                        if more and not awaited:
+                        more, pending = video is not ..., video is None
+                        if more and not pending:
                             yield from feeder.begin(video)
                 busy = [feeder for feeder in self._feeders if feeder.video is not None]
                 if not busy and not more:
                     return
-                for feeder in self._ready(busy, VIDEO_INTERVAL if awaited else LOOK_INTERVAL):
+                for feeder in self._ready(busy, VIDEO_INTERVAL if pending else CHECK_INTERVAL):
                     yield from feeder.events()
         finally:
             for feeder in self._feeders:
-                if feeder.video is not None:  # its reader stops early: what is left in the pipe is void
+                if feeder.video is not None:  # the caller stopped early: discard the unread events with the process
                     feeder.close()
 
     def read(self, path: Path, requests: Sequence[SamplingRequest]) -> Iterator[Event]:
-        """The events of one video."""
+        """Yield the events of one video."""
         for _, event in self.run(iter([Video(0, path, tuple(requests))])):
             yield event
 
     def header(self, path: Path) -> Header:
-        """What a file says of its video; raises Unreadable, also where the process hangs or dies on it."""
-        if not path.is_file():  # a pipe would be waited for
+        """Return the header of a video file. Raise Unreadable if it cannot be read, or the process hangs or dies."""
+        if not path.is_file():  # opening a pipe would block
             raise Unreadable("open", "not a regular file")
         feeder = self._feeders[0]
         answered = False
         try:
-            feeder.ask({"path": str(path), "probe": True})
+            feeder.request({"path": str(path), "probe": True})
             while True:
-                self._ready([feeder], LOOK_INTERVAL)
+                self._ready([feeder], CHECK_INTERVAL)
                 for record in feeder.receive():
                     event = record.pop("event")
                     answered = event in ("header", "fail")
@@ -143,43 +143,44 @@ class Feeders:
                         return Header(**record)
                     if event == "fail":
                         raise Unreadable(**record)
-        except FeederGone as error:
+        except FeederDied as error:
             raise Unreadable("open", str(error)) from error
         finally:
-            if not answered:  # also where the wait is interrupted: the answer would be taken for that of the next video
+            if not answered:  # a late answer would be mistaken for the answer to the next request
                 feeder.close()
 
     def _ready(self, busy: Sequence[_Feeder], interval: float) -> list[_Feeder]:
-        """Those that have something to say, or nothing for too long.
+        """Wait for up to ``interval`` seconds; return the feeders that have output or are overdue.
 
-        Counts the time that each is silent. Waits in short intervals: one that took longer than it was to take was one
-        of suspension, which does not count.
+        Updates the silent time of each feeder. Time for which the process was suspended does not count: that is the
+        time by which a wait took longer than its interval.
         """
-        looked = time.monotonic()
+        started = time.monotonic()
         if busy:
             interval = min(interval, max(0.0, self.deadline - max(feeder.silent for feeder in busy)))
             readable, _, _ = select.select([feeder.output for feeder in busy], [], [], interval)
         else:
             readable = []
             time.sleep(interval)
-        spent = min(time.monotonic() - looked, interval)
+        spent = min(time.monotonic() - started, interval)
         now = time.monotonic()
         for feeder in busy:
             feeder.readable = feeder.output in readable
-            if not feeder.readable:  # nor was it while the worker did something else
-                feeder.silent += min(looked - feeder.looked, LOOK_INTERVAL) + spent
+            if not feeder.readable:  # it was silent since the last check, also while the worker was busy elsewhere
+                feeder.silent += min(started - feeder.checked, CHECK_INTERVAL) + spent
             feeder.waited += spent
-            feeder.looked = now
-        return [feeder for feeder in busy if feeder.readable or feeder.late]
+            feeder.checked = now
+        return [feeder for feeder in busy if feeder.readable or feeder.overdue]
 
 
 class _Feeder:
-    """One process, and what is known of the video that it decodes.
+    """One feeder process and the state of its current video.
 
     Attributes:
-        silent: seconds since it last said something, as far as the worker listened.
-        waited: the same since it last got on.
-        reached: how far it is, in seconds of the video.
+        silent: seconds without an event, counted while the worker listens.
+        waited: seconds without progress in the video, counted while the worker listens.
+        checked: time of the last check, on the monotonic clock.
+        reached: position in the video, in seconds.
     """
 
     def __init__(self, feeders: Feeders) -> None:
@@ -187,35 +188,37 @@ class _Feeder:
         self.process: subprocess.Popen[bytes] | None = None
         self.video: Video | None = None
         self.log: Any = None
-        self.memory: Mapped | None = None
+        self.memory: RingReader | None = None
         self.unread = b""
-        self.without: dict[str, str] = {}  # decoders that failed on the video -> how
+        self.failed_decoders: dict[str, str] = {}  # decoders that failed on this video -> reason
         self.decoder = ""
-        self.retry: str | None = None  # the decoder of this pass, if another one is left to try
+        self.retry: str | None = None  # the decoder of this pass, if another decoder is left
         self.open_requests: set[int] = set()
         self.silent = self.waited = 0.0
-        self.looked = 0.0
+        self.checked = 0.0
         self.readable = False
         self.reached = float("-inf")
 
     @property
     def output(self) -> int:
+        """The descriptor of the pipe with the events."""
         return self.process.stdout.fileno()
 
     @property
-    def late(self) -> bool:
+    def overdue(self) -> bool:
+        """Whether the deadline has passed."""
         return max(self.silent, self.waited) >= self.feeders.deadline
 
     def begin(self, video: Video) -> Iterator[tuple[Video, Event]]:
-        """Takes a video."""
-        self.video, self.without = video, {}
-        yield from self._ask_for_pass()
+        """Start to decode a video."""
+        self.video, self.failed_decoders = video, {}
+        yield from self._start_pass()
 
-    def _ask_for_pass(self) -> Iterator[tuple[Video, Event]]:
+    def _start_pass(self) -> Iterator[tuple[Video, Event]]:
         self.decoder, self.retry = "", None
         self.open_requests = set(range(len(self.video.requests)))
         try:
-            self.ask(
+            self.request(
                 {
                     "path": str(self.video.path),
                     "requests": [
@@ -229,37 +232,37 @@ class _Feeder:
                     ],
                     "threads": self.feeders.threads,
                     "decoder": self.feeders.decoder,
-                    "without": self.without,
-                    "longest": self.feeders.longest,
-                    "keep": self.feeders.keep,
+                    "failed_decoders": self.failed_decoders,
+                    "longest_frame": self.feeders.longest_frame,
+                    "keep_damaged": self.feeders.keep_damaged,
                     "digest": self.feeders.digest,
                 }
             )
-        except FeederGone as error:
-            yield from self._gone(error)
+        except FeederDied as error:
+            yield from self._died(error)
 
     def events(self) -> Iterator[tuple[Video, Event]]:
-        """The events that have come; where the process is gone or late, what that means for its video."""
+        """Yield the available events. If the process died or is overdue, retry or fail its video."""
         video = self.video
         try:
             for record in self.receive():
                 for event in self._events_of(record):
                     yield video, event
                     if isinstance(event, Window):
-                        self.say({"release": record["until"]})
-        except FeederGone as error:
-            yield from self._gone(error)
+                        self.send({"release": record["until"]})
+        except FeederDied as error:
+            yield from self._died(error)
 
-    def _gone(self, error: FeederGone) -> Iterator[tuple[Video, Event]]:
+    def _died(self, error: FeederDied) -> Iterator[tuple[Video, Event]]:
         self.close(keep_video=True)
         if self.retry is not None:
-            self.without[self.retry] = f"{self.retry} hung or died"
+            self.failed_decoders[self.retry] = f"{self.retry} hung or died"
             yield self.video, Restart()
-            yield from self._ask_for_pass()
+            yield from self._start_pass()
             return
-        where = f", {self.reached:.3f} s into the video" if self.reached > float("-inf") else ""
+        position = f", {self.reached:.3f} s into the video" if self.reached > float("-inf") else ""
         for request in sorted(self.open_requests):
-            yield self.video, Failed(request, "decode" if self.decoder else "open", f"{error}{where}")
+            yield self.video, Failed(request, "decode" if self.decoder else "open", f"{error}{position}")
         video, self.video = self.video, None
         yield video, End(0)
 
@@ -282,7 +285,7 @@ class _Feeder:
             case "fail" if "request" in record:
                 self.open_requests.discard(record["request"])
                 yield Failed(**record)
-            case "fail":  # the whole video ends here
+            case "fail":  # the whole video failed
                 for request in sorted(self.open_requests):
                     yield Failed(request, record["stage"], record["reason"])
                 self.video = None
@@ -300,19 +303,19 @@ class _Feeder:
                     self.advance(record["reached"])
 
     def advance(self, reached: float = float("-inf")) -> None:
-        """Notes how far a pass has got."""
-        self.feeders.advanced = self.looked = time.monotonic()
+        """Record progress up to ``reached``, in seconds of the video."""
+        self.feeders.advanced = self.checked = time.monotonic()
         self.reached, self.silent, self.waited = reached, 0.0, 0.0
 
-    def ask(self, message: dict[str, Any]) -> None:
-        """Sends a request to the process; raises FeederGone."""
+    def request(self, message: dict[str, Any]) -> None:
+        """Start the process if necessary and send it a request. Raise FeederDied if it died."""
         self.start()
         self.advance()
-        if not self.say(message):
+        if not self.send(message):
             raise self.death()
 
-    def say(self, message: dict[str, Any]) -> bool:
-        """Sends a line; False where nobody is there to read it."""
+    def send(self, message: dict[str, Any]) -> bool:
+        """Send a line to the process; return False if it died."""
         try:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
@@ -320,12 +323,12 @@ class _Feeder:
         return True
 
     def receive(self) -> list[dict[str, Any]]:
-        """The lines that have come; raises FeederGone where the process is gone or late."""
+        """Return the available lines. Raise FeederDied if the process died or is overdue."""
         deadline = f"{self.feeders.deadline:g} s, killed"
         if self.silent >= self.feeders.deadline:
-            raise FeederGone(f"the decoder hung: nothing for {deadline}")
+            raise FeederDied(f"the decoder hung: nothing for {deadline}")
         if self.waited >= self.feeders.deadline:
-            raise FeederGone(f"the decoder hung: no later frame for {deadline}")
+            raise FeederDied(f"the decoder hung: no later frame for {deadline}")
         if not self.readable:
             return []
         data = os.read(self.output, READ_BYTES)
@@ -335,25 +338,26 @@ class _Feeder:
         *lines, self.unread = (self.unread + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def death(self) -> FeederGone:
+    def death(self) -> FeederDied:
+        """Return an error that tells how the process died."""
         code = self.process.wait()
         if code < 0:
             name = signal.Signals(-code).name
-            hint = ", which is how a system out of memory ends a process" if name == "SIGKILL" else ""
-            return FeederGone(f"the decoder was killed by {name}{hint}")
+            hint = " (out of memory?)" if name == "SIGKILL" else ""
+            return FeederDied(f"the decoder was killed by {name}{hint}")
         self.log.seek(0)
         last = self.log.read().decode(errors="replace").strip().splitlines()[-1:]
-        return FeederGone(f"the decoder ended with status {code}: {''.join(last)}")
+        return FeederDied(f"the decoder ended with status {code}: {''.join(last)}")
 
     def start(self) -> None:
-        """Starts the process, unless it is there. One that died while it had no video costs none."""
+        """Start the process if it is not running."""
         if self.process is not None and self.process.poll() is not None:
             self.close(keep_video=True)
         if self.process is not None:
             return
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process, closed in close()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
         descriptor = new_memory(RING_BYTES)
-        self.memory = Mapped(descriptor)
+        self.memory = RingReader(descriptor)
         self.process = subprocess.Popen(
             [*COMMAND, str(descriptor)],
             stdin=subprocess.PIPE,
@@ -365,7 +369,7 @@ class _Feeder:
         )
 
     def close(self, *, keep_video: bool = False) -> None:
-        """Ends the process; with ``keep_video`` its video is still to be dealt with."""
+        """End the process. With ``keep_video``, the caller still has to retry or fail its video."""
         self.unread = b""
         if not keep_video:
             self.video = None

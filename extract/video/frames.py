@@ -1,4 +1,4 @@
-"""What every decoder yields, and how it fails."""
+"""The frames that every decoder yields, and the errors that it raises."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-# Tell the other end at least every so many frames or packets that work goes on.
-BEAT_FRAMES = 16
-BEAT_PACKETS = 4096
-# PyAV's names of pixel formats that hold the planes of another one interleaved, and that other one. Converted to RGB
-# directly, their chroma is interpolated, and that of the other is not.
+# Send a heartbeat at least once in this many frames or packets.
+HEARTBEAT_FRAMES = 16
+HEARTBEAT_PACKETS = 4096
+# Pixel formats with interleaved planes -> the planar format with the same samples. A direct conversion to RGB would
+# interpolate chroma differently from the planar format.
 INTERLEAVED = {"nv12": "yuv420p"}
 
 
 class Unreadable(Exception):
-    """A video cannot be decoded, or no further.
+    """A video cannot be decoded, or not to its end.
 
     Attributes:
         stage: ``open`` or ``decode``.
-        logged: whether FFmpeg's log tells of it, in which several decoding threads write.
+        logged: whether the damage was found in FFmpeg's log. With several decoding threads, the log may run ahead.
     """
 
     def __init__(self, stage: str, reason: str, *, logged: bool = False) -> None:
@@ -34,17 +34,17 @@ class Unreadable(Exception):
 
 
 class DecoderFailed(Exception):
-    """This decoder gave up or complained; another one has to start over."""
+    """This decoder failed; the next one has to start from the beginning."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A frame and when it is shown: [begin, end) seconds on the video's own clock.
+class TimedFrame:
+    """A frame with the time it is shown: [begin, end) seconds on the video's own clock.
 
     Attributes:
-        image: makes (height, width, 3) uint8 RGB, upright.
-        last: no frame follows in the video.
-        decoded: whether the frame was decoded; otherwise no request needs it, and it has no image.
+        image: returns the pixels, (height, width, 3) uint8 RGB, upright. None if the frame was not decoded.
+        last: whether this is the last frame of the video.
+        decoded: whether the frame was decoded. Frames that no request needs may be skipped.
     """
 
     begin: Fraction
@@ -55,9 +55,9 @@ class Shown:
 
 
 class RgbConverter:
-    """Makes RGB images of PyAV frames, on one thread. What one conversion prepares serves the next of the same size.
+    """Converts PyAV frames to RGB on one thread. Frames of equal size share the converter's setup.
 
-    A frame that converts itself prepares all anew: 0.5 ms for 340x256, where the conversion takes 0.12.
+    The setup takes 0.5 ms for 340x256, the conversion 0.12 ms. PyAV's own ``frame.to_ndarray`` repeats the setup.
     """
 
     def __init__(self) -> None:
@@ -65,20 +65,20 @@ class RgbConverter:
         self._rgb = VideoReformatter()
 
     def image_of(self, frame: Any) -> Callable[[], np.ndarray]:
-        """Makes the image of a frame, upright, when called."""
+        """Return a function that returns the upright RGB pixels of a frame."""
 
         def image() -> np.ndarray:
             planar = INTERLEAVED.get(frame.format.name)
             planes = self._planes.reformat(frame, format=planar, threads=1) if planar else frame
             pixels = self._rgb.reformat(planes, format="rgb24", threads=1).to_ndarray()
-            # PyAV gives the rotation tag in degrees counter-clockwise, as rot90 counts; decord has applied it already.
+            # PyAV's rotation is in degrees counter-clockwise, like rot90's. decord applies the rotation itself.
             return np.rot90(pixels, round(frame.rotation / 90) % 4) if frame.rotation else pixels
 
         return image
 
 
 def short_reason(error: BaseException | str) -> str:
-    """An error or a log line in a few words, the same in every run: no clock times, addresses or places."""
+    """Shorten an error or log line. Remove clock times, addresses and paths, so that it is equal in every run."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = re.sub(
         r"\[\d\d:\d\d:\d\d\] |\S+\.cc:\d+: | @ 0x[0-9a-f]+|\[/[^\]]*\]|Stack trace.*", "", text, flags=re.DOTALL

@@ -1,6 +1,6 @@
-"""Memory that a feeder and its worker both map: a ring of bytes in which finished windows lie.
+"""Shared memory of a feeder and its worker: a ring buffer with finished windows.
 
-The feeder reserves, the worker releases, both in the same order. What is where is told by pipe.
+The feeder reserves space and the worker releases it in the same order. The offsets are sent through a pipe.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import threading
 
 import numpy as np
 
-# Bytes of a ring: what caches hold. A larger ring was slower, and a window that is larger makes it grow.
+# Initial size of a ring in bytes: it fits in CPU caches, and a larger ring was slower. It grows for larger windows.
 RING_BYTES = 8 << 20
-# Windows begin at multiples of so many bytes.
+# Windows start at multiples of this many bytes.
 ALIGNMENT = 64
 
 
 def new_memory(size: int) -> int:
-    """The descriptor of ``size`` bytes of memory without a name, gone with the last process that has it open."""
-    if hasattr(os, "memfd_create"):  # is not bound by /dev/shm, which containers make small
+    """Return the descriptor of ``size`` bytes of anonymous memory. The last process that closes it frees it."""
+    if hasattr(os, "memfd_create"):  # not limited by the size of /dev/shm, which is small in containers
         descriptor = os.memfd_create("amex", os.MFD_CLOEXEC)
     else:
         with tempfile.TemporaryFile() as file:
@@ -30,7 +30,7 @@ def new_memory(size: int) -> int:
 
 
 class Ring:
-    """The feeder's end: places for windows, in order, waiting where there is no room.
+    """The feeder's end: reserves space for windows in order, and waits if the ring is full.
 
     Attributes:
         size: bytes.
@@ -40,25 +40,25 @@ class Ring:
         self.descriptor = descriptor
         self.size = os.fstat(descriptor).st_size
         self._map = mmap.mmap(descriptor, self.size)
-        self._reserved = 0  # bytes since the beginning, in all rounds
+        self._reserved = 0  # total bytes, over all rounds
         self._released = 0
         self._changed = threading.Condition()
 
     def release(self, until: int) -> None:
-        """The worker needs no more what was reserved before ``until``. From another thread than the others' calls."""
+        """Release everything reserved before ``until``. Called from another thread than ``reserve``."""
         with self._changed:
             self._released = until
             self._changed.notify()
 
     def reserve(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, int, int]:
-        """An array to fill, the offset at which it lies, and what ``release`` is told when it is read."""
+        """Wait for space; return an array to fill, its offset, and the value to pass to ``release`` after use."""
         length = int(np.prod(shape)) * dtype.itemsize
         length += -length % ALIGNMENT
         if length > self.size:
             self._grow(2 * length)
         begin = self._reserved
         offset = begin % self.size
-        if offset + length > self.size:  # not in two pieces
+        if offset + length > self.size:  # an array must be contiguous: start the next round
             begin += self.size - offset
             offset = 0
         with self._changed:
@@ -70,25 +70,25 @@ class Ring:
         return array, offset, self._reserved
 
     def _grow(self, size: int) -> None:
-        """Makes the ring larger, once it is empty."""
+        """Wait until the ring is empty, then enlarge it."""
         with self._changed:
             self._changed.wait_for(lambda: self._released == self._reserved)
-            # The next round begins at a multiple of the new size.
+            # The next round starts at a multiple of the new size.
             self._reserved += -self._reserved % size
             self._released = self._reserved
         os.ftruncate(self.descriptor, size)
         self.size, self._map = size, mmap.mmap(self.descriptor, size)
 
 
-class Mapped:
-    """The worker's end: arrays in a ring."""
+class RingReader:
+    """The worker's end: maps arrays in the ring."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self._map: mmap.mmap | None = None
 
     def array(self, size: int, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """What lies at ``offset`` of a ring of ``size`` bytes."""
+        """Return the array at ``offset`` of a ring of ``size`` bytes, without a copy."""
         if self._map is None or len(self._map) != size:
             self._map = mmap.mmap(self.descriptor, size)
         return np.frombuffer(self._map, dtype, int(np.prod(shape)), offset).reshape(shape)

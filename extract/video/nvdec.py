@@ -1,7 +1,7 @@
-"""Frames from the video decoder of an NVIDIA GPU, through PyAV: same containers, times and rotation as on the CPU.
+"""Decoding with NVDEC, the video decoder of NVIDIA GPUs, through PyAV. Containers, times and rotation as on the CPU.
 
-PyAV's wheels carry FFmpeg's NVDEC decoders; the driver's libraries are loaded when one is used. Only codecs whose
-decoded pixels are defined to the bit are asked of it. Frames come down as planes and are converted as the CPU's are.
+PyAV's wheels contain FFmpeg's NVDEC decoders, which load the driver's libraries on use. Only codecs whose standard
+defines the decoded pixels bit by bit are used. The planes are copied to the CPU and converted to RGB there.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from fractions import Fraction
 from typing import Any
 
 from .container import WITHOUT_PTS
-from .frames import DecoderFailed, Shown, Unreadable
+from .frames import DecoderFailed, TimedFrame, Unreadable
 from .pyav_decoder import forward_pass
 
-# Codecs whose standard defines every bit of a decoded frame. PyAV decodes AV1 with dav1d, which no GPU stands in for.
+# Codecs whose standard defines every bit of a decoded frame. AV1 is missing, because PyAV decodes it only with dav1d.
 NVDEC_CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
-# The layouts of pixels that NVDEC decodes and that have one way to RGB.
+# Pixel formats that NVDEC decodes and whose conversion to RGB is unambiguous.
 NVDEC_FORMATS = frozenset({"yuv420p", "yuvj420p"})
-# Parts of the driver, and what a machine lacks where they are absent.
+# Libraries of the driver -> what is missing if they cannot be loaded.
 LIBRARIES = {
     "libcuda.so.1": "an NVIDIA driver",
     "libnvcuvid.so.1": "the driver's video decoder (in a container: NVIDIA_DRIVER_CAPABILITIES=video)",
@@ -27,7 +27,7 @@ LIBRARIES = {
 
 
 def nvdec_missing() -> str:
-    """What this machine lacks to decode on a GPU, in words; empty if it lacks nothing."""
+    """Return what this machine lacks to decode on a GPU; empty if it lacks nothing."""
     try:
         from av.codec.hwaccel import hwdevices_available
     except ImportError:
@@ -47,8 +47,8 @@ def nvdec_missing() -> str:
     return ""
 
 
-def nvdec_objection(container: Any, stream: Any) -> str:
-    """Why an open video cannot be decoded on a GPU, as far as its header tells; empty if it can."""
+def nvdec_rejection(container: Any, stream: Any) -> str:
+    """Return from the header why an open video cannot be decoded on a GPU; empty if it can."""
     codec, pixels = stream.codec_context.codec.canonical_name, stream.codec_context.pix_fmt
     if codec not in NVDEC_CODECS:
         return f"codec {codec}"
@@ -59,16 +59,20 @@ def nvdec_objection(container: Any, stream: Any) -> str:
     return ""
 
 
-def nvdec_frames(path: str, longest: Fraction, complaints: Callable[[], list[str]]) -> Iterator[Shown]:
-    """Frames decoded on the first GPU that this process sees; raises DecoderFailed where it cannot, and at damage.
+def nvdec_frames(path: str, longest_frame: Fraction, read_log: Callable[[], list[str]]) -> Iterator[TimedFrame]:
+    """Yield frames decoded on the first GPU that this process sees.
 
     Args:
-        longest: for so many seconds at most a frame may be shown.
+        longest_frame: maximum seconds that a frame may be shown.
+        read_log: returns the lines that FFmpeg logged since the last call.
+
+    Raises:
+        DecoderFailed: if the GPU fails or the video is damaged.
     """
     from av.codec.hwaccel import HWAccel
 
     hwaccel = HWAccel("cuda", allow_software_fallback=False)
     try:
-        yield from forward_pass(path, 1, longest, complaints, hwaccel)
-    except Unreadable as error:  # of the GPU or of the video: the CPU tells
+        yield from forward_pass(path, 1, longest_frame, read_log, hwaccel)
+    except Unreadable as error:  # the CPU decoder finds out whether the GPU or the video is at fault
         raise DecoderFailed(str(error)) from error

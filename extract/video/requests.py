@@ -1,4 +1,4 @@
-"""What is asked for of a video, and what comes of it: the messages between a worker and its feeders."""
+"""The messages between a worker and its feeders: requests for windows of a video, and the events that answer them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .transform import Transform
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """Windows that are wanted of a video. Clips and streams that agree on all of it share them.
+    """A request for windows of a video. Clips and streams with equal requests share the windows.
 
     Attributes:
-        start: seconds, None for the beginning of the video.
-        end: seconds, exclusive, None for its end.
-        transform: None for frames at their own size.
+        start: seconds; None for the beginning of the video.
+        end: seconds, exclusive; None for the end of the video.
+        transform: None keeps frames at their own size.
     """
 
     start: float | None
@@ -29,7 +29,7 @@ class SamplingRequest:
 
 @dataclass(frozen=True)
 class Video:
-    """A file to decode; ``number`` is its reader's name for it."""
+    """A file to decode and its requests. ``number`` is the caller's identifier."""
 
     number: int
     path: Path
@@ -38,14 +38,14 @@ class Video:
 
 @dataclass(frozen=True)
 class Digest:
-    """The sha256 of the file; None if it cannot be read."""
+    """The sha256 of the file; None if the file cannot be read."""
 
     sha256: str | None
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Decoding begins. ``decoder`` names the decoder, with a reason in parentheses where it is not the first choice."""
+    """Decoding starts. ``decoder`` is its name, with a reason in parentheses if it is not the first choice."""
 
     decoder: str
 
@@ -55,11 +55,12 @@ class Window:
     """A window of a request, ready for an encoder.
 
     Attributes:
-        index: which of the request's windows, from 0.
-        start: seconds, when its first frame is shown.
-        end: seconds, until when its last one is.
-        pixels: (frames, height, width, 3), in [0, 255]; uint8 or float32, see ``Transform``. In memory that a feeder
-            fills again: valid until the next event is asked for.
+        request: number of the request in its video.
+        index: number of the window in its request, from 0.
+        start: start of the first frame, in seconds.
+        end: end of the last frame, in seconds.
+        pixels: (frames, height, width, 3), in [0, 255]; uint8 or float32, see ``Transform``. The array is in shared
+            memory and is valid only until the next event is read.
     """
 
     request: int
@@ -71,10 +72,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Done:
-    """All windows of a request have come; the clip has ``frames`` frames.
+    """A request is complete.
 
-    ``damage`` says why that is not the whole clip, if it is not; then ``missing`` seconds of it, None if nobody knows
-    how many.
+    Attributes:
+        request: number of the request in its video.
+        frames: number of frames in the clip.
+        missing: seconds of the clip that are lost to damage; None if unknown. Only with ``damage``.
+        damage: the damage that cut the request short; empty if there is none.
     """
 
     request: int
@@ -85,7 +89,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """No more of a request will come, and what came is not the whole."""
+    """A request failed. Its windows so far are invalid."""
 
     request: int
     stage: str
@@ -94,7 +98,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Restart:
-    """The decoder changed: all that came of this video is void and comes again."""
+    """Another decoder starts the video from the beginning. All earlier windows of this video are invalid."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,8 @@ class End:
     """The video is finished.
 
     Attributes:
-        frames: how many were decoded in the pass that counts.
-        seconds: that the feeder spent on ``decode``, on ``transform``, and ``blocked``, waiting for room.
+        frames: number of frames decoded in the last pass.
+        seconds: activity -> seconds that the feeder spent: ``decode``, ``transform``, ``blocked`` (waiting for space).
     """
 
     frames: int

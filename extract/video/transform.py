@@ -1,6 +1,6 @@
-"""Pixels on their way into a network: resize and centre crop. Each choice is part of a stream's fingerprint.
+"""Resize and crop frames for a network. Every setting is part of a stream's fingerprint.
 
-Runs where videos are decoded, in NumPy and Pillow. The encoder normalises on its device.
+This runs in the feeders, with NumPy and Pillow. The encoder normalises pixels on its device.
 """
 
 from __future__ import annotations
@@ -22,29 +22,32 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 CORNERS = {"even": round, "down": math.floor}
-# Fields that specs record only where they differ from these values, so that older fingerprints stay valid.
+# Fields that a spec omits if they have these values, so that the fingerprints of older stores stay valid.
 UNRECORDED = {"corner": "even"}
 
 
 class TransformError(AmexError):
-    """A frame does not fit a transform."""
+    """A transform has invalid settings, or a frame is too small for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """What happens to each frame.
+    """Resize, centre crop and normalisation of frames.
 
     Attributes:
-        resize: length of the shorter side, or (height, width), or None.
+        resize: length of the shorter side, or (height, width); None keeps the size.
         interpolation: a key of FILTERS.
-        antialias: True resizes with Pillow: a low-pass filter, and whole pixel values. False interpolates float pixels
-            between their four neighbours, as torch does by default; only for ``bilinear``. The two are different
-            features.
-        crop: (height, width) of the centre crop, or None.
-        corner: how the crop's upper left corner is rounded: half to ``even``, as torchvision does, or ``down``, as
-            transformers does.
-        mean: per channel, on pixels in [0, 1]; for the encoder.
-        std: per channel, likewise.
+        antialias: True resizes with Pillow, which applies a low-pass filter and rounds pixels. False interpolates
+            float pixels between their four neighbours, like torch's default; only for ``bilinear``. The features
+            differ.
+        crop: (height, width) of the centre crop; None keeps the whole frame.
+        corner: rounding of the crop's upper left corner: ``even`` rounds half to even, like torchvision; ``down``
+            rounds down, like transformers.
+        mean: per channel, for pixels in [0, 1]; the encoder subtracts it.
+        std: per channel, for pixels in [0, 1]; the encoder divides by it.
+
+    Raises:
+        TransformError: if a value is unknown.
     """
 
     resize: int | tuple[int, int] | None
@@ -57,23 +60,26 @@ class Transform:
 
     def __post_init__(self) -> None:
         if self.interpolation not in FILTERS:
-            raise TransformError(f"unknown interpolation {self.interpolation!r}: use {', '.join(FILTERS)}")
+            raise TransformError(f"unknown interpolation {self.interpolation!r}: use one of {', '.join(FILTERS)}")
         if self.resize is not None and not self.antialias and self.interpolation != "bilinear":
             raise TransformError(f"{self.interpolation} interpolation needs antialias=True")
         if self.corner not in CORNERS:
-            raise TransformError(f"unknown corner {self.corner!r}: use {', '.join(CORNERS)}")
+            raise TransformError(f"unknown corner {self.corner!r}: use one of {', '.join(CORNERS)}")
 
     @property
     def spec(self) -> dict[str, Any]:
-        """As specs record it; with the name of the library that resizes, whose rounding is part of the numbers."""
+        """The fields as a spec records them. It names the library that resizes, because rounding differs."""
         spec = {name: value for name, value in asdict(self).items() if (name, value) not in UNRECORDED.items()}
         return spec | {"antialias": "pillow"} if self.antialias else spec
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """(height, width, 3) uint8 to the pixels that the encoder takes.
+        """Resize and crop a frame.
+
+        Args:
+            image: (height, width, 3) uint8.
 
         Returns:
-            (height, width, 3), in [0, 255]: float32 where ``antialias`` is False and there is a ``resize``, else uint8.
+            (height, width, 3) in [0, 255]: float32 if ``resize`` is set and ``antialias`` is False, else uint8.
 
         Raises:
             TransformError: if the frame is smaller than the crop.
@@ -88,7 +94,7 @@ class Transform:
         return np.asarray(resized)[top : top + height, left : left + width]
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of a frame of ``height`` and ``width`` after the resize."""
+        """Return (height, width) of a frame after the resize."""
         if self.resize is None:
             return height, width
         if not isinstance(self.resize, int):
@@ -98,7 +104,7 @@ class Transform:
         return int(self.resize * height / width), self.resize
 
     def window(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of the crop of a resized frame."""
+        """Return the crop of a resized frame: (top, left, height, width)."""
         if self.crop is None:
             return 0, 0, height, width
         if height < self.crop[0] or width < self.crop[1]:
@@ -109,32 +115,31 @@ class Transform:
 
 
 def interpolate(image: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
-    """A window of an image that is resized by bilinear interpolation without a filter, float32.
+    """Resize an image by bilinear interpolation without a filter; return a window of the result, float32.
 
-    The weights and the order of operations are those of ``torch.nn.functional.interpolate`` with
-    ``align_corners=False``. Only the window is computed, from four neighbours a pixel, so that the cost does not depend
-    on the size of the image.
+    Weights and order of operations are those of ``torch.nn.functional.interpolate`` with ``align_corners=False``.
+    Only the window is computed, so the cost does not depend on the size of the image.
 
     Args:
         size: (height, width) of the whole image after the resize.
-        window: (top, left, height, width) in it.
+        window: (top, left, height, width) of the window in the resized image.
     """
     top, left, height, width = window
     y0, y1, wy0, wy1 = neighbours(image.shape[0], size[0], top, height, 1)
     x0, x1, wx0, wx1 = neighbours(image.shape[1], size[1], left, width, 3)
     rows = np.ascontiguousarray(image).reshape(image.shape[0], -1)
 
-    def across(chosen: np.ndarray) -> np.ndarray:
-        lines = rows[chosen]
-        line = lines.take(x0, axis=1) * wx0
-        line += lines.take(x1, axis=1) * wx1
-        return line
+    def interpolate_rows(indices: np.ndarray) -> np.ndarray:
+        source = rows[indices]
+        interpolated = source.take(x0, axis=1) * wx0
+        interpolated += source.take(x1, axis=1) * wx1
+        return interpolated
 
-    result = across(y0)
+    result = interpolate_rows(y0)
     result *= wy0[:, None]
-    below = across(y1)
-    below *= wy1[:, None]
-    result += below
+    lower = interpolate_rows(y1)
+    lower *= wy1[:, None]
+    result += lower
     return result.reshape(height, width, 3)
 
 
@@ -142,10 +147,12 @@ def interpolate(image: np.ndarray, size: tuple[int, int], window: tuple[int, int
 def neighbours(
     old: int, new: int, begin: int, count: int, channels: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """For ``count`` of ``new`` pixels of a resized axis, from ``begin``: their two neighbours and the weights of those.
+    """Return the two source neighbours, and their weights, of ``count`` pixels of a resized axis from ``begin``.
 
     Args:
-        channels: values a pixel, each with an index of its own.
+        old: length of the source axis.
+        new: length of the resized axis.
+        channels: values per pixel; the indices are expanded to one per value.
     """
     scale = np.float32(old) / np.float32(new)
     source = (np.arange(begin, begin + count, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)

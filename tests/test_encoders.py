@@ -1,4 +1,4 @@
-"""The networks are the published ones: the same layout, the same features."""
+"""The networks equal the published ones: the same parameters, the same features."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def relative_error(ours: torch.Tensor, theirs: np.ndarray) -> float:
     return float(np.abs(ours.numpy() - theirs).max() / np.abs(theirs).max())
 
 
-def test_i3d_is_the_official_one() -> None:
+def test_i3d_equals_the_official_network() -> None:
     network = InceptionI3D().eval()
     shapes = json.loads((DATA / "i3d_state_dict_shapes.json").read_text())
     assert {name: list(tensor.shape) for name, tensor in network.state_dict().items()} == shapes
@@ -55,8 +55,8 @@ def test_i3d_is_the_official_one() -> None:
         ("slowfast_r50", SlowFast, (16, 64, 64)),
     ],
 )
-def test_networks_of_published_features_are_the_official_ones(name: str, build: type, size: tuple[int, ...]) -> None:
-    # The reference has weights that are drawn by the names of the official parameters: another name, other numbers.
+def test_networks_of_published_features_equal_the_official_ones(name: str, build: type, size: tuple[int, ...]) -> None:
+    # The reference weights depend on the names of the official parameters: another name gives other numbers.
     network = build().eval()
     network.load_state_dict(fill(network.state_dict()), strict=True)
     generator = np.random.RandomState(0)
@@ -81,7 +81,7 @@ def test_the_text_module_of_a_video_network_has_the_shapes_of_its_checkpoint() -
 
 @functools.cache
 def plain_arrays(name: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A window for a network, and what the network makes of it as it is published."""
+    """Return a window for a network, and the published network's features of it."""
     kind = NETWORKS[name]
     plain = kind.headless(load(kind.build, "random:3", kind.example, kind.contrast).eval())
     channels, *frames, height, width = kind.example
@@ -104,7 +104,7 @@ def test_the_fast_form_of_a_network_gives_its_features(name: str, precision: str
         assert values.dtype == torch.float32
         assert torch.isfinite(values).all()
         cosine = torch.nn.functional.cosine_similarity(values, truth[array]).item()
-        # Of weights drawn at random, bfloat16 loses the most where gates multiply what each block gives.
+        # With random weights, bfloat16 loses most precision in networks with gates, which multiply activations.
         rounded = 0.9 if name.startswith("s3d_milnce") else 0.99
         assert cosine > (0.99999 if precision == "fp32" else rounded)
 
@@ -150,8 +150,10 @@ def test_one_pixel_of_crop_would_fail_the_comparison(tmp_path: Path, real_data: 
     encoder = LoadedNetwork(load_network("r2plus1d_18", str(tmp_path / "weights.pt")), device="cpu", precision="fp32")
     with av.open(str(real_data / "videos" / f"{name}.mp4")) as container:
         frames = [f.to_ndarray(format="rgb24") for f, _ in zip(container.decode(video=0), range(16), strict=False)]
-    given = PRESETS["r2plus1d_18"].transform
-    wide = Transform(resize=given.resize, crop=(112, 116), mean=given.mean, std=given.std)  # left edge 28, not 30
+    preset_transform = PRESETS["r2plus1d_18"].transform
+    wide = Transform(
+        resize=preset_transform.resize, crop=(112, 116), mean=preset_transform.mean, std=preset_transform.std
+    )  # left edge 28, not 30
     theirs = np.load(parity / "r2plus1d_18_reference.npz")[name]
     spread = np.linalg.norm(theirs - theirs.mean(0), axis=1).mean()
     errors = []
@@ -163,7 +165,7 @@ def test_one_pixel_of_crop_would_fail_the_comparison(tmp_path: Path, real_data: 
     assert min(errors[0], errors[2]) > 0.02
 
 
-def test_transforms_are_those_of_torchvision_and_pillow() -> None:
+def test_transforms_equal_those_of_torchvision_and_pillow() -> None:
     from PIL import Image
     from torchvision.transforms import v2
 
@@ -180,24 +182,24 @@ def test_transforms_are_those_of_torchvision_and_pillow() -> None:
     np.testing.assert_array_equal(ours, np.array(pillow)[4:60, 29:85])
 
 
-def test_the_corner_of_a_crop_is_rounded_as_torchvision_or_transformers_do() -> None:
+def test_the_corner_of_a_crop_is_rounded_like_torchvision_or_transformers() -> None:
     from torchvision.transforms import v2
     from transformers.image_transforms import center_crop
 
     image = np.random.default_rng(0).integers(0, 256, (47, 61, 3), dtype=np.uint8)
     for crop in ((40, 40), (42, 42), (45, 44), (47, 61)):
-        given = {"resize": None, "crop": crop, "mean": (0.0,) * 3, "std": (1.0,) * 3}
-        even, down = (Transform(**given, corner=corner) for corner in ("even", "down"))
+        fields = {"resize": None, "crop": crop, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+        even, down = (Transform(**fields, corner=corner) for corner in ("even", "down"))
         np.testing.assert_array_equal(
             even(image), v2.CenterCrop(crop)(torch.from_numpy(image).movedim(2, 0)).movedim(0, 2)
         )
         np.testing.assert_array_equal(down(image), center_crop(image, crop, input_data_format="channels_last"))
         assert even.spec == {name: value for name, value in down.spec.items() if name != "corner"}
-    with pytest.raises(AmexError, match="unknown corner 'up': use even, down"):
-        Transform(**given, corner="up")
+    with pytest.raises(AmexError, match="unknown corner 'up': use one of even, down"):
+        Transform(**fields, corner="up")
 
 
-def test_devices_that_are_not_there_are_refused() -> None:
+def test_missing_devices_are_refused() -> None:
     assert choose_device("cpu") == "cpu"
     for name in ("gpu", "cuda:x", "cpu:1", "mps"):
         with pytest.raises(AmexError, match="use auto, cpu, cuda"):

@@ -1,4 +1,4 @@
-"""Models of transformers give what transformers' own processor and model give, and what cannot be had is told."""
+"""Features of transformers models equal those of transformers' own processor and model; unusable models are errors."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ MODELS = [(kind, family) for kind, families in KINDS.items() for family in famil
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The directory of a tiny model, by kind and family."""
+    """Return the directory of a tiny model of a kind and family."""
     folder = tmp_path_factory.mktemp("hub")
 
-    def of(kind: str, family: str) -> Path:
+    def directory_of(kind: str, family: str) -> Path:
         if not (folder / family).exists():
             save_model(*KINDS[kind][family], folder / family)
         return folder / family
 
-    return of
+    return directory_of
 
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
-    """Four decoded frames of a video of odd proportions: the corner of a crop in the middle is rounded."""
+    """Four decoded frames with odd proportions, so that the corner of a centre crop is rounded."""
     path = encode(tmp_path_factory.mktemp("video") / "v.mp4", frames=4, width=332, height=178)
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def ours(plan: WindowPlan, frames: list[np.ndarray]) -> np.ndarray:
+def amex_features(plan: WindowPlan, frames: list[np.ndarray]) -> np.ndarray:
     window = np.stack([plan.transform(frame) for frame in frames[: plan.sampling.frames]])
     return plan.encoder("cpu")(torch.from_numpy(window)[None])["values"].numpy()
 
 
 @torch.inference_mode()
-def theirs(kind: str, family: str, folder: Path, frames: list[np.ndarray]) -> Any:
-    """What transformers' own processor and model make of the frames: its output.
+def transformers_output(kind: str, family: str, folder: Path, frames: list[np.ndarray]) -> Any:
+    """Return the output of transformers' own processor and model for the frames.
 
-    Of image processors that have one, the form that resizes with Pillow: torchvision's differs by a grey level.
+    Uses the form of an image processor that resizes with Pillow, if any: torchvision differs by a grey level.
     """
     model = t.AutoModel.from_pretrained(folder).eval()
     if kind == "video":
-        # These resize with torchvision alone, which differs by a grey level: they are given what Pillow has resized.
+        # These processors resize with torchvision, which differs by one grey level. They get frames resized by Pillow.
         size = plan_hub("x", kind=kind, model=str(folder), precision="fp32").transform.size(*frames[0].shape[:2])
         bilinear = Image.Resampling.BILINEAR
         resized = [np.asarray(Image.fromarray(frame).resize(size[::-1], bilinear)) for frame in frames]
@@ -88,7 +88,7 @@ def vector(output: Any, pooling: str, layer: int | None, special: int) -> torch.
     return tokens[:, 0] if pooling == "cls" else tokens[:, special:].mean(1)
 
 
-# Pooling by default; class and register tokens.
+# Default pooling; number of class and register tokens.
 DEFAULTS = {
     "siglip": ("projection", 0),
     "siglip_vision": ("pooler", 0),
@@ -107,11 +107,11 @@ DEFAULTS = {
 
 
 @pytest.mark.parametrize(("kind", "family"), MODELS)
-def test_features_are_those_of_the_librarys_own_pipeline(
+def test_features_equal_those_of_the_librarys_own_pipeline(
     kind: str, family: str, directory: Any, frames: list[np.ndarray]
 ) -> None:
     folder = directory(kind, family)
-    output = theirs(kind, family, folder, frames)
+    output = transformers_output(kind, family, folder, frames)
     default, special = DEFAULTS[family]
     for pooling, layer in ((None, None), ("mean", None), ("mean", 1), ("mean", -2)):
         options = {} if pooling is None else {"pooling": pooling}
@@ -121,27 +121,27 @@ def test_features_are_those_of_the_librarys_own_pipeline(
         last = len(output.hidden_states) - 1
         assert chosen == (pooling or default, last if layer is None else layer % (last + 1))
         expected = vector(output, pooling or default, layer, special).numpy()
-        found = ours(plan, frames)
-        assert found.shape == (1, *plan.spec["output"]["shape"])
-        tolerance = 1e-4 if family != "dinov3" else 0.05  # which does not round pixels after the resize
-        np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+        actual = amex_features(plan, frames)
+        assert actual.shape == (1, *plan.spec["output"]["shape"])
+        tolerance = 1e-4 if family != "dinov3" else 0.05  # dinov3 does not round pixels after the resize
+        np.testing.assert_allclose(actual, expected, atol=tolerance * np.abs(expected).max())
 
 
-def test_a_model_is_fed_as_its_own_processor_says(directory: Any) -> None:
+def test_frames_are_prepared_as_by_the_models_own_processor(directory: Any) -> None:
     def transform(kind: str, family: str) -> Transform:
         return plan_hub("x", kind=kind, model=str(directory(kind, family)), precision="fp32").transform
 
     half = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "antialias": True, "corner": "down"}
     assert transform("frames", "siglip") == Transform(resize=(32, 32), interpolation="bicubic", crop=None, **half)
-    # ConvNeXt cuts the middle out of small frames and squeezes large ones.
+    # ConvNeXt crops the centre of small frames and squeezes large ones.
     assert transform("frames", "convnext") == Transform(resize=36, interpolation="bicubic", crop=(32, 32), **half)
     assert transform("frames", "resnet") == Transform(resize=(384, 384), interpolation="bicubic", crop=None, **half)
-    # ViViT's pixels go to [-1, 1] before they are normalised.
+    # ViViT scales pixels to [-1, 1] before it normalises them.
     vivit = transform("video", "vivit")
     assert (vivit.mean, vivit.std) == ((0.75,) * 3, (0.25,) * 3)
 
 
-def test_windows_of_video_models_are_those_they_were_trained_on(directory: Any) -> None:
+def test_windows_of_video_models_are_those_of_their_training(directory: Any) -> None:
     def sampling(family: str, **options: str) -> Sampling:
         folder = str(directory("video", family))
         return plan_hub("x", kind="video", model=folder, precision="fp32", options=options).sampling
@@ -154,7 +154,7 @@ def test_windows_of_video_models_are_those_they_were_trained_on(directory: Any) 
         sampling("videomae", frames="6")
 
 
-def test_pooling_and_layer_are_part_of_the_spec_and_wrong_ones_are_refused(directory: Any) -> None:
+def test_pooling_and_layer_are_in_the_spec_and_invalid_ones_are_refused(directory: Any) -> None:
     vit = str(directory("frames", "vit"))
 
     def plan(model: str = vit, **options: str) -> WindowPlan:
@@ -165,13 +165,13 @@ def test_pooling_and_layer_are_part_of_the_spec_and_wrong_ones_are_refused(direc
     assert len(set(specs)) == 3
     siglip = str(directory("frames", "siglip"))
     for options, model, message in (
-        ({"pooling": "max"}, vit, "unknown pooling of layer 3 of vit: 'max'; there is pooler, cls, mean"),
+        ({"pooling": "max"}, vit, "unknown pooling of layer 3 of vit: 'max'; choose from pooler, cls, mean"),
         ({"pooling": "pooler", "layer": "1"}, vit, "unknown pooling of layer 1 of vit: 'pooler'; .*cls, mean"),
-        ({"pooling": "cls"}, siglip, "'cls'.* there is projection, mean"),
+        ({"pooling": "cls"}, siglip, "'cls'.* choose from projection, mean"),
         ({"layer": "4"}, vit, "layer must be 0 to 3 .*, got 4"),
         ({"layer": "-5"}, vit, "layer must be"),
         ({"layer": "x"}, vit, "layer='x' is not a number"),
-        ({"frames": "2"}, vit, "vit looks at single frames: --set x.frames=1"),
+        ({"frames": "2"}, vit, "vit takes single frames: --set x.frames=1"),
         ({"pool": "cls"}, vit, "unknown option of stream x: 'pool'; did you mean 'pooling'"),
     ):
         with pytest.raises(AmexError, match=message) as caught:
@@ -179,7 +179,7 @@ def test_pooling_and_layer_are_part_of_the_spec_and_wrong_ones_are_refused(direc
         assert "stream x" in str(caught.value)
 
 
-def test_models_that_cannot_be_used_are_told_apart(directory: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_each_kind_of_unusable_model_has_its_own_error(directory: Any, tmp_path: Path, monkeypatch: Any) -> None:
     def refused(message: str, model: Path | str, kind: str = "frames") -> None:
         with pytest.raises(AmexError, match=message) as caught:
             plan_hub("x", kind=kind, model=str(model), precision="fp32")
@@ -187,33 +187,33 @@ def test_models_that_cannot_be_used_are_told_apart(directory: Any, tmp_path: Pat
         assert "\n" not in str(caught.value)
 
     vit, videomae = directory("frames", "vit"), directory("video", "videomae")
-    refused("looks at windows of frames: video:", videomae)
-    refused("looks at single frames: frames:", vit, "video")
-    refused("is a bert, which does not look at images; for captions: text:", tiny_bert(tmp_path / "bert"))
+    refused("takes windows of frames; use video:", videomae)
+    refused("takes single frames; use frames:", vit, "video")
+    refused("is a bert, which does not take images; for captions, use text:", tiny_bert(tmp_path / "bert"))
     refused("has no config.json", tmp_path)
     impossible = tmp_path / "impossible"
     shutil.copytree(vit, impossible)
     (impossible / "config.json").write_text('{"model_type": "vit", "patch_size": 0}')
     refused("transformers cannot build the vit of .*: .*division", impossible)
-    elsewhere = tmp_path / "elsewhere"  # the class of its code is not one of transformers'
+    elsewhere = tmp_path / "elsewhere"  # transformers does not have the class of its code
     shutil.copytree(vit, elsewhere)
     config = json.loads((elsewhere / "config.json").read_text()) | {"architectures": ["MyVisionModelWithProjection"]}
     (elsewhere / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    refused("is a bert, which does not look at images", elsewhere)
+    refused("is a bert, which does not take images", elsewhere)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    refused("cannot fetch the model 'google/vit-base-patch16-224' from its hub", "google/vit-base-patch16-224")
-    refused("neither a directory nor a name that a model hub could know", "no/such/folder")
+    refused("cannot download the model 'google/vit-base-patch16-224' from the hub", "google/vit-base-patch16-224")
+    refused("neither a directory nor a valid name on the model hub", "no/such/folder")
 
     broken = tmp_path / "broken"
     shutil.copytree(vit, broken)
     (broken / "preprocessor_config.json").unlink()
-    refused("does not say how frames are prepared, which preprocessor_config.json does", broken)
+    refused("has no preprocessor_config.json, which describes how to prepare frames", broken)
     (broken / "model.safetensors").unlink()
     refused("has no weights", broken)
     (broken / "config.json").write_text("{")
     (broken / "model.safetensors").write_bytes(b"")
-    refused("is no model of transformers", broken)
+    refused("is not a model of transformers", broken)
     (broken / "config.json").write_text('{"model_type": "vit", "auto_map": {"AutoConfig": "evil.Config"}}')
     (broken / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(AmexError):
@@ -224,14 +224,14 @@ def test_models_that_cannot_be_used_are_told_apart(directory: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": {"shortest_edge": 32, "longest_edge": 48}}, "resizes to .*; amex resizes to a height and width"),
-        ({"size": {"max_height": 32, "max_width": 32}}, "resizes to .*; amex resizes to a height and width"),
-        ({"resample": 4}, "resamples with .*, which amex does not"),
-        ({"do_pad": True, "pad_size": {"height": 600, "width": 600}}, "does more than resize, crop"),
+        ({"size": {"shortest_edge": 32, "longest_edge": 48}}, "resizes to .*; amex only supports a height and width"),
+        ({"size": {"max_height": 32, "max_width": 32}}, "resizes to .*; amex only supports a height and width"),
+        ({"resample": 4}, "resamples with .*, which amex does not support"),
+        ({"do_pad": True, "pad_size": {"height": 600, "width": 600}}, "does more than resize, centre crop"),
         ({"size": {"height": 30, "width": 32}}, "vit cannot take windows of 1 frame of 32x30"),
     ],
 )
-def test_a_processor_that_does_what_no_transform_does_is_refused(
+def test_a_processor_that_no_transform_can_replace_is_refused(
     changes: dict[str, Any], message: str, directory: Any, tmp_path: Path
 ) -> None:
     shutil.copytree(directory("frames", "vit"), tmp_path / "m")
@@ -241,7 +241,7 @@ def test_a_processor_that_does_what_no_transform_does_is_refused(
         plan_hub("x", kind="frames", model=str(tmp_path / "m"), precision="fp32")
 
 
-def test_weights_that_are_incomplete_or_change_are_refused(directory: Any, tmp_path: Path) -> None:
+def test_incomplete_or_changed_weights_are_refused(directory: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "m"
@@ -257,7 +257,7 @@ def test_weights_that_are_incomplete_or_change_are_refused(directory: Any, tmp_p
     def load(**options: str) -> None:
         plan_hub("x", kind="frames", model=str(folder), precision="fp32", options=options).encoder("cpu")
 
-    load()  # the class token needs no pooler
+    load()  # pooling cls does not need the pooler
     with pytest.raises(WeightsError, match=r"lacks pooler\.dense\.bias"):  # it would be drawn at random
         load(pooling="pooler")
     save_file(dict(list(without.items())[1:]), folder / "model.safetensors", {"format": "pt"})
@@ -265,7 +265,7 @@ def test_weights_that_are_incomplete_or_change_are_refused(directory: Any, tmp_p
         load()
 
 
-def test_a_run_computes_streams_of_several_kinds_in_one_pass(
+def test_a_run_extracts_several_kinds_of_streams_in_one_pass(
     directory: Any, clips: Path, tmp_path: Path, cluster: str
 ) -> None:
     frames, video = directory("frames", "dinov2"), directory("video", "videomae")
@@ -291,9 +291,9 @@ def test_a_run_computes_streams_of_several_kinds_in_one_pass(
     with av.open(str(clips / "a.mp4")) as container:
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     plan = plan_hub("x", kind="video", model=str(video), precision="fp32")
-    expected = np.concatenate([ours(plan, decoded[begin : begin + 8 : 2]) for begin in (0, 8, 16, 24, 32)])
+    expected = np.concatenate([amex_features(plan, decoded[begin : begin + 8 : 2]) for begin in (0, 8, 16, 24, 32)])
     np.testing.assert_allclose(store["mae"]["a.mp4"].values, expected, atol=2e-3)
-    # Two frames a second of 1.33 s; and windows of two frames, one every eight.
+    # Two frames per second of 1.33 s; windows of two frames, one every eight frames.
     assert store["dino"]["a.mp4"].values.shape == (3, 32)
     assert store["own"]["a.mp4"].values.shape == (5, 3)
     assert store["mae"].provenance["weights"].endswith("/videomae")

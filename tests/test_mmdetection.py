@@ -1,4 +1,4 @@
-"""What stands in for mmcv's compiled extension computes what that would, and MMDetection's detectors run on it."""
+"""The replacement of mmcv's compiled extension computes the same, and MMDetection's detectors run with it."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def boxes_and_scores(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def plain_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float, offset: int) -> list[int]:
-    """The textbook's, one pair of boxes at a time, in double precision."""
-    kept: list[int] = []
+    """NMS as in textbooks: one pair of boxes at a time, in double precision."""
+    expected: list[int] = []
     for index in np.argsort(-scores, kind="stable"):
         x0, y0, x1, y1 = boxes[index].astype(float)
-        for other in kept:
+        for other in expected:
             u0, v0, u1, v1 = boxes[other].astype(float)
             across = max(0.0, min(x1, u1) - max(x0, u0) + offset)
             down = max(0.0, min(y1, v1) - max(y0, v0) + offset)
@@ -43,8 +43,8 @@ def plain_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float, offset: i
             if across * down / (areas - across * down) > threshold:
                 break
         else:
-            kept.append(int(index))
-    return kept
+            expected.append(int(index))
+    return expected
 
 
 @settings(max_examples=60)
@@ -56,15 +56,15 @@ def plain_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float, offset: i
     score_threshold=st.sampled_from([0.0, 0.3, 2.0]),
     most=st.sampled_from([-1, 0, 3]),
 )
-def test_nms_is_the_textbooks_and_torchvisions(
+def test_nms_equals_the_textbooks_and_torchvisions(
     count: int, seed: int, threshold: float, offset: int, score_threshold: float, most: int
 ) -> None:
     boxes, scores = boxes_and_scores(count, seed)
-    found, indices = mmcv.ops.nms(boxes, scores, threshold, offset, score_threshold, most)
+    boxes_kept, indices = mmcv.ops.nms(boxes, scores, threshold, offset, score_threshold, most)
     able = [index for index in range(count) if scores[index] > score_threshold or score_threshold == 0]
-    kept = [able[i] for i in plain_nms(boxes[able].numpy(), scores[able].numpy(), threshold, offset)]
-    assert indices.tolist() == (kept[:most] if most > 0 else kept)
-    assert torch.equal(found, torch.cat([boxes[indices], scores[indices, None]], 1))
+    expected = [able[i] for i in plain_nms(boxes[able].numpy(), scores[able].numpy(), threshold, offset)]
+    assert indices.tolist() == (expected[:most] if most > 0 else expected)
+    assert torch.equal(boxes_kept, torch.cat([boxes[indices], scores[indices, None]], 1))
     if offset == 0 and score_threshold == 0 and most <= 0:
         assert torch.equal(indices, torchvision.ops.nms(boxes, scores, threshold))
 
@@ -86,7 +86,7 @@ def test_batched_nms_keeps_classes_apart(class_agnostic: bool) -> None:
     ("size", "scale", "ratio", "aligned", "count"),
     list(itertools.product([(7, 7), (5, 5), (14, 3)], [1.0, 0.25, 1 / 32], [0, 2], [True, False], [0, 6])),
 )
-def test_roi_align_is_torchvisions_forwards_and_backwards(
+def test_roi_align_equals_torchvisions_forwards_and_backwards(
     size: tuple[int, int], scale: float, ratio: int, aligned: bool, count: int
 ) -> None:
     boxes, _ = boxes_and_scores(count, 2)
@@ -105,7 +105,7 @@ def test_roi_align_is_torchvisions_forwards_and_backwards(
     assert torch.equal(*gradients)
 
 
-def test_what_torchvision_does_not_have_says_so_when_it_is_called() -> None:
+def test_a_function_that_torchvision_lacks_raises_an_error_when_called() -> None:
     boxes, scores = boxes_and_scores(4, 0)
     with pytest.raises(NotImplementedError, match="softnms of mmcv's compiled extension"):
         mmcv.ops.soft_nms(boxes, scores)
@@ -120,7 +120,7 @@ def run(code: str, path: Path) -> str:
     return done.stdout
 
 
-def test_a_compiled_extension_is_left_alone(tmp_path: Path) -> None:
+def test_a_compiled_extension_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "_ext.py").write_text("def __getattr__(name):\n    return lambda *a, **k: 'compiled'\n")
     code = (
         f"import mmcv; mmcv.__path__.append({str(tmp_path)!r})\n"
@@ -130,7 +130,7 @@ def test_a_compiled_extension_is_left_alone(tmp_path: Path) -> None:
     assert "compiled" in run(code, tmp_path)
 
 
-def test_opencv_that_cannot_load_says_what_to_install(tmp_path: Path) -> None:
+def test_if_opencv_cannot_be_loaded_the_error_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "cv2.py").write_text(
         "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory')"
     )
@@ -138,10 +138,10 @@ def test_opencv_that_cannot_load_says_what_to_install(tmp_path: Path) -> None:
         "from amex.errors import AmexError\nfrom amex.extract.encoders.mmdetection import use_mmdetection\n"
         "try: use_mmdetection()\nexcept AmexError as error: print(error)"
     )
-    said = run(code, tmp_path)
-    assert "libGL.so.1" in said
-    assert "apt-get install libgl1" in said
-    assert "opencv-python-headless" in said
+    output = run(code, tmp_path)
+    assert "libGL.so.1" in output
+    assert "apt-get install libgl1" in output
+    assert "opencv-python-headless" in output
 
 
 def test_importing_mmdetection_prints_nothing(tmp_path: Path) -> None:
@@ -149,13 +149,13 @@ def test_importing_mmdetection_prints_nothing(tmp_path: Path) -> None:
     assert run(code, tmp_path) == ""
 
 
-def test_the_module_in_the_extensions_place_can_be_looked_up() -> None:
-    """mmengine's Runner looks for it when a model is trained in the process that extracted."""
+def test_the_replacement_module_can_be_inspected() -> None:
+    """mmengine's Runner inspects the module if a model is trained in the process of an extraction."""
     use_mmdetection()
     assert importlib.util.find_spec("mmcv._ext") is not None
 
 
-def test_a_detector_is_built_after_a_training_run_has_changed_where_names_are_looked_up() -> None:
+def test_a_detector_can_be_built_after_training_changed_the_default_scope() -> None:
     from mmengine.registry import DefaultScope
 
     from amex.extract.encoders.objects import build

@@ -1,4 +1,4 @@
-"""Boxes are where the objects are, on the frames they are said to be on, and the features are those of the boxes."""
+"""Boxes match the objects in the frames at their times, and features are pooled at these boxes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from amex.features import open_store
 from amex.manifests import read_manifest
 from amex.shapes.renderer import FPS, make_shapes
 
-# Two-stage, a cascade, one-stage, and with masks: from MMDetection's own package.
+# MMDetection's packaged configurations: two-stage, cascade, one-stage, and with masks.
 CONFIGS = (
     "faster-rcnn_r50_fpn_1x_coco",
     "cascade-rcnn_r50_fpn_1x_coco",
@@ -44,10 +44,10 @@ DETECT = ("--stream", "o=shapes_detector", "--weights", "o=default", "--precisio
 def plan(config: str, weights: str = "random:1", **more: Any) -> ObjectsPlan:
     options = {"score": "0", "boxes": "12", **more.pop("options", {})}
     common = {"weights": weights, "precision": "fp32", "options": options, "batch_size": 2, **more}
-    made = plan_objects("o", config=config, **common)
-    # Small frames: the networks are the same, and quicker.
-    pipeline = [{**step, "scale": (224, 224)} if step["type"] == "Resize" else step for step in made.pipeline]
-    return dataclasses.replace(made, pipeline=pipeline)
+    objects_plan = plan_objects("o", config=config, **common)
+    # Small frames are faster.
+    pipeline = [{**step, "scale": (224, 224)} if step["type"] == "Resize" else step for step in objects_plan.pipeline]
+    return dataclasses.replace(objects_plan, pipeline=pipeline)
 
 
 def picture(seed: int, height: int = 120, width: int = 160) -> torch.Tensor:
@@ -63,13 +63,13 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
-def test_the_stored_features_are_those_at_the_stored_boxes(config: str) -> None:
-    made = plan(config)
-    detector = made.encoder("cpu")
+def test_stored_features_are_pooled_at_the_stored_boxes(config: str) -> None:
+    objects_plan = plan(config)
+    detector = objects_plan.encoder("cpu")
     pictures = torch.stack([picture(seed) for seed in (1, 2)])
     frames = [detector.resize(image) for image in pictures.numpy()]
     arrays = {name: array.numpy() for name, array in detector(pictures[:, None]).items()}
-    assert arrays["values"].shape == (2, 12, made.dim)
+    assert arrays["values"].shape == (2, 12, objects_plan.dim)
     assert np.isfinite(arrays["values"]).all()
     for row, frame in enumerate(frames):
         count = arrays["counts"][row]
@@ -79,16 +79,16 @@ def test_the_stored_features_are_those_at_the_stored_boxes(config: str) -> None:
         boxes = torch.from_numpy(arrays["boxes"][row])
         assert (boxes >= 0).all()
         assert (boxes <= torch.tensor([160, 120, 160, 120])).all()
-        # Alone, by other code, from the boxes that are stored.
+        # Computed for each frame alone, by other code, from the stored boxes.
         with torch.inference_mode():
             features, _ = detector.features([frame])
-            pooled = expected_features(detector, features, boxes * 1.4)  # 160 pixels have become 224
+            pooled = expected_features(detector, features, boxes * 1.4)  # frames are resized from 160 to 224 pixels
         values = torch.from_numpy(arrays["values"][row])
         torch.testing.assert_close(values, pooled, rtol=1e-3, atol=1e-3 * pooled.abs().max().item())
 
 
 def expected_features(detector: Detector, features: tuple[torch.Tensor, ...], boxes: torch.Tensor) -> torch.Tensor:
-    """Level by level with torchvision, through the box head's own layers where there is one."""
+    """Pool features level by level with torchvision, and apply the layers of the box head, if any."""
     strides = [4, 8, 16, 32] if detector.two_stage else [8, 16, 32]
     sizes = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
     levels = (sizes / 56).log2().floor().clamp(0, len(strides) - 1)
@@ -108,15 +108,15 @@ def expected_features(detector: Detector, features: tuple[torch.Tensor, ...], bo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["faster-rcnn_r50_fpn_1x_coco", "rtmdet_tiny_8xb32-300e_coco"])
-def test_folded_batch_norms_change_nothing_and_bf16_little(config: str) -> None:
+def test_folded_batch_norms_change_nothing_and_bf16_changes_little(config: str) -> None:
     from amex.extract.encoders.objects import build
     from amex.extract.encoders.weights import calibrate, draw, noise
 
-    made = plan(config)
-    plain = draw(lambda: build(made.model), made.weights)
+    objects_plan = plan(config)
+    plain = draw(lambda: build(objects_plan.model), objects_plan.weights)
     calibrate(plain, lambda: plain.extract_feat(noise(3, 224, 224)))
     for precision, least in (("fp32", 0.99999), ("bf16", 0.99)):
-        detector = dataclasses.replace(made, precision=precision).encoder("cpu")
+        detector = dataclasses.replace(objects_plan, precision=precision).encoder("cpu")
         frame = detector.resize(picture(3).numpy())
         with torch.inference_mode():
             inputs = plain.data_preprocessor({"inputs": [frame.pixels], "data_samples": [frame.sample]}, False)
@@ -126,12 +126,12 @@ def test_folded_batch_norms_change_nothing_and_bf16_little(config: str) -> None:
             assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > least
 
 
-def overlap(one: list[float], other: list[float]) -> float:
+def overlap(box: list[float], other: list[float]) -> float:
     """Intersection over union."""
-    return float(torchvision.ops.box_iou(torch.tensor([one]).float(), torch.tensor([other]).float()))
+    return float(torchvision.ops.box_iou(torch.tensor([box]).float(), torch.tensor([other]).float()))
 
 
-def test_boxes_are_those_of_the_frames_they_are_timed_with(shapes: Path, tmp_path: Path, cluster: str) -> None:
+def test_boxes_belong_to_the_frames_at_their_times(shapes: Path, tmp_path: Path, cluster: str) -> None:
     store = tmp_path / "s.zarr"
     extract(shapes / "videos", store, cluster, *DETECT, "--set", "o.fps=5", "--manifest", shapes / "manifest.jsonl")
     stream = open_store(store)["o"]
@@ -141,7 +141,7 @@ def test_boxes_are_those_of_the_frames_they_are_timed_with(shapes: Path, tmp_pat
         rows = stream[clip.clip_id]
         assert len(rows) == 12
         for row in range(len(rows)):
-            found = {
+            detected = {
                 names[label]: box.tolist()
                 for label, box in reversed(list(zip(rows["labels"][row], rows["boxes"][row], strict=True)))
                 if label >= 0
@@ -149,17 +149,17 @@ def test_boxes_are_those_of_the_frames_they_are_timed_with(shapes: Path, tmp_pat
             frame = round(rows.times[row, 0] * FPS)
             for index, thing in enumerate(clip.extras["objects"]):
                 truth = [clip.extras["boxes"][at][index] for at in (frame, min(frame + 10, 59))]
-                if None not in truth and thing["label"] in found and frame + 10 < 60:
-                    here.append(overlap(found[thing["label"]], truth[0]))
+                if None not in truth and thing["label"] in detected and frame + 10 < 60:
+                    here.append(overlap(detected[thing["label"]], truth[0]))
                     if overlap(*truth) < 0.2:  # it has moved away
-                        later.append(overlap(found[thing["label"]], truth[1]))
+                        later.append(overlap(detected[thing["label"]], truth[1]))
     assert len(here) > 150
     assert len(later) > 10
     assert np.mean(np.array(here) > 0.6) > 0.9
     assert np.mean(later) < 0.2
 
 
-def test_stored_features_are_pooled_again_from_the_frame_at_the_stored_time(
+def test_stored_features_can_be_recomputed_from_the_frame_at_the_stored_time(
     shapes: Path, tmp_path: Path, cluster: str
 ) -> None:
     store = tmp_path / "s.zarr"
@@ -183,7 +183,7 @@ def test_stored_features_are_pooled_again_from_the_frame_at_the_stored_time(
 
 
 def stand_on_its_side(source: Path, target: Path) -> None:
-    """The upper three quarters of the frames, turned by 90 degrees."""
+    """Write the upper three quarters of the frames, rotated by 90 degrees."""
     with av.open(str(source)) as video, av.open(str(target), "w") as out:
         stream = out.add_stream("libx264", rate=FPS, options={"crf": "16"})
         stream.width, stream.height, stream.pix_fmt = 120, 160, "yuv420p"
@@ -194,7 +194,7 @@ def stand_on_its_side(source: Path, target: Path) -> None:
         out.mux(stream.encode(None))
 
 
-def test_boxes_are_in_source_pixels_after_rotation_resize_and_letterbox(
+def test_boxes_are_in_pixels_of_the_source_after_rotation_resize_and_letterbox(
     shapes: Path, tmp_path: Path, cluster: str
 ) -> None:
     clip = read_manifest(shapes / "manifest.jsonl")[0]
@@ -225,37 +225,37 @@ def test_boxes_are_in_source_pixels_after_rotation_resize_and_letterbox(
             if truth[index] is None or truth[index][3] > 118:  # cut off
                 continue
             label = stream.spec["output"]["labels"].index(thing["label"])
-            found = rows["boxes"][row][rows["labels"][row] == label]
-            right.append(max((overlap(box.tolist(), truth[index]) for box in found), default=0.0) > 0.6)
+            detected = rows["boxes"][row][rows["labels"][row] == label]
+            right.append(max((overlap(box.tolist(), truth[index]) for box in detected), default=0.0) > 0.6)
     assert len(right) >= 8
     assert np.mean(right) > 0.8
 
 
-def test_classes_score_and_number_of_boxes_are_kept_to(shapes: Path) -> None:
+def test_options_limit_classes_scores_and_number_of_boxes(shapes: Path) -> None:
     from amex.shapes.renderer import LABELS
 
     clip = read_manifest(shapes / "manifest.jsonl")[0]
-    wanted = clip.extras["objects"][0]["label"]
+    wanted_label = clip.extras["objects"][0]["label"]
     with closing(Feeders()) as feeders:
         image = torch.from_numpy(read_frames(shapes / "videos" / clip.video, [0.0], feeders)[0])
 
-    def found(**options: str) -> dict[str, np.ndarray]:
+    def detect(**options: str) -> dict[str, np.ndarray]:
         detector = plan_objects(
             "o", config="shapes_detector", weights="default", precision="fp32", options=options, batch_size=1
         ).encoder("cpu")
         return {name: array.numpy() for name, array in detector(image[None, None]).items()}
 
-    everything = found()
+    everything = detect()
     assert everything["counts"][0] >= 2
     assert everything["values"].shape[1] == 36
     assert (everything["labels"][0, everything["counts"][0] :] == -1).all()
-    only = found(classes=wanted)
-    assert set(only["labels"][0, : only["counts"][0]]) == {LABELS.index(wanted)}
-    assert found(score="0.9")["scores"][0, : found(score="0.9")["counts"][0]].min() >= 0.9
-    one = found(boxes="1")
-    assert one["values"].shape == (1, 1, 128)
-    np.testing.assert_array_equal(one["boxes"][0, 0], everything["boxes"][0, 0])
-    nothing = found(score="1.0")
+    only = detect(classes=wanted_label)
+    assert set(only["labels"][0, : only["counts"][0]]) == {LABELS.index(wanted_label)}
+    assert detect(score="0.9")["scores"][0, : detect(score="0.9")["counts"][0]].min() >= 0.9
+    single = detect(boxes="1")
+    assert single["values"].shape == (1, 1, 128)
+    np.testing.assert_array_equal(single["boxes"][0, 0], everything["boxes"][0, 0])
+    nothing = detect(score="1.0")
     assert nothing["counts"].tolist() == [0]
     assert not nothing["values"].any()
 
@@ -264,23 +264,23 @@ def test_classes_score_and_number_of_boxes_are_kept_to(shapes: Path) -> None:
     ("config", "options", "words"),
     [
         ("faster-rcnn_r50_fpn_1x_coc", {}, "did you mean 'faster-rcnn_r50_fpn_1x_coco'"),
-        ("nowhere.py", {}, "no MMDetection configuration nowhere.py"),
+        ("nowhere.py", {}, "the MMDetection configuration nowhere.py does not exist"),
         ("shapes_detector", {"boxes": "0"}, "boxes must be at least 1"),
         ("shapes_detector", {"boxes": "many"}, "not a number"),
         ("shapes_detector", {"box": "3"}, "did you mean 'boxes'"),
         ("shapes_detector", {"classes": "red circel"}, "did you mean 'red circle'"),
-        ("shapes_detector", {"count": "3", "fps": "2"}, "give fps or count"),
-        ("detr_r50_8xb2-150e_coco", {}, "no box head or neck"),
+        ("shapes_detector", {"count": "3", "fps": "2"}, "set fps or count, not both"),
+        ("detr_r50_8xb2-150e_coco", {}, "cannot pool features of a DETR"),
         ("faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco", {}, "deform_conv_forward of mmcv's compiled extension"),
         ("htc_r50_fpn_1x_coco", {}, "htc_r50_fpn_1x_coco cannot be used"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(config: str, options: dict[str, str], words: str) -> None:
+def test_invalid_detectors_and_options_are_refused_by_name(config: str, options: dict[str, str], words: str) -> None:
     with pytest.raises(AmexError, match=words):
         plan_objects("o", config=config, weights="random:0", precision="fp32", options=options, batch_size=1)
 
 
-def test_configurations_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_configurations_are_refused(tmp_path: Path) -> None:
     for name, text, words in (
         ("a", "def", "SyntaxError"),
         ("b", "x = 1", "lacks model"),
@@ -302,7 +302,7 @@ def test_every_packaged_coco_configuration_has_a_default_with_a_digest() -> None
         assert int(weights.sha256, 16)
 
 
-def test_a_checkpoint_with_programs_in_it_says_how_to_make_one_without(tmp_path: Path) -> None:
+def test_the_error_for_a_checkpoint_with_code_says_how_to_remove_it(tmp_path: Path) -> None:
     from mmengine.logging import HistoryBuffer
 
     state = torch.load(SHAPES_DETECTOR.path, weights_only=True)
@@ -328,8 +328,8 @@ def test_a_contact_sheet_shows_frames_and_windows(shapes: Path, tmp_path: Path, 
     options = (*DETECT, "--set", "o.fps=5", "--stream", "r2plus1d_tiny", "--manifest", shapes / "manifest.jsonl")
     extract(shapes / "videos", store, cluster, *options, "--limit", 1)
     (clip_id,) = open_store(store)["o"]
-    said = amex("features", "show", store, clip_id, "--videos", shapes / "videos", "--out", tmp_path / "a.png").output
-    assert "a.png: 12 frames" in said
+    output = amex("features", "show", store, clip_id, "--videos", shapes / "videos", "--out", tmp_path / "a.png").output
+    assert "a.png: 12 frames" in output
     with Image.open(tmp_path / "a.png") as image:
         assert image.width > 1000
         assert image.height > 700

@@ -1,4 +1,4 @@
-"""A recipe is what its source describes, and a run of it gives the streams that the paper's users expect."""
+"""A recipe has the settings of its source, and a run with it gives the streams that users of the paper expect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from amex.extract.encoders.registry import is_text
 from amex.features import open_store
 from amex.train.config import load_config
 
-# Of each stream: length of a feature; samples a second, frames of a window, step and stride; resize and crop.
+# Each stream: length of a feature; samples per second, frames per window, step and stride; resize and crop.
 CLIP = (512, (1, 1, 1, 1), (224, (224, 224)))
 FRAMES_OF_MSRVTT = (2048, (None, 1, 1, 16), (256, (224, 224)))
 SLOWFAST = (2304, (30, 32, 2, 60), (224, (224, 224)))
@@ -51,13 +51,13 @@ TEXT = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_what_its_source_describes(name: str) -> None:
+def test_a_recipe_has_the_settings_of_its_source(name: str) -> None:
     recipe = find_recipe(name)
     streams = {}
     for stream, network in recipe.streams.items():
         if network in NETWORKS:
-            given = {"preset": recipe.presets.get(stream), "options": recipe.settings.get(stream, {})}
-            plan = plan_windows(stream, network=network, weights="random:0", precision="fp32", **given)
+            options = {"preset": recipe.presets.get(stream), "options": recipe.settings.get(stream, {})}
+            plan = plan_windows(stream, network=network, weights="random:0", precision="fp32", **options)
             s, t = plan.sampling, plan.transform
             assert s.count is None
             streams[stream] = (NETWORKS[network].dim, (s.fps, s.frames, s.step, s.stride), (t.resize, t.crop))
@@ -65,13 +65,13 @@ def test_a_recipe_is_what_its_source_describes(name: str) -> None:
     texts = {stream: network for stream, network in recipe.streams.items() if is_text(network)}
     assert texts == TEXT.get(name, {})
     assert recipe.streams.keys() - streams.keys() - texts.keys() == ({"frcnn_r50_coco"} if name == "amenet" else set())
-    # What is fed or set is a stream of the recipe.
+    # Presets and settings are for streams of the recipe.
     assert recipe.presets.keys() | recipe.settings.keys() <= recipe.streams.keys()
     assert recipe.source
     assert recipe.note
 
 
-def test_pixels_are_scaled_as_the_sources_do() -> None:
+def test_pixels_are_scaled_as_in_the_sources() -> None:
     for recipe, stream, mean, std in (
         ("moment_detr", "slowfast_features", [0.45] * 3, [0.225] * 3),
         ("coot", "video_feat_100m", UNIT["mean"], UNIT["std"]),
@@ -90,13 +90,13 @@ def test_objects_are_36_boxes_of_8_frames_as_the_configuration_reads_them() -> N
 @pytest.mark.parametrize("name", ["hgr", "mcsan", "amenet", "hcmi"])
 def test_the_configurations_of_a_model_find_the_streams_of_its_recipe(name: str) -> None:
     model = load_config(f"{name}_msrvtt").model
-    wanted = {name for name in model.video_streams if name}
+    streams = {name for name in model.video_streams if name}
     if model.text.startswith("text_"):
-        wanted.add(model.text)
-    assert wanted <= find_recipe(name).streams.keys()
+        streams.add(model.text)
+    assert streams <= find_recipe(name).streams.keys()
 
 
-def test_an_unknown_recipe_is_told_the_nearest(tmp_path: Path) -> None:
+def test_for_an_unknown_recipe_a_similar_one_is_suggested(tmp_path: Path) -> None:
     with pytest.raises(AmexError, match="unknown recipe 'clip4clp'; did you mean 'clip4clip'"):
         find_recipe("clip4clp")
     result = amex("extract", "--recipe", "mment", "--dataset", "folder", "--videos", tmp_path, "--store", "s")
@@ -106,36 +106,36 @@ def test_an_unknown_recipe_is_told_the_nearest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [("--stream", "resnet152"), ("--recipe", "howto100m")])
-def test_a_stream_of_the_recipe_cannot_be_given_again(more: tuple[str, str], tmp_path: Path) -> None:
-    given = ("--dataset", "folder", "--videos", tmp_path, "--store", tmp_path / "s.zarr")
-    result = amex("extract", "--recipe", "hgr", *more, *given)
+def test_a_stream_of_the_recipe_cannot_be_repeated(more: tuple[str, str], tmp_path: Path) -> None:
+    options = ("--dataset", "folder", "--videos", tmp_path, "--store", tmp_path / "s.zarr")
+    result = amex("extract", "--recipe", "hgr", *more, *options)
     assert result.exit_code == 2
-    assert "recipe hgr has a stream 'resnet152', and so has another" in result.stderr
+    assert "stream 'resnet152' of recipe hgr is also one of another recipe or of --stream" in result.stderr
 
 
 def test_recipes_of_other_streams_run_together(clips: Path, tmp_path: Path) -> None:
-    given = ("--dataset", "folder", "--videos", clips, "--store", tmp_path / "s.zarr", "--device", "cpu")
-    result = amex("extract", "--recipe", "mmpt", "--recipe", "nobody", *given)
+    options = ("--dataset", "folder", "--videos", clips, "--store", tmp_path / "s.zarr", "--device", "cpu")
+    result = amex("extract", "--recipe", "mmpt", "--recipe", "nobody", *options)
     assert "unknown recipe 'nobody'" in result.stderr
-    result = amex("extract", "--recipe", "mmpt", "--recipe", "hgr", "--weights", "text_bert=random:0", *given)
-    assert "stream s3d: no digest is published" in result.stderr
+    result = amex("extract", "--recipe", "mmpt", "--recipe", "hgr", "--weights", "text_bert=random:0", *options)
+    assert "stream s3d: amex does not download" in result.stderr
 
 
-def test_weights_that_amex_does_not_fetch_are_asked_for_with_their_place(clips: Path, tmp_path: Path) -> None:
-    given = ("--dataset", "folder", "--videos", clips, "--store", tmp_path / "s.zarr", "--device", "cpu")
-    result = amex("extract", "--recipe", "coot", *given)
+def test_for_weights_that_amex_does_not_download_the_error_gives_the_url(clips: Path, tmp_path: Path) -> None:
+    options = ("--dataset", "folder", "--videos", clips, "--store", tmp_path / "s.zarr", "--device", "cpu")
+    result = amex("extract", "--recipe", "coot", *options)
     assert result.exit_code == 1
     for words in ("stream video_feat_100m: ", "s3d_howto100m.pth", "--weights STREAM=FILE", "random:0"):
         assert words in result.stderr
 
 
-def test_windows_that_a_network_cannot_take_are_refused() -> None:
+def test_windows_that_a_network_cannot_process_are_refused() -> None:
     for network, frames, multiple in (("s3d_milnce", "31", 2), ("slowfast_r50", "30", 4)):
         with pytest.raises(AmexError, match=f"multiple of {multiple}, got {frames}"):
             plan_windows("s", network=network, weights="random:0", precision="fp32", options={"frames": frames})
 
 
-def test_the_list_spells_out_the_options_a_recipe_stands_for() -> None:
+def test_the_list_shows_the_options_of_each_recipe() -> None:
     listed = amex("streams", "--recipes").output
     assert "--set clip_features.fps=0.5" in listed
     for name, recipe in RECIPES.items():
@@ -145,24 +145,24 @@ def test_the_list_spells_out_the_options_a_recipe_stands_for() -> None:
 
 
 def test_the_documentation_has_every_recipe_with_its_streams() -> None:
-    rows = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text().splitlines()
+    rows = (Path(__file__).parents[1] / "docs" / "reference" / "recipes.md").read_text().splitlines()
     for name, recipe in RECIPES.items():
         (row,) = [row for row in rows if row.startswith(f"| `{name}` |")]
         assert all(f"`{stream}`" in row.split("|")[2] for stream in recipe.streams)
 
 
-def test_a_recipe_runs_with_its_options_and_the_users(clips: Path, tmp_path: Path, cluster: str) -> None:
-    # 40 frames at 30 a second: every frame is the recipe's, every 20th of them the user's.
+def test_a_recipe_can_be_combined_with_the_users_options(clips: Path, tmp_path: Path, cluster: str) -> None:
+    # 40 frames at 30 fps: the recipe samples every frame, and the stride of the user keeps every 20th.
     manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "a", "video": "a.mp4"})
-    given = ("--recipe", "hgr", "--weights", "resnet152=random:0", "--set", "resnet152.stride=20")
-    extract(clips, tmp_path / "s.zarr", cluster, *given, "--precision", "fp32", "--manifest", manifest)
+    options = ("--recipe", "hgr", "--weights", "resnet152=random:0", "--set", "resnet152.stride=20")
+    extract(clips, tmp_path / "s.zarr", cluster, *options, "--precision", "fp32", "--manifest", manifest)
     rows = open_store(tmp_path / "s.zarr")["resnet152"]["a"]
     assert rows.values.shape == (2, 2048)
     assert np.allclose(rows.times[:, 0], [0, 20 / 30])
 
 
 @pytest.mark.slow
-def test_moment_detrs_features_line_up_every_two_seconds(tmp_path: Path, cluster: str) -> None:
+def test_moment_detrs_features_are_aligned_every_two_seconds(tmp_path: Path, cluster: str) -> None:
     (tmp_path / "v").mkdir()
     encode(tmp_path / "v" / "a.mp4", frames=180)  # 6 s
     manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "a", "video": "a.mp4", "captions": ["a red circle"]})
@@ -171,8 +171,8 @@ def test_moment_detrs_features_line_up_every_two_seconds(tmp_path: Path, cluster
         "clip_features": "random:0",
         "clip_text_features": tiny_clip(tmp_path / "c"),
     }
-    given = [argument for name, which in weights.items() for argument in ("--weights", f"{name}={which}")]
-    extract(tmp_path / "v", tmp_path / "s.zarr", cluster, "--recipe", "moment_detr", "--manifest", manifest, *given)
+    options = [argument for name, which in weights.items() for argument in ("--weights", f"{name}={which}")]
+    extract(tmp_path / "v", tmp_path / "s.zarr", cluster, "--recipe", "moment_detr", "--manifest", manifest, *options)
     store = open_store(tmp_path / "s.zarr")
     slowfast, clip = store["slowfast_features"]["a"], store["clip_features"]["a"]
     assert slowfast.values.shape == (3, 2304)

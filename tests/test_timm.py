@@ -1,4 +1,4 @@
-"""Models of timm give what timm's own transform and model give."""
+"""Features of timm models equal those of timm's own transform and model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from amex.extract.encoders.windows import WindowPlan
 
 timm = pytest.importorskip("timm", reason="pip install 'amex[timm]'")
 
-# Small ones that timm makes for its own tests; one normalises with batch-norms, one has a class token.
+# Small models of timm's own tests: one with batch-norms, one with a class token.
 MODELS = ("test_resnet", "test_vit", "test_convnext")
 
 
@@ -32,29 +32,29 @@ def plan(model: str, weights: Path | str = "random:0", **options: str) -> Window
 
 def saved(model: str, path: Path, **more: Any) -> tuple[torch.nn.Module, Path]:
     torch.manual_seed(1)
-    made = timm.create_model(model, **more).eval()
-    torch.save(made.state_dict(), path)
-    return made, path
+    network = timm.create_model(model, **more).eval()
+    torch.save(network.state_dict(), path)
+    return network, path
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_features_are_those_of_the_librarys_own_pipeline(model: str, tmp_path: Path) -> None:
+def test_features_equal_those_of_the_librarys_own_pipeline(model: str, tmp_path: Path) -> None:
     with av.open(str(encode(tmp_path / "v.mp4", frames=1, width=332, height=178))) as container:
         frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
-    made, path = saved(model, tmp_path / "w.pth")
-    transform = timm.data.create_transform(**timm.data.resolve_data_config(made.pretrained_cfg), is_training=False)
+    network, path = saved(model, tmp_path / "w.pth")
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(network.pretrained_cfg), is_training=False)
     with torch.inference_mode():
         image = transform(Image.fromarray(frame))[None]
-        features = made.forward_features(image)
+        features = network.forward_features(image)
         expected = {
-            (None, None): made.forward_head(features, pre_logits=True),
+            (None, None): network.forward_head(features, pre_logits=True),
             ("mean", None): features[:, 1:].mean(1) if features.ndim == 3 else features.mean((2, 3)),
-            ("mean", 1): made.forward_intermediates(image, indices=[1], intermediates_only=True)[0].mean((2, 3)),
+            ("mean", 1): network.forward_intermediates(image, indices=[1], intermediates_only=True)[0].mean((2, 3)),
         }
         if model == "test_vit":
             expected["cls", None] = features[:, 0]
-            given = {"indices": [-2], "intermediates_only": True, "return_prefix_tokens": True}
-            expected["cls", -2] = made.forward_intermediates(image, **given)[0][1][:, 0]
+            options = {"indices": [-2], "intermediates_only": True, "return_prefix_tokens": True}
+            expected["cls", -2] = network.forward_intermediates(image, **options)[0][1][:, 0]
     for (pooling, layer), values in expected.items():
         options = ({"pooling": pooling} if pooling else {}) | ({"layer": str(layer)} if layer is not None else {})
         chosen = plan(model, path, **options)
@@ -64,15 +64,15 @@ def test_features_are_those_of_the_librarys_own_pipeline(model: str, tmp_path: P
         torch.testing.assert_close(ours, values, atol=1e-4, rtol=1e-4)
 
 
-def test_pooling_and_layer_are_part_of_the_spec_and_wrong_ones_are_refused() -> None:
+def test_pooling_and_layer_are_in_the_spec_and_invalid_ones_are_refused() -> None:
     specs = [plan("test_vit", **more).spec for more in ({}, {"pooling": "cls"}, {"layer": "1"}, {"layer": "-2"})]
     assert len({json.dumps(spec) for spec in specs}) == 4
     assert plan("test_vit", layer="-6").spec == plan("test_vit", layer="0").spec
     for model, options, message in (
-        ("test_resnet", {"pooling": "cls"}, "unknown pooling of timm's test_resnet: 'cls'; there is pooler, mean"),
-        ("test_vit", {"pooling": "pooler", "layer": "1"}, "'pooler'.* there is cls, mean"),
+        ("test_resnet", {"pooling": "cls"}, "unknown pooling of timm's test_resnet: 'cls'; choose from pooler, mean"),
+        ("test_vit", {"pooling": "pooler", "layer": "1"}, "'pooler'.* choose from cls, mean"),
         ("test_vit", {"layer": "6"}, "layer must be 0 to 5 .*, got 6"),
-        ("test_vit", {"frames": "8"}, "models of timm look at single frames: --set x.frames=1"),
+        ("test_vit", {"frames": "8"}, "models of timm take single frames: --set x.frames=1"),
         ("test_vitt", {}, "unknown model of timm: 'test_vitt'; did you mean 'test_vit'"),
         ("test_vit.nobody", {}, r"unknown weights of timm's test_vit: 'test_vit.nobody'; .*test_vit\.r160_in1k"),
     ):
@@ -82,18 +82,18 @@ def test_pooling_and_layer_are_part_of_the_spec_and_wrong_ones_are_refused() -> 
 
 @pytest.mark.parametrize("classes", [0, 7])
 def test_weights_trained_for_other_classes_are_loaded(classes: int, tmp_path: Path) -> None:
-    made, path = saved("test_vit", tmp_path / "w.pth", num_classes=classes)
+    network, path = saved("test_vit", tmp_path / "w.pth", num_classes=classes)
     loaded = plan("test_vit", path).model.load().model.state_dict()
-    for name, tensor in made.state_dict().items():
+    for name, tensor in network.state_dict().items():
         assert torch.equal(loaded[name], tensor)
-    state = made.state_dict()
-    state.pop("blocks.0.attn.qkv.weight")  # would be drawn at random
+    state = network.state_dict()
+    state.pop("blocks.0.attn.qkv.weight")  # timm would initialise it at random
     torch.save(state, path)
     with pytest.raises(WeightsError, match="is not a checkpoint of timm's test_vit"):
         plan("test_vit", path).encoder("cpu")
 
 
-def test_weights_of_another_model_or_that_are_programs_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_model_or_with_code_are_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple:
             return Path.touch, (tmp_path / "ran",)
@@ -115,8 +115,10 @@ def test_weights_of_another_model_or_that_are_programs_are_refused(tmp_path: Pat
         planned.encoder("cpu")
 
 
-def test_without_a_network_published_weights_are_an_error_that_says_what_to_do(monkeypatch: Any) -> None:
+def test_without_a_network_the_error_for_published_weights_says_what_to_do(monkeypatch: Any) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError, match=r"cannot fetch model\.safetensors of timm/test_vit.* --weights STREAM=FILE"):
+    with pytest.raises(
+        WeightsError, match=r"cannot download model\.safetensors of timm/test_vit.* --weights STREAM=FILE"
+    ):
         plan("test_vit", "default")
     assert plan_stream("x", "timm:test_vit", device="cpu", precision="fp32", random_weights=True).weights == "random:0"

@@ -1,4 +1,4 @@
-"""Weights are the ones asked for, checked, cached, and never a program."""
+"""Weights are the requested ones, verified, cached, and cannot run code."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def small() -> nn.Module:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
-    """A web server on this machine, its folder, and the paths it was asked for."""
+    """A local web server: its address, its folder, and the requested paths."""
     folder = tmp_path / "served"
     folder.mkdir()
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments: object) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder)) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_port}", folder, asked
+        yield f"http://127.0.0.1:{httpd.server_port}", folder, requested
         httpd.shutdown()
 
 
@@ -61,19 +61,19 @@ def published(url: str, sha256: str) -> Published:
 
 
 def test_published_weights_are_downloaded_once_and_checked(server: tuple[str, Path, list[str]]) -> None:
-    base, folder, asked = server
+    base, folder, requested = server
     torch.save(small().state_dict(), folder / "w.pth")
     entry = published(f"{base}/w.pth", file_sha256(folder / "w.pth", WeightsError))
     path = weights_file("default", entry)
     assert weights_file("default", entry) == path
-    assert asked == ["/w.pth"]
+    assert requested == ["/w.pth"]
     load(small, path, (3, 8, 8))
     Path(path).write_bytes(b"someone else's")
-    with pytest.raises(WeightsError, match="sha256 differs"):
+    with pytest.raises(WeightsError, match=r"the sha256 of .* differs"):
         weights_file("default", entry)
 
 
-def test_a_download_with_another_digest_is_refused_and_not_kept(server: tuple[str, Path, list[str]]) -> None:
+def test_a_download_with_another_digest_is_refused_and_deleted(server: tuple[str, Path, list[str]]) -> None:
     base, folder, _ = server
     (folder / "w.pth").write_bytes(b"tampered")
     entry = published(f"{base}/w.pth", "0" * 64)
@@ -82,7 +82,7 @@ def test_a_download_with_another_digest_is_refused_and_not_kept(server: tuple[st
     assert not entry.path.exists()
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "file"))
     with pytest.raises(WeightsError, match=r"cannot download .*Not a directory"):
@@ -102,10 +102,10 @@ def test_every_network_has_a_published_default_with_a_digest_or_is_not_downloade
         assert network.published.licence
         assert network.published.source
         if isinstance(network.published, UserSupplied):
-            with pytest.raises(WeightsError, match="amex does not download it"):
+            with pytest.raises(WeightsError, match="amex does not download"):
                 network.published.fetch()
             continue
-        if isinstance(network.published, FromHub):  # whose hub knows a digest of every file
+        if isinstance(network.published, FromHub):  # the hub has a digest of every file
             continue
         if isinstance(network.published, Published):
             assert network.published.url.startswith("https://")
@@ -113,7 +113,7 @@ def test_every_network_has_a_published_default_with_a_digest_or_is_not_downloade
         assert int(network.published.sha256, 16)
 
 
-def test_a_seed_is_the_same_network_everywhere() -> None:
+def test_a_seed_gives_the_same_network_in_every_process() -> None:
     assert digest("random:1") == digest("random:1") != digest("random:2")
     first, second = (load(small, "random:1", (3, 8, 8)).state_dict() for _ in range(2))
     for name, tensor in first.items():
@@ -123,7 +123,7 @@ def test_a_seed_is_the_same_network_everywhere() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_digest_of_a_seed_needs_no_network_and_knows_what_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_of_a_seed_needs_no_network_and_covers_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     here = digest("random:1")
     monkeypatch.setattr(weights, "version", lambda library: "0.0")
     assert digest("random:1") != here
@@ -133,37 +133,37 @@ def test_the_digest_of_a_seed_needs_no_network_and_knows_what_draws(monkeypatch:
     assert digest("random:1") != here
 
 
-def test_a_model_is_loaded_once_a_process_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_shared", OrderedDict())
-    monkeypatch.setattr(weights, "MOST_SHARED", 2)
+def test_a_model_is_loaded_once_per_process_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_cache", OrderedDict())
+    monkeypatch.setattr(weights, "MAX_CACHED", 2)
     loaded: list[str] = []
 
     def model(key: str) -> list[str]:
-        return weights.shared(key, lambda: loaded.append(key) or [key])
+        return weights.cached(key, lambda: loaded.append(key) or [key])
 
     assert model("a") is model("a")
     model("b")
     model("a")
-    model("c")  # in place of b, which was used longest ago
+    model("c")  # replaces b, which was used least recently
     model("a")
     assert loaded == ["a", "b", "c"]
     with pytest.raises(ZeroDivisionError):
-        weights.shared("d", lambda: 1 / 0)
+        weights.cached("d", lambda: 1 / 0)
     assert model("a") == ["a"]
 
 
 @pytest.mark.parametrize("choice", ["random:", "random:x", "random:-1", "nowhere.pth", ""])
-def test_weights_that_cannot_be_are_refused(choice: str) -> None:
+def test_invalid_weights_are_refused(choice: str) -> None:
     with pytest.raises(WeightsError):
         weights_file(choice, None)
 
 
-def test_a_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
+def test_the_error_for_another_networks_checkpoint_names_the_parameter(tmp_path: Path) -> None:
     for state, words in [
         ({}, "lacks 0.weight"),
         ({**small().state_dict(), "fc.bias": torch.zeros(1)}, "unknown fc.bias"),
         ({**small().state_dict(), "0.weight": torch.zeros(1)}, "another shape for 0.weight"),
-        ({"x": 1}, "no state dict"),
+        ({"x": 1}, "does not contain a state dict"),
     ]:
         torch.save(state, tmp_path / "w.pth")
         with pytest.raises(WeightsError, match=words):
@@ -186,7 +186,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_worker_with_other_weights_than_the_run_began_with_refuses() -> None:
+def test_a_worker_refuses_other_weights_than_those_at_the_start_of_the_run() -> None:
     from amex.errors import AmexError
     from amex.extract.encoders.registry import plan_stream
 

@@ -1,23 +1,24 @@
-"""What turns pixels and captions into features: networks, their weights and conventions. Knows no video file.
+"""Encoders: networks that turn pixels and captions into features, with their weights and input conventions. No files.
 
-``registry.plan_stream`` leads from what a user calls a stream to its plan. A plan is small, is sent to workers, and has
-``spec`` (all that decides the numbers) and ``encoder(device)``. Plans of what looks at frames are
+``registry.plan_stream`` makes the plan of a stream from its name on the command line. A plan is small and is sent to
+workers. It has a ``spec`` (everything that decides the numbers) and a method ``encoder(device)``. Plans of streams that
+read frames also have ``sampling`` and ``transform``:
 
-    windows.WindowPlan   one vector a window, by a Model: presets (networks with names of their own), hub
-                         (transformers), timm_models, own
+    windows.WindowPlan   one vector per window, by a ``Model`` from presets (amex's named networks), hub
+                         (transformers), timm_models or own (the user's network)
     objects.ObjectsPlan  boxes and their features, by MMDetection
+    text.TextPlan        tokens and sentences of captions; reads no frames
 
-and have ``sampling`` and ``transform`` too; ``text.TextPlan`` is of captions. ``weights`` finds, checks and shares
-models, ``batches`` brings windows to an encoder, ``devices`` says on what it computes.
+``weights`` finds, checks and caches models, ``batches`` passes windows to an encoder, ``devices`` chooses the device.
 
-What the room offers is imported when it is first asked for: most of it needs torch.
+Names are imported on first use, because most modules need torch.
 """
 
 from __future__ import annotations
 
-from ..lazy import offer
+from ..lazy import lazy_exports
 
-__getattr__, __all__ = offer(
+__getattr__, __all__ = lazy_exports(
     __name__,
     {
         "Batches": "batches",
@@ -26,19 +27,20 @@ __getattr__, __all__ = offer(
         "choose_precision": "devices",
         "NETWORKS": "networks",
         "choose_kernels": "numerics",
-        "ALIASES": "objects",
+        "ALIASES": "kinds",
         "ObjectsPlan": "objects",
-        "DEFAULT_PRESET": "presets",
+        "DEFAULT_PRESET": "kinds",
+        "check_network": "kinds",
         "PRESETS": "presets",
         "known_weights": "published",
         "RECIPES": "recipes",
         "find_recipe": "recipes",
-        "KINDS": "registry",
+        "KINDS": "kinds",
         "StreamPlan": "registry",
-        "by_kind": "registry",
-        "is_text": "registry",
+        "split_plans": "registry",
+        "is_text": "kinds",
         "plan_stream": "registry",
-        "DEFAULT_MODELS": "text",
+        "DEFAULT_MODELS": "kinds",
         "TextPlan": "text",
         "clip_text_vectors": "text",
         "encode_like": "text",

@@ -1,4 +1,4 @@
-"""Windows on their way through an encoder, in batches: copied to the device while the batch before runs."""
+"""Collect windows in batches and encode them. On a GPU, the next batch is copied while the previous one runs."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ import torch
 
 from ...errors import AmexError, first_line
 
-# Batches on a GPU at once: one that runs, and one whose windows are being copied or wait for it.
+# Batches on a GPU at a time: one runs, the other is copied or waits.
 IN_FLIGHT = 2
-# Bytes of the batches that are being filled, one for each size of frames. Past that the oldest is encoded as it is.
+# Maximum bytes of incomplete batches; there is one per frame size. Beyond it, the oldest is encoded incomplete.
 PENDING_BYTES = 2 << 30
-# What windows can be, by NumPy's names.
+# Dtypes of windows, by NumPy's names.
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
 
 class Encoder(Protocol):
-    """What turns windows into the rows of a stream.
+    """Encodes windows into the rows of a stream.
 
     Attributes:
-        device: where it wants its windows.
+        device: the device that the windows must be on.
     """
 
     device: torch.device
 
     def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The arrays of a row each, with a leading dimension of the windows, on any device; ``values`` among them.
+        """Encode windows.
 
         Args:
             windows: (windows, frames, height, width, 3) on the device, uint8 or float32 in [0, 255].
+
+        Returns:
+            Arrays by name, at least ``values``, with one row per window, on any device.
         """
 
 
@@ -42,29 +45,29 @@ Owner = TypeVar("Owner")
 
 @dataclass
 class Batch(Generic[Owner]):
-    """Windows of one shape, and whose they are."""
+    """Windows of one shape, and the owner of each."""
 
-    windows: torch.Tensor  # on the CPU, with room for a whole batch
+    windows: torch.Tensor  # on the CPU, allocated for a full batch
     owners: list[Owner] = field(default_factory=list)
 
 
 @dataclass
 class Encoded(Generic[Owner]):
-    """What an encoder made of a batch: arrays with a leading dimension of the owners."""
+    """The output of an encoder for a batch: arrays with one row per owner."""
 
     owners: list[Owner]
     arrays: dict[str, np.ndarray]
 
 
 class Batches(Generic[Owner]):
-    """The windows of one stream. Results come in the order in which batches are full, one or two batches later.
+    """The batches of one stream. Results are in the order in which batches are complete, one or two batches later.
 
-    Where the device has no memory for a batch, batches are smaller from then on.
+    If the device runs out of memory, later batches are smaller.
 
     Args:
-        size: windows a batch.
-        begins: told whose windows a batch has before it is encoded or waited for; None when that is over.
-        note: told, once, what the user should know.
+        size: windows per batch.
+        begins: called with the owners of a batch before it is encoded or waited for, and with None afterwards.
+        note: called with lines for the user.
     """
 
     def __init__(
@@ -80,15 +83,16 @@ class Batches(Generic[Owner]):
         self._begins = begins
         self._note = note
         self._pending: dict[tuple[Any, ...], Batch[Owner]] = {}  # by shape and dtype of a window
-        self._spare: dict[tuple[Any, ...], torch.Tensor] = {}  # memory of the last batch, which the next one may have
+        self._spare: dict[tuple[Any, ...], torch.Tensor] = {}  # memory of the last batch, for reuse
         self._running: deque[tuple[list[Owner], dict[str, torch.Tensor], torch.cuda.Event | None]] = deque()
         self._on_gpu = encoder.device.type == "cuda"
         self._copies = torch.cuda.Stream(encoder.device) if self._on_gpu else None
 
     def add(self, owner: Owner, pixels: np.ndarray) -> Iterator[Encoded[Owner]]:
-        """Takes a copy of a window, and yields what is encoded by now.
+        """Copy a window into its batch; yield the batches that are encoded by now.
 
         Args:
+            owner: returned with the window's row.
             pixels: (frames, height, width, 3), uint8 or float32.
         """
         key = (*pixels.shape, pixels.dtype)
@@ -99,49 +103,49 @@ class Batches(Generic[Owner]):
                 self._pending and needed + sum(each.windows.nbytes for each in self._pending.values()) > PENDING_BYTES
             ):
                 yield from self._encode(self._pending.pop(next(iter(self._pending))))
-            room = self._spare.pop(key, None)
-            if room is None or len(room) != self.size:
-                room = self._room(self.size, pixels.shape, DTYPES[pixels.dtype.name])
-            batch = self._pending[key] = Batch(room)
-        # Not by torch, whose threads would wait for one another on cores that decode.
+            memory = self._spare.pop(key, None)
+            if memory is None or len(memory) != self.size:
+                memory = self._allocate(self.size, pixels.shape, DTYPES[pixels.dtype.name])
+            batch = self._pending[key] = Batch(memory)
+        # NumPy copies on this thread. torch's threads would wait for each other, because decoding uses the cores.
         batch.windows[len(batch.owners)].numpy()[...] = pixels
         batch.owners.append(owner)
         if len(batch.owners) == len(batch.windows):
             del self._pending[key]
             yield from self._encode(batch)
-            if not self._on_gpu:  # whose copies may still be reading it; torch keeps pinned memory by itself
+            if not self._on_gpu:  # on a GPU, a copy may still read this memory, and torch caches pinned memory itself
                 self._spare = {key: batch.windows}
 
     def flush(self) -> Iterator[Encoded[Owner]]:
-        """Encodes what makes no whole batch, and yields all that is still to come."""
+        """Encode the incomplete batches; yield all remaining results."""
         for key in list(self._pending):
             yield from self._encode(self._pending.pop(key))
         yield from self._finish(0)
 
     def _encode(self, batch: Batch[Owner]) -> Iterator[Encoded[Owner]]:
         windows, owners = batch.windows, batch.owners
-        if self._on_gpu:  # of one size, so that kernels are chosen once and no row depends on how full its batch is
+        if self._on_gpu:  # pad: with one batch size, kernels are chosen once and no row depends on the batch's size
             windows[len(owners) :] = windows[0]
         else:
             windows = windows[: len(owners)]
         self._begins(owners)
-        refusal = None
+        memory_error = None
         try:
             self._running.append((owners, *self._start(windows)))
         except torch.OutOfMemoryError as error:
-            refusal = first_line(error)
-        if refusal is not None:  # the error is gone, and with its traceback the arrays that the encoder had made
-            yield from self._finish(0)  # what runs has memory too
-            yield from self._in_halves(batch, refusal)
+            memory_error = first_line(error)
+        if memory_error is not None:  # outside of the except block, so that the traceback no longer holds arrays
+            yield from self._finish(0)  # frees the memory of the running batches
+            yield from self._in_halves(batch, memory_error)
         self._begins(None)
         yield from self._finish(IN_FLIGHT - 1 if self._on_gpu else 0)
 
-    def _room(self, size: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Memory for windows, from which a GPU copies by itself."""
+    def _allocate(self, size: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Allocate memory for windows, pinned for copies to a GPU."""
         return torch.empty((size, *shape), dtype=dtype, pin_memory=self._on_gpu)
 
     def _start(self, windows: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.cuda.Event | None]:
-        """Results, which are there once the event has come."""
+        """Start to encode; return the results, and the event after which they are complete."""
         if not self._on_gpu:
             return self.encoder(windows), None
         computing = torch.cuda.current_stream(self.encoder.device)
@@ -158,7 +162,7 @@ class Batches(Generic[Owner]):
         return results, event
 
     def _finish(self, left: int) -> Iterator[Encoded[Owner]]:
-        """Yields results until so many batches are still running."""
+        """Yield results until only ``left`` batches are running."""
         while len(self._running) > left:
             owners, results, event = self._running.popleft()
             if event is not None:
@@ -168,11 +172,11 @@ class Batches(Generic[Owner]):
             arrays = {name: array[: len(owners)].cpu().numpy() for name, array in results.items()}
             yield Encoded(owners, arrays)
 
-    def _in_halves(self, batch: Batch[Owner], refusal: str) -> Iterator[Encoded[Owner]]:
-        """A batch for which there was no memory, as ``refusal`` says, as smaller ones."""
+    def _in_halves(self, batch: Batch[Owner], memory_error: str) -> Iterator[Encoded[Owner]]:
+        """Encode a batch in two halves after an out-of-memory error; later batches are that small too."""
         size = len(batch.windows)
         if size == 1:
-            raise AmexError(f"the device has no memory for one window: {refusal}")
+            raise AmexError(f"the device has no memory for one window: {memory_error}")
         if self._on_gpu:
             torch.cuda.empty_cache()
         half = -(-size // 2)
@@ -181,6 +185,6 @@ class Batches(Generic[Owner]):
             self._note(f"no memory for batches of {size}; batches of {half} from now on")
         for begin in range(0, len(batch.owners), half):
             owners = batch.owners[begin : begin + half]
-            room = self._room(half, batch.windows.shape[1:], batch.windows.dtype)
-            room[: len(owners)] = batch.windows[begin : begin + len(owners)]
-            yield from self._encode(Batch(room, owners))
+            memory = self._allocate(half, batch.windows.shape[1:], batch.windows.dtype)
+            memory[: len(owners)] = batch.windows[begin : begin + len(owners)]
+            yield from self._encode(Batch(memory, owners))

@@ -1,4 +1,4 @@
-"""On which device, and in which precision, a machine computes. torch is imported only where there may be a GPU."""
+"""Choose the device and precision of this machine. torch is imported only if a GPU driver is installed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from ...errors import AmexError
 
 
 def choose_device(choice: str) -> str:
-    """``cpu``, ``cuda`` (every GPU, workers take turns) or ``cuda:INDEX``, for the same or ``auto``.
+    """Return ``cpu``, ``cuda`` (all GPUs, divided among the workers) or ``cuda:INDEX``.
+
+    Args:
+        choice: one of these, or ``auto``.
 
     Raises:
-        AmexError: where there is no such device.
+        AmexError: if this machine has no such device.
     """
     if choice == "cpu" or (choice == "auto" and not has_driver()):
         return "cpu"
@@ -30,7 +33,7 @@ def choose_device(choice: str) -> str:
 
 
 def has_driver() -> bool:
-    """Whether a driver for GPUs is installed here, without which torch sees none: NVIDIA's, or AMD's for ROCm."""
+    """Return whether a GPU driver is installed (NVIDIA's, or AMD's for ROCm). torch sees no GPU without one."""
     with contextlib.suppress(OSError):
         ctypes.CDLL("libcuda.so.1")
         return True
@@ -38,16 +41,18 @@ def has_driver() -> bool:
 
 
 def choose_precision(choice: str, device: str) -> str:
-    """``fp32``, ``bf16`` or ``fp16``; ``auto`` is bf16 where the device computes in it, else fp32."""
+    """Return ``fp32``, ``bf16`` or ``fp16``. ``auto`` is bf16 if the device supports it natively, else fp32."""
     if choice == "fp16" and device == "cpu":
-        raise AmexError("fp16 is for GPUs; on a CPU use --precision fp32, or bf16 where it has it")
+        raise AmexError("fp16 needs a GPU; on a CPU use --precision fp32 or bf16")
     if choice != "auto":
         return choice
     import torch
 
     if device != "cpu":
         if not torch.cuda.is_available():
-            raise AmexError("no GPU here tells what those elsewhere can do: say --precision bf16, fp16 or fp32")
+            raise AmexError(
+                "cannot choose a precision, because this machine has no GPU: set --precision to bf16, fp16 or fp32"
+            )
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"

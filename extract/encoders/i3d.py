@@ -1,7 +1,7 @@
 """Inception-I3D (Carreira & Zisserman, CVPR 2017): Inception-v1 inflated to 3D, RGB stream.
 
 Module names are those of the public PyTorch checkpoint ``rgb_imagenet.pt``, which loads strictly. Convolutions and
-pools pad as TensorFlow's SAME does: as much as is needed for ceil(size / stride) outputs, the odd one at the end.
+pools use TensorFlow's SAME padding: ceil(size / stride) outputs, with the odd element of padding at the end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLOCKS: dict[str, tuple[int, int, int, int, int, int]] = {
 
 @torch.fx.wrap
 def pad_same(x: torch.Tensor, kernel: Triple, stride: Triple) -> torch.Tensor:
-    """Zero padding of (N, C, T, H, W) for SAME convolution; zeros are neutral to a max pool after a ReLU."""
+    """Pad (N, C, T, H, W) with zeros for SAME convolution or pooling. After a ReLU, zeros do not change a max pool."""
     padding: list[int] = []
     for size, k, s in zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride), strict=True):
         total = max(0, (-(-size // s) - 1) * s + k - size)
@@ -37,7 +37,7 @@ def pad_same(x: torch.Tensor, kernel: Triple, stride: Triple) -> torch.Tensor:
 
 
 class Unit(nn.Module):
-    """Convolution without bias, batch-norm, ReLU; or, as the classifier, convolution with bias alone."""
+    """Convolution, batch-norm, ReLU; the classifier is only a convolution with bias."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Pool(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches side by side."""
+    """An inception block: four parallel branches, concatenated."""
 
     def __init__(self, inputs: int, widths: tuple[int, int, int, int, int, int]) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Inception(nn.Module):
 
 
 class InceptionI3D(nn.Module):
-    """(N, 3, T, H, W) in [-1, 1] to (N, 1024): the network up to its last pool, averaged over time and place."""
+    """Maps (N, 3, T, H, W) in [-1, 1] to (N, 1024): the last pool, averaged over time and space."""
 
     def __init__(self, classes: int = 400) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class InceptionI3D(nn.Module):
             channels = widths[0] + widths[2] + widths[4] + widths[5]
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 1024, T', H', W'): the last average pool (2, 7, 7), stride 1."""
+        """Return the last average pool (2, 7, 7) with stride 1, (N, 1024, T', H', W')."""
         x = self.MaxPool3d_2a_3x3(self.Conv3d_1a_7x7(x))
         x = self.MaxPool3d_3a_3x3(self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x)))
         x = self.MaxPool3d_4a_3x3(self.Mixed_3c(self.Mixed_3b(x)))
@@ -114,7 +114,7 @@ class InceptionI3D(nn.Module):
         return F.avg_pool3d(x.float(), (2, 7, 7), (1, 1, 1))  # no bfloat16 kernel on CPUs
 
     def classify(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes, T') of frames whose features are one cell high and wide."""
+        """Return logits (N, classes, T') of inputs whose features have height and width 1."""
         return self.logits(self.features(x)).squeeze(3).squeeze(3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

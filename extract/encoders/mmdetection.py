@@ -1,8 +1,8 @@
-"""MMDetection without a compiler: what of mmcv's compiled extension torchvision has, registered under its name.
+"""Use MMDetection without mmcv's compiled extension: torchvision's operators replace it.
 
-mmcv's extension has no wheel and does not build against current torch. MMDetection needs a module ``mmcv._ext`` to be
-there, and of it, for most detectors, only NMS and RoIAlign. torchvision is imported with the extension: that takes as
-long as torch itself, and runs without detectors need none of it.
+mmcv's extension has no wheel and does not build with current torch. MMDetection imports it as ``mmcv._ext``, but most
+detectors only use its NMS and RoIAlign, which torchvision also has. torchvision is imported only with the replacement,
+because its import takes as long as torch's, and runs without detectors do not need it.
 """
 
 from __future__ import annotations
@@ -19,44 +19,47 @@ from typing import Any
 
 import torch
 
-from ...errors import AmexError
+from ...errors import AmexError, MissingExtra, needs
 
 
 def use_mmdetection() -> None:
-    """Makes ``mmdet`` importable and its names those that are looked up, which training in between may have changed.
+    """Make ``mmdet`` importable and its registry the default scope, which training may have changed.
 
-    Steps aside where mmcv's compiled extension is there.
+    Uses mmcv's compiled extension if it is installed.
 
     Raises:
-        AmexError: where OpenCV, which mmcv imports, cannot load; it says what to install.
+        AmexError: if OpenCV, which mmcv imports, cannot be loaded.
     """
     try:
-        import cv2  # noqa: F401 - only whether it loads
+        import cv2  # noqa: F401 - checks that it loads
+    except ModuleNotFoundError as error:
+        raise MissingExtra("MMDetection is not installed: pip install 'amex[objects]'") from error
     except ImportError as error:
         raise AmexError(
-            f"MMDetection needs OpenCV, which cannot load here ({error}). It wants libraries that graphical systems "
-            "have: apt-get install libgl1 libglib2.0-0 (Debian, Ubuntu), dnf install mesa-libGL glib2 (Fedora); or "
-            "take the build without windows: pip install --force-reinstall --no-deps opencv-python-headless"
+            f"MMDetection needs OpenCV, which cannot be loaded ({error}). Install its libraries: apt-get install "
+            "libgl1 libglib2.0-0 (Debian, Ubuntu), dnf install mesa-libGL glib2 (Fedora); or install the build that "
+            "needs none: pip install --force-reinstall --no-deps opencv-python-headless"
         ) from error
     warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)  # called by MMDetection
-    if importlib.util.find_spec("mmcv._ext") is None:
-        sys.modules["mmcv._ext"] = Extension("mmcv._ext")
-    # It prints and warns of packages that are none of the user's business.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        from mmdet.utils import register_all_modules
+    with needs("objects", "MMDetection"):  # other packages install OpenCV too
+        if importlib.util.find_spec("mmcv._ext") is None:
+            sys.modules["mmcv._ext"] = Extension("mmcv._ext")
+        # mmdet prints messages and warnings that do not matter to the user.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            from mmdet.utils import register_all_modules
 
-        register_all_modules(init_default_scope=True)
+            register_all_modules(init_default_scope=True)
 
 
 class Extension(types.ModuleType):
-    """A module that has every function one asks it for; those that torchvision has no kernel of raise when called."""
+    """A replacement of ``mmcv._ext``. Functions that torchvision does not have raise an error when called."""
 
     def __init__(self, name: str) -> None:
         import torchvision  # noqa: F401 - registers its kernels with torch
 
         super().__init__(name, __doc__)
-        self.__spec__ = importlib.machinery.ModuleSpec(name, None)  # mmengine's Runner looks for one
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)  # mmengine's Runner reads it
         for function in (nms, roi_align_forward, roi_align_backward):
             setattr(self, function.__name__, function)
 
@@ -64,23 +67,24 @@ class Extension(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
 
-        def absent(*args: Any, **kwargs: Any) -> None:
+        def missing(*args: Any, **kwargs: Any) -> None:
             raise NotImplementedError(
-                f"this detector calls {name} of mmcv's compiled extension, which is not installed; amex stands in for "
-                "nms and roi_align alone. Choose another detector, or build mmcv with MMCV_WITH_OPS=1"
+                f"this detector calls {name} of mmcv's compiled extension, which is not installed; amex only replaces "
+                "nms and roi_align. Choose another detector, or build mmcv with MMCV_WITH_OPS=1"
             )
 
-        return absent
+        return missing
 
 
 def nms(bboxes: torch.Tensor, scores: torch.Tensor, *, iou_threshold: float, offset: int) -> torch.Tensor:
-    """Indices of the boxes that stay, by falling score.
+    """Return the indices of the boxes that NMS keeps, by descending score.
 
     Args:
         bboxes: (N, 4) xyxy.
-        offset: 1 where x2 and y2 are the last pixels inside, as in MMDetection 1; else 0.
+        scores: (N,).
+        offset: 1 if x2 and y2 are the last pixels inside a box, as in MMDetection 1; else 0.
     """
-    if offset:  # a last pixel inside at x2 is an edge at x2 + 1
+    if offset:  # if x2 is the last pixel inside, the edge is at x2 + 1
         bboxes = bboxes + bboxes.new_tensor([0, 0, offset, offset])
     return torch.ops.torchvision.nms(bboxes, scores, iou_threshold)
 
@@ -99,10 +103,13 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Fills ``output`` (K, channels, aligned_height, aligned_width) from ``rois`` (K, 5): image index and xyxy.
+    """Write the RoIAlign of ``rois`` to ``output`` (K, channels, aligned_height, aligned_width).
+
+    Args:
+        rois: (K, 5): image index and xyxy.
 
     Raises:
-        NotImplementedError: for max pooling inside the bins (``pool_mode`` 0), which torchvision does not have.
+        NotImplementedError: for max pooling in the bins (``pool_mode`` 0), which torchvision does not have.
     """
     if pool_mode == 0:
         raise NotImplementedError("RoIAlign with pool_mode='max' needs mmcv's compiled extension; use pool_mode='avg'")
@@ -124,7 +131,7 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Fills ``grad_input``, the gradient with respect to the features of ``roi_align_forward``."""
+    """Write the gradient with respect to the features of ``roi_align_forward`` to ``grad_input``."""
     bins = (spatial_scale, aligned_height, aligned_width)
     shape = tuple(grad_input.shape)
     grad_input.copy_(

@@ -1,4 +1,4 @@
-"""The networks with names of their own, and how each runs fast."""
+"""The networks that amex knows by name, and their fast form for inference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
-from ...errors import AmexError, first_line
+from ...errors import AmexError, first_line, needs
 from ...shapes import FOLDER as SHAPES
 from . import efficientnet, resnext3d, s3dg, slowfast
 from .i3d import InceptionI3D
@@ -22,18 +22,18 @@ from .windows import vectors
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network that can be a stream's encoder.
+    """A network that can be the encoder of a stream.
 
     Attributes:
-        build: makes it, with its classifier, so that checkpoints load strictly.
-        headless: turns it into one that returns features.
+        build: builds the network with its classifier, so that checkpoints load strictly.
+        headless: converts it to a network that returns features.
         dim: length of a feature.
-        example: shape of an input: channels, frames, height, width; of an image, without frames.
-        least_frames: the shortest window it takes.
-        published: its default weights.
-        contrast: about the standard deviation of an input.
-        multiple: how many frames a window has is a multiple of it.
-        classes: returns the names of the classes, of a network that gives ``probabilities`` of them beside ``values``.
+        example: shape of an input: (channels, frames, height, width), or (channels, height, width) for images.
+        least_frames: minimum number of frames in a window.
+        published: default weights.
+        contrast: approximate standard deviation of an input.
+        multiple: the number of frames in a window must be a multiple of this.
+        classes: returns the class names if the network also returns ``probabilities``.
     """
 
     build: Callable[[], nn.Module]
@@ -48,7 +48,7 @@ class Network:
 
     @property
     def of_images(self) -> bool:
-        """Whether it takes single frames."""
+        """Whether the network takes single frames."""
         return len(self.example) == 3
 
 
@@ -61,7 +61,7 @@ def _without(name: str) -> Callable[[nn.Module], nn.Module]:
 
 
 class Float(nn.Module):
-    """A layer computed in float32: torch has no bfloat16 kernel for 3D average pooling on a CPU."""
+    """Runs a layer in float32, because torch has no bfloat16 kernel for 3D average pooling on a CPU."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -78,8 +78,9 @@ def _s3d_features(module: nn.Module) -> nn.Module:
 
 
 def clip_vision(weights: str = "") -> nn.Module:
-    """CLIP's vision tower with its projection: that of the directory ``weights``, or a ViT-B/32 without weights."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    """Return CLIP's vision tower with its projection, from the directory ``weights``, or a ViT-B/32 without weights."""
+    with needs("text", "CLIP"):
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     if not weights:
         return CLIPVisionModelWithProjection(CLIPVisionConfig())
@@ -87,7 +88,7 @@ def clip_vision(weights: str = "") -> nn.Module:
 
 
 class ImageEmbedding(nn.Module):
-    """A transformers vision tower that returns the projection of its class token."""
+    """A vision tower of transformers that returns its projected class token."""
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class ImageEmbedding(nn.Module):
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        import torchvision  # takes as long as torch itself, and a plan needs none of it
+        import torchvision  # slow to import; a plan does not need it
 
         return torchvision.models.get_model(name)
 
@@ -113,7 +114,7 @@ def _r2plus1d_tiny() -> nn.Module:
 
 
 def _published(file: str, source: str) -> Published:
-    # torchvision's file names end in the first digits of their sha256.
+    # torchvision's file names end with the first digits of their sha256.
     digest = file.rsplit("-", 1)[-1].removesuffix(".pth")
     url = f"https://download.pytorch.org/models/{file}"
     return Published(url=url, sha256=digest, licence="BSD-3-Clause (torchvision)", source=f"{source}, torchvision")
@@ -201,7 +202,7 @@ NETWORKS: dict[str, Network] = {
     "efficientnet_lite1": _efficientnet_lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
     "efficientnet_lite2": _efficientnet_lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
     "s3d_milnce": MIL_NCE,
-    # In the space that it shares with text.
+    # The feature in the joint space of video and text.
     "s3d_milnce_joint": dataclasses.replace(MIL_NCE, headless=lambda module: module, dim=s3dg.JOINT),
     "slowfast_r50": Network(
         build=slowfast.SlowFast,
@@ -254,19 +255,20 @@ NETWORKS: dict[str, Network] = {
 
 
 def find_network(name: str, weights: str = "") -> Network:
-    """A network by its name: a key of NETWORKS; or ``clip``, the vision tower of the CLIP in the directory ``weights``.
+    """Return a network by name: a key of NETWORKS, or ``clip`` for the vision tower of the CLIP in ``weights``.
 
     Raises:
-        AmexError: if there is no CLIP in the directory.
+        AmexError: if the directory does not contain a CLIP.
     """
     if name != "clip":
         return NETWORKS[name]
-    from transformers import CLIPConfig
+    with needs("text", "CLIP"):
+        from transformers import CLIPConfig
 
     try:
         config = CLIPConfig.from_pretrained(weights, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise AmexError(f"{weights} is no CLIP: {first_line(error)}") from error
+        raise AmexError(f"{weights} is not a CLIP: {first_line(error)}") from error
     if config.model_type != "clip":
         raise AmexError(f"{weights} is a {config.model_type}, not a CLIP")
     side = config.vision_config.image_size
@@ -276,11 +278,11 @@ def find_network(name: str, weights: str = "") -> Network:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkModel:
-    """A network by its name, with its weights. See ``windows.Model``.
+    """A named network with its weights. See ``windows.Model``.
 
     Attributes:
-        network: for ``find_network``.
-        weights: from ``weights.weights_file``, or a CLIP's directory from ``weights.model_directory``.
+        network: name for ``find_network``.
+        weights: from ``weights.weights_file``, or the directory of a CLIP from ``weights.model_directory``.
     """
 
     network: str
@@ -306,11 +308,11 @@ class NetworkModel:
 
 
 def load_network(network: str, weights: str) -> nn.Module:
-    """A network that returns features, in its fast form: batch-norms folded into convolutions, channels last.
+    """Load a network that returns features. Fold batch-norms into convolutions and use channels-last memory.
 
     Args:
-        network: for ``find_network``.
-        weights: from ``weights.weights_file``, or a CLIP's directory from ``weights.model_directory``.
+        network: name for ``find_network``.
+        weights: from ``weights.weights_file``, or the directory of a CLIP from ``weights.model_directory``.
     """
     kind = find_network(network, weights)
     module = kind.headless(load(kind.build, weights, kind.example, kind.contrast)).eval()
@@ -320,7 +322,7 @@ def load_network(network: str, weights: str) -> nn.Module:
 
 
 class ChannelsLast(nn.Module):
-    """A network of images or windows in the layout that convolutions are fastest in."""
+    """A network in channels-last memory format, in which convolutions are fastest."""
 
     def __init__(self, module: nn.Module, *, of_images: bool) -> None:
         super().__init__()
@@ -329,6 +331,6 @@ class ChannelsLast(nn.Module):
         self.module = module.to(memory_format=self.layout)
 
     def forward(self, pixels: torch.Tensor) -> Any:
-        """(batch, 3, frames, height, width) to (batch, dim), or to what else the network returns."""
+        """Map (batch, 3, frames, height, width) to the network's output, usually (batch, dim)."""
         batch = pixels[:, :, 0] if self.of_images else pixels
         return self.module(batch.contiguous(memory_format=self.layout))

@@ -1,7 +1,7 @@
-"""Streams of objects: boxes from any MMDetection detector, and the detector's own features pooled at those boxes.
+"""Streams of objects: boxes of any MMDetection detector, and the detector's own features pooled at these boxes.
 
-A row is one frame. The features are computed at exactly the boxes that are stored: what a two-stage detector's box
-head makes of them before it classifies, or what a one-stage detector's neck has inside them, on average.
+A row is one frame. The features are computed at exactly the stored boxes. For a two-stage detector they are the shared
+layers of the box head before classification, for a one-stage detector the mean of the neck's features in the box.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...errors import AmexError
+from ...errors import AmexError, needs
 from ...shapes import FOLDER as SHAPES
 from ..video import Sampling
+from .kinds import ALIASES
 from .mmdetection import use_mmdetection
 from .numerics import use_float32
-from .settings import compute_rules, decoder_rules, known, sampling_and_more
-from .weights import Packaged, Published, calibrate, check_weights, digest, draw, fill, noise, shared, weights_file
+from .settings import check_name, compute_rules, decoder_rules, parse_sampling
+from .weights import Packaged, Published, cached, calibrate, check_weights, digest, draw, fill, noise, weights_file
 
-# What a packaged configuration is called in the table of streams.
-ALIASES = {"frcnn_r50_coco": "faster-rcnn_r50_fpn_1x_coco", "shapes_detector": "shapes_detector"}
 SHAPES_DETECTOR_CONFIG = SHAPES / "shapes_detector.py"
 SHAPES_DETECTOR = Packaged(
     path=SHAPES / "shapes_detector.pth",
@@ -37,22 +36,22 @@ SHAPES_DETECTOR = Packaged(
     source="Shapes, amex",
 )
 DEFAULT_SAMPLING = Sampling(fps=1, frames=1, stride=1, at="shown")
-# Boxes a frame, as bottom-up attention has them.
+# Boxes per frame, as in bottom-up attention.
 DEFAULT_BOXES = 36
-# Bins, each way, of the RoIAlign that stands in for a one-stage detector's missing box head.
+# Bins per axis of the RoIAlign for one-stage detectors, which have no box head.
 BINS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectsPlan:
-    """One stream of objects of a run. See ``windows.WindowPlan`` for what the two have in common.
+    """A stream of objects. See ``windows.WindowPlan`` for the common attributes.
 
     Attributes:
-        config: what the detector is called; a file's name, where it is one.
-        model: its configuration, with the score threshold in it, without what only training needs.
-        pipeline: how MMDetection prepares an image for it.
-        boxes: at most so many a frame, those with the highest scores.
-        classes: only boxes of these labels; all if empty.
+        config: name of the configuration, or stem of its file.
+        model: the model's configuration with the score threshold, without settings for training.
+        pipeline: MMDetection's pipeline that prepares an image.
+        boxes: maximum number of boxes per frame; the highest scores are kept.
+        classes: labels of the boxes to keep; all if empty.
         labels: the names of all classes.
         dim: length of a feature.
     """
@@ -75,12 +74,12 @@ class ObjectsPlan:
 
     @property
     def transform(self) -> None:
-        """The detector sees frames at their own size."""
+        """None: the detector takes frames at their own size."""
         return None
 
     def encoder(self, device: str) -> Detector:
-        """The detector on a device, loaded once a process; AmexError if its weights have changed since the plan."""
-        return shared((json.dumps(self.spec), self.weights, device), lambda: self._load(device))
+        """Return the detector on a device, loaded once per process. Raise AmexError if its weights have changed."""
+        return cached((json.dumps(self.spec), self.weights, device), lambda: self._load(device))
 
     def _load(self, device: str) -> Detector:
         check_weights(self.weights, self.weights_sha256, self.name)
@@ -88,7 +87,7 @@ class ObjectsPlan:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """All that decides the stream's numbers, for the store to fingerprint."""
+        """Everything that decides the stream's numbers; the store fingerprints it."""
         spec = {
             "network": f"mmdet:{self.config}",
             "weights_sha256": self.weights_sha256,
@@ -123,53 +122,56 @@ def plan_objects(
     options: Mapping[str, str],
     batch_size: int,
 ) -> ObjectsPlan:
-    """A stream of objects from what the command line says of it.
+    """Plan a stream of objects.
 
     Args:
-        config: the name of a configuration that MMDetection packages, or a file.
+        name: of the stream.
+        config: name of a configuration packaged with MMDetection, or a file.
         weights: ``default``, a path or ``random:SEED``.
-        options: as text: fps, count, at, boxes, score, classes.
+        options: values as text: fps, count, at, boxes, score, classes.
 
     Raises:
-        AmexError: naming the stream and what is unknown, out of range or not to be had.
+        AmexError: if the detector cannot be built or loaded, or an option is unknown or out of range.
     """
     use_mmdetection()
     file = find_config(config)
-    loaded = read_config(file)
+    parsed = read_config(file)
     parsers = {
         "boxes": int,
         "score": float,
         "classes": lambda text: tuple(part.strip() for part in text.split(",")),
     }
-    sampling, chosen = sampling_and_more(name, DEFAULT_SAMPLING, options, parsers, keys=("fps", "count", "at"))
+    sampling, chosen = parse_sampling(name, DEFAULT_SAMPLING, options, parsers, keys=("fps", "count", "at"))
     boxes = chosen.get("boxes", DEFAULT_BOXES)
     if boxes < 1:
         raise AmexError(f"stream {name}: boxes must be at least 1, got {boxes}")
-    labels = class_names(loaded)
-    classes = tuple(labels.index(known(wanted, labels, f"class of {config}:")) for wanted in chosen.get("classes", ()))
-    model = inference_model(loaded, chosen.get("score"), boxes)
-    located = weights_file(weights, published(file))
+    labels = class_names(parsed)
+    classes = tuple(
+        labels.index(check_name(wanted, labels, f"class of {config}:")) for wanted in chosen.get("classes", ())
+    )
+    model = inference_model(parsed, chosen.get("score"), boxes)
+    location = weights_file(weights, published(file))
     plan = ObjectsPlan(
         name=name,
         config=file.stem,
         model=model,
-        pipeline=image_pipeline(loaded),
+        pipeline=image_pipeline(parsed),
         sampling=sampling,
         boxes=boxes,
         classes=classes,
         labels=labels,
         dim=feature_length(build(model), config),
-        weights=located,
-        weights_sha256=digest(located),
+        weights=location,
+        weights_sha256=digest(location),
         precision=precision,
         batch_size=batch_size,
     )
-    try_out(plan)
+    check_detector(plan)
     return plan
 
 
-def try_out(plan: ObjectsPlan) -> None:
-    """Detects in a small picture; AmexError if the detector needs what is not here, before a run starts."""
+def check_detector(plan: ObjectsPlan) -> None:
+    """Run the detector on a small blank frame. Raise AmexError before a run starts if it cannot be used."""
     from mmdet.structures import DetDataSample
 
     side = 128
@@ -179,27 +181,32 @@ def try_out(plan: ObjectsPlan) -> None:
         Detector(dataclasses.replace(plan, weights="random:0", precision="fp32"), "cpu").rows([frame])
     except AmexError:
         raise
-    except Exception as error:  # of any kind: it is the user's configuration
+    except Exception as error:  # the user's configuration may raise anything
         raise AmexError(f"{plan.config} cannot be used: {type(error).__name__}: {error}") from error
 
 
 def find_config(config: str) -> Path:
-    """A configuration's file: the one named, or one of those that come with MMDetection; AmexError if there is none."""
-    import mmdet
+    """Return the file of a configuration: the given file, or one packaged with MMDetection or amex.
+
+    Raises:
+        AmexError: if there is no such configuration.
+    """
+    with needs("objects", f"the detector {config}"):
+        import mmdet
 
     if config.endswith(".py"):
         if not Path(config).is_file():
-            raise AmexError(f"no MMDetection configuration {config}")
+            raise AmexError(f"the MMDetection configuration {config} does not exist")
         return Path(config)
     config = ALIASES.get(config, config)
     if config == SHAPES_DETECTOR_CONFIG.stem:
         return SHAPES_DETECTOR_CONFIG
     files = {path.stem: path for path in (Path(mmdet.__file__).parent / ".mim" / "configs").glob("*/*.py")}
-    return files[known(config, files, "MMDetection configuration", list_all=False)]
+    return files[check_name(config, files, "MMDetection configuration", list_all=False)]
 
 
 def read_config(file: Path) -> Any:
-    """A parsed configuration; AmexError where it cannot be read or is not a detector's."""
+    """Read a configuration. Raise AmexError if it cannot be read or does not describe a detector."""
     from mmengine.config import Config
 
     try:
@@ -208,12 +215,12 @@ def read_config(file: Path) -> Any:
         raise AmexError(f"cannot read the MMDetection configuration {file}: {type(error).__name__}: {error}") from error
     dataset = config.get("test_dataloader", {}).get("dataset", {})
     if not config.get("model", {}).get("type") or not (dataset.get("pipeline") or config.get("test_pipeline")):
-        raise AmexError(f"{file} describes no detector: it lacks model, or test_dataloader with a pipeline")
+        raise AmexError(f"{file} does not describe a detector: it lacks model, or test_dataloader with a pipeline")
     return config
 
 
 def published(file: Path) -> Published | Packaged | None:
-    """The checkpoint that a packaged configuration is published with, its name ending in digits of its sha256."""
+    """Return the published checkpoint of a packaged configuration. Its name ends with digits of its sha256."""
     if file == SHAPES_DETECTOR_CONFIG:
         return SHAPES_DETECTOR
     index = file.parent / "metafile.yml"
@@ -232,7 +239,7 @@ def published(file: Path) -> Published | Packaged | None:
 
 
 def class_names(config: Any) -> tuple[str, ...]:
-    """The classes of the data set that a configuration tests on, or their numbers where it does not say."""
+    """Return the class names of a configuration's test data, or the numbers of the classes if there are none."""
     from mmdet.registry import DATASETS
 
     dataset = config.test_dataloader.dataset
@@ -248,14 +255,15 @@ def class_names(config: Any) -> tuple[str, ...]:
 
 
 def inference_model(config: Any, score: float | None, boxes: int) -> dict[str, Any]:
-    """A model's configuration without what only training needs, with the score threshold and room for the boxes."""
+    """Return a model's configuration without settings for training, with the score threshold and enough boxes."""
 
-    def bare(value: Any) -> Any:
+    def without_training(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: bare(entry) for key, entry in value.items() if key not in ("init_cfg", "pretrained")}
-        return type(value)(bare(entry) for entry in value) if isinstance(value, list | tuple) else value
+            settings = {key: entry for key, entry in value.items() if key not in ("init_cfg", "pretrained")}
+            return {key: without_training(entry) for key, entry in settings.items()}
+        return type(value)(map(without_training, value)) if isinstance(value, list | tuple) else value
 
-    model = bare(config.model.to_dict())
+    model = without_training(config.model.to_dict())
     model["train_cfg"] = None
     test = model.get("test_cfg") or {}
     final = test.get("rcnn", test)
@@ -267,7 +275,7 @@ def inference_model(config: Any, score: float | None, boxes: int) -> dict[str, A
 
 
 def image_pipeline(config: Any) -> list[dict[str, Any]]:
-    """The test pipeline without reading files and annotations."""
+    """Return the test pipeline without the steps that load files and annotations."""
     dataset = config.test_dataloader.dataset
     steps = [step.to_dict() for step in dataset.get("pipeline") or config.test_pipeline]
     steps = [step for step in steps if not step["type"].split(".")[-1].startswith("Load")]
@@ -276,19 +284,19 @@ def image_pipeline(config: Any) -> list[dict[str, Any]]:
 
 
 def build(model: dict[str, Any]) -> nn.Module:
-    """The detector of a model's configuration, its weights freshly drawn."""
+    """Build the detector of a model's configuration with random weights."""
     use_mmdetection()
     from mmdet.registry import MODELS
     from mmengine.config import ConfigDict
 
     try:
         return MODELS.build(ConfigDict(copy.deepcopy(model))).eval()
-    except Exception as error:  # of any kind: it is the user's configuration
+    except Exception as error:  # the user's configuration may raise anything
         raise AmexError(f"cannot build the detector {model.get('type')}: {type(error).__name__}: {error}") from error
 
 
 def feature_length(model: nn.Module, config: str) -> int:
-    """The length of a RoI feature; AmexError for a detector that has none that amex knows how to take."""
+    """Return the length of a RoI feature. Raise AmexError if amex cannot pool features of this detector."""
     from mmdet.models import BBoxHead, ConvFCBBoxHead, SingleStageDetector, TwoStageDetector
 
     if isinstance(model, TwoStageDetector) and model.with_roi_head:
@@ -302,19 +310,19 @@ def feature_length(model: nn.Module, config: str) -> int:
         if isinstance(channels, int):
             return channels
     raise AmexError(
-        f"{config}: a {type(model).__name__} has no box head or neck that features can be pooled from; two-stage "
-        "detectors with fully connected box heads, and one-stage ones whose levels have the same channels, do"
+        f"{config}: cannot pool features of a {type(model).__name__}; choose a two-stage detector with a fully "
+        "connected box head, or a one-stage detector whose levels have the same number of channels"
     )
 
 
 def last(module: nn.Module) -> nn.Module:
-    """The last stage of a cascade, or the one there is."""
+    """Return the last stage of a cascade, or the module itself if it is not a cascade."""
     return module[-1] if isinstance(module, nn.ModuleList) else module
 
 
 @dataclass(frozen=True)
 class Resized:
-    """A frame as the detector sees it: pixels (3, height, width) uint8, and MMDetection's account of the resize."""
+    """A resized frame: pixels (3, height, width) uint8, and MMDetection's sample with the scale factor."""
 
     pixels: torch.Tensor
     sample: Any
@@ -326,9 +334,9 @@ class Resized:
 
 
 class Detector:
-    """A detector on a device: batch-norms of backbone and neck folded, those two in the precision asked for.
+    """A detector on a device. Batch-norms of backbone and neck are folded, and both run in the plan's precision.
 
-    The rest, which computes coordinates, is always in float32.
+    The other parts compute coordinates and always run in float32.
     """
 
     def __init__(self, plan: ObjectsPlan, device: str) -> None:
@@ -339,14 +347,14 @@ class Detector:
 
         use_float32()
         self.plan = plan
-        self.device = torch.device("cpu")  # where it wants its windows
+        self.device = torch.device("cpu")  # device of the windows: MMDetection resizes them on the CPU
         self.computes_on = torch.device(device)
         if plan.weights.startswith("random:"):
             self.model = draw(lambda: build(plan.model), plan.weights)
             calibrate(self.model, lambda: self.model.extract_feat(noise(3, 224, 224)))
         else:
             self.model = fill(build(plan.model), Path(plan.weights)).eval()
-        # Not the heads: some share convolutions between levels that have batch-norms of their own.
+        # Heads are not fused: some share convolutions between levels that have their own batch-norms.
         for part in ("backbone", "neck"):
             if hasattr(self.model, part):
                 fuse_conv_bn(getattr(self.model, part))
@@ -362,26 +370,29 @@ class Detector:
         self.pipeline = Compose(plan.pipeline)
 
     def resize(self, image: np.ndarray) -> Resized:
-        """(height, width, 3) uint8 RGB, resized and padded by MMDetection."""
+        """Resize and pad a frame, (height, width, 3) uint8 RGB, with MMDetection."""
         height, width = image.shape[:2]
         packed = self.pipeline({"img": np.ascontiguousarray(image[..., ::-1])})
         return Resized(packed["inputs"], packed["data_samples"], (width, height))
 
     def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The arrays of a row each, with a leading dimension of the windows. What has no box is 0, its label -1.
+        """Detect objects.
 
         Args:
-            windows: (windows, 1, height, width, 3) uint8 RGB on the CPU, where MMDetection resizes them.
+            windows: (windows, 1, height, width, 3) uint8 RGB on the CPU.
+
+        Returns:
+            The arrays of the spec, with one row per window. Unused boxes are 0, with label -1.
         """
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # OpenCV works without the interpreter
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # OpenCV releases the GIL
             return self.rows(list(threads.map(self.resize, windows[:, 0].numpy())))
 
     @torch.inference_mode()
     def rows(self, frames: Sequence[Resized]) -> dict[str, torch.Tensor]:
-        """The arrays of a row each, of frames of one shape."""
+        """Return the arrays of the spec for frames of one shape."""
         features, samples = self.features(frames)
         detections = [
-            self.choose(instances, frame)
+            self.select_boxes(instances, frame)
             for instances, frame in zip(self.detect(features, samples), frames, strict=True)
         ]
         pooled = self.pool(features, frames, [boxes for boxes, _, _ in detections])
@@ -400,34 +411,39 @@ class Detector:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def features(self, frames: Sequence[Resized]) -> tuple[tuple[torch.Tensor, ...], list[Any]]:
-        """The neck's levels for frames of one shape, float32, and MMDetection's samples of them."""
+        """Return the neck's levels for frames of one shape, float32, and MMDetection's samples."""
         inputs = {"inputs": [f.pixels for f in frames], "data_samples": [copy.copy(f.sample) for f in frames]}
         data = self.model.data_preprocessor(inputs, False)
-        with self.half():
+        with self.autocast():
             levels = self.model.extract_feat(data["inputs"].contiguous(memory_format=torch.channels_last))
         return tuple(level.float() for level in levels), data["data_samples"]
 
-    def half(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Return the context of the plan's precision."""
         dtype = torch.float16 if self.plan.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.computes_on.type, dtype=dtype, enabled=self.plan.precision != "fp32")
 
     def detect(self, features: tuple[torch.Tensor, ...], samples: list[Any]) -> list[Any]:
-        """Instances of each frame, boxes in the coordinates of the resized frame."""
+        """Return the instances of each frame, with boxes in coordinates of the resized frame."""
         if not self.two_stage:
             return self.model.bbox_head.predict(features, samples, rescale=False)
         metas = [sample.metainfo for sample in samples]
-        with self.half():
+        with self.autocast():
             outputs = self.model.rpn_head(features)
         outputs = [[level.float() for level in output] for output in outputs]
         proposals = self.model.rpn_head.predict_by_feat(*outputs, batch_img_metas=metas, rescale=False)
         head = self.model.roi_head
         return head.predict_bbox(features, metas, proposals, head.test_cfg, rescale=False)
 
-    def choose(self, instances: Any, frame: Resized) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The boxes to keep, (n, 4) xyxy in pixels of the source frame, with scores and labels, by falling score."""
+    def select_boxes(self, instances: Any, frame: Resized) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Select boxes by class and score.
+
+        Returns:
+            Boxes (n, 4) xyxy in pixels of the source frame, scores and labels, by descending score.
+        """
         if self.plan.classes:
-            wanted = torch.tensor(self.plan.classes, device=instances.labels.device)
-            instances = instances[torch.isin(instances.labels, wanted)]
+            classes = torch.tensor(self.plan.classes, device=instances.labels.device)
+            instances = instances[torch.isin(instances.labels, classes)]
         instances = instances[instances.scores.argsort(descending=True, stable=True)[: self.plan.boxes]]
         boxes = instances.bboxes / self.scale(frame)
         limits = boxes.new_tensor([*frame.frame_size, *frame.frame_size])
@@ -436,27 +452,27 @@ class Detector:
     def pool(
         self, features: tuple[torch.Tensor, ...], frames: Sequence[Resized], boxes: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        """Features at boxes given in source-frame pixels: (n, dim) float32 for each frame, all in one batch."""
+        """Pool features at boxes in pixels of the source frames; return (n, dim) float32 for each frame."""
         from mmdet.structures.bbox import bbox2roi
 
         rois = bbox2roi([box * self.scale(frame) for box, frame in zip(boxes, frames, strict=True)])
-        used = features[: self.extractor.num_inputs]
+        levels = features[: self.extractor.num_inputs]
         if len(rois) == 0:
             return tuple(rois.new_zeros((0, self.plan.dim)) for _ in frames)
-        pooled = self.extractor(used, rois)
+        pooled = self.extractor(levels, rois)
         if self.two_stage and self.model.roi_head.with_shared_head:
             pooled = self.model.roi_head.shared_head(pooled)
-        pooled = through_shared_layers(last(self.model.roi_head.bbox_head), pooled) if self.two_stage else pooled
+        pooled = apply_shared_layers(last(self.model.roi_head.bbox_head), pooled) if self.two_stage else pooled
         pooled = pooled if pooled.dim() == 2 else pooled.mean((2, 3))
         return pooled.split([len(box) for box in boxes])
 
     def scale(self, frame: Resized) -> torch.Tensor:
-        """What takes xyxy from the source frame to the resized one."""
+        """Return the factors that map xyxy from the source frame to the resized frame."""
         return torch.tensor(frame.sample.scale_factor * 2, dtype=torch.float32, device=self.computes_on)
 
 
-def through_shared_layers(head: nn.Module, pooled: torch.Tensor) -> torch.Tensor:
-    """What a box head computes of (n, channels, bins, bins) before its branches for classes and boxes part."""
+def apply_shared_layers(head: nn.Module, pooled: torch.Tensor) -> torch.Tensor:
+    """Apply the layers of a box head that its class and box branches share, to (n, channels, bins, bins)."""
     for conv in getattr(head, "shared_convs", ()):
         pooled = conv(pooled)
     if getattr(head, "num_shared_fcs", 0):

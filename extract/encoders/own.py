@@ -1,10 +1,10 @@
-"""Networks of one's own: ``python:MODULE:FACTORY`` calls a function of any Python module that returns the network.
+"""The user's own networks: ``python:MODULE:FACTORY`` calls a function of a Python module that returns the network.
 
-The network is a ``torch.nn.Module`` that says itself how it is fed, by these attributes:
+The network is a ``torch.nn.Module`` with these attributes:
 
-    sampling: Sampling - which frames make a window.
-    transform: Transform | None - what happens to each frame; None gives frames of their own size, in [0, 1].
-    dim: int - the length of a feature.
+    sampling: Sampling - how frames are grouped into windows.
+    transform: Transform | None - how each frame is prepared; None gives frames at their own size, in [0, 1].
+    dim: int - length of a feature.
 
 It is called with a float tensor (batch, 3, frames, height, width), normalised by ``transform``, and returns
 (batch, dim).
@@ -12,8 +12,6 @@ It is called with a float tensor (batch, 3, frames, height, width), normalised b
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -24,9 +22,10 @@ import torch
 from torch import nn
 
 from ...errors import AmexError, first_line
+from ...foreign import import_name
 from ..video import Sampling, Transform
-from .settings import sampling_and_more
-from .weights import changed_weights, state_sha256
+from .settings import parse_sampling
+from .weights import state_sha256, weights_changed_error
 from .windows import WindowPlan, output_of, vectors
 
 BLANK = np.zeros((240, 320, 3), np.uint8)
@@ -34,11 +33,11 @@ BLANK = np.zeros((240, 320, 3), np.uint8)
 
 @dataclass(frozen=True, kw_only=True)
 class OwnModel:
-    """A network that a function returns. See ``windows.Model``.
+    """A network that the user's function returns. See ``windows.Model``.
 
     Attributes:
-        weights: the function, as MODULE:FACTORY. Part of the spec, with the digest of the network's parameters and
-            buffers: to change the code so that it computes something else, give the function another name.
+        weights: the function, MODULE:FACTORY. The spec records it with the digest of the network's parameters and
+            buffers, but not the code. If a change of the code changes the features, rename the function.
     """
 
     weights: str
@@ -60,24 +59,24 @@ class OwnModel:
     def load(self) -> nn.Module:
         module = call(self.weights)
         if state_sha256(module) != self.weights_sha256:
-            raise changed_weights(self.weights, self.network)
-        return Checked(module, self.network)
+            raise weights_changed_error(self.weights, self.network)
+        return CheckedNetwork(module, self.network)
 
 
-class Checked(nn.Module):
-    """A network of which it is checked what it returns."""
+class CheckedNetwork(nn.Module):
+    """A network whose output is checked."""
 
     def __init__(self, module: nn.Module, what: str) -> None:
         super().__init__()
         self.module, self.what = module, what
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """(batch, 3, frames, height, width) to (batch, dim); AmexError if the network returns anything else."""
+        """Map (batch, 3, frames, height, width) to (batch, dim). Raise AmexError if the output is anything else."""
         values, shape = self.module(windows), (len(windows), self.module.dim)
         if not isinstance(values, torch.Tensor):
-            raise AmexError(f"{self.what} returned a {type(values).__name__}, not a tensor {shape}")
+            raise AmexError(f"{self.what} returned a {type(values).__name__} instead of a tensor {shape}")
         if values.shape != shape:
-            raise AmexError(f"{self.what} returned a tensor {tuple(values.shape)}, not {shape}")
+            raise AmexError(f"{self.what} returned a tensor {tuple(values.shape)} instead of {shape}")
         return values
 
 
@@ -90,14 +89,15 @@ def plan_own(
     compiled: bool = False,
     batch_size: int = 1,
 ) -> WindowPlan:
-    """A stream of a network of one's own from what the command line says of it.
+    """Plan a stream of the user's own network.
 
     Args:
+        name: of the stream.
         factory: MODULE:FACTORY.
-        options: as text: those of sampling.
+        options: values as text: options of sampling.
 
     Raises:
-        AmexError: naming the stream and what is missing or out of range.
+        AmexError: if the network cannot be built or lacks an attribute, or an option is unknown or out of range.
     """
     what = f"python:{factory}"
     try:
@@ -105,9 +105,9 @@ def plan_own(
         default = attribute(module, what, "sampling", Sampling)
         transform = attribute(module, what, "transform", Transform | None)
         dim = attribute(module, what, "dim", int)
-        sampling, _ = sampling_and_more(name, default, options)
+        sampling, _ = parse_sampling(name, default, options)
         height, width, _ = (transform(BLANK) if transform else BLANK).shape
-        output_of(Checked(module, what), (1, 3, sampling.frames, height, width), what=what, device="cpu")
+        output_of(CheckedNetwork(module, what), (1, 3, sampling.frames, height, width), what=what, device="cpu")
         sha256 = state_sha256(module)
     except AmexError as error:
         raise AmexError(f"stream {name}: {error}") from error
@@ -123,34 +123,29 @@ def plan_own(
 
 
 def call(factory: str) -> nn.Module:
-    """What the function MODULE:FACTORY returns, in evaluation mode.
+    """Call the function MODULE:FACTORY; return its network in evaluation mode.
 
     Raises:
-        AmexError: if there is no such function, it fails, or returns no network.
+        AmexError: if the function is missing, fails, or does not return a network.
     """
-    name, _, function = factory.partition(":")
-    if not name or not function:
-        raise AmexError(f"python:{factory} is not python:MODULE:FACTORY")
+    function = import_name(f"python:{factory}")
     try:
-        module = importlib.import_module(name)
-        made = functools.reduce(getattr, function.split("."), module)()
+        network = function()
     except AmexError:
         raise
-    except ModuleNotFoundError as error:
-        raise AmexError(f"cannot import {name} ({error}): put the folder that it is in on PYTHONPATH") from error
-    except (Exception, SystemExit) as error:  # of any kind: it is the user's code
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise AmexError(f"python:{factory} failed: {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(made, nn.Module):
-        raise AmexError(f"python:{factory} returned a {type(made).__name__}, not a torch.nn.Module")
-    return made.eval()
+    if not isinstance(network, nn.Module):
+        raise AmexError(f"python:{factory} returned a {type(network).__name__} instead of a torch.nn.Module")
+    return network.eval()
 
 
 def attribute(module: nn.Module, what: str, name: str, kind: Any) -> Any:
-    """An attribute that a network must have; AmexError where it has none, or another."""
+    """Return a required attribute of a network. Raise AmexError if it is missing or has another type."""
     missing = object()
     value = getattr(module, name, missing)
     if value is missing or not isinstance(value, kind) or isinstance(value, bool):
-        wanted = str(getattr(kind, "__name__", kind))
+        expected = str(getattr(kind, "__name__", kind))
         actual = "nothing" if value is missing else type(value).__name__
-        raise AmexError(f"{what}: the network's attribute {name} must be {wanted}, found {actual}")
+        raise AmexError(f"{what}: the network's attribute {name} must be {expected}, found {actual}")
     return value

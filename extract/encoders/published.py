@@ -1,4 +1,4 @@
-"""What is known of weights by their digest or name: who published them, where, under which licence."""
+"""Look up the source, URL and licence of weights by their digest or name."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from .weights import FromHub, UserSupplied
 
 
 def known_weights(spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, str]:
-    """``source`` and, as far as they are known, ``url`` and ``licence`` of the weights of a stream.
-
-    They are known by their digest, or where none is published by their name; ``by`` is ``name`` then. Empty where
-    nothing is known.
+    """Look up the weights of a stream.
 
     Args:
-        spec, provenance: the stream's.
+        spec: of the stream.
+        provenance: of the stream.
+
+    Returns:
+        ``source`` and, if known, ``url`` and ``licence``. ``by`` is ``name`` if the weights were recognised by their
+        name, because no digest is published. Empty if the weights are unknown.
     """
     digest, weights = spec.get("weights_sha256"), str(provenance.get("weights", ""))
     if weights.startswith("random:"):
-        return {"source": f"drawn at random from seed {weights.removeprefix('random:')}", "licence": "none needed"}
+        return {"source": f"random, from seed {weights.removeprefix('random:')}", "licence": "none needed"}
     hub, _, revision = weights.partition("/snapshots/")
-    if hub.startswith("models--") and revision:  # as the hub's cache names folders
+    if hub.startswith("models--") and revision:  # the folder names of the hub's cache
         name = hub.removeprefix("models--").replace("--", "/", 1)
         hubs = (network.published for network in NETWORKS.values() if isinstance(network.published, FromHub))
         licences = {file.name: {"licence": file.licence} for file in hubs}
         return {"source": f"{name}, revision {revision}, by the model hub", **licences.get(name, {}), "by": "name"}
-    ours = (network.published for network in NETWORKS.values() if not isinstance(network.published, FromHub))
-    for file in itertools.chain([SHAPES_DETECTOR], ours, _of_detector(spec)):
+    files = (network.published for network in NETWORKS.values() if not isinstance(network.published, FromHub))
+    for file in itertools.chain([SHAPES_DETECTOR], files, _of_detector(spec)):
         if isinstance(file, UserSupplied):
             if weights == file.url.rsplit("/", 1)[-1] and spec.get("network") in NETWORKS:
                 return {**_facts(file), "by": "name"}
@@ -42,10 +44,10 @@ def known_weights(spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> dic
 
 
 def _of_detector(spec: Mapping[str, Any]) -> Iterator[Any]:
-    """What MMDetection publishes for a packaged configuration; it is imported only if this is asked for."""
+    """Yield the published checkpoint of a packaged MMDetection configuration. Imports MMDetection."""
     kind, _, config = str(spec.get("network", "")).partition("mmdet:")
     if config and not kind:
-        with contextlib.suppress(AmexError, ImportError):
+        with contextlib.suppress(AmexError, ImportError):  # then the weights are unknown, which is no error
             if file := published(find_config(config)):
                 yield file
 

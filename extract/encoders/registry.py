@@ -1,4 +1,4 @@
-"""From what a user calls a stream to its plan: windows of frames, objects, or text."""
+"""Make the plan of a stream from its name on the command line: windows of frames, objects, or text."""
 
 from __future__ import annotations
 
@@ -8,29 +8,17 @@ from types import MappingProxyType
 
 from ...errors import AmexError
 from .hub import plan_hub
-from .networks import NETWORKS
-from .objects import ALIASES, ObjectsPlan, plan_objects
+from .kinds import ALIASES, DEFAULT_MODELS, check_network, is_text
+from .objects import ObjectsPlan, plan_objects
 from .own import plan_own
 from .presets import plan_windows
-from .settings import known
-from .text import DEFAULT_MODELS, TextPlan, plan_text
+from .text import TextPlan, plan_text
 from .timm_models import plan_timm
 from .windows import WindowPlan
 
 StreamPlan = WindowPlan | ObjectsPlan | TextPlan
 
-# What can follow ``NAME=``, besides the names of networks: a kind and, after a colon, which of its many.
-KINDS = {
-    "mmdet": "objects by any MMDetection configuration, named or a file",
-    "frames": "frames by any vision model of transformers, a directory or a name on the model hub",
-    "video": "windows of frames by any video model of transformers, likewise",
-    "clip": "frames by the vision tower of any CLIP, likewise, fed as CLIP4Clip does",
-    "timm": "frames by any model of timm",
-    "python": "windows of frames by a network of your own, which the function MODULE:FACTORY returns",
-    "text": "captions by any transformers encoder: a directory, minilm, or a name on the model hub",
-}
-
-# On a CPU, windows and frames go one by one: nothing is gained by more, and memory is.
+# Default batch sizes on a CPU and on a GPU. On a CPU, larger batches of windows cost memory and are not faster.
 BATCH = {"windows": (1, 16), "objects": (1, 4), "text": (32, 256)}
 
 
@@ -47,48 +35,47 @@ def plan_stream(
     batch_size: int | None = None,
     random_weights: bool = False,
 ) -> StreamPlan:
-    """The plan of one stream.
+    """Plan one stream.
 
     Args:
-        name: in the store.
+        name: of the stream in the store.
         network: a name that ``amex streams`` lists, or ``KIND:WHICH``.
         device: from ``encoders.choose_device``.
-        weights: ``default``, a path, ``random:SEED``; of transformers models a directory or a name on the hub.
-        options: as ``--set`` takes them.
-        batch_size: windows or frames a batch; None for what suits the device.
-        random_weights: for estimates: weights are drawn at random, and none are fetched. For a model that is not on
-            this disk the usual one of its kind stands in.
+        precision: from ``encoders.choose_precision``.
+        weights: ``default``, a path or ``random:SEED``; for transformers models a directory or a name on the hub.
+        preset: a key of PRESETS; None for the network's default.
+        options: options of ``--set``, values as text.
+        compiled: whether to use ``torch.compile``.
+        batch_size: windows or frames per batch; None uses the default of the device.
+        random_weights: draw random weights and download nothing, for estimates. A model of the usual size replaces a
+            model that is not on this disk.
 
     Raises:
-        AmexError: naming the stream and what is unknown, out of range or not to be had.
+        AmexError: if the network cannot be loaded, or a name or option is unknown or out of range.
     """
     kind, colon, which = network.partition(":")
-    if not colon:
-        known(network, [*NETWORKS, *ALIASES, *DEFAULT_MODELS], "stream")
-    elif not which or kind not in KINDS:
-        forms = ", ".join(f"{kind}:WHICH ({what})" for kind, what in KINDS.items())
-        raise AmexError(f"stream {name}: unknown {network!r}; there is {forms}")
-    elif kind not in ("mmdet", "timm") and weights != "default":
-        raise AmexError(f"stream {name}: {network} names its weights already; leave out --weights {name}={weights}")
+    check_network(name, network)
+    if colon and kind not in ("mmdet", "timm") and weights != "default":
+        raise AmexError(f"stream {name}: {network} already names its weights; remove --weights {name}={weights}")
     on_gpu = device != "cpu"
     objects = kind == "mmdet" or network in ALIASES
     chosen = "text" if is_text(network) else "objects" if objects else "windows"
     if preset and (colon or chosen != "windows") and kind != "clip":
-        takers = "the networks that `amex streams` lists and clip:MODEL"
-        raise AmexError(f"stream {name}: presets are for {takers}, not for {network}; use --set")
+        supported = "the networks that `amex streams` lists and for clip:MODEL"
+        raise AmexError(f"stream {name}: presets exist only for {supported}; for {network}, use --set")
     size = batch_size if batch_size and chosen != "text" else BATCH[chosen][on_gpu]
     common = {"precision": precision, "options": options, "batch_size": size}
     if chosen == "text":
         model = which or (DEFAULT_MODELS[network] if weights == "default" else weights)
-        stand_in = random_weights and model != "minilm" and not Path(model).is_dir()
-        return plan_text(name, model=model, random_weights=stand_in, **common)
+        placeholder = random_weights and model != "minilm" and not Path(model).is_dir()
+        return plan_text(name, model=model, random_weights=placeholder, **common)
     if kind == "python":
         return plan_own(name, factory=which, compiled=compiled, **common)
-    absent = random_weights and not Path(which).is_dir()
+    placeholder = random_weights and not Path(which).is_dir()
     if kind in ("frames", "video"):
-        return plan_hub(name, kind=kind, model=which, random_weights=absent, compiled=compiled, **common)
+        return plan_hub(name, kind=kind, model=which, random_weights=placeholder, compiled=compiled, **common)
     if kind == "clip":
-        network, weights = ("clip_vit_b32", "random:0") if absent else ("clip", which)
+        network, weights = ("clip_vit_b32", "random:0") if placeholder else ("clip", which)
     elif random_weights:
         weights = "random:0"
     if kind == "timm":
@@ -98,14 +85,9 @@ def plan_stream(
     return plan_windows(name, network=network, weights=weights, preset=preset, compiled=compiled, **common)
 
 
-def is_text(network: str) -> bool:
-    """Whether what ``--stream NAME=`` takes reads captions, and no video."""
-    return network.partition(":")[0] == "text" or network in DEFAULT_MODELS
-
-
-def by_kind(
+def split_plans(
     plans: Sequence[StreamPlan],
 ) -> tuple[tuple[WindowPlan | ObjectsPlan, ...], tuple[TextPlan, ...]]:
-    """Those that look at frames, and those of text."""
+    """Split plans into those of frames and those of text."""
     texts = tuple(plan for plan in plans if isinstance(plan, TextPlan))
     return tuple(plan for plan in plans if not isinstance(plan, TextPlan)), texts

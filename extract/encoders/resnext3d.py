@@ -1,6 +1,7 @@
 """3D ResNeXt-101 for windows of 16 frames of 112x112 (Hara et al., CVPR 2018), the 3D network of HowTo100M's features.
 
-Parameters are named as in the public checkpoint ``resnext101.pth`` of video_feature_extractor, which loads strictly.
+The names of parameters are those of the public checkpoint ``resnext101.pth`` of video_feature_extractor, which loads
+strictly.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ DEPTHS = (3, 4, 23, 3)
 
 
 class ResNeXt101(nn.Module):
-    """(batch, 3, frames, height, width) to (batch, 400), the logits of Kinetics' classes."""
+    """Maps (batch, 3, frames, height, width) to logits of Kinetics' classes, (batch, 400)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class ResNeXt101(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1x1, 3x3x3 in groups, 1x1x1, and the input added, by a projection where the shape changes."""
+    """A residual block: 1x1x1, grouped 3x3x3 and 1x1x1 convolutions. A projection adapts the shape of the shortcut."""
 
     def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
         super().__init__()

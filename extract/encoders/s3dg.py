@@ -1,7 +1,7 @@
 """S3D-G trained with MIL-NCE on HowTo100M (Miech et al., CVPR 2020), the network of COOT's, MMPT's and HERO's features.
 
-S3D-G is of Xie et al., ECCV 2018. Parameters are named as in the public checkpoint ``s3d_howto100m.pth``, which loads
-strictly: its text module is there too, though nothing here computes with it.
+S3D-G: Xie et al., ECCV 2018. The names of parameters are those of the public checkpoint ``s3d_howto100m.pth``, which
+loads strictly. Its text module is therefore part of the network, but unused.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import nn
 from .i3d import BLOCKS
 
 DIM, JOINT = 1024, 512
-# The text module: words it knows, their length, its hidden length.
+# Text module: vocabulary size, word dimension, hidden dimension.
 WORDS, WORD_DIM, TEXT_HIDDEN = 66_250, 300, 2048
 
 
 class MilNceS3D(nn.Module):
-    """(batch, 3, frames, height, width) in [0, 1] to (batch, 512), a video in the space it shares with text.
+    """Maps (batch, 3, frames, height, width) in [0, 1] to the joint space of video and text, (batch, 512).
 
-    Frames, height and width are even; 32 frames and sides of 200 to 256 are what it was trained on.
+    Frames, height and width must be even. It was trained on 32 frames with sides of 200 to 256.
     """
 
     def __init__(self) -> None:
@@ -43,8 +43,8 @@ class MilNceS3D(nn.Module):
         )
 
     def features(self, clips: torch.Tensor) -> torch.Tensor:
-        """(batch, 1024): the mean over time and space of the last inception block, ``mixed_5c``."""
-        # Blocks of 2 x 2 x 2 pixels become channels; the first position is what TensorFlow's padding does not compute.
+        """Return the mean over time and space of the last inception block, ``mixed_5c``, (batch, 1024)."""
+        # Blocks of 2 x 2 x 2 pixels become channels. TensorFlow's padding does not compute the first position.
         x = clips.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
         x = self.conv1(x.permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4))[:, :, 1:, 1:, 1:]
         x = pool(x, (1, 3, 3), (1, 2, 2))
@@ -61,7 +61,7 @@ class MilNceS3D(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A MilNceS3D that returns ``mixed_5c`` instead."""
+    """A MilNceS3D that returns the features of ``mixed_5c``."""
 
     def __init__(self, network: MilNceS3D) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Unit(nn.Module):
 
 
 class SeparableUnit(Unit):
-    """3x3 in space, then 3 in time, each with batch-norm and ReLU."""
+    """A 3x3 convolution in space, then one of length 3 in time, each with batch-norm and ReLU."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, (1, 3, 3), padding=(0, 1, 1))
@@ -102,7 +102,7 @@ class SeparableUnit(Unit):
 
 
 class Gate(nn.Module):
-    """Scales channels by what they are on average."""
+    """Feature gating: scales channels by a function of their means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Gate(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches side by side, each gated: 1x1; 1x1 then 3x3x3, twice; pool then 1x1."""
+    """An inception block of four gated branches: 1x1; 1x1 then 3x3x3 (twice); pool then 1x1."""
 
     def __init__(self, inputs: int, a: int, b0: int, b1: int, c0: int, c1: int, d: int) -> None:
         super().__init__()
@@ -134,6 +134,6 @@ class Inception(nn.Module):
 
 
 def pool(x: torch.Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> torch.Tensor:
-    """Max pool with a zero after the last position where windows overlap, as the converted network pads."""
+    """Max pooling with the padding of the converted network: zeros after the last position if windows overlap."""
     padding = [side for k, s in zip(reversed(kernel), reversed(stride), strict=True) for side in (0, k - s)]
     return F.max_pool3d(F.pad(x, padding), kernel, stride, ceil_mode=True)

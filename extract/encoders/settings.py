@@ -1,4 +1,4 @@
-"""What the planning of streams of every kind shares: options given as text, and names that must be known."""
+"""Parse the options of streams, and check names; shared by all kinds of streams."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ SAMPLING_PARSERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def known(name: str, names: Collection[str], what: str, *, list_all: bool = True) -> str:
-    """``name`` if it is among ``names``; raises AmexError with the nearest one, or all of them, otherwise."""
+def check_name(name: str, names: Collection[str], what: str, *, list_all: bool = True) -> str:
+    """Return ``name`` if it is in ``names``. Otherwise raise AmexError with similar names, or with all of them."""
     if name in names:
         return name
-    near = did_you_mean(name, names)
+    suggestion = did_you_mean(name, names)
     if list_all:
-        raise AmexError(f"unknown {what} {name!r}{near or ';'} there is {', '.join(names)}")
-    raise AmexError(f"unknown {what} {name!r}{near or f'; there are {len(names)} others'}")
+        raise AmexError(f"unknown {what} {name!r}{suggestion or ';'} choose from {', '.join(names)}")
+    raise AmexError(f"unknown {what} {name!r}{suggestion or f'; there are {len(names)} others'}")
 
 
 def parse(stream: str, options: Mapping[str, str], parsers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
-    """The values of ``--set`` options; raises AmexError that names the stream and the option."""
+    """Parse the values of ``--set`` options. Raise AmexError if an option is unknown or a value invalid."""
     parsed = {}
     for key, text in options.items():
-        parser = parsers[known(key, parsers, f"option of stream {stream}:")]
+        parser = parsers[check_name(key, parsers, f"option of stream {stream}:")]
         try:
             parsed[key] = parser(text)
         except ValueError as error:
@@ -40,40 +40,41 @@ def parse(stream: str, options: Mapping[str, str], parsers: Mapping[str, Callabl
     return parsed
 
 
-def sampling_and_more(
+def parse_sampling(
     stream: str,
     default: Sampling,
     options: Mapping[str, str],
     parsers: Mapping[str, Callable[[str], Any]] = MappingProxyType({}),
     keys: Collection[str] = SAMPLING_PARSERS.keys(),
 ) -> tuple[Sampling, dict[str, Any]]:
-    """A stream's sampling, and the values of its other options.
+    """Parse the options of a stream; return its sampling and the values of the other options.
 
     Args:
-        default: the sampling that the options change.
-        parsers: of the other options.
-        keys: the options of sampling that the stream has.
+        stream: name of the stream.
+        default: the sampling without options.
+        parsers: other option -> parser.
+        keys: the options of sampling that the stream supports.
 
     Raises:
-        AmexError: naming the stream and an option that is unknown or out of range.
+        AmexError: if an option is unknown or out of range.
     """
     values = parse(stream, options, {key: SAMPLING_PARSERS[key] for key in keys} | dict(parsers))
-    sampled = {key: values.pop(key) for key in keys if key in values}
-    if "count" in sampled:
-        sampled.setdefault("fps", None)
-    return dataclasses.replace(default, **sampled), values
+    changes = {key: values.pop(key) for key in keys if key in values}
+    if "count" in changes:
+        changes.setdefault("fps", None)
+    return dataclasses.replace(default, **changes), values
 
 
 def compute_rules(deterministic: bool, **rules: Any) -> dict[str, Any]:
-    """How a spec says what computes a stream. ``deterministic`` is there only if asked for: older specs have none."""
+    """Return the ``compute`` entry of a spec. It omits ``deterministic`` if False, as older specs do."""
     return rules | ({"deterministic": True} if deterministic else {})
 
 
 def decoder_rules(decoder: str = "auto") -> dict[str, Any]:
-    """How a spec says which decoder serves which video.
+    """Return the ``decoder`` entry of a spec: the rules that choose the decoder of a video.
 
     Args:
-        decoder: as ``--decoder`` takes it. Decoders differ in chroma on videos of 10 bits, so each choice is its own.
+        decoder: a value of ``--decoder``. Each value gives another spec, because chroma of 10-bit videos differs.
     """
     if decoder != "auto":
         return {"name": decoder}

@@ -1,6 +1,6 @@
-"""SlowFast R50 8x8 (Feichtenhofer et al., ICCV 2019): a slow pathway of few frames, a fast and thin one of all.
+"""SlowFast R50 8x8 (Feichtenhofer et al., ICCV 2019): a slow pathway of few frames and a thin fast pathway of all.
 
-Parameters are named as in PyTorchVideo's public checkpoint ``SLOWFAST_8x8_R50.pyth``, which loads strictly.
+The names of parameters are those of PyTorchVideo's public checkpoint ``SLOWFAST_8x8_R50.pyth``, which loads strictly.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import nn
 
 CLASSES = 400
-# Frames of the fast pathway a frame of the slow one; channels of the slow one a channel of the fast one.
+# Frames of the fast pathway per frame of the slow one; channels of the slow pathway per channel of the fast one.
 ALPHA, BETA = 4, 8
 STEM = 64
-# Blocks of each stage, and how many frames the first convolution of a block of the slow pathway looks at.
+# Blocks per stage, and temporal kernel size of the first convolution in the slow pathway's blocks.
 DEPTHS, SLOW_SPANS = (3, 4, 6, 3), (1, 1, 3, 3)
 DIM = 2048 + 2048 // BETA
 
 
 class SlowFast(nn.Module):
-    """(batch, 3, frames, height, width) to (batch, 400), the logits of Kinetics' classes.
+    """Maps (batch, 3, frames, height, width) to logits of Kinetics' classes, (batch, 400).
 
-    The frames are those of the fast pathway, a multiple of 4: 32 in training, every second one of 30 a second.
+    The frames are those of the fast pathway, a multiple of 4. In training: 32 frames, every second frame at 30 fps.
     """
 
     def __init__(self) -> None:
@@ -30,14 +30,14 @@ class SlowFast(nn.Module):
         channels, out = STEM, 4 * STEM
         for index, (depth, span) in enumerate(zip(DEPTHS, SLOW_SPANS, strict=True)):
             stride = 1 if index == 0 else 2
-            slow = Residuals(channels + 2 * channels // BETA, out, depth, span, stride)  # with what was fused
+            slow = Residuals(channels + 2 * channels // BETA, out, depth, span, stride)  # with the fused channels
             fast = Residuals(channels // BETA, out // BETA, depth, 3, stride)
             stages.append(Stage(slow, fast, fused=out // BETA if index < len(DEPTHS) - 1 else 0))
             channels, out = out, 2 * out
         self.blocks = nn.ModuleList([*stages, nn.Identity(), Head()])
 
     def features(self, clips: torch.Tensor) -> torch.Tensor:
-        """(batch, 2304): the means over time and space of the slow pathway and of the fast one, side by side."""
+        """Return the means over time and space of the slow and the fast pathway, concatenated: (batch, 2304)."""
         slow, fast = every_fourth(clips), clips
         for stage in self.blocks[:-2]:
             slow, fast = stage(slow, fast)
@@ -49,7 +49,7 @@ class SlowFast(nn.Module):
 
 @torch.fx.wrap
 def every_fourth(clips: torch.Tensor) -> torch.Tensor:
-    """A quarter of the frames, evenly, the first and the last among them: of 32 0, 4, 8, 13, 17, 22, 26 and 31."""
+    """Return a quarter of the frames, evenly spaced from the first to the last: of 32, 0 4 8 13 17 22 26 31."""
     frames = clips.shape[2]
     return clips[:, :, torch.linspace(0, frames - 1, frames // ALPHA).long()]
 
@@ -66,7 +66,7 @@ class Pooled(nn.Module):
 
 
 class Head(nn.Module):
-    """Holds the classifier under the name it has in the checkpoint."""
+    """Holds the classifier under its name in the checkpoint."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Head(nn.Module):
 
 
 class Stage(nn.Module):
-    """The two pathways side by side, and after them, where ``fused``, the fast one's channels beside the slow one's."""
+    """Both pathways. If ``fused``, the fast pathway's channels are then concatenated to the slow pathway's."""
 
     def __init__(self, slow: nn.Module, fast: nn.Module, fused: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Stage(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Twice the channels of the fast pathway, at the slow one's frames."""
+    """Converts the fast pathway to the frame rate of the slow one, with twice the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Fusion(nn.Module):
 
 
 class Stem(nn.Module):
-    """Convolution of ``span`` frames, batch-norm, ReLU, pool."""
+    """Convolution over ``span`` frames, batch-norm, ReLU, pool."""
 
     def __init__(self, channels: int, span: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Residuals(nn.Module):
 
 
 class Residual(nn.Module):
-    """A bottleneck, and the input added, by a projection where the shape changes."""
+    """A bottleneck with a skip connection; a projection adapts its shape if necessary."""
 
     def __init__(self, inputs: int, outputs: int, span: int, stride: int = 1) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Residual(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """``span`` frames, 3x3 pixels, 1: each with batch-norm, the first two with ReLU."""
+    """Convolutions over ``span`` frames, 3x3 pixels and 1; each with batch-norm, the first two with ReLU."""
 
     def __init__(self, inputs: int, outputs: int, span: int, strides: tuple[int, int, int]) -> None:
         super().__init__()

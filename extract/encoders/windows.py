@@ -1,6 +1,6 @@
-"""Streams of windows of frames: one plan and one encoder, whichever library the network is from.
+"""Streams of windows of frames: one plan and one encoder for the networks of all libraries.
 
-What differs between libraries is a ``Model``: where its weights are, and how it is loaded.
+A ``Model`` describes the differences between libraries: where the weights are, and how the network is loaded.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ...errors import AmexError, first_line
+from ...errors import AmexError, first_line, plural
 from ..video import Sampling, Transform
 from .numerics import DTYPES, use_float32
 from .settings import compute_rules, decoder_rules
-from .weights import shared
+from .weights import cached
 
-# How models of single frames are fed unless told otherwise: the frame on screen, once a second.
+# Default sampling of image models: the frame on screen, once per second.
 FRAME_SAMPLING = Sampling(fps=1, frames=1, stride=1, at="shown")
 
 
 class Model(Protocol):
-    """What a WindowPlan needs to know of a network. Small and hashable: it is sent to workers, and is a cache's key.
+    """A network of a WindowPlan. It is small and hashable, because it is sent to workers and is the key of a cache.
 
     Attributes:
-        weights: where they are.
-        weights_sha256: their digest.
-        network: what a spec calls the network.
-        settings: what else decides its numbers, such as pooling and layer; part of the spec.
-        output: what a row is, as a spec says it.
+        weights: file, directory, ``random:SEED`` or function of the weights.
+        weights_sha256: digest of the weights.
+        network: name of the network in the spec.
+        settings: other entries of the spec that decide the numbers, such as pooling and layer.
+        output: the spec's description of a row.
     """
 
     @property
@@ -50,29 +50,30 @@ class Model(Protocol):
     def output(self) -> dict[str, Any]: ...
 
     def load(self) -> nn.Module:
-        """The network, from normalised (batch, 3, frames, height, width) to (batch, dim); or to a dictionary of arrays.
+        """Load the network. It maps normalised (batch, 3, frames, height, width) to (batch, dim) or to arrays by name.
 
         Raises:
-            WeightsError: if the weights here are not those the run began with.
+            WeightsError: if the weights differ from those at the start of the run.
         """
 
 
 def vectors(dim: int) -> dict[str, Any]:
-    """The ``output`` of a Model that makes one vector of a window."""
+    """Return the ``output`` of a Model that returns one vector per window."""
     return {"shape": [dim], "dtype": "float16"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowPlan:
-    """One stream of windows of frames of a run: all that a worker needs to compute it. Small, and sent with every part.
+    """A stream of windows of frames: everything that a worker needs to extract it. It is sent with every part.
 
     Attributes:
-        name: in the store.
-        transform: None where the network takes frames at their own size, in [0, 1].
+        name: of the stream in the store.
+        transform: None if the network takes frames at their own size, in [0, 1].
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        batch_size: windows a batch; no part of the spec.
-        deterministic: whether GPUs choose kernels by their repeatability, not by speed.
-        decoder: as ``--decoder`` takes it.
+        compiled: whether to use ``torch.compile``.
+        batch_size: windows per batch; not part of the spec.
+        deterministic: whether to use deterministic kernels on a GPU instead of the fastest.
+        decoder: a value of ``--decoder``.
     """
 
     name: str
@@ -87,12 +88,12 @@ class WindowPlan:
 
     @property
     def weights(self) -> str:
-        """Where the weights are."""
+        """File, directory, ``random:SEED`` or function of the weights."""
         return self.model.weights
 
     @property
     def spec(self) -> dict[str, Any]:
-        """All that decides the stream's numbers, for the store to fingerprint."""
+        """Everything that decides the stream's numbers; the store fingerprints it."""
         spec = {
             "network": self.model.network,
             "weights_sha256": self.model.weights_sha256,
@@ -103,24 +104,24 @@ class WindowPlan:
             "compute": compute_rules(self.deterministic, precision=self.precision, compiled=self.compiled),
             "decoder": decoder_rules(self.decoder),
         }
-        return json.loads(json.dumps(spec))  # as it reads back: lists, not tuples
+        return json.loads(json.dumps(spec))  # equal to the spec read from disk: lists instead of tuples
 
     def encoder(self, device: str) -> WindowEncoder:
-        """The stream's network on a device, loaded once a process."""
+        """Return the stream's encoder on a device. Its network is loaded once per process."""
         key = (self.model, device, self.precision, self.compiled)
-        given = {"device": device, "precision": self.precision, "compiled": self.compiled}
-        return WindowEncoder(shared(key, lambda: LoadedNetwork(self.model.load(), **given)), self.transform)
+        options = {"device": device, "precision": self.precision, "compiled": self.compiled}
+        return WindowEncoder(cached(key, lambda: LoadedNetwork(self.model.load(), **options)), self.transform)
 
 
 class LoadedNetwork:
-    """A network on a device, in the precision asked for.
+    """A network on a device in a given precision.
 
     Args:
-        module: from normalised (batch, 3, frames, height, width) to (batch, dim), or to arrays by name, ``values``
-            among them.
+        module: maps normalised (batch, 3, frames, height, width) to (batch, dim), or to arrays by name, at least
+            ``values``.
         device: ``cpu`` or ``cuda:INDEX``.
         precision: a key of DTYPES.
-        compiled: also run the network through ``torch.compile`` (needs a C++ compiler, and half a minute at the start).
+        compiled: use ``torch.compile``, which needs a C++ compiler, and half a minute at the start.
     """
 
     def __init__(self, module: nn.Module, *, device: str, precision: str, compiled: bool = False) -> None:
@@ -136,38 +137,41 @@ class LoadedNetwork:
 
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``values`` (batch, dim) float32, on the device, of (batch, 3, frames, height, width) normalised float32."""
-        made = self.module(pixels.to(self.dtype))
-        arrays = made if isinstance(made, dict) else {"values": made}
+        """Map normalised float32 (batch, 3, frames, height, width) to float32 arrays; ``values`` is (batch, dim)."""
+        output = self.module(pixels.to(self.dtype))
+        arrays = output if isinstance(output, dict) else {"values": output}
         return {name: array.float() for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
 class WindowEncoder:
-    """The ``batches.Encoder`` of one stream of windows: a network, and the statistics that its windows get."""
+    """The ``batches.Encoder`` of a stream of windows: a network, and the transform that normalises its pixels."""
 
     network: LoadedNetwork
     transform: Transform | None
 
     @property
     def device(self) -> torch.device:
-        """Where it wants its windows."""
+        """The device that the windows must be on."""
         return self.network.device
 
     def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``values`` (windows, dim) float32, and whatever else the network makes.
+        """Encode windows.
 
         Args:
             windows: (windows, frames, height, width, 3) on the device, uint8 or float32 in [0, 255].
+
+        Returns:
+            ``values`` (windows, dim) float32, and the other arrays of the network.
         """
         return self.network(normalise(windows, self.transform))
 
 
 def normalise(windows: torch.Tensor, transform: Transform | None) -> torch.Tensor:
-    """(windows, frames, height, width, 3) in [0, 255] to (windows, 3, frames, height, width), in float32.
+    """Normalise pixels: (windows, frames, height, width, 3) in [0, 255] to (windows, 3, frames, height, width) float32.
 
     Args:
-        transform: whose statistics they get; None leaves them in [0, 1].
+        transform: its mean and std are applied; None leaves pixels in [0, 1].
     """
     pixels = windows.float() / 255
     if transform is not None:
@@ -178,18 +182,20 @@ def normalise(windows: torch.Tensor, transform: Transform | None) -> torch.Tenso
 
 @functools.lru_cache(maxsize=64)
 def statistics(transform: Transform, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation on a device: a copy to a GPU waits for all that it was given to do before."""
+    """Return mean and std on a device. They are cached, because a copy to a GPU waits for all its earlier work."""
     return torch.tensor(transform.mean, device=device), torch.tensor(transform.std, device=device)
 
 
 def output_of(module: nn.Module, shape: tuple[int, ...], *, what: str, device: str) -> Any:
-    """What a network makes of one window of zeros, (1, 3, frames, height, width).
+    """Return the output of a network for one window of zeros.
 
     Args:
-        device: ``meta`` computes shapes alone, for networks that were built there.
+        shape: (1, 3, frames, height, width).
+        what: name of the network for errors.
+        device: of the network; ``meta`` only computes shapes.
 
     Raises:
-        AmexError: if it cannot take such a window.
+        AmexError: if the network cannot process the window.
     """
     _, _, frames, height, width = shape
     try:
@@ -197,6 +203,6 @@ def output_of(module: nn.Module, shape: tuple[int, ...], *, what: str, device: s
             return module(torch.zeros(shape, device=device))
     except AmexError:
         raise
-    except Exception as error:  # of many kinds: networks differ in how they refuse
-        windows = f"windows of {frames} frame{'s' * (frames > 1)} of {width}x{height}"
+    except Exception as error:  # networks raise many types
+        windows = f"windows of {plural(frames, 'frame')} of {width}x{height}"
         raise AmexError(f"{what} cannot take {windows}: {type(error).__name__}: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""A SLURM of one node, for tests: its daemons, keys and state in one folder, beside any SLURM the machine may have."""
+"""A SLURM with one node for tests. Its daemons, keys and state are in one folder, separate from the machine's SLURM."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str:
-    """Why there can be no SLURM here, or nothing."""
+    """Return why SLURM cannot run on this machine; empty if it can."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     absent = [name for name in DAEMONS if not shutil.which(name, path=path)]
     if absent:
@@ -52,7 +52,7 @@ def missing() -> str:
 
 @contextmanager
 def slurm(folder: Path, cpus: int = 2) -> Iterator[dict[str, str]]:
-    """Starts the daemons; yields the environment in which sbatch and its like find them."""
+    """Start the daemons; yield the environment for sbatch and similar commands."""
     host = socket.gethostname().partition(".")[0]
     for name in ("state", "spool"):
         (folder / name).mkdir()

@@ -1,4 +1,4 @@
-"""What workers run in place of the work. They import it by this name, which modules of tests have not always."""
+"""Replacements of functions and networks, in a module that workers can import; they cannot import test modules."""
 
 from __future__ import annotations
 
@@ -16,60 +16,64 @@ from distributed.scheduler import KilledWorker
 
 from amex.extract.encoders.windows import WindowPlan
 from amex.extract.run.part import Job, PartTask, Report
-from amex.extract.run.stalls import Stall, begin_stalls, note_stalls
+from amex.extract.run.stalls import Stall, take_video_stalls, write_stalls
 from amex.extract.video.sampling import Sampling
 from amex.extract.video.transform import Transform
 
-# In place of the up to 20 s that a client of S3 waits before it asks again: what tests are of is that it does.
+# Replaces the delays of up to 20 s between retries of the S3 client. Tests only check that it retries.
 AT_ONCE = mock.patch("botocore.retries.standard.ExponentialBackoff.delay_amount", return_value=0.01)
 
 
 def ask_s3_again_at_once(on: bool) -> None:
-    """``AT_ONCE`` in a worker."""
+    """Apply ``AT_ONCE`` in a worker."""
     _ = AT_ONCE.start() if on else AT_ONCE.stop()
 
 
 def note(number: int, task: PartTask, folder: Path, device: str, topic: str) -> Report:
-    """In place of the work on a part: what the worker sees, and when."""
+    """Replaces the work on a part: writes the worker's GPU, threads and times to a file."""
     begin = time.time()
     time.sleep(0.3)
-    seen = {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "threads": torch.get_num_threads(), "span": [begin, time.time()]}
-    (folder / f"{number}.json").write_text(json.dumps(seen | {"device": device}))
+    report = {
+        "gpu": os.environ["CUDA_VISIBLE_DEVICES"],
+        "threads": torch.get_num_threads(),
+        "span": [begin, time.time()],
+    }
+    (folder / f"{number}.json").write_text(json.dumps(report | {"device": device}))
     return Report(clips=1)
 
 
-# Events of each part of ``chatter``.
+# Number of events per part of ``chatter``.
 CHATTER = 300
 
 
 def chatter(number: int, task: PartTask, job: None, device: str, topic: str) -> Report:
-    """In place of the work on a part: reports its progress as fast as it can."""
+    """Replaces the work on a part: reports progress as fast as possible."""
     for done in range(CHATTER):
         get_worker().log_event(topic, {"part": number, "report": vars(Report(clips=done))})
     return Report(clips=CHATTER, rows=1)
 
 
 def stalls_of_four(number: int, task: PartTask, job: Job, device: str, topic: str) -> Report:
-    """In place of ``work``: what a part of endless videos comes to in Dask's four tries."""
+    """Replaces ``run_task``: records the stalls of Dask's four tries of a part with endless videos."""
     place = (job.store, "s", task.name(0))
-    known = begin_stalls(*place)
-    left = [video.path.as_posix() for video in task.videos][len(known) :]
+    video_stalls = take_video_stalls(*place)
+    left = [video.path.as_posix() for video in task.videos][len(video_stalls) :]
     if not left:
-        return Report(clips=len(known), failed=len(known))
-    note_stalls(*place, [*known, *(Stall(video=video, stage="encode", limit=0.6) for video in left[:4])])
+        return Report(clips=len(video_stalls), failed=len(video_stalls))
+    write_stalls(*place, [*video_stalls, *(Stall(video=video, stage="encode", limit=0.6) for video in left[:4])])
     raise KilledWorker("task", SimpleNamespace(address="gone"), 3)
 
 
 def bf16_on_gpu(device: str, precision: str) -> tuple[str, str]:
-    """In place of what a worker can do."""
+    """Replaces ``worker_choice``."""
     return "cuda", "bf16"
 
 
-HEIGHT = 96  # of the videos that are never done
+HEIGHT = 96  # height of the videos that stall the encoder
 
 
 class Endless:
-    """An encoder of zeros that does not come back from frames of one height."""
+    """An encoder that returns zeros, and never returns for frames of HEIGHT."""
 
     device = torch.device("cpu")
 
@@ -80,7 +84,7 @@ class Endless:
 
 
 class Prompt(Endless):
-    """One that comes back from all."""
+    """An encoder that always returns."""
 
     def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"values": torch.zeros(len(windows), 128)}
@@ -97,7 +101,7 @@ class PromptPlan(WindowPlan):
 
 
 class Brightness(torch.nn.Module):
-    """A network of one's own: the mean of each colour of a window, as a vector."""
+    """A user's network: the mean of each colour channel of a window."""
 
     sampling = Sampling(frames=2, stride=8)
     transform = Transform(resize=(24, 32), antialias=True, crop=None, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -170,7 +174,7 @@ def fails() -> None:
 
 
 def short_of_memory() -> Brightness:
-    """A network for which there is memory for two windows at once."""
+    """A network with memory for at most two windows at a time."""
 
     def forward(windows: torch.Tensor) -> torch.Tensor:
         if len(windows) > 2:

@@ -1,4 +1,4 @@
-"""The display shows the sum of what the parts report, at a constant cost, and is used by one thread alone."""
+"""The display shows the sum of the parts' reports at a constant cost, and only one thread uses it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_totals_are_the_sum_of_the_latest_reports() -> None:
             assert getattr(shown, name) == sum(getattr(report, name) for report in latest.values())
 
 
-def test_an_update_costs_the_same_however_many_parts_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_of_an_update_does_not_depend_on_the_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     totals = Totals(10**6, 0)
     for part in range(14_000):
         totals.update(part, Report(clips=1))
@@ -40,7 +40,7 @@ def test_an_update_costs_the_same_however_many_parts_there_are(monkeypatch: pyte
 
 
 class Watched:
-    """A display that notes which threads use it and what it is told."""
+    """A display that records its threads and reports."""
 
     def __init__(self) -> None:
         self.threads: set[int] = set()
@@ -54,24 +54,22 @@ class Watched:
         self.reports.setdefault(part, []).append(report.clips)
 
 
-def test_events_that_come_in_hundreds_reach_the_display_by_one_thread(
-    cluster: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(job, "work", chatter)
+def test_hundreds_of_events_reach_the_display_by_one_thread(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "run_task", chatter)
     display = Watched()
     with remote(cluster) as workers:
         tasks = [PartTask(index=number, videos=()) for number in range(4)]
         report, broken = job.run_tasks(workers, tasks, None, "cpu", display)
     assert (report.clips, report.rows, broken) == (4 * CHATTER, 4, {})
     assert display.threads == {threading.get_ident()}
-    for clips in display.reports.values():  # nothing comes after the report of a finished part
+    for clips in display.reports.values():  # no event follows the report of a finished part
         assert clips == sorted(clips)
         assert clips[-1] == CHATTER
     assert sum(map(len, display.reports.values())) > len(tasks)
 
 
 @pytest.mark.parametrize("kind", [LiveDisplay, LineDisplay])
-def test_names_of_folders_are_no_markup(kind: type[LiveDisplay] | type[LineDisplay]) -> None:
+def test_folder_names_are_not_parsed_as_markup(kind: type[LiveDisplay] | type[LineDisplay]) -> None:
     written = io.StringIO()
     display = kind(Console(file=written, width=150, markup=False))
     display.begin(1, 1, 0)
@@ -81,7 +79,7 @@ def test_names_of_folders_are_no_markup(kind: type[LiveDisplay] | type[LineDispl
     assert r"their logs: /[/logs] [red]\x1b" in written.getvalue()
 
 
-def test_lines_say_the_end_once_and_count_in_the_singular() -> None:
+def test_the_last_line_is_printed_once_and_counts_in_the_singular() -> None:
     text = io.StringIO()
     display = LineDisplay(Console(file=text, width=200))
     display.begin(1, 1, 0)

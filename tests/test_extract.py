@@ -28,10 +28,10 @@ FRAMES_STREAM = ("--stream", R2, "--stream", "resnet152", "--weights", "resnet15
 
 
 def tree(store: Path) -> dict[str, bytes]:
-    """Every file of a store, with what may differ between two equal runs left out: when, where, how long."""
+    """Return every file of a store, without the values that differ between equal runs: time, host, duration."""
     files = {}
     for path in sorted(store.rglob("*")):
-        if path.is_file() and path.name != "sources.json":  # which says the store's name
+        if path.is_file() and path.name != "sources.json":  # contains the store's name
             data = path.read_bytes()
             if path.parent.name == "commits" or path == store / "zarr.json":
                 record = json.loads(data)
@@ -69,7 +69,7 @@ def test_the_same_command_again_does_nothing(clips: Path, tmp_path: Path, cluste
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "s.zarr" / R2).rglob("*") if path.is_file()}
 
 
-def test_a_grown_manifest_and_an_added_stream_compute_only_what_is_new(
+def test_new_clips_and_streams_are_extracted_and_existing_ones_skipped(
     clips: Path, tmp_path: Path, cluster: str
 ) -> None:
     store, manifest = tmp_path / "s.zarr", tmp_path / "m.jsonl"
@@ -80,7 +80,7 @@ def test_a_grown_manifest_and_an_added_stream_compute_only_what_is_new(
     write_lines(manifest, first, second)
     grown = extract(clips, store, cluster, "--manifest", manifest)
     assert grown["report"]["clips"] == 1
-    assert grown["report"]["frames_decoded"] == 27  # 0.9 s of 30 frames a second
+    assert grown["report"]["frames_decoded"] == 27  # 0.9 s at 30 frames per second
     added = extract(clips, store, cluster, "--manifest", manifest, *FRAMES_STREAM)
     assert added["streams"]["resnet152"]["done"] == added["streams"][R2]["done"] == 2
     assert len(open_store(store)[R2].commits) == 2
@@ -107,7 +107,7 @@ def test_clips_and_streams_share_one_pass_over_each_video(clips: Path, tmp_path:
             times = stream[clip_id].times
             assert start <= times[0, 0]
             assert times[-1, 0] < end
-    # What a clip gives does not depend on which clips it shared the pass with.
+    # The features of a clip do not depend on the other clips of its pass.
     alone = write_lines(tmp_path / "alone.jsonl", {"clip_id": "overlapping", "video": "a", "start": 0.4, "end": 1.2})
     extract(clips, tmp_path / "alone.zarr", cluster, "--manifest", alone)
     np.testing.assert_array_equal(
@@ -118,21 +118,21 @@ def test_clips_and_streams_share_one_pass_over_each_video(clips: Path, tmp_path:
 
 @pytest.fixture(scope="module")
 def by_clips(clips: Path, tmp_path_factory: pytest.TempPathFactory, cluster: str) -> dict[str, bytes]:
-    """The store of one run, a part for each clip."""
+    """The store of one run, with one part per clip."""
     store = tmp_path_factory.mktemp("whole") / "s.zarr"
     extract(clips, store, cluster, "--part-clips", "1")
     return tree(store)
 
 
-def test_the_tasks_of_a_job_array_make_together_what_one_run_makes(
+def test_the_tasks_of_a_job_array_make_the_store_of_one_run(
     clips: Path, tmp_path: Path, cluster: str, by_clips: dict[str, bytes]
 ) -> None:
-    store, one = tmp_path / "array.zarr", ("--part-clips", "1")
-    results = [extract(clips, store, cluster, "--partition", f"{number}/3", *one) for number in range(3)]
+    store, one_clip = tmp_path / "array.zarr", ("--part-clips", "1")
+    results = [extract(clips, store, cluster, "--partition", f"{number}/3", *one_clip) for number in range(3)]
     assert [result["report"]["clips"] for result in results] == [2, 1, 1]
     assert [result["streams"][R2]["done"] for result in results] == [2, 1, 1]
     assert tree(store) == by_clips
-    again = extract(clips, store, cluster, "--partition", "0/3", *one)
+    again = extract(clips, store, cluster, "--partition", "0/3", *one_clip)
     assert again["report"]["clips"] == 0
     refused = amex("extract", "--dataset", "folder", "--videos", clips, "--store", store, "--partition", "3/3")
     assert refused.exit_code == 2
@@ -140,7 +140,9 @@ def test_the_tasks_of_a_job_array_make_together_what_one_run_makes(
 
 
 @pytest.mark.slow
-def test_the_tasks_of_a_job_array_may_run_at_once(clips: Path, tmp_path: Path, by_clips: dict[str, bytes]) -> None:
+def test_the_tasks_of_a_job_array_may_run_at_the_same_time(
+    clips: Path, tmp_path: Path, by_clips: dict[str, bytes]
+) -> None:
     store = tmp_path / "array.zarr"
     command = [sys.executable, "-m", "amex.cli", "extract", "--dataset", "folder", "--videos", clips, "--store", store]
     more = ("--device", "cpu", "--json", "--part-clips", "1", *QUICK)
@@ -157,31 +159,31 @@ def test_the_tasks_of_a_job_array_may_run_at_once(clips: Path, tmp_path: Path, b
     assert tree(store) == by_clips
 
 
-def test_clips_that_are_absent_after_a_run_are_told_and_fail_it(
+def test_absent_clips_are_reported_and_fail_the_run(
     clips: Path, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_tasks = job.run_tasks
     store = tmp_path / "s.zarr"
 
-    def and_lose_one(*given: Any) -> Any:
+    def run_and_lose_one(*given: Any) -> Any:
         result = run_tasks(*given)
         max((store / NAME / "commits").glob("*.json")).unlink()
         return result
 
-    monkeypatch.setattr(job, "run_tasks", and_lose_one)
+    monkeypatch.setattr(job, "run_tasks", run_and_lose_one)
     options = ("--dataset", "folder", "--videos", clips, "--store", store, "--cluster", cluster, "--device", "cpu")
     options = (*options, "--part-clips", 1, *TINY)
     lost = amex("extract", *options)
     assert lost.exit_code == 1
-    told = f"{NAME}: 1 absent (neither done nor failed), the first 'deep/er/d.mkv': run the same command again"
-    assert told in lost.output
+    message = f"{NAME}: 1 absent (neither done nor failed), the first 'deep/er/d.mkv': run the same command again"
+    assert message in lost.output
     monkeypatch.setattr(job, "run_tasks", run_tasks)
     share = amex("extract", *options, "--partition", "0/2")
-    assert share.exit_code == 0, share.output  # what others are to do does not count
+    assert share.exit_code == 0, share.output  # the clips of other partitions do not count
     assert extract(clips, store, cluster, "--part-clips", 1, *TINY)["report"]["clips"] == 1
 
 
-def test_every_kind_of_bad_input_is_in_the_ledger_and_the_rest_is_done(tmp_path: Path, cluster: str) -> None:
+def test_every_kind_of_bad_input_is_in_the_ledger_and_the_other_clips_are_done(tmp_path: Path, cluster: str) -> None:
     videos = tmp_path / "videos"
     videos.mkdir()
     for name, (make, _, _) in BAD.items():
@@ -233,7 +235,7 @@ def test_every_kind_of_bad_input_is_in_the_ledger_and_the_rest_is_done(tmp_path:
     assert "decode" in amex("features", "failures", store).output
 
 
-def test_failed_clips_are_tried_again_only_on_request_and_attempts_are_counted(tmp_path: Path, cluster: str) -> None:
+def test_failed_clips_are_retried_only_on_request_and_attempts_are_counted(tmp_path: Path, cluster: str) -> None:
     videos, store = tmp_path / "videos", tmp_path / "s.zarr"
     videos.mkdir()
     (videos / "v.mp4").write_bytes(b"")
@@ -252,9 +254,7 @@ def test_failed_clips_are_tried_again_only_on_request_and_attempts_are_counted(t
     assert amex("features", "verify", store).exit_code == 0
 
 
-def test_a_clip_too_short_for_a_window_is_empty_where_the_tail_is_dropped(
-    clips: Path, tmp_path: Path, cluster: str
-) -> None:
+def test_a_clip_too_short_for_a_window_is_empty_with_tail_drop(clips: Path, tmp_path: Path, cluster: str) -> None:
     manifest = write_lines(tmp_path / "m.jsonl", {"clip_id": "x", "video": "a", "start": 0.0, "end": 0.2})
     options = ("--manifest", manifest, "--weights", f"{R2}=random:0", "--set", f"{R2}.tail=drop")
     result = extract(clips, tmp_path / "s.zarr", cluster, *options)
@@ -265,7 +265,7 @@ def test_a_clip_too_short_for_a_window_is_empty_where_the_tail_is_dropped(
 
 
 @pytest.mark.parametrize(("factor", "words"), [(float("nan"), "not finite"), (1e7, "more than float16 holds")])
-def test_features_that_are_no_numbers_are_failures(
+def test_features_that_are_not_finite_are_failures(
     factor: float, words: str, clips: Path, tmp_path: Path, cluster: str
 ) -> None:
     torch.manual_seed(0)
@@ -280,9 +280,7 @@ def test_features_that_are_no_numbers_are_failures(
     assert words in failure.reason
 
 
-def test_another_setting_under_the_same_name_is_refused_and_under_another_name_is_welcome(
-    clips: Path, tmp_path: Path, cluster: str
-) -> None:
+def test_other_settings_need_another_stream_name(clips: Path, tmp_path: Path, cluster: str) -> None:
     store = tmp_path / "s.zarr"
     extract(clips, store, cluster, "--limit", 1)
     refused = extract(
@@ -300,7 +298,7 @@ def test_another_setting_under_the_same_name_is_refused_and_under_another_name_i
 def test_a_flipped_bit_is_found_and_repair_recomputes_only_its_part(clips: Path, tmp_path: Path, cluster: str) -> None:
     store = tmp_path / "s.zarr"
     extract(clips, store, cluster, "--part-clips", 1)
-    whole = tree(store)
+    undamaged = tree(store)
     parts = sorted(open_store(store)[R2].commits)
     assert len(parts) == 4
     untouched = {p: p.stat().st_mtime_ns for p in (store / R2).rglob("*") if p.is_file() and parts[2] not in str(p)}
@@ -308,14 +306,14 @@ def test_a_flipped_bit_is_found_and_repair_recomputes_only_its_part(clips: Path,
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    found = amex("features", "verify", store)
-    assert found.exit_code == 1
-    assert f"{R2}/{parts[2]}" in found.output
-    assert "--repair" in found.output
+    verified = amex("features", "verify", store)
+    assert verified.exit_code == 1
+    assert f"{R2}/{parts[2]}" in verified.output
+    assert "--repair" in verified.output
     repaired = extract(clips, store, cluster, "--part-clips", 1, "--repair")
     assert repaired["repaired"] == [f"{R2}/{parts[2]}"]
     assert repaired["report"]["clips"] == 1
-    assert tree(store) == whole
+    assert tree(store) == undamaged
     assert untouched == {p: p.stat().st_mtime_ns for p in untouched}
     (store / R2 / "commits" / f"{parts[0]}.json").write_text("{")
     (store / R2 / "spec.json").write_text("{")
@@ -323,13 +321,13 @@ def test_a_flipped_bit_is_found_and_repair_recomputes_only_its_part(clips: Path,
     assert "is damaged" in extract(clips, store, cluster, "--part-clips", 1, code=1)["output"]
     mended = extract(clips, store, cluster, "--part-clips", 1, "--repair")
     assert mended["repaired"] == ["zarr.json", f"{R2}/{parts[0]}"]
-    made = tree(store)
-    assert b"remade" in made["zarr.json"]
-    assert made == whole | {"zarr.json": made["zarr.json"]}
+    final = tree(store)
+    assert b"remade" in final["zarr.json"]
+    assert final == undamaged | {"zarr.json": final["zarr.json"]}
     assert amex("features", "verify", store).exit_code == 0
 
 
-def test_a_dry_run_says_what_would_be_done_without_weights_and_does_nothing(
+def test_a_dry_run_estimates_without_weights_and_changes_nothing(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
@@ -373,17 +371,17 @@ def test_check_names_missing_unreadable_and_short_videos(clips: Path, tmp_path: 
     )
     result = amex("manifest", "check", manifest, "--videos", clips, "--json")
     assert result.exit_code == 3
-    found = json.loads(result.stdout)
-    assert list(found["missing"]) == ["nowhere"]
-    assert "needs 30.0 s of b, which has 1.3 s" in found["too_short"]["long"]
-    assert list(found["manifest"]) == ["m.jsonl:4"]
-    said = amex("manifest", "check", manifest, "--videos", clips).output
-    assert said.endswith("of 3 videos, missing: 1 video, too short: 1 clip, manifest: 1 line\n")
+    verified = json.loads(result.stdout)
+    assert list(verified["missing"]) == ["nowhere"]
+    assert "needs 30.0 s of b, which has 1.3 s" in verified["too_short"]["long"]
+    assert list(verified["manifest"]) == ["m.jsonl:4"]
+    output = amex("manifest", "check", manifest, "--videos", clips).output
+    assert output.endswith("of 3 videos, missing: 1 video, too short: 1 clip, manifest: 1 line\n")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_long_video_stays_under_two_gigabytes_worker_and_decoder_together(tmp_path: Path) -> None:
+def test_worker_and_decoder_use_less_than_two_gigabytes_for_a_long_video(tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     videos.mkdir()
     long_video(videos / "long.mp4", 10)
@@ -408,12 +406,12 @@ def test_a_long_video_stays_under_two_gigabytes_worker_and_decoder_together(tmp_
         peak = max(peak, max(workers, default=0) + max(decoders, default=0))
         time.sleep(0.2)
     assert run.returncode == 0
-    assert len(open_store(tmp_path / "s.zarr")[R2]["long.mp4"]) == 75  # 600 s at 2 a second, 16 each
+    assert len(open_store(tmp_path / "s.zarr")[R2]["long.mp4"]) == 75  # 600 s at 2 fps, 16 frames each
     assert 0 < peak < 2 << 30, f"{peak >> 20} MiB"
     assert 0 < decoding < 700 << 20, f"{decoding >> 20} MiB"
 
 
-def test_a_checkpoint_that_does_not_fit_is_named_with_its_stream(clips: Path, tmp_path: Path, cluster: str) -> None:
+def test_an_unsuitable_checkpoint_is_reported_with_its_stream(clips: Path, tmp_path: Path, cluster: str) -> None:
     import torch
 
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")

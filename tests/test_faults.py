@@ -1,6 +1,6 @@
-"""What goes wrong around a run, each fault made for real: the store stays readable, and the same command ends the work.
+"""Real faults around a run: the store stays readable, and the same command completes it.
 
-docs/reliability.md lists them. Faults of the disk and of the network want root: ``pytest -m system``.
+docs/concepts/reliability.md lists them. Faults of disk and network need root: ``pytest -m system``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight videos, one of them empty: a part each."""
+    """Eight videos, one of them an empty file; one part per video."""
     return one_empty(tmp_path_factory.mktemp("many"), VIDEOS, frames=90)
 
 
@@ -55,23 +55,23 @@ def wait_until(condition: Any, seconds: float = 150.0) -> None:
         time.sleep(0.05)
 
 
-def assert_whole(store: Path, count: int = VIDEOS) -> None:
-    """Every clip is done or in the ledger, and every byte is the one that was committed."""
+def assert_complete(store: Path, count: int = VIDEOS) -> None:
+    """Assert that every clip is done or in the ledger, and that no committed byte has changed."""
     stream = open_store(store)[R2]
     assert len(stream) + len(stream.failures) == count
     assert not [damage for damage in verify(stream) if damage]
 
 
-def assert_goes_on(videos: Path, store: Path, *more: Any) -> None:
-    """The same command ends what a fault broke off."""
+def assert_repetition_completes(videos: Path, store: Path, *more: Any) -> None:
+    """Assert that the same command completes an interrupted run."""
     run = subprocess.run(command(videos, store, *more), env=SETTINGS, timeout=200, check=False, **PIPES)
     assert run.returncode == 3, run.stderr
-    assert_whole(store)
+    assert_complete(store)
 
 
 @contextmanager
 def scheduler(*more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A Dask scheduler in a process of its own, and its address."""
+    """Start a Dask scheduler in its own process; return it with its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard", "--port", str(port), *more]
@@ -94,7 +94,7 @@ def worker(address: str, *before: str) -> Iterator[subprocess.Popen[str]]:
         process.wait(90)
 
 
-def test_a_worker_that_is_pre_empted_costs_the_part_in_hand(many: Path, tmp_path: Path) -> None:
+def test_a_pre_empted_worker_loses_only_its_current_part(many: Path, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
     with scheduler() as (address, _), worker(address) as first, worker(address):
         run = subprocess.Popen(command(many, store, "--cluster", address), env=SETTINGS, **PIPES)
@@ -103,10 +103,10 @@ def test_a_worker_that_is_pre_empted_costs_the_part_in_hand(many: Path, tmp_path
         assert first.wait(90) == 0
         _, errors = run.communicate(timeout=200)
     assert run.returncode == 3, errors
-    assert_whole(store)
+    assert_complete(store)
 
 
-def test_a_scheduler_that_is_lost_ends_the_run_and_its_workers(many: Path, tmp_path: Path) -> None:
+def test_a_lost_scheduler_ends_the_run_and_its_workers(many: Path, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
     with scheduler() as (address, process), worker(address) as at_work:
         run = subprocess.Popen(command(many, store, "--cluster", address), env=SETTINGS, **PIPES)
@@ -114,21 +114,21 @@ def test_a_scheduler_that_is_lost_ends_the_run_and_its_workers(many: Path, tmp_p
         process.kill()
         _, errors = run.communicate(timeout=120)
         assert run.returncode == 1
-        assert "the scheduler is gone" in errors.splitlines()[-1]
+        assert "lost the scheduler" in errors.splitlines()[-1]
         assert at_work.wait(90) == 0
-    assert_goes_on(many, store)
+    assert_repetition_completes(many, store)
 
 
-def test_two_runs_on_one_store_at_once_end_in_one_store(many: Path, tmp_path: Path) -> None:
+def test_two_simultaneous_runs_write_one_complete_store(many: Path, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
     runs = [subprocess.Popen(command(many, store), env=SETTINGS, **PIPES) for _ in range(2)]
     for run in runs:
         _, errors = run.communicate(timeout=300)
         assert run.returncode == 3, errors
-    assert_whole(store)
+    assert_complete(store)
 
 
-def test_a_store_deleted_under_a_run_ends_it(many: Path, tmp_path: Path) -> None:
+def test_a_run_ends_if_its_store_is_deleted(many: Path, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
     run = subprocess.Popen(command(many, store), env=SETTINGS, **PIPES)
     wait_until(lambda: len(committed(store)) >= 2)
@@ -137,10 +137,10 @@ def test_a_store_deleted_under_a_run_ends_it(many: Path, tmp_path: Path) -> None
     assert run.returncode == 1
     assert "Traceback" not in errors
     assert "is gone" in errors.splitlines()[-1]
-    assert_goes_on(many, store) if store.exists() else assert_goes_on(many, tmp_path / "t.zarr")
+    assert_repetition_completes(many, store if store.exists() else tmp_path / "t.zarr")
 
 
-# Not by an hour: where a message of Dask's own is on its way as the clock goes back, it waits for as long.
+# Not by an hour: Dask's own messages that are in flight when the clock jumps wait for that time.
 BACKWARDS = """
 import time
 _time, _begin = time.time, time.monotonic()
@@ -148,19 +148,19 @@ time.time = lambda: _time() - 20 * ((time.monotonic() - _begin) // 3)
 """
 
 
-def test_a_clock_that_goes_backwards_changes_nothing(many: Path, tmp_path: Path) -> None:
-    """Twenty seconds back every three, in the run, its workers and decoders."""
+def test_a_clock_that_runs_backwards_changes_nothing(many: Path, tmp_path: Path) -> None:
+    """The clock of the run, its workers and decoders jumps back by 20 s every 3 s."""
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(BACKWARDS)
     store = tmp_path / "s.zarr"
     env = SETTINGS | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "path"), os.environ.get("PYTHONPATH", "")])}
     run = subprocess.run(command(many, store), env=env, timeout=200, check=False, **PIPES)
     assert run.returncode == 3, run.stderr
-    assert_whole(store)
+    assert_complete(store)
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
-    """Cut off, some bytes changed, a piece of the head or of the middle overwritten, or a piece taken out."""
+    """Truncate a file, change some bytes, overwrite a piece of its start or middle, or remove a piece."""
     kind = chance.choice(["cut", "flip", "flips", "head", "middle", "hole"])
     mutant = bytearray(data)
     if kind == "cut":
@@ -176,8 +176,8 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.timeout(900)
-def test_of_mutated_real_videos_none_is_lost_and_none_stops_the_run(real_data: Path, tmp_path: Path) -> None:
-    """200 of them, from the smaller half of the real clips: no crash, no hang, each done or in the ledger."""
+def test_mutated_real_videos_are_all_reported_and_none_stops_the_run(real_data: Path, tmp_path: Path) -> None:
+    """200 mutations of the smaller half of the real clips: no crash, no hang, each is done or in the ledger."""
     originals = sorted((real_data / "videos").iterdir(), key=lambda path: path.stat().st_size)
     originals = originals[: len(originals) // 2]
     chance = random.Random(0)
@@ -202,4 +202,4 @@ def test_of_mutated_real_videos_none_is_lost_and_none_stops_the_run(real_data: P
     assert states["done"] + states["empty"] + states["failed"] == 200
     assert states["absent"] == 0
     assert min(states["done"], states["failed"]) > 20  # the mutations are neither all harmless nor all fatal
-    assert_whole(store, 200)
+    assert_complete(store, 200)

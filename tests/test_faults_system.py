@@ -1,4 +1,4 @@
-"""Faults of disks and networks, made for real: ``pytest -m system``, as root. The others are in test_faults.py."""
+"""Real faults of disks and networks: ``pytest -m system``, as root. Other faults are in test_faults.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from pathlib import Path
 
 import pytest
 from conftest import QUICK, write_lines
-from test_faults import PIPES, SETTINGS, assert_goes_on, assert_whole, command, many, scheduler, wait_until, worker
+from test_faults import (
+    PIPES,
+    SETTINGS,
+    assert_complete,
+    assert_repetition_completes,
+    command,
+    many,
+    scheduler,
+    wait_until,
+    worker,
+)
 from test_resume import committed
 
 from amex.features import open_store
@@ -26,7 +36,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(600)]
 
 
 def sh(line: str) -> None:
-    """Runs a command of the system; skips the test where it may not."""
+    """Run a system command; skip the test if it is not permitted."""
     done = subprocess.run(line.split(), capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"{line}: {done.stderr.strip() or 'not possible here'}")
@@ -34,7 +44,7 @@ def sh(line: str) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of one megabyte."""
+    """A separate file system of one megabyte."""
     if os.geteuid():
         pytest.skip("mounting wants root")
     path = tmp_path / "disk"
@@ -46,7 +56,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", path], check=False)
 
 
-def test_a_full_disk_ends_the_run_in_a_line_and_costs_nothing_that_was_there(many: Path, disk: Path) -> None:
+def test_a_full_disk_ends_the_run_with_a_one_line_error_and_loses_nothing(many: Path, disk: Path) -> None:
     store = disk / "s.zarr"
     run = subprocess.Popen(command(many, store), env=SETTINGS, **PIPES)
     wait_until(lambda: len(committed(store)) >= 2)
@@ -55,14 +65,14 @@ def test_a_full_disk_ends_the_run_in_a_line_and_costs_nothing_that_was_there(man
     assert run.returncode == 1
     assert "No space left on device" in output + errors
     assert "Traceback" not in errors
-    there = committed(store)
-    assert len(there) >= 2
+    committed_parts = committed(store)
+    assert len(committed_parts) >= 2
     (disk / "filler").unlink()
-    assert_goes_on(many, store)
-    assert there <= committed(store)
+    assert_repetition_completes(many, store)
+    assert committed_parts <= committed(store)
 
 
-def test_a_disk_without_room_for_a_video_from_elsewhere_ends_the_run_in_a_line(
+def test_a_disk_too_full_for_a_fetched_video_ends_the_run_with_a_one_line_error(
     many: Path, disk: Path, tmp_path: Path
 ) -> None:
     handler = functools.partial(SimpleHTTPRequestHandler, directory=many)
@@ -92,12 +102,12 @@ def test_a_disk_without_room_for_a_video_from_elsewhere_ends_the_run_in_a_line(
     roomy = subprocess.run(line, env={**SETTINGS, "TMPDIR": str(disk)}, timeout=200, check=False, **PIPES)
     http.shutdown()
     assert roomy.returncode == 3, roomy.stderr
-    assert_whole(store)
+    assert_complete(store)
 
 
-def test_a_store_that_cannot_be_written_is_refused_in_a_line(many: Path, disk: Path) -> None:
+def test_a_store_that_cannot_be_written_is_a_one_line_error(many: Path, disk: Path) -> None:
     store = disk / "s.zarr"
-    assert_goes_on(many, store, "--limit", 8)
+    assert_repetition_completes(many, store, "--limit", 8)
     (store / "r2plus1d_18" / "commits").rename(store / "kept")
     sh(f"mount -o remount,ro {disk}")
     run = subprocess.run(command(many, store), env=SETTINGS, timeout=200, check=False, **PIPES)
@@ -107,12 +117,12 @@ def test_a_store_that_cannot_be_written_is_refused_in_a_line(many: Path, disk: P
     assert "Read-only file system" in line
     sh(f"mount -o remount,rw {disk}")
     (store / "kept").rename(store / "r2plus1d_18" / "commits")
-    assert_whole(store)
+    assert_complete(store)
 
 
 @contextmanager
 def other_machine() -> Iterator[tuple[str, str, str]]:
-    """A network of its own, joined to this one by a cable: its name, this side's address, the cable's end here."""
+    """A network namespace with a virtual cable to this one: its name, the local address, and the local interface."""
     if os.geteuid():
         pytest.skip("network namespaces want root")
     number = os.getpid() % 200
@@ -130,8 +140,8 @@ def other_machine() -> Iterator[tuple[str, str, str]]:
         subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
-def test_a_worker_cut_off_from_the_scheduler_costs_a_repetition_and_no_damage(many: Path, tmp_path: Path) -> None:
-    """It goes on writing its part, which another is given meanwhile: both reach the store."""
+def test_a_worker_cut_off_from_the_scheduler_causes_a_repetition_but_no_damage(many: Path, tmp_path: Path) -> None:
+    """The worker continues to write its part, which another worker gets meanwhile: both reach the store."""
     store = tmp_path / "s.zarr"
     with other_machine() as (name, address, cable), scheduler() as (local, _):
         elsewhere = local.replace("127.0.0.1", address)
@@ -145,4 +155,4 @@ def test_a_worker_cut_off_from_the_scheduler_costs_a_repetition_and_no_damage(ma
                 _, errors = run.communicate(timeout=300)
             assert run.returncode == 3, errors
             assert before < 8
-            assert_whole(store)
+            assert_complete(store)

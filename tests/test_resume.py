@@ -1,4 +1,4 @@
-"""Killed at any moment, a run that is started again ends in the store that an undisturbed run makes, bit for bit."""
+"""A run that is killed at any moment and repeated writes the store of an undisturbed run, bit for bit."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ VIDEOS = 10
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten videos, one of them empty: a part each."""
+    """Ten videos, one of them an empty file; one part per video."""
     return one_empty(tmp_path_factory.mktemp("many"), VIDEOS, frames=90)
 
 
 def start(videos: Path, store: Path, *more: str) -> subprocess.Popen[str]:
-    """A run in a process of its own, with a worker of its own unless ``more`` says who is to work."""
+    """Start a run in its own process, with its own worker unless ``more`` sets the workers."""
     command = [sys.executable, "-m", "amex.cli", "extract", "--dataset", "folder", "--videos", str(videos)]
     options = ["--store", str(store), "--device", "cpu", "--part-clips", "1", "--json", *QUICK]
     more = more or ("--workers", "1")
-    # Dask gives up workers so long after their death, 15 s of its own accord: too early for one that starts slowly.
+    # Dask's default timeout of 15 s after a worker's death is too short if the new worker starts slowly.
     env = os.environ | {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "50ms"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *options, *more], env=env, start_new_session=True, **pipes)
 
 
 def finish(videos: Path, store: Path, cluster: str) -> dict[str, Any]:
-    """The same run to its end, here; the session's worker has as many threads as one that is alone."""
+    """Complete the run in this process. The session's worker has as many threads as a single worker."""
     return extract(videos, store, cluster, "--part-clips", 1, code=3)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(many: Path, tmp_path_factory: pytest.TempPathFactory, cluster: str) -> dict[str, bytes]:
     store = tmp_path_factory.mktemp("whole") / "s.zarr"
-    whole = finish(many, store, cluster)
-    assert whole["streams"][R2] == {"done": VIDEOS - 1, "empty": 0, "failed": 1, "absent": 0}
+    outcome = finish(many, store, cluster)
+    assert outcome["streams"][R2] == {"done": VIDEOS - 1, "empty": 0, "failed": 1, "absent": 0}
     return tree(store)
 
 
@@ -69,18 +69,18 @@ def wait_for_parts(store: Path, count: int, run: subprocess.Popen[str]) -> None:
 
 
 def workers_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.Process(run.pid).children(recursive=True):
         try:
             if "spawn_main" in " ".join(process.cmdline()):
-                found.append(process)
+                processes.append(process)
         except psutil.NoSuchProcess:
             continue
-    return found
+    return processes
 
 
 def end(run: subprocess.Popen[str]) -> None:
-    """Kills a run; its workers and their decoders must end by themselves."""
+    """Kill a run; its workers and decoders must end by themselves."""
     children = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
     run.kill()
     run.communicate()
@@ -88,10 +88,10 @@ def end(run: subprocess.Popen[str]) -> None:
     assert not alive, "workers and decoders end with the run"
 
 
-def test_a_killed_worker_and_a_killed_run_cost_the_parts_in_flight(
+def test_a_killed_worker_or_run_loses_only_the_parts_in_flight(
     many: Path, tmp_path: Path, undisturbed: dict[str, bytes], cluster: str
 ) -> None:
-    """One of each; slow tests kill again and again."""
+    """Kills one worker and one run; slow tests kill many."""
     store = tmp_path / "s.zarr"
     run = start(many, store)
     wait_for_parts(store, 1, run)
@@ -108,7 +108,7 @@ def test_a_killed_worker_and_a_killed_run_cost_the_parts_in_flight(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_killed_again_and_again_ends_in_the_same_store(
+def test_a_repeatedly_killed_run_ends_in_the_same_store(
     many: Path, tmp_path: Path, undisturbed: dict[str, bytes], cluster: str
 ) -> None:
     chance = random.Random(0)
@@ -123,7 +123,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_store(
         time.sleep(chance.random() * 0.3)
         end(run)
         kills += 1
-        # Nothing that was committed is touched again.
+        # Committed files are not touched again.
         assert before <= committed(store)
         assert all((store / R2 / "commits" / name).stat().st_size for name in before)
     assert kills >= 3
@@ -158,7 +158,7 @@ def test_killed_workers_lose_only_the_parts_in_flight(
 
 
 @pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["cluster", "own worker"])
-def test_sigterm_stops_a_run_that_goes_on_later(
+def test_sigterm_stops_a_run_that_continues_later(
     own: bool, many: Path, tmp_path: Path, undisturbed: dict[str, bytes], cluster: str
 ) -> None:
     store = tmp_path / "s.zarr"
@@ -174,14 +174,14 @@ def test_sigterm_stops_a_run_that_goes_on_later(
 
 
 @pytest.mark.slow
-def test_ctrl_c_on_a_terminal_is_told_in_one_line(many: Path, tmp_path: Path) -> None:
+def test_ctrl_c_on_a_terminal_prints_one_line(many: Path, tmp_path: Path) -> None:
     store = tmp_path / "s.zarr"
     run = start(many, store)
     wait_for_parts(store, 1, run)
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the workers and feeders have it too
+    os.killpg(run.pid, signal.SIGINT)  # like a terminal: workers and feeders get the signal too
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert errors == "stopped; what is written stays, and the same command goes on from there\n"
+    assert errors == "stopped; written results are kept, and the same command goes on from there\n"
 
 
 @pytest.mark.slow
@@ -191,15 +191,15 @@ def test_two_workers_make_the_same_parts_as_one(many: Path, tmp_path: Path, undi
     run = start(many, store, "--workers", "2")
     _, errors = run.communicate(timeout=200)
     assert run.returncode == 3, errors
-    whole = {name: record for name, record in undisturbed.items() if "/commits/" in name}
-    assert {f"{R2}/commits/{name}" for name in committed(store)} == whole.keys()
-    for name, record in whole.items():  # values differ in the last bits with the number of threads
-        there, expected = json.loads((store / name).read_text()), json.loads(record)
-        assert (there["clips"], there["failures"]) == (expected["clips"], expected["failures"])
+    expected_commits = {name: record for name, record in undisturbed.items() if "/commits/" in name}
+    assert {f"{R2}/commits/{name}" for name in committed(store)} == expected_commits.keys()
+    for name, record in expected_commits.items():  # values differ in the last bits with the number of threads
+        actual, expected = json.loads((store / name).read_text()), json.loads(record)
+        assert (actual["clips"], actual["failures"]) == (expected["clips"], expected["failures"])
 
 
-def test_a_run_without_workers_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_workers_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "WITHOUT_WORKERS", 1.0)
     with local(0) as workers:
-        with pytest.raises(job.NoWorkers, match="the same command goes on"):
+        with pytest.raises(job.NoWorkers, match="run the same command to continue"):
             job.run_tasks(workers, [PartTask(index=0, videos=())], None, "cpu", NoDisplay())

@@ -1,4 +1,4 @@
-"""How a training run goes: its learning rates, its batches, and what it must find again to go on."""
+"""Training runs: learning rates, batches, and the conditions for resuming."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from amex.train.fitting import fit
 
 @pytest.fixture
 def rates() -> Iterator[list[float]]:
-    """The learning rate of every step that an optimizer takes."""
-    seen: list[float] = []
-    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
-    yield seen
+    """The learning rate of every optimizer step."""
+    observed: list[float] = []
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: observed.append(optimizer.param_groups[0]["lr"]))
+    yield observed
     handle.remove()
 
 
@@ -56,40 +56,38 @@ def test_a_run_resumed_with_more_epochs_follows_the_schedule_of_the_new_length(
 ) -> None:
     cosine = ("train.schedule=cosine", f"train.warmup={warmup}", "data.batch_size=3")
     train(store, manifest, tmp_path / "whole", *cosine, "train.epochs=6")
-    whole = rates.copy()
+    complete = rates.copy()
     steps = np.arange(18)
     rise = np.minimum(1, 1e-3 + (1 - 1e-3) * steps / max(1, warmup - 1)) if warmup else 1
-    assert whole == pytest.approx(0.01 * rise * (1 + np.cos(np.pi * steps / 18)) / 2)
+    assert complete == pytest.approx(0.01 * rise * (1 + np.cos(np.pi * steps / 18)) / 2)
     rates.clear()
     train(store, manifest, tmp_path / "parts", *cosine, "train.epochs=4")
     assert rates[-1] < 0.1 * max(rates)  # the shorter run ended on its own schedule
     rates.clear()
     train(store, manifest, tmp_path / "parts", *cosine, "train.epochs=6", resume=True)
-    assert rates == whole[12:]
-    assert [line["lr"] for line in history(tmp_path / "parts")[4:]] == [whole[14], whole[17]]
+    assert rates == complete[12:]
+    assert [line["lr"] for line in history(tmp_path / "parts")[4:]] == [complete[14], complete[17]]
 
 
-def test_a_run_goes_on_with_json_alone_on_standard_output_and_never_becomes_shorter(
-    store: Path, manifest: Path, tmp_path: Path
-) -> None:
+def test_resuming_prints_only_json_and_never_shortens_a_run(store: Path, manifest: Path, tmp_path: Path) -> None:
     settings = [word for setting in TINY for word in ("--set", setting)]
-    given = ("train", "global", "--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w", *settings)
+    arguments = ("train", "global", "--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w", *settings)
     for epochs in (1, 2):
-        done = amex(*given, "--resume", "--json", "--set", f"train.epochs={epochs}")
+        done = amex(*arguments, "--resume", "--json", "--set", f"train.epochs={epochs}")
         assert json.loads(done.stdout)["epoch"] == epochs
-    shorter = amex(*given, "--resume", "--set", "train.epochs=1")
+    shorter = amex(*arguments, "--resume", "--set", "train.epochs=1")
     assert shorter.exit_code == 1
-    assert "is of epoch 2 already: train.epochs may grow, not become 1" in shorter.output
+    assert "is of epoch 2 already: train.epochs=1 is below it" in shorter.output
     assert json.loads((tmp_path / "w" / "config.json").read_text())["train"]["epochs"] == 2
 
 
 @pytest.mark.parametrize(
     ("patience", "every", "rsums", "halved"),
     [
-        # The rate is halved once this many epochs went by without a better rsum, and again after as many more.
+        # The rate is halved after this many epochs without a better rsum, and again after as many more.
         (3, 1, [10, 9, 10, 8, 7, 6, 5, 11, 0, 0], [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]),
         (1, 1, [10, 11, 11, 12, 12], [0, 0, 0, 1, 1]),
-        # Validated every other epoch: epochs are counted, not validations.
+        # With a validation every other epoch, epochs count, not validations.
         (3, 2, [10, 9, 8, 7, 6], [0, 0, 0, 1, 1]),
         (4, 2, [10, 9, 8, 7, 6], [0, 0, 0, 1, 1]),
     ],
@@ -108,17 +106,17 @@ def test_patience_counts_epochs_without_a_better_rsum(
     monkeypatch.setattr(hooks, "evaluate_split", lambda model, split: {"rsum": float(next(script))})
     plateau = ("train.schedule=plateau", f"train.patience={patience}", f"train.val_every={every}")
     epochs = every * len(rsums)
-    # In two parts: what was counted before the end of the first is known to the second.
+    # In two parts: the second continues the count of the first.
     train(store, manifest, tmp_path / "w", *plateau, f"train.epochs={epochs // 2 - epochs // 2 % every}")
     train(store, manifest, tmp_path / "w", *plateau, f"train.epochs={epochs}", resume=True)
     assert [line["lr"] for line in history(tmp_path / "w")] == [0.01 / 2**count for count in halved]
 
 
-def test_mixed_precision_is_switched_off_as_people_write_it() -> None:
+def test_mixed_precision_can_be_set_to_off() -> None:
     assert load_config("global", ["train.amp=off"]).train.amp == "off"  # YAML reads off as false
 
 
-def test_a_pair_left_over_joins_the_last_batch() -> None:
+def test_a_remaining_pair_joins_the_last_batch() -> None:
     for pairs in range(2, 14):
         for size in (2, 3, 4):
             batches = PairBatches(range(pairs), size, drop_last=False)
@@ -129,12 +127,12 @@ def test_a_pair_left_over_joins_the_last_batch() -> None:
             assert max(map(len, made)) <= size + 1
 
 
-def test_every_epoch_has_each_pair_once_in_an_order_of_its_own(
+def test_every_epoch_has_each_pair_once_in_a_different_order(
     store: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[int, int]] = []
-    whole = Split.__getitems__
-    monkeypatch.setattr(Split, "__getitems__", lambda split, items: (read.extend(items), whole(split, items))[1])
+    original = Split.__getitems__
+    monkeypatch.setattr(Split, "__getitems__", lambda split, items: (read.extend(items), original(split, items))[1])
     train(store, manifest, tmp_path / "w", "train.epochs=2")
     orders = [[index for epoch, index in read if epoch == number] for number in (0, 1)]
     assert [sorted(order) for order in orders] == [list(range(9))] * 2
@@ -142,7 +140,7 @@ def test_every_epoch_has_each_pair_once_in_an_order_of_its_own(
 
 
 @pytest.mark.parametrize("which", ["dual_encoding", "mcsan"])
-def test_models_with_batch_normalisation_train_on_one_pair_more_than_batches_hold(
+def test_batch_normalisation_works_with_one_remaining_pair(
     store: Path, manifest: Path, tmp_path: Path, which: str
 ) -> None:
     small = {"dual_encoding": ("model.rnn_dim=4", "model.filters=4"), "mcsan": ("model.attributes=separate",)}
@@ -151,11 +149,11 @@ def test_models_with_batch_normalisation_train_on_one_pair_more_than_batches_hol
     assert np.isfinite(history(tmp_path / "w")[0]["train"]["loss"])
 
 
-def test_a_single_pair_is_refused_in_a_line(store: Path, tmp_path: Path) -> None:
-    some = [line for line in lines() if line["split"] != "train" or line["clip_id"] == "train3"]
-    manifest = write_lines(tmp_path / "m.jsonl", *some)
-    given = ("--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w")
-    result = amex("train", "global", *given, *(word for setting in TINY for word in ("--set", setting)))
+def test_a_single_pair_is_an_error_in_one_line(store: Path, tmp_path: Path) -> None:
+    subset = [line for line in lines() if line["split"] != "train" or line["clip_id"] == "train3"]
+    manifest = write_lines(tmp_path / "m.jsonl", *subset)
+    arguments = ("--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w")
+    result = amex("train", "global", *arguments, *(word for setting in TINY for word in ("--set", setting)))
     assert result.exit_code == 1
     assert f"split 'train' of {manifest} has 1 pair of a clip and a caption" in result.output
     assert len(result.output.splitlines()) == 1
@@ -191,7 +189,7 @@ def test_a_changed_manifest_is_noticed_on_resume(
     manifest = write_lines(tmp_path / "m.jsonl", *lines(**changed))
     assert amex("manifest", "parse", manifest).exit_code == 0
     refused = resumed(store, manifest, begun / "w")
-    assert "was trained with other data, so it cannot go on" in refused
+    assert "was trained with other data, so it cannot be resumed" in refused
     assert all(word in refused for word in words), refused
     assert not any(word in refused for word in not_words), refused
 
@@ -221,18 +219,18 @@ def test_a_run_of_an_earlier_amex_is_refused_and_to_be_trained_again(store: Path
     record["amex"] |= {"format": 1}
     (tmp_path / "w").mkdir()
     torch.save(record, tmp_path / "w" / "last.pth")
-    said = "was written by an earlier amex (format 1), whose models had their losses in them: train it again"
-    assert said in resumed(store, begun / "m.jsonl", tmp_path / "w")
+    message = "was written by an earlier amex (format 1) and cannot be read: train again"
+    assert message in resumed(store, begun / "m.jsonl", tmp_path / "w")
     evaluated = amex("eval", tmp_path / "w" / "last.pth")
     assert evaluated.exit_code == 1
-    assert said in evaluated.output
+    assert message in evaluated.output
 
 
 def resumed(store: Path, manifest: Path, work: Path) -> str:
-    """The line that refuses to go on with a run, or nothing."""
-    given = ("--store", store, "--manifest", manifest, "--work-dir", work, "--resume")
+    """The error line if resuming is refused, else an empty text."""
+    arguments = ("--store", store, "--manifest", manifest, "--work-dir", work, "--resume")
     settings = (word for setting in (*TINY, "train.epochs=1") for word in ("--set", setting))
-    result = amex("train", "mcsan", *given, *settings)
+    result = amex("train", "mcsan", *arguments, *settings)
     if result.exit_code == 0:
         return ""
     assert len(result.output.splitlines()) == 1, result.output

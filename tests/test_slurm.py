@@ -1,4 +1,4 @@
-"""Batch jobs of a real SLURM: ``pytest -m system``, where its packages are and one may start its daemons."""
+"""Batch jobs of a real SLURM: ``pytest -m system``, if SLURM is installed and its daemons may be started."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def committed(store: Path) -> int:
 
 
 def parts(store: Path) -> dict[str, Any]:
-    """The parts of a store and their clips. Values differ in the last bits with the number of threads."""
+    """Return the parts of a store and their clips, without values, whose last bits depend on the number of threads."""
     commits = {path.name: json.loads(path.read_text()) for path in (store / R2 / "commits").glob("*.json")}
     return {name: (commit["clips"], commit["failures"]) for name, commit in commits.items()}
 
@@ -80,7 +80,7 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return parts(store)
 
 
-def test_a_cancelled_job_is_replaced_and_the_store_is_that_of_a_run_on_one_machine(
+def test_a_cancelled_job_is_replaced_and_the_store_equals_that_of_a_local_run(
     env: dict[str, str], videos: Path, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     store = tmp_path / "s.zarr"
@@ -101,12 +101,12 @@ def test_a_cancelled_job_is_replaced_and_the_store_is_that_of_a_run_on_one_machi
     assert list((tmp_path / "s.zarr.jobs").rglob("amex-*.err"))
 
 
-def test_a_job_that_the_queue_does_not_take_is_one_line(env: dict[str, str], videos: Path, tmp_path: Path) -> None:
-    asked = command(videos, tmp_path / "s.zarr", *BATCH, "--memory", "100TB")
-    run = subprocess.run(asked, env=env, text=True, capture_output=True, timeout=120, check=False)
+def test_a_refused_job_is_a_one_line_error(env: dict[str, str], videos: Path, tmp_path: Path) -> None:
+    job = command(videos, tmp_path / "s.zarr", *BATCH, "--memory", "100TB")
+    run = subprocess.run(job, env=env, text=True, capture_output=True, timeout=120, check=False)
     assert run.returncode == 1
     (line,) = run.stderr.splitlines()
-    assert line.startswith("Error: slurm took no job: sbatch: error: Memory specification can not be satisfied")
+    assert line.startswith("Error: slurm accepted no job: sbatch: error: Memory specification can not be satisfied")
     assert not list(tmp_path.rglob("*.pem"))
 
 
@@ -116,7 +116,7 @@ def test_the_tasks_of_an_allocation_make_one_store(
     store = tmp_path / "s.zarr"
     srun = ["srun", "-n", "2", "--mem", "2G", *command(videos, store, "--cluster", "runner")]
     run = subprocess.run(srun, env=env, text=True, capture_output=True, timeout=300, check=False)
-    assert "3" in run.stderr.split("exit code")[-1], run.stderr  # one empty file: finished, with a failure
+    assert "3" in run.stderr.split("exit code")[-1], run.stderr  # 3: finished, but one file is empty
     assert json.loads(run.stdout)["streams"][R2]["done"] == VIDEOS - 1
     assert parts(store) == undisturbed
     commits = [json.loads(path.read_text()) for path in (store / R2 / "commits").glob("*.json")]

@@ -1,4 +1,4 @@
-"""An encoder that never returns costs the clips of its video and one worker process; the rest of the part is done."""
+"""An encoder that never returns fails the clips of its video and ends one worker; the rest of the part is done."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from amex.extract.run.cluster import local, remote
 from amex.extract.run.display import NoDisplay
 from amex.extract.run.part import ClipTask, Job, PartTask, VideoTask, run_part
 from amex.extract.run.stalls import Stall, read_stalls
-from amex.extract.run.watch import EXIT_STATUS, Watch
+from amex.extract.run.watch import EXIT_STATUS, Watchdog
 from amex.features import create_store, declare_stream, open_store, write_part
 
 
 def part_of(
     folder: Path, heights: Sequence[int] = (64, HEIGHT, 64), kinds: Sequence[type[WindowPlan]] = (EndlessPlan,)
 ) -> tuple[PartTask, Job]:
-    """A part of videos, those of HEIGHT stall the encoder of an EndlessPlan; streams are called s, t."""
+    """Make a part of videos. Those of HEIGHT stall the encoder of an EndlessPlan. Streams are called s, t."""
     videos = []
     for name, height in zip("abcdef", heights, strict=False):
         encode(folder / f"{name}.mp4", frames=20, width=192, height=height, options={"preset": "ultrafast"})
@@ -50,14 +50,14 @@ def part_of(
 
 
 def exit_status(target: Callable[..., object], *given: object) -> int | None:
-    """How a process ends that does this."""
+    """Run a function in a process; return how the process ends."""
     process = multiprocessing.get_context("fork").Process(target=target, args=given)
     process.start()
     process.join(60)
     return process.exitcode
 
 
-def test_the_time_to_write_a_part_is_that_of_each_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_stream_gets_the_full_time_limit_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part, job = part_of(tmp_path, heights=(64,), kinds=(PromptPlan, PromptPlan))
 
     def slow(*given: Any, **more: Any) -> dict[str, Any]:
@@ -68,10 +68,10 @@ def test_the_time_to_write_a_part_is_that_of_each_stream(tmp_path: Path, monkeyp
     assert exit_status(run_part, part, dataclasses.replace(job, stall=1.5)) == 0
 
 
-def test_an_encoder_that_stands_still_is_ended_and_its_video_named(tmp_path: Path) -> None:
+def test_a_stalled_encoder_is_ended_and_its_video_named(tmp_path: Path) -> None:
     part, job = part_of(tmp_path)
     assert exit_status(run_part, part, job) == EXIT_STATUS
-    report = run_part(part, job)  # as Dask has it done again
+    report = run_part(part, job)  # as when Dask repeats it
     assert (report.clips, report.failed) == (3, 1)
     stream = open_store(job.store)["s"]
     assert sorted(stream) == ["a", "c"]
@@ -80,7 +80,7 @@ def test_an_encoder_that_stands_still_is_ended_and_its_video_named(tmp_path: Pat
     assert {path.name for path in (job.store / "s").iterdir()} == {"commits", "parts", "spec.json", "zarr.json"}
 
 
-def test_a_stall_of_one_stream_fails_no_clip_of_another(tmp_path: Path) -> None:
+def test_a_stall_of_one_stream_fails_no_clip_of_another_stream(tmp_path: Path) -> None:
     part, job = part_of(tmp_path, heights=(64, HEIGHT), kinds=(EndlessPlan, PromptPlan))
     assert exit_status(run_part, part, job) == EXIT_STATUS
     only_b = (dataclasses.replace(part.videos[1], clips=(dataclasses.replace(part.videos[1].clips[0], streams=(0,)),)),)
@@ -94,7 +94,7 @@ def test_a_stall_of_one_stream_fails_no_clip_of_another(tmp_path: Path) -> None:
     assert not store["t"].failures
 
 
-def test_a_repetition_that_allows_more_time_tries_again(tmp_path: Path) -> None:
+def test_a_repetition_with_a_longer_limit_tries_again(tmp_path: Path) -> None:
     part, job = part_of(tmp_path, heights=(HEIGHT,))
     assert exit_status(run_part, part, job) == EXIT_STATUS
     planned = {field.name: getattr(job.streams[0], field.name) for field in dataclasses.fields(job.streams[0])}
@@ -104,7 +104,7 @@ def test_a_repetition_that_allows_more_time_tries_again(tmp_path: Path) -> None:
     assert not (job.store / "s" / "stalled").exists()
 
 
-def test_a_write_that_stands_still_blames_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_write_blames_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part, job = part_of(tmp_path, heights=(64,), kinds=(PromptPlan,))
     with monkeypatch.context() as patched:
         patched.setattr(parts, "write_part", lambda *given, **kept: time.sleep(600))
@@ -112,53 +112,53 @@ def test_a_write_that_stands_still_blames_no_video(tmp_path: Path, monkeypatch: 
     (stall,) = stalls = read_stalls(job.store, "s", part.name(0))
     assert stall == Stall(video=None, stage="write", limit=0.6)
     killed = KilledWorker("task", SimpleNamespace(address="gone"), 3)
-    assert run.why(killed, stalls) == "no progress for 0.6 s in writing it, again and again (--stall)"
-    assert "out of memory?" in run.why(killed, [])
+    assert run.break_reason(killed, stalls) == "repeatedly no progress for 0.6 s in writing it (--stall)"
+    assert "out of memory?" in run.break_reason(killed, [])
     assert run_part(part, job).failed == 0
     assert not (job.store / "s" / "stalled").exists()
 
 
-def test_a_part_is_handed_out_as_long_as_each_try_finds_more_videos_at_fault(
+def test_a_part_is_retried_while_each_try_finds_more_videos_at_fault(
     tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, job = part_of(tmp_path, heights=())
-    job = dataclasses.replace(job, streams=(SimpleNamespace(name="s"),))  # which a worker can import
+    job = dataclasses.replace(job, streams=(SimpleNamespace(name="s"),))  # a type that a worker can import
     clip = ClipTask(clip_id="x", video="x", start=None, end=None, attempt=1, streams=(0,))
     videos = tuple(VideoTask(path=Path(f"{number}.mp4"), missing="", clips=(clip,)) for number in range(10))
-    monkeypatch.setattr(run, "work", stalls_of_four)
+    monkeypatch.setattr(run, "run_task", stalls_of_four)
     with remote(cluster) as workers:
         report, broken = run.run_tasks(workers, [PartTask(index=0, videos=videos)], job, "cpu", NoDisplay())
     assert (report.failed, broken) == (10, {})
 
 
 def progress_now_and_then() -> None:
-    with Watch(0.3) as watch:
+    with Watchdog(0.3) as watch:
         for _ in range(4):
             time.sleep(0.15)
-            watch.on("encode", (1,))
-        watch.on("encode", None)  # waits for a decoder, which has a deadline of its own
+            watch.step("encode", (1,))
+        watch.step("encode", None)  # waits for a decoder, which has its own deadline
         time.sleep(0.6)
-    advancing = Watch(0.3, advanced=time.monotonic)
-    advancing.on("decode", (1,))
+    advancing = Watchdog(0.3, advanced=time.monotonic)
+    advancing.step("decode", (1,))
     with advancing:
         time.sleep(0.6)
 
 
 def stand_still() -> None:
-    with Watch(0.3) as watch:
-        watch.on("encode", (1,))
+    with Watchdog(0.3) as watch:
+        watch.step("encode", (1,))
         time.sleep(30)
 
 
-def test_what_progresses_is_not_ended_and_what_stands_still_is() -> None:
+def test_a_worker_without_progress_is_ended_and_others_are_not() -> None:
     assert exit_status(progress_now_and_then) == 0
     assert exit_status(stand_still) == EXIT_STATUS
 
 
 def be_suspended() -> None:
-    with Watch(1.0) as watch:
-        watch.on("encode", (1,))
-        if not os.fork():  # a child that has this process go on
+    with Watchdog(1.0) as watch:
+        watch.step("encode", (1,))
+        if not os.fork():  # a child that resumes this process
             time.sleep(2)
             os.kill(os.getppid(), signal.SIGCONT)
             os._exit(0)
@@ -166,13 +166,13 @@ def be_suspended() -> None:
         time.sleep(0.3)
 
 
-def test_a_worker_that_was_suspended_has_not_stood_still() -> None:
+def test_a_suspended_worker_has_not_stalled() -> None:
     assert exit_status(be_suspended) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_every_video_that_stalls_is_in_the_ledger_also_where_they_are_more_than_dask_tries(tmp_path: Path) -> None:
+def test_every_video_that_stalls_is_in_the_ledger_even_if_there_are_more_than_dasks_tries(tmp_path: Path) -> None:
     part, job = part_of(tmp_path, heights=(HEIGHT,) * 6)
     with local(1) as workers:
         report, broken = run.run_tasks(workers, [part], job, "cpu", NoDisplay())
@@ -181,7 +181,7 @@ def test_every_video_that_stalls_is_in_the_ledger_also_where_they_are_more_than_
 
 
 @pytest.mark.slow
-def test_dask_has_the_part_done_again_by_a_new_process(tmp_path: Path, cluster: str) -> None:
+def test_dask_repeats_the_part_in_a_new_process(tmp_path: Path, cluster: str) -> None:
     from distributed import Client
 
     part, job = part_of(tmp_path)

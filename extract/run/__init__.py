@@ -1,15 +1,15 @@
-"""A run: what is left to do, cut into parts, and a Dask cluster that does them.
+"""An extraction run: plan the missing work, cut it into parts, and compute them on a Dask cluster.
 
-``extract`` is the whole of it. ``plan`` says what is left, ``cluster`` and ``batch`` start the workers, ``part`` and
-``captions`` are what a worker does, ``display`` and ``shares`` show it. What the room offers is imported when it is
-first asked for: parts need torch, and clusters start before that is imported.
+``extract`` does all of it. ``plan`` finds the missing work, ``cluster`` and ``batch`` start the workers, ``part`` and
+``captions`` run on a worker, ``display`` and ``shares`` report progress. Names are imported on first use, because
+clusters start their workers before torch is imported.
 """
 
 from __future__ import annotations
 
-from ..lazy import offer
+from ..lazy import lazy_exports
 
-__getattr__, __all__ = offer(
+__getattr__, __all__ = lazy_exports(
     __name__,
     {
         "BATCH": "batch",
@@ -23,10 +23,11 @@ __getattr__, __all__ = offer(
         "gpus_of": "cluster",
         "local": "cluster",
         "remote": "cluster",
-        "serve": "cluster",
+        "run_workers": "cluster",
         "choose_display": "display",
+        "extract_rows": "in_memory",
         "Outcome": "job",
-        "choose_with_workers": "job",
+        "choose_on_workers": "job",
         "extract": "job",
         "security_of": "keys",
         "Report": "part",
@@ -35,7 +36,7 @@ __getattr__, __all__ = offer(
         "VideoFiles": "plan",
         "changed_text": "plan",
         "estimate": "plan",
-        "existing": "plan",
+        "existing_stream": "plan",
         "plan_tasks": "plan",
         "Shares": "shares",
         "shares_of": "shares",

@@ -1,4 +1,4 @@
-"""Batch jobs as workers, through dask-jobqueue: what each asks for, its script, and the replacement of lost ones."""
+"""Workers in batch jobs (Slurm, PBS, SGE, LSF), through dask-jobqueue."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ from typing import Any
 
 import dask
 
-from ...errors import AmexError
+from ...errors import AmexError, needs
 from ...storage import storage_at
 from .cluster import SCHEDULER, Workers
 from .keys import KEYS, remove_keys, security_of, temporary_security
 
 BATCH = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
-# Seconds after which a job is given up whose worker has left, and between looks at which are to be submitted again.
+# Seconds without a worker after which a job counts as lost, and seconds between attempts to replace lost jobs.
 REPLACE_INTERVAL = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jobs:
-    """Batch jobs, and what each of them asks for.
+    """The number of batch jobs and the resources of each.
 
     Attributes:
         system: a key of ``BATCH``.
-        count: how many jobs.
-        memory: with its unit, as in 32GB.
-        walltime: as the batch system writes it.
-        directives: further lines for the head of the script, without the system's prefix. One with ``gpu`` in it is the
-            request for GPUs.
+        count: number of jobs.
+        cpus: cores of a job.
+        memory: of a job, with a unit: 32GB.
+        gpus: of a job.
+        walltime: time limit in the batch system's format.
+        directives: additional directives for the job script, without the system's prefix. A directive that contains
+            ``gpu`` replaces the request for GPUs.
         prologue: shell lines that make amex available on a node.
-        interface: the network between nodes, as ``ip link`` calls it.
-        workers_per_gpu: workers that share each GPU of a job.
+        interface: network interface between the nodes, as listed by ``ip link``.
+        workers_per_gpu: number of workers that share each GPU.
     """
 
     system: str
@@ -59,46 +61,48 @@ class Jobs:
 
 @contextlib.contextmanager
 def batch(jobs: Jobs, folder: Path) -> Iterator[Workers]:
-    """Workers in batch jobs, which are cancelled when the run ends. The scheduler is here and speaks TLS only.
+    """Start workers in batch jobs; cancel the jobs on exit. The scheduler runs in this process and accepts TLS only.
 
     Args:
-        folder: for the jobs' logs and keys, where every node can read it.
+        folder: for logs and keys, readable by every node.
+
+    Raises:
+        AmexError: if dask-jobqueue is not installed, or the batch system accepts no job.
     """
     from distributed import Client
 
     queueing = dask_jobqueue()
     if " " in str(folder):
         raise AmexError(
-            f"batch systems cannot write their logs below {folder}: use a --store without spaces in its path"
+            f"batch systems cannot write logs to {folder}, which contains a space: use a --store without spaces"
         )
     folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{jobs.system}-{datetime.now():%Y%m%d-%H%M%S}-", dir=folder))
     options = job_options(jobs, folder, temporary_security(folder))
     scheduler = {"dashboard_address": "127.0.0.1:0"} | ({"interface": jobs.interface} if jobs.interface else {})
     make = getattr(queueing, BATCH[jobs.system])
-    # The nanny in a job starts a worker again that died.
     settings = SCHEDULER | {"distributed.deploy.lost-worker-timeout": REPLACE_INTERVAL}
     options |= {"job_cls": job_class(jobs), "scheduler_options": scheduler, "silence_logs": logging.CRITICAL}
     try:
         with dask.config.set(settings), make(**options) as cluster:
             with Client(cluster, security=cluster.security, set_as_default=False) as client:
                 submit(cluster, jobs)
-                yield Workers(client=client, patient=True, replace=Replacement(cluster, jobs), logs=folder)
+                yield Workers(client=client, may_wait=True, replace=JobReplacer(cluster, jobs), logs=folder)
     finally:
         remove_keys(folder)
 
 
 def submit(cluster: Any, jobs: Jobs) -> None:
-    """Submits the jobs; raises AmexError if the batch system takes none of them."""
+    """Submit the jobs; raise AmexError if the batch system refuses all of them."""
     cluster.scale(jobs=jobs.count)
-    cluster.sync(cluster.__aenter__)  # until all are submitted
+    cluster.sync(cluster.__aenter__)  # waits until all are submitted
     if all(job.refused for job in cluster.workers.values()):
         reason = next(iter(cluster.workers.values())).refused
-        raise AmexError(f"{jobs.system} took no job: {reason}; --print-job shows what it was asked")
+        raise AmexError(f"{jobs.system} accepted no job: {reason}; --print-job shows the job script")
 
 
-class Replacement:
-    """Submits those jobs again, now and then, that were lost or refused: limits pass."""
+class JobReplacer:
+    """Submits lost and refused jobs again, at most every REPLACE_INTERVAL seconds."""
 
     def __init__(self, cluster: Any, jobs: Jobs) -> None:
         self.cluster, self.jobs = cluster, jobs
@@ -110,26 +114,26 @@ class Replacement:
         self.next = time.monotonic() + REPLACE_INTERVAL
         for name in [name for name, job in self.cluster.workers.items() if job.refused]:
             del self.cluster.workers[name]
-        self.cluster.scale(jobs=self.jobs.count)  # which submits what is not among the workers
+        self.cluster.scale(jobs=self.jobs.count)  # submits the missing jobs
 
 
 def jobs_folder(store: Path) -> Path:
-    """Where the logs and keys of cluster jobs go: beside the store, which every node sees, or the current folder."""
+    """Return the folder for logs and keys of jobs: beside a local store, which every node sees, else in the cwd."""
     return storage_at(store).nearest_folder() / f"{store.name}.jobs"
 
 
 def job_script(jobs: Jobs, folder: Path) -> str:
-    """The script of one of the jobs, with HOST:PORT where the scheduler's address will be."""
+    """Return the script of one job, with HOST:PORT in place of the scheduler's address."""
     options = job_options(jobs, folder, security_of(*(folder / f"{name}.pem" for name in KEYS)))
     existed = folder.exists()
     script = job_class(jobs)("tls://HOST:PORT", name="amex-0", **options).job_script()
     if not existed:
-        folder.rmdir()  # which dask-jobqueue makes for the logs
+        folder.rmdir()  # dask-jobqueue creates it for logs
     return script
 
 
 def job_options(jobs: Jobs, folder: Path, security: Any) -> dict[str, Any]:
-    """What dask-jobqueue is told of a job. It reads jobqueue.yaml for what is not said here."""
+    """Return dask-jobqueue's options of a job. Other options come from jobqueue.yaml."""
     options = {
         "cores": jobs.cpus,
         "memory": jobs.memory,
@@ -148,7 +152,7 @@ def job_options(jobs: Jobs, folder: Path, security: Any) -> dict[str, Any]:
     else:
         options["project"] = jobs.account
     if jobs.gpus and not any("gpu" in directive for directive in directives):
-        # PBS wants all resources in one line, which dask-jobqueue writes itself where there are no GPUs.
+        # PBS needs all resources in one line. Without GPUs dask-jobqueue writes it.
         if jobs.system == "pbs":
             options["resource_spec"] = f"select=1:ncpus={jobs.cpus}:ngpus={jobs.gpus}:mem={jobs.memory}"
         directives += {
@@ -161,7 +165,7 @@ def job_options(jobs: Jobs, folder: Path, security: Any) -> dict[str, Any]:
 
 
 def job_class(jobs: Jobs) -> type:
-    """dask-jobqueue's class of job with ``amex worker`` in it."""
+    """Return a subclass of dask-jobqueue's job that runs ``amex worker``."""
     from distributed.core import Status
 
     base = getattr(dask_jobqueue(), BATCH[jobs.system]).job_cls
@@ -181,7 +185,7 @@ def job_class(jobs: Jobs) -> type:
         async def start(self) -> None:
             try:
                 await super().start()
-            except (OSError, RuntimeError) as error:  # there is no such command, or it does not take the job
+            except (OSError, RuntimeError) as error:  # the submit command is missing, or it refuses the job
                 self.status = Status.failed
                 self.refused = str(error).rpartition("stderr:")[2].strip().replace("\n", "; ")
 
@@ -189,8 +193,6 @@ def job_class(jobs: Jobs) -> type:
 
 
 def dask_jobqueue() -> Any:
-    """The package, which is an extra."""
-    try:
+    """Import dask_jobqueue. Raise MissingExtra if it is not installed."""
+    with needs("cluster", "a batch job"):
         return importlib.import_module("dask_jobqueue")
-    except ImportError as error:
-        raise AmexError("batch jobs need dask-jobqueue: pip install 'amex[cluster]'") from error

@@ -1,6 +1,6 @@
-"""Are the videos of a manifest there, readable, and long enough for their clips? From headers alone.
+"""Check from headers alone that the videos of a manifest exist, can be opened, and are as long as their clips.
 
-A feeder reads them: a file on which it hangs or dies is one bad file.
+A feeder process reads the headers, so a file that hangs or crashes the decoder only fails itself.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ from ...manifests import Clip, Problem, VideoError, VideoFinder
 from ..limits import DEADLINE
 from ..video import Feeders, Unreadable
 
-# Seconds by which a clip may end after its video: annotations are rounded, headers too.
+# Seconds that a clip may end after its video, because annotations and headers are rounded.
 SLACK = 1.0
 
 
 @dataclass
 class Check:
-    """What is wrong, by kind: the video or clip -> the reason.
+    """The result of a check.
 
     Attributes:
-        videos: how many the clips name.
-        seconds: of the videos that can be read, as their headers say.
-        other_extension: videos that were found under another extension -> the path, which is not wrong.
+        videos: number of videos in the manifest.
+        seconds: total length of the readable videos, from their headers.
+        other_extension: video -> path, for videos with an extension other than the manifest's. Not an error.
+        missing: video -> reason.
+        unreadable: video -> reason.
+        too_short: clip_id -> reason, for clips that end after their video.
+        manifest: line -> reason, for invalid manifest lines.
     """
 
     videos: int = 0
@@ -38,6 +42,7 @@ class Check:
 
     @property
     def bad(self) -> int:
+        """The number of errors."""
         return len(self.missing) + len(self.unreadable) + len(self.too_short) + len(self.manifest)
 
 
@@ -48,11 +53,12 @@ def check_videos(
     deadline: float = DEADLINE,
     progress: Callable[[], None] = lambda: None,
 ) -> Check:
-    """Looks at every video once.
+    """Check every video once.
 
     Args:
+        root: folder of the videos.
+        deadline: seconds after which a silent feeder is killed.
         progress: called after each video.
-        deadline: seconds after which the feeder is taken for hung.
     """
     finder = VideoFinder(root)
     check = Check(manifest={p.place: p.reason for p in items if isinstance(p, Problem)})

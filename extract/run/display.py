@@ -1,4 +1,4 @@
-"""How a run shows itself: a live display on a terminal, plain lines anywhere else."""
+"""The progress of a run: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ...errors import plural, printable
 from .part import Report
 from .shares import shares_of
 
-# Seconds between lines where there is no terminal.
+# Seconds between lines of a LineDisplay.
 LINE_INTERVAL = 10.0
 
 
 class Totals:
-    """The sum of the latest report of every part. A part that starts over replaces what it had reported.
+    """The sum of the latest reports of all parts. A new report of a part replaces its previous one.
 
-    The sum is kept, so an update costs the same however many parts there are.
+    The cost of an update does not depend on the number of parts.
 
     Attributes:
-        what: ``clips``; in a run of text alone, ``captions``, which cost next to nothing beside clips.
-        total: how many of them there will be.
+        what: ``clips``; ``captions`` in a run without clips.
+        total: number of clips or captions in the run.
     """
 
     def __init__(self, clips: int, captions: int) -> None:
@@ -34,7 +34,7 @@ class Totals:
         self.total = clips or captions
 
     def update(self, part: int, report: Report) -> Report:
-        """Replaces what a part had reported; returns the sum."""
+        """Replace the report of a part; return the sum."""
         self.sum.add(report)
         if part in self.parts:
             self.sum.add(self.parts[part], sign=-1)
@@ -42,22 +42,23 @@ class Totals:
         return self.sum
 
     def done(self, total: Report) -> int:
+        """Return the number of finished clips or captions."""
         return getattr(total, self.what)
 
     def rate(self, total: Report) -> float:
-        """Clips, or captions, a second."""
+        """Return clips or captions per second."""
         return self.done(total) / max(1e-6, time.monotonic() - self.started)
 
 
 def workers_text(count: int, logs: Path | None) -> str:
-    """How many there are, and where to look if there are none."""
+    """Return the number of workers, or the folder of their logs if there are none."""
     if count:
-        return f"{count} worker{'s' * (count != 1)}"
+        return plural(count, "worker")
     return "waiting for workers" + (f"; their logs: {printable(str(logs))}" if logs else "")
 
 
 class LiveDisplay:
-    """A progress bar with clips a second, rows, failures, the time left, and what limits the run."""
+    """A progress bar with clips per second, rows, failures, remaining time, and the bottleneck of the run."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
@@ -65,7 +66,7 @@ class LiveDisplay:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(
-                "{task.fields[what]}  {task.fields[rate]:.2f}/s  {task.fields[rows]} rows  "
+                "{task.fields[what]}  {task.fields[rate]:.2f}/s  {task.fields[rows]}  "
                 "{task.fields[failed]} failed  {task.fields[workers]}",
                 markup=False,
             ),
@@ -82,7 +83,14 @@ class LiveDisplay:
 
     def begin(self, parts: int, clips: int, captions: int) -> None:
         self.totals = Totals(clips, captions)
-        fields = {"what": self.totals.what, "rate": 0.0, "rows": 0, "failed": 0, "workers": "starting", "hint": ""}
+        fields = {
+            "what": self.totals.what,
+            "rate": 0.0,
+            "rows": "0 rows",
+            "failed": 0,
+            "workers": "starting",
+            "hint": "",
+        }
         self.task = self.progress.add_task("", total=self.totals.total, **fields)
         self.progress.start()
 
@@ -91,7 +99,7 @@ class LiveDisplay:
 
     def update(self, part: int, report: Report) -> None:
         total = self.totals.update(part, report)
-        fields = {"rate": self.totals.rate(total), "rows": total.rows, "failed": total.failed}
+        fields = {"rate": self.totals.rate(total), "rows": plural(total.rows, "row"), "failed": total.failed}
         fields["hint"] = shares_of(total.seconds).hint
         self.progress.update(self.task, completed=self.totals.done(total), **fields)
 
@@ -100,7 +108,7 @@ class LiveDisplay:
 
 
 class LineDisplay:
-    """A line every few seconds, for logs. It ends in what the time went into, and what limits the run."""
+    """A line every LINE_INTERVAL seconds, for logs. It ends with the shares of time and the bottleneck of the run."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -133,8 +141,8 @@ class LineDisplay:
         left = f"{(self.totals.total - done) / rate:.0f} s left" if rate else "time left not known yet"
         shares = str(shares_of(total.seconds))
         self.console.print(
-            f"{done}/{self.totals.total} {self.totals.what}, {rate:.2f}/s, {total.rows} rows, {total.failed} failed, "
-            f"{left}{f'; {shares}' if shares else ''}"
+            f"{done}/{self.totals.total} {self.totals.what}, {rate:.2f}/s, {plural(total.rows, 'row')}, "
+            f"{total.failed} failed, {left}{f'; {shares}' if shares else ''}"
         )
 
     def end(self) -> None:
@@ -142,7 +150,7 @@ class LineDisplay:
 
 
 class NoDisplay:
-    """Says nothing."""
+    """Prints nothing."""
 
     def note(self, text: str) -> None:
         pass
@@ -161,7 +169,7 @@ class NoDisplay:
 
 
 def choose_display(console: Console, quiet: bool = False) -> LiveDisplay | LineDisplay | NoDisplay:
-    """The display that fits where the console writes."""
+    """Return the display for a console: live on a terminal, else lines; none if ``quiet``."""
     if quiet:
         return NoDisplay()
     return LiveDisplay(console) if console.is_terminal else LineDisplay(console)

@@ -1,7 +1,7 @@
-"""Prepares a Dask worker: it leaves Ctrl-C to the run, and imports what its tasks need while it waits for the first.
+"""Prepare a Dask worker: ignore Ctrl-C, and import the libraries of its tasks in advance.
 
-Workers preload this module. The import takes seconds; it runs in a thread, so that it does not delay the registration,
-whose time is limited. A task that arrives meanwhile waits for the import that it would have begun.
+Workers preload this module. The import takes seconds. It runs in a thread, because the registration of a worker has a
+time limit. A task that arrives earlier waits for the import.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from typing import Any
 
 
 def dask_setup(worker: Any) -> None:
-    """Called by Dask in a worker that starts, on its main thread."""
-    # Ctrl-C on a terminal reaches every process. The run ends its workers; they would only print tracebacks.
+    """Prepare the worker. Dask calls this on the main thread of a new worker."""
+    # Ctrl-C on a terminal reaches every process. The run ends its workers; without this they would print tracebacks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    atexit.register(
-        gc.freeze
-    )  # else Python looks for garbage among all that torch made as it ends, for most of a second
+    atexit.register(gc.freeze)  # skips a garbage collection of torch's objects at exit, which takes most of a second
     threading.Thread(target=importlib.import_module, args=(f"{__package__}.job",), daemon=True).start()

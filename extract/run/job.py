@@ -1,4 +1,4 @@
-"""The run around the parts: what is there, what is left, and a Dask cluster to do it. Dask is the only engine."""
+"""An extraction run: plan the missing parts, send them to Dask workers, and collect the reports."""
 
 from __future__ import annotations
 
@@ -18,63 +18,65 @@ import torch
 
 from ... import __version__
 from ...errors import AmexError, first_line
-from ...features import Failure, create_store, declare_stream, mend, sweep, verify, write_problems
+from ...features import Failure, create_store, declare_stream, remove_leftovers, repair_metadata, verify, write_problems
 from ...features.care.verify import part_of
 from ...manifests import Clip, Problem, VideoFinder
-from ...storage import reachable, storage_at, sweep_folder
-from ..encoders import StreamPlan, TextPlan, by_kind, choose_device, choose_precision
+from ...storage import reachable, remove_stale_files, storage_at
+from ..encoders import StreamPlan, TextPlan, choose_device, choose_precision, split_plans
 from ..limits import DEADLINE, LONGEST_FRAME, STALL, part_bounds
 from ..video import nvdec_missing
 from .batch import Jobs, batch, jobs_folder
 from .captions import CaptionsTask, captions_of, run_captions
 from .cluster import Workers, allocation, local, remote
 from .part import Job, PartTask, Report, run_part
-from .plan import Partition, VideoFiles, changed_text, existing, plan_tasks
+from .plan import Partition, VideoFiles, changed_text, existing_stream, plan_tasks
 from .stalls import Stall, read_stalls
 
-# Parts that each worker has waiting, so that none idles while the next is sent.
+# Parts submitted per worker. With two, a worker has its next part before it finishes the current one.
 QUEUED_PARTS = 2
-# A run stops when so many parts in a row break for reasons that are not the videos': a full disk breaks all of them.
+# Stop the run after this many consecutive broken parts. A full disk, for example, breaks every part.
 BROKEN_IN_A_ROW = 5
-# So often a part is handed out whose workers died before they began it.
+# How often to submit a part whose workers die before they start it.
 TRIES_UNBEGUN = 5
-# A run stops when for so many seconds there was nobody to do the work.
+# Stop the run after this many seconds without a worker.
 WITHOUT_WORKERS = 120.0
-# Seconds between looks at who is there.
+# Seconds between checks of the connected workers.
 LOOK_INTERVAL = 1.0
 
 
 class Display(Protocol):
-    """Shows a run as it goes. One thread calls it: that of ``run_tasks``."""
+    """Shows the progress of a run. Only the thread of ``run_tasks`` calls it."""
 
     def note(self, text: str) -> None:
-        """A line that the user should read before the work begins."""
+        """Show a line before the work starts."""
 
-    def begin(self, parts: int, clips: int, captions: int) -> None: ...
+    def begin(self, parts: int, clips: int, captions: int) -> None:
+        """Start to show a run of this size."""
 
     def workers(self, count: int, logs: Path | None) -> None:
-        """``logs`` is where to look if none come."""
+        """Show the number of connected workers. ``logs`` is the folder of their logs."""
 
     def update(self, part: int, report: Report) -> None:
-        """``report`` is what the task with the number ``part`` has come to so far."""
+        """Replace the progress of task number ``part`` by ``report``."""
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """Stop the display."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        report: what this run did.
-        states: stream -> how many clips of the manifest, or of its captions, are done, empty, failed, absent now; of a
-            partition its own alone.
-        problems: manifest lines that are not usable clips.
-        broken: part -> error, for parts that broke for another reason than their videos.
-        repaired: ``stream/part`` of the parts that were found damaged and computed again.
-        notes: lines about how the manifest was understood, and how the work went.
-        absent: stream -> the first clip or caption that is neither there nor failed, where there is one.
-        changed: ``times`` or ``video`` -> for how many clips that was another when they were computed.
+        report: the work of this run.
+        states: stream -> number of clips (or captions) in the state ``done``, ``empty``, ``failed`` and ``absent``
+            after the run. A partition counts only its own.
+        problems: invalid manifest lines.
+        broken: part -> error, for parts that failed for a reason other than their videos.
+        repaired: ``stream/part`` of the damaged parts that were discarded and computed again.
+        notes: lines about the manifest and the work, for the user.
+        absent: stream -> the first absent clip or caption; no entry if none is absent.
+        changed: ``times`` or ``video`` -> number of clips whose stored features have other times or another file.
     """
 
     report: Report
@@ -88,7 +90,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0: all there. 3: finished, but some clips failed. 1: some parts broke, or clips are absent."""
+        """0: complete. 3: finished, but some clips failed. 1: some parts broke, or some clips are absent."""
         if self.broken or self.absent:
             return 1
         return 3 if self.problems or any(count["failed"] for count in self.states.values()) else 0
@@ -119,65 +121,67 @@ def extract(
     digest: bool = False,
     repair: bool = False,
 ) -> Outcome:
-    """Computes what ``store`` lacks of the clips, and only that.
+    """Extract the missing features of the clips; skip existing ones.
 
     Args:
-        items: from ``manifests.scan_manifest``.
-        plans: from ``encoders.plan_stream``.
-        videos: the folder they are in; None if all streams are of text.
-        device: from ``encoders.choose_device`` or ``choose_with_workers``.
-        workers: processes on this machine; not used with jobs or a scheduler's address.
-        cluster: ``local``, ``runner`` (this is the first task of an allocation), a scheduler's address, batch jobs, or
-            workers that were started before.
-        feeders: processes a worker that decode; None for what suits its cores.
-        deterministic: on a GPU, choose kernels by their repeatability, not by speed; part of the streams' specs.
-        part_clips: clips of a group, at least, which is then cut into parts; the clips of one video are never parted.
-            None: as ``limits.part_bounds`` says.
-        part_minutes: expected minutes of video a part, at most; None likewise.
-        partition: which of several runs that share the manifest this is; None: the only one.
+        items: clips and problems from ``manifests.scan_manifest``.
+        plans: streams from ``encoders.plan_stream``.
+        store: the store to create or extend.
+        videos: folder of the video files; None if all streams are of text.
+        device: from ``encoders.choose_device`` or ``choose_on_workers``.
+        workers: worker processes on this machine; ignored for batch jobs and for a scheduler's address.
+        display: shows the progress.
+        cluster: ``local``, ``runner`` (this process is the first task of an allocation), a scheduler's address, batch
+            jobs, or running workers.
+        feeders: decoding processes per worker; None chooses by the number of cores.
+        deterministic: on a GPU, use deterministic kernels instead of the fastest; part of the streams' specs.
+        part_clips: minimum number of clips in a group. Groups are cut into parts; the clips of one video stay in one
+            part. None uses ``limits.part_bounds``.
+        part_minutes: maximum expected minutes of video in a part. None uses ``limits.part_bounds``.
+        partition: which share of the manifest this run extracts; None for all of it.
         deadline: seconds without a later frame after which a decoder is killed.
-        longest_frame: seconds for which a frame is shown at most; more is damage.
-        keep_damaged: keep the windows of a clip that come before damage, instead of failing it.
-        decoder: a key of ``limits.DECODERS``; part of the streams' specs, unless it is ``auto``.
+        longest_frame: maximum seconds that a frame may be shown; a longer frame counts as damage.
+        keep_damaged: keep the windows before damage instead of failing the clip.
+        decoder: a key of ``limits.DECODERS``; part of the streams' specs, except ``auto``.
         stall: seconds without progress after which a worker is ended.
-        retry_failed: try clips again that failed before.
-        keep_changed: leave clips that were computed from other times or from another file than they would be now.
-        digest: record the sha256 of video files, so that one whose time of modification changed can be told the same.
-        repair: read every byte of the streams first, and compute damaged parts again.
+        retry_failed: extract clips that failed before again.
+        keep_changed: keep the features of clips whose times or video file changed since their extraction.
+        digest: record the sha256 of video files, to recognise a file whose modification time changed.
+        repair: verify every byte of the streams first, and extract damaged parts again.
 
     Raises:
-        AmexError: if the run cannot begin, or broke in a way that the next part would too.
+        AmexError: if the run cannot start, or if every further part would break too.
     """
-    sweep_folder(Path(tempfile.gettempdir()))
+    remove_stale_files(Path(tempfile.gettempdir()))
     if decoder == "nvdec":
         require_nvdec(device, cluster)
     plans = [plan if isinstance(plan, TextPlan) else replace(plan, decoder=decoder) for plan in plans]
     clips = [item for item in items if isinstance(item, Clip)]
     problems = [item for item in items if isinstance(item, Problem)]
-    if deterministic:  # text has no convolutions, whose kernels differ
+    if deterministic:  # text streams have no convolutions
         plans = [plan if isinstance(plan, TextPlan) else replace(plan, deterministic=True) for plan in plans]
-    seeing, texts = by_kind(plans)
-    files = VideoFiles(VideoFinder(videos), keep=keep_changed) if seeing else None
+    video_plans, text_plans = split_plans(plans)
+    files = VideoFiles(VideoFinder(videos), keep_changed=keep_changed) if video_plans else None
     with reachable(store):
-        repaired = mend(store) if repair else []
+        repaired = repair_metadata(store) if repair else []
         store = create_store(store).absolute()
         for plan in plans:
             declare_stream(store, plan.name, plan.spec, provenance(plan), repair=repair)
         repaired += [name for plan in plans for name in discard_damaged(store, plan.name)] if repair else []
         write_problems(store, [ledger_entry(problem) for problem in problems])
 
-    streams = {plan.name: existing(store, plan.name) for plan in plans}
+    streams = {plan.name: existing_stream(store, plan.name) for plan in plans}
     part_clips, part_minutes = part_bounds(device, part_clips, part_minutes, partitioned=partition is not None)
-    cut = {"part_clips": part_clips, "part_minutes": part_minutes, "partition": partition}
-    tasks = plan_tasks(clips, files, plans, streams, **cut, retry_failed=retry_failed)
+    bounds = {"part_clips": part_clips, "part_minutes": part_minutes, "partition": partition}
+    tasks = plan_tasks(clips, files, plans, streams, **bounds, retry_failed=retry_failed)
     changed = dict(Counter(files.changed.values())) if files is not None else {}
     if changed:
         display.note(changed_text(changed, keep_changed))
     job = Job(
         store=store,
         videos=None if videos is None else videos.absolute(),
-        streams=seeing,
-        texts=texts,
+        streams=video_plans,
+        texts=text_plans,
         deadline=deadline,
         longest_frame=longest_frame,
         keep_damaged=keep_damaged,
@@ -196,25 +200,25 @@ def extract(
                 report, broken = run_tasks(running, tasks, job, device.partition(":")[0], display)
         finally:
             display.end()
-    after, absent, mine = {}, {}, partition or Partition()
-    own, captions = mine.clips(clips, part_clips), mine.captions(captions_of(clips))
+    states, absent, partition = {}, {}, partition or Partition()
+    own_clips, captions = partition.clips(clips, part_clips), partition.captions(captions_of(clips))
     for plan in plans:
-        stream = existing(store, plan.name)
+        stream = existing_stream(store, plan.name)
         if stream is None:
-            raise AmexError(f"the store {store} is gone; the same command makes it again")
-        sweep(stream)
-        now = (
+            raise AmexError(f"the store {store} is gone: it was deleted during the run; run the same command again")
+        remove_leftovers(stream)
+        by_key = (
             {caption: stream.state(caption) for caption in captions}
             if isinstance(plan, TextPlan)
-            else {clip.clip_id: files.state(clip, stream) for clip in own}
+            else {clip.clip_id: files.state(clip, stream) for clip in own_clips}
         )
-        counts = Counter(now.values())
-        after[plan.name] = {state: counts[state] for state in ("done", "empty", "failed", "absent")}
+        counts = Counter(by_key.values())
+        states[plan.name] = {state: counts[state] for state in ("done", "empty", "failed", "absent")}
         if counts["absent"]:
-            absent[plan.name] = next(key for key, state in now.items() if state == "absent")
+            absent[plan.name] = next(key for key, state in by_key.items() if state == "absent")
     return Outcome(
         report=report,
-        states=after,
+        states=states,
         problems=problems,
         broken=broken,
         repaired=repaired,
@@ -225,23 +229,23 @@ def extract(
 
 
 def provenance(plan: StreamPlan) -> dict[str, Any]:
-    """What a reader of the store wants to know of a stream beyond its spec."""
+    """Return facts about a stream that do not decide its numbers: the weights' name and the versions."""
     weights = plan.weights
     if not weights.startswith("random:"):
         path = Path(weights)
-        # Of a directory the last parts: a hub's cache has the model's name and its revision there.
+        # The last three parts of a directory: in a hub's cache they hold the model's name and revision.
         weights = "/".join(path.parts[-3:]) if path.is_dir() else path.name
     return {"weights": weights, "amex": __version__, "torch": torch.__version__}
 
 
 def ledger_entry(problem: Problem) -> Failure:
-    """A manifest problem as an entry of the quarantine ledger."""
+    """Return the ledger entry of an invalid manifest line."""
     return Failure(clip_id=problem.place, video="", stage="manifest", reason=problem.reason)
 
 
 def discard_damaged(store: Path, name: str) -> list[str]:
-    """Removes the damaged parts of a stream and nothing else; their clips are absent then. Returns ``stream/part``."""
-    stream = existing(store, name, skip_damaged=True, afresh=True)
+    """Delete the damaged parts of a stream, so that their clips are absent. Return their names, ``stream/part``."""
+    stream = existing_stream(store, name, skip_damaged=True, afresh=True)
     discarded = []
     for damage in verify(stream) if stream is not None else ():
         if damage is not None and damage.kind == "part":
@@ -256,133 +260,142 @@ def discard_damaged(store: Path, name: str) -> list[str]:
 def connect(
     where: str | Jobs | Workers, workers: int, device: str, folder: Path
 ) -> contextlib.AbstractContextManager[Workers]:
-    """Starts the workers, or joins those of a scheduler. What it started ends with the context.
+    """Start or join the workers; close them on exit.
 
     Args:
-        where: ``local``, ``runner``, a scheduler's address, batch jobs, or workers, which outlive the context.
-        workers: how many on this machine, with the first two.
+        where: ``local``, ``runner``, a scheduler's address, batch jobs, or running workers, which stay open on exit.
+        workers: number of processes on this machine, for ``local`` and ``runner``.
         device: ``cpu``, ``cuda`` or ``cuda:INDEX``.
-        folder: where tasks of a cluster meet and leave their logs, for every node to read.
+        folder: shared folder of all nodes, for the scheduler's address and the logs.
 
     Raises:
-        AmexError: if nobody can be reached.
+        AmexError: if the scheduler cannot be reached.
     """
     if isinstance(where, Workers):
         return contextlib.nullcontext(where)
     if isinstance(where, Jobs):
         return batch(where, folder)
     if where == "runner":
-        return local(workers, device, listed=allocation(folder)[1])
+        return local(workers, device, address_file=allocation(folder)[1])
     return local(workers, device) if where == "local" else remote(where)
 
 
-def choose_with_workers(address: str, device: str, precision: str) -> tuple[str, str]:
-    """The device and the precision of a run: what the workers of a scheduler can do counts, not this machine.
+def choose_on_workers(address: str, device: str, precision: str) -> tuple[str, str]:
+    """Return the device and precision that the workers of a scheduler choose.
 
     Args:
-        device: for ``encoders.choose_device``; an index is ignored, since each worker takes the GPU that it sees.
+        device: for ``encoders.choose_device``. An index is ignored: each worker uses the GPU that it sees.
         precision: for ``encoders.choose_precision``.
 
     Raises:
-        AmexError: if there are no workers, none of them has the device, or they would choose differently.
+        AmexError: if there are no workers, if none has the device, or if they choose differently.
     """
-    with remote(address) as workers, scheduler_lasts():
+    with remote(address) as workers, scheduler_errors():
         try:
             workers.client.wait_for_workers(1, timeout=WITHOUT_WORKERS)
         except TimeoutError as error:
             raise NoWorkers from error
-        answers = workers.client.run(abilities, device.partition(":")[0], precision, on_error="return")
-    return agreed(address, list(answers.values()))
+        answers = workers.client.run(worker_choice, device.partition(":")[0], precision, on_error="return")
+    return common_choice(address, list(answers.values()))
 
 
-def abilities(device: str, precision: str) -> tuple[str, str]:
-    """On a worker: the device and the precision it would choose."""
+def worker_choice(device: str, precision: str) -> tuple[str, str]:
+    """Return the device and precision that this worker chooses. Runs on a worker."""
     device = choose_device(device)
     return device, choose_precision(precision, device)
 
 
-def agreed(address: str, answers: Sequence[tuple[str, str] | Exception]) -> tuple[str, str]:
-    """What all workers chose that could; see ``choose_with_workers``."""
-    able = Counter(answer for answer in answers if not isinstance(answer, Exception))
-    if not able:
-        raise AmexError(f"no worker at {address} can do this: {first_line(answers[0])}")
-    if len(able) > 1:
-        sorts = ", ".join(f"{count:,} would use {device} in {precision}" for (device, precision), count in able.items())
-        raise AmexError(f"the workers at {address} differ: {sorts}; say --device and --precision")
-    return next(iter(able))
+def common_choice(address: str, answers: Sequence[tuple[str, str] | Exception]) -> tuple[str, str]:
+    """Return the choice that all capable workers agree on; see ``choose_on_workers``."""
+    choices = Counter(answer for answer in answers if not isinstance(answer, Exception))
+    if not choices:
+        raise AmexError(f"no worker at {address} can run this: {first_line(answers[0])}")
+    if len(choices) > 1:
+        listing = ", ".join(
+            f"{count:,} would use {device} in {precision}" for (device, precision), count in choices.items()
+        )
+        raise AmexError(f"the workers at {address} differ: {listing}; set --device and --precision")
+    return next(iter(choices))
 
 
 def require_nvdec(device: str, cluster: str | Jobs | Workers) -> None:
-    """Raises AmexError where no worker can decode on a GPU. Batch jobs cannot be asked: their commits tell."""
+    """Raise AmexError if no worker can decode on a GPU. Batch jobs are not checked; their commits name the decoder."""
     if device == "cpu":
         raise AmexError("--decoder nvdec needs workers with a GPU (--device cuda); use --decoder auto")
     if isinstance(cluster, Jobs):
         return
     if isinstance(cluster, str) and "://" in cluster:
-        with remote(cluster) as workers, scheduler_lasts():
-            where, missing = "the workers lack", list(workers.client.run(nvdec_missing).values())
+        with remote(cluster) as workers, scheduler_errors():
+            subject, missing = "the workers lack", list(workers.client.run(nvdec_missing).values())
     else:
-        where, missing = "this machine lacks", [nvdec_missing()]
+        subject, missing = "this machine lacks", [nvdec_missing()]
     if missing and all(missing):
-        raise AmexError(f"--decoder nvdec: {where} {missing[0]}; use --decoder auto")
+        raise AmexError(f"--decoder nvdec: {subject} {missing[0]}; use --decoder auto")
 
 
 def run_tasks(
     workers: Workers, tasks: Sequence[PartTask | CaptionsTask], job: Job, device: str, display: Display
 ) -> tuple[Report, dict[str, str]]:
-    """Keeps every worker busy until all tasks are committed or broken; returns the sum of their reports."""
+    """Submit tasks until all are committed or broken.
+
+    Returns:
+        The sum of all reports, and part -> error of the broken parts.
+
+    Raises:
+        AmexError: if too many parts in a row break, no worker is connected for too long, or the scheduler is lost.
+    """
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
     topic = f"amex-{uuid.uuid4().hex}"
-    events: deque[dict[str, Any]] = deque()  # the client's thread appends, this one takes
+    events: deque[dict[str, Any]] = deque()  # the client's thread appends, this thread removes
     workers.client.subscribe_topic(topic, lambda event: events.append(event[1]))
     total, broken = Report(), {}
     waiting = deque(enumerate(tasks))
-    by_key: dict[str, int] = {}  # of the tasks that are out
-    begun: set[int] = set()  # those of which a worker has said so
+    by_key: dict[str, int] = {}  # key of a submitted task -> its number
+    begun: set[int] = set()  # numbers of the tasks that a worker has started
     tries: Counter[int] = Counter()
-    at_fault: Counter[int] = Counter()  # by task: the videos over which its workers were ended
+    blamed_videos: Counter[int] = Counter()  # task -> number of videos on which its workers stalled
     running = as_completed(loop=workers.client.loop)
     resources: dict[str, int] = {}
     in_a_row = 0
 
     def show_progress() -> None:
-        out = set(by_key.values())
+        submitted = set(by_key.values())
         for event in [events.popleft() for _ in range(len(events))]:
             begun.add(event["part"])
-            if event["part"] in out:  # a late event must not replace the report of a finished part
+            if event["part"] in submitted:  # a late event must not replace the report of a finished part
                 display.update(event["part"], Report(**event["report"]))
 
-    def hand_out(count: int) -> None:
-        while waiting and len(by_key) < QUEUED_PARTS * count:
+    def submit(worker_count: int) -> None:
+        while waiting and len(by_key) < QUEUED_PARTS * worker_count:
             number, task = waiting.popleft()
             tries[number] += 1
             by_key[key := f"{topic}-{number}-{tries[number]}"] = number
             options = {"key": key, "pure": False, "resources": resources}
-            running.add(workers.client.submit(work, number, task, job, device, topic, **options))
+            running.add(workers.client.submit(run_task, number, task, job, device, topic, **options))
 
-    with on_sigterm(), scheduler_lasts():
+    with sigterm_as_interrupt(), scheduler_errors():
         last_seen = time.monotonic()
         while waiting or by_key:
-            present = workers.present()
-            display.workers(len(present), workers.logs)
+            connected = workers.connected()
+            display.workers(len(connected), workers.logs)
             now = time.monotonic()
-            if present:
+            if connected:
                 last_seen = now
-                if device == "cuda" and any("GPU" in worker["resources"] for worker in present.values()):
+                if device == "cuda" and any("GPU" in worker["resources"] for worker in connected.values()):
                     resources = {"GPU": 1}
-            elif not workers.patient and now - last_seen > WITHOUT_WORKERS:
+            elif not workers.may_wait and now - last_seen > WITHOUT_WORKERS:
                 raise NoWorkers
             workers.replace()
-            hand_out(len(present))
+            submit(len(connected))
             while (waiting or by_key) and time.monotonic() < now + LOOK_INTERVAL:
                 show_progress()
                 if not running.has_ready():
                     time.sleep(0.05)
                     continue
                 future = next(running)
-                if future.status == "lost":  # it was done, and its worker left with the report: it is asked for again
+                if future.status == "lost":  # the worker left with the result: Dask runs the task again
                     running.add(future)
                     continue
                 number = by_key.pop(future.key)
@@ -392,32 +405,36 @@ def run_tasks(
                     total.add(report)
                     in_a_row = 0
                 elif future.status == "cancelled":
-                    raise ConnectionError(f"it has lost part {describe(tasks[number], job)}")
+                    raise ConnectionError(f"it lost part {part_label(tasks[number], job)}")
                 else:
                     error, stalls = future.exception(), []
-                    again = False
-                    if isinstance(error, KilledWorker):  # Dask does so few tries: the next ones leave the culprits out
+                    retry = False
+                    if isinstance(error, KilledWorker):  # Dask gave up; the next try skips the videos that stalled
                         show_progress()
                         stalls = stalls_of(tasks[number], job)
                         blamed = sum(stall.video is not None for stall in stalls)
-                        # What only waited at a worker that was ended is blamed by Dask like what it worked on.
-                        again = blamed > at_fault[number] or (number not in begun and tries[number] < TRIES_UNBEGUN)
-                        at_fault[number] = blamed
-                    if again:
+                        # Dask also blames tasks that only waited on the worker that was ended.
+                        unbegun = number not in begun and tries[number] < TRIES_UNBEGUN
+                        retry = blamed > blamed_videos[number] or unbegun
+                        blamed_videos[number] = blamed
+                    if retry:
                         waiting.append((number, tasks[number]))
                     else:
-                        reason = why(error, stalls)
-                        broken[describe(tasks[number], job)] = reason
+                        reason = break_reason(error, stalls)
+                        broken[part_label(tasks[number], job)] = reason
                         in_a_row += 1
                         if in_a_row == BROKEN_IN_A_ROW:
-                            raise AmexError(f"{in_a_row} parts in a row broke, the last with {reason}")
+                            raise AmexError(
+                                f"parts broke {in_a_row} times in a row, the last with {reason}; fix the cause and run "
+                                "the same command again"
+                            )
                 future.release()
-                hand_out(len(present))
+                submit(len(connected))
     return total, broken
 
 
 def stalls_of(task: PartTask | CaptionsTask, job: Job) -> list[Stall]:
-    """What its workers were ended over, in all its streams; see ``stalls``."""
+    """Return the stalls of a task's workers in all its streams."""
     if isinstance(task, CaptionsTask):
         return read_stalls(job.store, job.texts[task.stream].name, task.name)
     return [
@@ -427,54 +444,53 @@ def stalls_of(task: PartTask | CaptionsTask, job: Job) -> list[Stall]:
     ]
 
 
-def why(error: BaseException, stalls: Sequence[Stall]) -> str:
-    """Why a part broke, in a line."""
+def break_reason(error: BaseException, stalls: Sequence[Stall]) -> str:
+    """Return in one line why a part broke."""
     from distributed.scheduler import KilledWorker
 
     if isinstance(error, KilledWorker):
         for stall in stalls:
             if stall.video is None:
                 return stall.reason
-        return "it ended its worker process again and again (out of memory?)"
+        return "its worker process died repeatedly (out of memory?)"
     return f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager
-def scheduler_lasts() -> Iterator[None]:
-    """Raises AmexError in place of the OSError of a scheduler that is gone."""
+def scheduler_errors() -> Iterator[None]:
+    """Convert a lost scheduler (OSError) into an AmexError."""
     try:
         yield
     except OSError as error:
         raise AmexError(
-            f"the scheduler is gone: {first_line(error)}. What is committed stays, "
-            "and the same command goes on from there"
+            f"lost the scheduler: {first_line(error)}. Committed parts are kept; run the same command to continue"
         ) from error
 
 
 class NoWorkers(AmexError):
-    """A scheduler has had no worker for too long."""
+    """A scheduler had no worker for WITHOUT_WORKERS seconds."""
 
     def __init__(self) -> None:
         super().__init__(
-            f"the scheduler answers, but has had no worker for {WITHOUT_WORKERS:g} seconds; "
-            "what is committed stays, and the same command goes on from there"
+            f"the scheduler answers, but had no worker for {WITHOUT_WORKERS:g} seconds: start its workers. "
+            "Committed parts are kept; run the same command to continue"
         )
 
 
-def describe(task: PartTask | CaptionsTask, job: Job) -> str:
-    """A task's part as a person finds it in the store, in one of the streams."""
+def part_label(task: PartTask | CaptionsTask, job: Job) -> str:
+    """Return ``stream/part`` of a task, for its first stream."""
     if isinstance(task, CaptionsTask):
         return f"{job.texts[task.stream].name}/{task.name}"
     stream = task.videos[0].clips[0].streams[0]
     return f"{job.streams[stream].name}/{task.name(stream)}"
 
 
-# Held while a task runs: also in a worker of several threads, one task at a time has the networks and the feeders.
-_one_task = threading.Lock()
+# Locked while a task runs. A worker may have several threads, but its networks and feeders serve one task at a time.
+_task_lock = threading.Lock()
 
 
-def work(number: int, task: PartTask | CaptionsTask, job: Job, device: str, topic: str) -> Report:
-    """A task, on a Dask worker, which reports its progress. Of the GPUs it takes the one that the worker sees."""
+def run_task(number: int, task: PartTask | CaptionsTask, job: Job, device: str, topic: str) -> Report:
+    """Run a task on a Dask worker and send its progress to ``topic``. Uses the GPU that the worker sees."""
     from distributed import get_worker
 
     worker = get_worker()
@@ -482,16 +498,16 @@ def work(number: int, task: PartTask | CaptionsTask, job: Job, device: str, topi
     def progress(report: Report) -> None:
         worker.log_event(topic, {"part": number, "report": vars(report)})
 
-    with _one_task:
-        progress(Report())  # it has begun
+    with _task_lock:
+        progress(Report())  # tells the run that the task has started
         if isinstance(task, CaptionsTask):
             return run_captions(task, job, device)
         return run_part(task, job, device, progress)
 
 
 @contextlib.contextmanager
-def on_sigterm() -> Iterator[None]:
-    """Makes SIGTERM, which is how schedulers pre-empt, end a run as Ctrl-C does: what is committed stays."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM, which batch systems send to pre-empt a job, like Ctrl-C. Committed parts are kept."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Keys of a run whose scheduler other machines can reach: made for it, and gone with it."""
+"""Temporary TLS keys of a run whose scheduler accepts connections from other machines."""
 
 from __future__ import annotations
 
@@ -6,36 +6,39 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...errors import AmexError
+from ...errors import needs
 
-# Files NAME.pem.
+# The keys are in files NAME.pem.
 KEYS = ("ca", "cert", "key")
 
 
 def remove_keys(folder: Path) -> None:
-    """Ends what ``temporary_security`` began; the logs stay."""
+    """Delete the keys that ``temporary_security`` wrote; keep the logs."""
     for name in KEYS:
         (folder / f"{name}.pem").unlink(missing_ok=True)
 
 
 def temporary_security(folder: Path) -> Any:
-    """Keys for one run, in files that its user alone can read; whoever has them may run code as that user."""
+    """Write new keys for one run. Only its user can read the files, because the keys allow to run code as that user.
+
+    Raises:
+        MissingExtra: if the library ``cryptography`` is not installed.
+    """
     from distributed import Security
 
-    try:
-        made = Security.temporary()
-    except ImportError as error:
-        raise AmexError("keys for the scheduler need cryptography: pip install 'amex[cluster]'") from error
+    with needs("cluster", "a key for the scheduler"):
+        temporary = Security.temporary()
     folder.mkdir(parents=True, exist_ok=True)
     remove_keys(folder)
-    for name, text in zip(KEYS, (made.tls_ca_file, made.tls_worker_cert, made.tls_worker_key), strict=True):
+    texts = (temporary.tls_ca_file, temporary.tls_worker_cert, temporary.tls_worker_key)
+    for name, text in zip(KEYS, texts, strict=True):
         with open(os.open(folder / f"{name}.pem", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
             handle.write(text)
     return security_of(*(folder / f"{name}.pem" for name in KEYS))
 
 
 def security_of(ca: Path, cert: Path, key: Path) -> Any:
-    """One pair of keys for every role, encryption required."""
+    """Return Dask's security with the same keys for every role, and encryption required."""
     from distributed import Security
 
     roles = {

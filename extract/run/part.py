@@ -1,11 +1,12 @@
-"""One task of a job: the clips of some videos, from files to a committed part of every stream.
+"""One part of a run: decode the videos of its clips, encode them, and commit the rows to every stream.
 
-Follow a video in ``Run``: its feeder decodes, samples and transforms it; its windows come as events, gather in batches,
-and become rows; the rows of all videos of the part are written together.
+Follow a video in ``PartRun``: a feeder decodes, samples and transforms it; its windows arrive as events, are collected
+in batches and encoded into rows; the rows of all videos of the part are written together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,28 @@ import torch
 from ...errors import AmexError
 from ...features import ClipRows, ClipSource, Failure, bytes_of, is_committed, row_arrays, write_part
 from ...features.schema import canonical, next_name
-from ...storage import Fetched, Fetcher, StorageError
+from ...storage import FetchedFile, Fetcher, StorageError
 from ..encoders import Batches, Encoded, ObjectsPlan, TextPlan, WindowPlan, choose_kernels
-from ..limits import LONGEST_FRAME, MOST_FEEDERS, STALL
+from ..limits import LONGEST_FRAME, MAX_FEEDERS, STALL
 from ..video import Digest, Done, End, Event, Failed, Feeders, Opened, Restart, SamplingRequest, Video, Window
 from .rows import RequestRows
-from .stalls import Stall, begin_stalls, forget_stalls, note_stalls
-from .watch import Watch
+from .stalls import Stall, delete_stalls, take_video_stalls, write_stalls
+from .watch import Watchdog
 
-# Of this process, for encoding and for decoding: its share of the cores, as OMP_NUM_THREADS tells a worker.
+# Threads of this process for encoding and decoding. OMP_NUM_THREADS sets a worker's share of the cores.
 THREADS = torch.get_num_threads()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTask:
-    """A clip, and the streams (by index) it is to be computed in."""
+    """A clip and the streams (by index) to extract it for.
+
+    Attributes:
+        start: seconds; None for the beginning of the video.
+        end: seconds; None for the end of the video.
+        attempt: number of this try, from 1.
+        revision: how often the clip was extracted anew because its times or video changed.
+    """
 
     clip_id: str
     video: str
@@ -50,9 +58,13 @@ class ClipTask:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTask:
-    """A video file with the clips cut from it; or, where no file could be found, the reason.
+    """A video file and its clips.
 
-    ``bytes`` and ``modified`` are the file's as the run found it, see ``ClipSource``.
+    Attributes:
+        path: of the file, relative to the folder of videos; None if no file was found.
+        missing: why no file was found.
+        bytes: size of the file when the run was planned; see ``ClipSource``.
+        modified: modification time of the file when the run was planned; see ``ClipSource``.
     """
 
     path: Path | None
@@ -64,9 +76,11 @@ class VideoTask:
 
 @dataclass(frozen=True, kw_only=True)
 class PartTask:
-    """The clips that one worker computes and commits together; ``index`` is that of their group in the manifest.
+    """The clips that one worker extracts and commits together.
 
-    ``renamed`` is how often its name was found to be taken, see ``schema.free_name``.
+    Attributes:
+        index: number of the clips' group in the manifest.
+        renamed: how many names to skip because they are taken; see ``schema.free_name``.
     """
 
     index: int
@@ -75,13 +89,13 @@ class PartTask:
 
     @property
     def streams(self) -> tuple[int, ...]:
-        """Those (by index) that it has clips for."""
+        """The streams (by index) that the part has clips for."""
         return tuple(sorted({stream for video in self.videos for clip in video.clips for stream in clip.streams}))
 
     def name(self, stream: int) -> str:
-        """The part's name in a stream: its group, and a digest of the clips in it, their times and attempts.
+        """Return the part's name in a stream: the group, and a digest of its clips, their times and attempts.
 
-        Nothing of the files is in it: a run whose videos are elsewhere makes the same parts.
+        The name does not depend on the video files, so a run with the videos in another folder makes the same parts.
         """
         clips = [
             [clip.clip_id, clip.revision, clip.attempt, clip.start, clip.end]
@@ -95,37 +109,38 @@ class PartTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all parts of a run have in common."""
+    """The settings that all parts of a run share. See ``job.extract`` for their meaning."""
 
     store: Path
-    videos: Path | None  # None where all streams are of text
-    streams: tuple[WindowPlan | ObjectsPlan, ...]  # those that look at frames, in one pass
+    videos: Path | None  # None if all streams are of text
+    streams: tuple[WindowPlan | ObjectsPlan, ...]  # streams of frames; one decoding pass serves all of them
     texts: tuple[TextPlan, ...]
-    deadline: float  # seconds without a later frame after which a decoder is killed
-    digest: bool = False  # whether commits record the sha256 of video files
-    longest_frame: float = LONGEST_FRAME  # seconds for which a frame is shown at most
-    keep_damaged: bool = False  # whether a clip is kept as far as its video is undamaged
-    stall: float = STALL  # seconds without progress after which the worker is ended
-    feeders: int | None = None  # decoding processes of a worker; None: as many as suit its cores
-    decoder: str = "auto"  # a key of limits.DECODERS
-    deterministic: bool = False  # whether GPUs choose kernels by their repeatability, not by speed
+    deadline: float  # seconds
+    digest: bool = False
+    longest_frame: float = LONGEST_FRAME  # seconds
+    keep_damaged: bool = False
+    stall: float = STALL  # seconds
+    feeders: int | None = None
+    decoder: str = "auto"
+    deterministic: bool = False
 
 
-# The feeders of this process, by the process and their settings: one entry at most.
+# The feeders of this process, by process id and settings. At most one entry.
 _feeders: dict[tuple[Any, ...], Feeders] = {}
 
-# What a worker and its feeders spend their time on.
+# The activities that a worker and its feeders spend time on.
 ACTIVITIES = ("decode", "transform", "blocked", "encode", "write", "wait")
 
 
 @dataclass
 class Report:
-    """What a part came to; the sum of reports is the result of a run.
+    """The work of one part so far, or the sum over parts.
 
     Attributes:
-        seconds: of the worker: ``encode``, ``write``, and ``wait``, for windows. Of all its feeders together:
-            ``decode``, ``transform``, and ``blocked``, waiting for the worker.
-        notes: what the user should know.
+        bytes: size of the written arrays.
+        seconds: activity -> seconds. Of the worker: ``encode``, ``write``, and ``wait`` (for windows). Of all its
+            feeders together: ``decode``, ``transform``, and ``blocked`` (waiting for the worker).
+        notes: lines for the user.
     """
 
     clips: int = 0
@@ -139,7 +154,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def add(self, other: Report, sign: int = 1) -> None:
-        """Adds another report; with ``sign=-1``, takes it away."""
+        """Add another report; with ``sign=-1``, subtract it."""
         for name in ("clips", "captions", "failed", "rows", "bytes", "videos", "frames_decoded"):
             setattr(self, name, getattr(self, name) + sign * getattr(other, name))
         for name, seconds in other.seconds.items():
@@ -150,48 +165,49 @@ class Report:
 def run_part(
     part: PartTask, job: Job, device: str = "cpu", progress: Callable[[Report], None] = lambda report: None
 ) -> Report:
-    """Computes and commits a part in every stream it has clips for; does nothing if another run has, meanwhile.
+    """Extract a part and commit it to its streams. Do nothing if it is committed already, for example by another run.
 
     Args:
         device: ``cpu`` or ``cuda:INDEX``.
-        progress: called after each video with what is done so far.
+        progress: called after each video with the report so far.
     """
-    parts = {stream: (job.streams[stream].name, part.name(stream)) for stream in part.streams}  # as the store has them
+    parts = {stream: (job.streams[stream].name, part.name(stream)) for stream in part.streams}
     if all(is_committed(job.store, *names) for names in parts.values()):
         return Report()
-    stalls = {stream: begin_stalls(job.store, *names) for stream, names in parts.items()}
+    stalls = {stream: take_video_stalls(job.store, *names) for stream, names in parts.items()}
 
-    def remember(stage: str, work: Collection[tuple[int, int]]) -> None:
+    def record_stall(stage: str, work: Collection[tuple[int, int]]) -> None:
         for stream in {stream for _, stream in work} or parts:
             videos = sorted({part.videos[number].path.as_posix() for number, other in work if other == stream})
-            kept = {"stage": stage, "limit": job.stall, "batch": len(videos) > 1}
-            more = [Stall(video=video, **kept) for video in videos or (None,)]
-            note_stalls(job.store, *parts[stream], stalls[stream] + more)
+            fields = {"stage": stage, "limit": job.stall, "batch": len(videos) > 1}
+            new_stalls = [Stall(video=video, **fields) for video in videos or (None,)]
+            write_stalls(job.store, *parts[stream], stalls[stream] + new_stalls)
 
     failures = {
         (stall.video, stream): (stall.stage, stall.reason)
-        for stream, known in stalls.items()
-        for stall in known
-        if stall.limit >= job.stall  # a repetition that allows more time tries again
+        for stream, video_stalls in stalls.items()
+        for stall in video_stalls
+        if stall.limit >= job.stall  # with a longer --stall, the video is tried again
     }
     feeders = shared_feeders(job, device)
-    with Watch(job.stall, remember, lambda: feeders.advanced) as watch:
-        report = Run(part, job, device, progress, feeders, watch, failures).run()
+    with Watchdog(job.stall, record_stall, lambda: feeders.advanced) as watch:
+        report = PartRun(part, job, device, progress, feeders, watch, failures).run()
     for stream, names in parts.items():
         if stalls[stream]:
-            forget_stalls(job.store, *names)
+            delete_stalls(job.store, *names)
     return report
 
 
-# Whose a window is: the video's number, the rows it belongs to, and its index among them.
+# The destination of a window: the number of its video, the rows of its request, and its index in them.
 Owner = tuple[int, RequestRows, int]
 
 
-class Run:
-    """One part on its way through feeders and encoders.
+class PartRun:
+    """The extraction of one part.
 
     Args:
-        stalled: by path of a video and stream over which a worker was ended before: stage and reason of the failure.
+        stalled: (path of a video, stream) -> (stage, reason), for videos on which a worker stalled before. They fail
+            without being decoded.
     """
 
     def __init__(
@@ -201,7 +217,7 @@ class Run:
         device: str,
         progress: Callable[[Report], None],
         feeders: Feeders,
-        watch: Watch,
+        watch: Watchdog,
         stalled: dict[tuple[str, int], tuple[str, str]],
     ) -> None:
         self.part, self.job, self.device = part, job, device
@@ -209,33 +225,35 @@ class Run:
         self.report = Report()
         self.layouts = [row_arrays(plan.spec) for plan in job.streams]
         self.batches: dict[int, Batches[Owner]] = {}  # by stream
-        # By video: what is asked for of it, and the streams that want each answer.
-        self.wanted: dict[int, dict[SamplingRequest, list[int]]] = {}
-        # When a decoder starts a video over, its rows are replaced; windows of the old ones then lead nowhere.
+        # By video number: each request, with the streams that use its windows.
+        self.requests: dict[int, dict[SamplingRequest, list[int]]] = {}
+        # By video number, request and stream. If decoding restarts, new rows replace the old ones, and windows that
+        # are still being encoded for the old ones are ignored.
         self.rows: dict[tuple[int, SamplingRequest, int], RequestRows] = {}
-        self.files: dict[int, Fetched] = {}  # of the videos that are being decoded
+        self.files: dict[int, FetchedFile] = {}  # files of the videos that are being decoded, by video number
         self.digests: dict[Path, str | None] = {}
-        self.frames: dict[str, int] = {}  # decoded, by video
-        self.loading = 0.0  # seconds in which networks were loaded, which is no wait for windows
+        self.frames: dict[str, int] = {}  # decoded frames, by path of the video
+        self.loading = 0.0  # seconds spent on loading networks, not counted as waiting for windows
 
     def run(self) -> Report:
+        """Extract and commit the part."""
         self.begun = time.monotonic()
         torch.set_num_threads(THREADS)
         choose_kernels(deterministic=self.job.deterministic)
-        self.watch.on("encode", None)
+        self.watch.step("encode", None)
         for number, video in enumerate(self.part.videos):
             if video.path is not None:
-                self.wanted[number] = self.requests(number, video)
-        names = [self.part.videos[number].path for number in self.wanted]
+                self.requests[number] = self.make_requests(number, video)
+        names = [self.part.videos[number].path for number in self.requests]
         for number in range(len(self.part.videos)):
-            if not self.wanted.get(number):
+            if not self.requests.get(number):
                 self.finish_video(number)
         with Fetcher(self.job.videos, names, ahead=self.feeders.count + 1) as files:
             for video, event in self.feeders.run(self.videos(files)):
                 self.handle(video, event)
         for stream in list(self.batches):
-            self.encode(stream, self.batches[stream].flush())
-        self.batches.clear()  # they refer to this run: its rows would stay until the next garbage collection
+            self.encode(self.batches[stream].flush())
+        self.batches.clear()  # breaks a reference cycle that would keep the rows until the next garbage collection
         self.note_wait()
         written = time.monotonic()
         record = {
@@ -245,15 +263,14 @@ class Run:
             "frames_decoded": self.frames,
             "versions": versions(),
         }
-        self.report.rows = 0  # so far they were windows: clips that agree share theirs, and failed ones keep none
-        self.watch.on("write")
+        self.watch.step("write")
         self.report.failed = len(self.write(record))
         self.report.seconds["write"] = time.monotonic() - written
         return self.report
 
-    def requests(self, number: int, video: VideoTask) -> dict[SamplingRequest, list[int]]:
-        """What is asked for of a video, and the streams that want each. Clips that agree share a request."""
-        wanted: dict[SamplingRequest, list[int]] = {}
+    def make_requests(self, number: int, video: VideoTask) -> dict[SamplingRequest, list[int]]:
+        """Return the requests of a video, each with its streams. Clips with equal times share a request."""
+        requests: dict[SamplingRequest, list[int]] = {}
         for clip in video.clips:
             for stream in clip.streams:
                 request = request_of(clip, self.job.streams[stream])
@@ -264,13 +281,13 @@ class Run:
                 if failure := self.stalled.get((video.path.as_posix(), stream)):
                     self.rows[key].failure = failure
                 else:
-                    wanted.setdefault(request, []).append(stream)
-        return wanted
+                    requests.setdefault(request, []).append(stream)
+        return requests
 
     def videos(self, files: Fetcher) -> Iterator[Video | None]:
-        """The videos for the feeders, each as soon as its file is on this machine; None while it is not."""
-        for number, file in zip(self.wanted, files, strict=True):
-            if not self.wanted[number]:
+        """Yield the videos for the feeders; yield None while the next file is still being fetched."""
+        for number, file in zip(self.requests, files, strict=True):
+            if not self.requests[number]:
                 file.close()
                 continue
             while not file.future.done():
@@ -283,10 +300,10 @@ class Run:
                 self.finish_video(number)
                 continue
             self.files[number] = file
-            yield Video(number, path, tuple(self.wanted[number]))
+            yield Video(number, path, tuple(self.requests[number]))
 
     def handle(self, video: Video, event: Event) -> None:
-        """What an event means for the rows of its video."""
+        """Apply an event to the rows of its video."""
         number = video.number
         match event:
             case Digest():
@@ -297,10 +314,10 @@ class Run:
                 self.start_over(number, "")
             case Window():
                 request = video.requests[event.request]
-                for stream in self.wanted[number][request]:
+                for stream in self.requests[number][request]:
                     rows = self.rows[number, request, stream]
                     rows.times.append((event.start, event.end))
-                    self.encode(stream, self.batches_of(stream).add((number, rows, event.index), event.pixels))
+                    self.encode(self.batches_of(stream).add((number, rows, event.index), event.pixels))
             case Done():
                 for rows in self.rows_of(video, event.request):
                     rows.failure, rows.missing, rows.damage = None, event.missing, event.damage
@@ -316,20 +333,21 @@ class Run:
                 self.finish_video(number)
 
     def keys(self, number: int) -> list[tuple[int, SamplingRequest, int]]:
-        """Of the rows that a video is decoded for."""
-        return [(number, request, stream) for request, streams in self.wanted[number].items() for stream in streams]
+        """Return the keys in ``rows`` of a video."""
+        return [(number, request, stream) for request, streams in self.requests[number].items() for stream in streams]
 
-    def rows_of(self, video: Video, request: int) -> list[RequestRows]:
-        """A request's rows in every stream that wants them."""
-        wanted = video.requests[request]
-        return [self.rows[video.number, wanted, stream] for stream in self.wanted[video.number][wanted]]
+    def rows_of(self, video: Video, index: int) -> list[RequestRows]:
+        """Return the rows of a video's request ``index`` in all its streams."""
+        request = video.requests[index]
+        return [self.rows[video.number, request, stream] for stream in self.requests[video.number][request]]
 
     def start_over(self, number: int, decoder: str) -> None:
+        """Discard the rows of a video: a decoder starts from the beginning."""
         for key in self.keys(number):
             self.rows[key] = RequestRows(self.layouts[key[2]], decoder=decoder)
 
     def finish_video(self, number: int) -> None:
-        """Counts a video that is done."""
+        """Count a finished video and report the progress."""
         video = self.part.videos[number]
         self.report.videos += 1
         self.report.clips += len(video.clips)
@@ -344,16 +362,16 @@ class Run:
         self.progress(self.report)
 
     def note_wait(self) -> None:
-        """What of the time so far was neither spent on encoding nor on loading networks."""
+        """Count the time that was not spent on encoding or loading networks as waiting."""
         self.report.seconds["wait"] = time.monotonic() - self.begun - self.report.seconds["encode"] - self.loading
 
     def batches_of(self, stream: int) -> Batches[Owner]:
-        """The batches of a stream. Its network is loaded with its first window: decoding goes on meanwhile."""
+        """Return the batches of a stream. Load its network on the first window, while decoding continues."""
         if stream not in self.batches:
             plan = self.job.streams[stream]
 
             def begins(owners: list[Owner] | None) -> None:
-                self.watch.on("encode", None if owners is None else {(number, stream) for number, _, _ in owners})
+                self.watch.step("encode", None if owners is None else {(number, stream) for number, _, _ in owners})
 
             def note(text: str) -> None:
                 self.report.notes.append(f"{plan.name}: {text}")
@@ -361,14 +379,14 @@ class Run:
             begin = time.monotonic()
             try:
                 encoder = plan.encoder(self.device)
-            except AmexError as error:  # of several streams, which
+            except AmexError as error:
                 raise type(error)(f"stream {plan.name}: {error}") from error
             self.loading += time.monotonic() - begin
             self.batches[stream] = Batches(encoder, plan.batch_size, begins=begins, note=note)
         return self.batches[stream]
 
-    def encode(self, stream: int, encoded: Iterator[Encoded[Owner]]) -> None:
-        """Keeps the rows that batches have become."""
+    def encode(self, encoded: Iterator[Encoded[Owner]]) -> None:
+        """Store the rows of encoded batches."""
         begin = time.monotonic()
         for batch in encoded:
             self.report.rows += len(batch.owners)
@@ -377,12 +395,13 @@ class Run:
         self.report.seconds["encode"] += time.monotonic() - begin
 
     def write(self, record: dict[str, Any]) -> set[str]:
-        """Commits the part in each stream; returns the ids of clips that failed in any.
+        """Commit the part to each stream; return the ids of clips that failed in any stream.
 
         Args:
-            record: how the part was made, for the commits.
+            record: facts about this run, for the commit records.
         """
         failed: set[str] = set()
+        committed_rows = 0
         for stream, plan in enumerate(self.job.streams):
             rows: list[ClipRows] = []
             failures: list[Failure] = []
@@ -413,53 +432,55 @@ class Run:
             if not rows and not failures:
                 continue
             name = self.part.name(stream)
-            self.watch.on("write")  # the bound is on each stream, however many there are
+            self.watch.step("write")  # each stream gets the full time limit
             commit = write_part(
                 self.job.store, plan.name, name, spec=plan.spec, clips=rows, failures=failures, run=record
             )
-            self.report.rows += commit["rows"]
+            committed_rows += commit["rows"]
             self.report.bytes += bytes_of(commit)
+        # So far the report counted encoded windows. Clips may share windows, and failed clips have no rows.
+        self.report.rows = committed_rows
         return failed
 
 
 def request_of(clip: ClipTask, plan: WindowPlan | ObjectsPlan) -> SamplingRequest:
-    """What a stream asks for of a clip's video."""
+    """Return the sampling request of a stream for a clip."""
     return SamplingRequest(clip.start, clip.end, plan.sampling, plan.transform)
 
 
 def clip_rows(clip_id: str, source: ClipSource, rows: RequestRows) -> ClipRows | tuple[str, str]:
-    """A clip's rows, or the stage and reason of its failure."""
+    """Return a clip's rows, or the stage and reason of its failure."""
     if rows.failure is not None:
         return rows.failure
     if rows.overflow:
         index = min(rows.overflow)
         return "encode", f"the feature of window {index} {rows.overflow[index]}"
-    kept = {"missing": rows.missing, "damage": rows.damage}
-    return ClipRows(clip_id=clip_id, arrays=rows.arrays(), decoder=rows.decoder, source=source, **kept)
+    damage = {"missing": rows.missing, "damage": rows.damage}
+    return ClipRows(clip_id=clip_id, arrays=rows.arrays(), decoder=rows.decoder, source=source, **damage)
 
 
 def shared_feeders(job: Job, device: str) -> Feeders:
-    """The feeders of this process; they stay from part to part, and end where a part wants others."""
+    """Return the feeders of this process. Parts share them; other settings end them and start new ones."""
     count = job.feeders or default_feeders(device)
     bounds = (job.deadline, job.longest_frame, job.keep_damaged, job.digest, job.decoder)
     key = (os.getpid(), count, *bounds)
     if key not in _feeders:
         for (process, *_), feeders in _feeders.items():
-            if process == key[0]:  # not those of the process that this one was forked from
+            if process == key[0]:  # after a fork, the parent process still owns the others
                 feeders.close()
         _feeders.clear()
-        settings = dict(zip(("deadline", "longest", "keep", "digest", "decoder"), bounds, strict=True))
+        settings = dict(zip(("deadline", "longest_frame", "keep_damaged", "digest", "decoder"), bounds, strict=True))
         _feeders[key] = Feeders(count, threads=max(1, THREADS // count), **settings)
     return _feeders[key]
 
 
 def default_feeders(device: str) -> int:
-    """Decoding processes of a worker: one a core beside a GPU; on a CPU a quarter of the cores, which encode too."""
-    return max(1, THREADS // 4) if device == "cpu" else min(THREADS, MOST_FEEDERS)
+    """Return the default number of decoding processes: one per core with a GPU, else one per four cores."""
+    return max(1, THREADS // 4) if device == "cpu" else min(THREADS, MAX_FEEDERS)
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that touches pixels or numbers."""
+    """Return the versions of Python and of all installed libraries that affect the numbers."""
     libraries = (
         "av",
         "decord2",
@@ -471,5 +492,8 @@ def versions() -> dict[str, str]:
         "transformers",
         "zarr",
     )
-    installed = {name: version(name) for name in ("amex", *libraries)}
+    installed = {"amex": version("amex")}
+    for name in libraries:
+        with contextlib.suppress(PackageNotFoundError):  # an extra that is not installed
+            installed[name] = version(name)
     return {"python": ".".join(map(str, sys.version_info[:3])), **installed}

@@ -1,4 +1,4 @@
-"""What is left to do: a manifest, less what a store holds already, cut into parts; and what that will cost."""
+"""Plan a run: find the clips that a store lacks, cut them into parts, and estimate time and space."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...errors import plural
 from ...features import ClipSource, Stream, clip_arrays, entry_bytes, row_arrays
 from ...manifests import Clip, VideoError, VideoFinder
 from ...storage import StorageError, storage_at
-from ..encoders import ObjectsPlan, StreamPlan, WindowPlan, by_kind
+from ..encoders import ObjectsPlan, StreamPlan, WindowPlan, split_plans
 from ..limits import DEADLINE, LONGEST_FRAME, PART_MINUTES
 from ..video import Feeders, Header, Sampling, SamplingRequest, Transform, Unreadable
 from ..video.feeder import file_digest
 from .captions import PART_CAPTIONS, CaptionsTask, captions_of, plan_captions
 from .part import THREADS, ClipTask, PartTask, VideoTask, default_feeders
 
-# Durations for an estimate are read from at most so many video files, evenly spread over the manifest.
+# Maximum number of video files whose headers an estimate reads, evenly spread over the manifest.
 ESTIMATE_FILES = 200
-# And at most so many that must be fetched first.
+# The same for files that must be fetched first.
 FETCHED_FILES = 5
-# Bytes of rows a part, of all streams together, at most. Writing a part takes several times the memory of its rows.
+# Maximum bytes of rows in a part, over all streams. Writing a part takes several times the memory of its rows.
 PART_BYTES = 256 << 20
-# How long a video is that is cut nowhere is judged from its size. This rate is a low one, half a megabit a second: of
-# high-resolution videos, which take longer to decode, fewer make a part.
+# Planning estimates the length of a video from its size, at a low bit rate of half a megabit per second. As a result,
+# parts hold fewer high-resolution videos, which take longer to decode.
 BYTES_A_SECOND = 64_000
-# Where the size is not known either, as behind a web server: seconds of a video.
+# Assumed length of a video of unknown size, for example behind a web server. Seconds.
 UNKNOWN_SECONDS = 120.0
-# Frames a second where the file is not opened.
+# Assumed frame rate of a video whose file is not opened.
 EXPECTED_RATE = 30.0
-# The first so many of them are decoded for so many seconds of video.
+# An estimate decodes this many seconds of this many files to measure the speed.
 TIMED_FILES = 3
 TIMED_SECONDS = 3.0
 
 
-def existing(store: Path, name: str, *, skip_damaged: bool = False, afresh: bool = False) -> Stream | None:
-    """A stream of a store as it is on disk now, None if it is not there. The others are arguments of ``Stream``."""
-    there = (store / name / "spec.json").exists()
-    return Stream(store, name, skip_damaged=skip_damaged, afresh=afresh) if there else None
+def existing_stream(store: Path, name: str, *, skip_damaged: bool = False, afresh: bool = False) -> Stream | None:
+    """Open a stream as it is on disk now; return None if it does not exist. See ``Stream`` for the options."""
+    exists = (store / name / "spec.json").exists()
+    return Stream(store, name, skip_damaged=skip_damaged, afresh=afresh) if exists else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFile:
-    """The file of a manifest's video as it is now; or, where there is none, why. See ``ClipSource``."""
+    """The current file of a manifest's video, or ``missing``: why there is none. See ``ClipSource``."""
 
     path: Path | None = None
     missing: str = ""
@@ -60,25 +61,25 @@ class VideoFile:
 
 @dataclass
 class VideoFiles:
-    """The files of a manifest's videos, each found and looked at once, and whether what a stream holds is of them.
+    """The video files of a manifest. Each is located once. Also compares them with the sources of stored clips.
 
     Attributes:
-        keep: whether clips count as they are that were computed from other times or from another file.
-        changed: clip_id -> ``times`` or ``video``, what differs, for such clips among those asked for so far.
+        keep_changed: whether to keep the features of clips whose times or video file changed since their extraction.
+        changed: clip_id -> ``times`` or ``video``, what changed, for the clips whose state was asked for.
     """
 
     finder: VideoFinder
-    keep: bool = False
+    keep_changed: bool = False
     changed: dict[str, str] = field(default_factory=dict)
     _files: dict[str, VideoFile] = field(default_factory=dict)
     _digests: dict[str, str | None] = field(default_factory=dict)
 
     def __getitem__(self, video: str) -> VideoFile:
         if video not in self._files:
-            self._files[video] = self._look(video)
+            self._files[video] = self._locate(video)
         return self._files[video]
 
-    def _look(self, video: str) -> VideoFile:
+    def _locate(self, video: str) -> VideoFile:
         try:
             path = self.finder.find(video)
         except VideoError as error:
@@ -87,7 +88,7 @@ class VideoFiles:
         return VideoFile(path=path, bytes=size, modified=modified)
 
     def state(self, clip: Clip, stream: Stream | None) -> str:
-        """As ``Stream.state``, but a clip is absent too that was computed from other times or from another file."""
+        """Return the state of a clip in a stream. A changed clip is absent, unless ``keep_changed``."""
         state = stream.state(clip.clip_id) if stream is not None else "absent"
         if state == "absent":
             return state
@@ -95,66 +96,70 @@ class VideoFiles:
         if not difference:
             return state
         self.changed[clip.clip_id] = difference
-        return state if self.keep else "absent"
+        return state if self.keep_changed else "absent"
 
     def difference(self, clip: Clip, source: ClipSource) -> str:
-        """``times`` or ``video`` where a clip was computed from another than the manifest's; nothing otherwise.
+        """Return ``times`` or ``video`` if the manifest differs from the source of a stored clip, else an empty string.
 
-        A file is the same if its name, size and time of modification are, in whatever folder it is; behind a web
-        server, where nothing else is known, if its path is. What a record does not know is no difference; nor is a file
-        that is gone, since people delete videos that they have extracted, if the recorded one has the name that the
-        manifest gives.
+        Two files are equal if name, size and modification time are equal; their folders may differ. If size and time
+        are unknown, as behind a web server, the paths must be equal. A value that the source does not record counts
+        as equal. A deleted file counts as equal if the recorded name matches the manifest, because users may delete
+        videos after the extraction.
         """
-        if not source.is_of(clip.start, clip.end):
+        if not source.has_times(clip.start, clip.end):
             return "times"
         file = self[clip.video]
         if file.path is None:
-            return "" if source.video is None or may_be(source.video, clip.video) else "video"
-        if source.video is None:  # there was no file, which only a full record says
+            return "" if source.video is None or could_match(source.video, clip.video) else "video"
+        if source.video is None:  # no file was found at the time; older records do not store this
             return "video" if source.recorded else ""
         if file.bytes is None and file.modified is None:
             return "" if source.video == file.path.as_posix() else "video"
-        if PurePosixPath(source.video).name != file.path.name or differ(source.bytes, file.bytes):
+        if PurePosixPath(source.video).name != file.path.name or known_to_differ(source.bytes, file.bytes):
             return "video"
-        if differ(source.modified, file.modified):
-            return "video" if source.sha256 is None or differ(source.sha256, self._digest(clip.video)) else ""
+        if known_to_differ(source.modified, file.modified):
+            return "video" if source.sha256 is None or known_to_differ(source.sha256, self._digest(clip.video)) else ""
         return ""
 
     def _digest(self, video: str) -> str | None:
-        """sha256 of a file, None if it cannot be had."""
+        """Return the sha256 of a video's file; None if it cannot be read."""
         if video not in self._digests:
             self._digests[video] = None
             with contextlib.suppress(StorageError):
-                with storage_at(self.finder.root / self[video].path.as_posix()).on_disk() as path:
+                with storage_at(self.finder.root / self[video].path.as_posix()).local_copy() as path:
                     self._digests[video] = file_digest(path)
         return self._digests[video]
 
 
-def differ(recorded: Any, now: Any) -> bool:
-    """Whether both are known and not equal."""
+def known_to_differ(recorded: Any, now: Any) -> bool:
+    """Return whether both values are known and differ."""
     return recorded is not None and now is not None and recorded != now
 
 
-def may_be(path: str, video: str) -> bool:
-    """Whether a file can be the one that a manifest means by ``video``, under another extension perhaps."""
-    file, named = PurePosixPath(path), PurePosixPath(video.replace("\\", "/"))
-    return file.name == named.name or file.stem in (named.name, named.stem)
+def could_match(path: str, video: str) -> bool:
+    """Return whether the path of a file matches a manifest's ``video``, perhaps with another extension."""
+    file, expected = PurePosixPath(path), PurePosixPath(video.replace("\\", "/"))
+    return file.name == expected.name or file.stem in (expected.name, expected.stem)
 
 
-def changed_text(counts: Mapping[str, int], keep: bool) -> str:
-    """The line of a run that says how many clips were computed from something else, and what that is.
+def changed_text(counts: Mapping[str, int], keep_changed: bool) -> str:
+    """Return the line that tells how many clips changed since their extraction, and how.
 
     Args:
-        counts: of what ``VideoFiles.changed`` says.
+        counts: ``times`` or ``video`` -> number of clips, from ``VideoFiles.changed``.
+        keep_changed: whether the stored features are kept.
     """
     total = sum(counts.values())
-    head = f"{total:,} clip{' is' if total == 1 else 's are'} {'kept as computed' if keep else 'computed again'}"
-    what = {"times": "other times in the manifest", "video": "another video file, or one that was modified"}
+    verb = "is" if total == 1 else "are"
+    head = f"{plural(total, 'clip')} {verb} {'kept as computed' if keep_changed else 'computed again'}"
+    changes = {"times": "other times in the manifest", "video": "another or a modified video file"}
     reasons = [
-        f"{counts[name]:,} {'has' if counts[name] == 1 else 'have'} {what[name]}" for name in what if counts.get(name)
+        f"{counts[name]:,} {'has' if counts[name] == 1 else 'have'} {text}"
+        for name, text in changes.items()
+        if counts.get(name)
     ]
-    digest = "; --digest tells a file by its content" if counts.get("video") and not keep else ""
-    return f"{head}: {', '.join(reasons)}{digest}"
+    hint = "; --digest compares files by content" if counts.get("video") and not keep_changed else ""
+    return f"{head}: {', '.join(reasons)}{hint}"
 
 
 def plan_tasks(
@@ -168,30 +173,31 @@ def plan_tasks(
     retry_failed: bool,
     partition: Partition | None = None,
 ) -> list[CaptionsTask | PartTask]:
-    """All that ``streams``, by name, lack: captions first, which are quick, then parts.
+    """Return the tasks that complete the streams: first captions, which are fast, then parts of clips.
 
     Args:
-        files: None where all plans are of text.
+        files: None if all plans are of text.
+        streams: by name; None for a stream that does not exist yet.
     """
     partition = partition or Partition()
-    seeing, texts = by_kind(plans)
+    video_plans, text_plans = split_plans(plans)
     tasks: list[CaptionsTask | PartTask] = []
-    for number, plan in enumerate(texts):
+    for number, plan in enumerate(text_plans):
         captions = plan_captions(captions_of(clips), streams[plan.name], number, retry_failed=retry_failed)
         tasks += [task for task in captions if task.index in partition]
     if files is not None:
-        stored = [streams[plan.name] for plan in seeing]
-        kept = {"part_clips": part_clips, "part_minutes": part_minutes, "retry_failed": retry_failed}
-        tasks += plan_parts(clips, files, seeing, stored, **kept, partition=partition)
+        stored = [streams[plan.name] for plan in video_plans]
+        options = {"part_clips": part_clips, "part_minutes": part_minutes, "retry_failed": retry_failed}
+        tasks += plan_parts(clips, files, video_plans, stored, **options, partition=partition)
     return tasks
 
 
 @dataclass(frozen=True)
 class Partition:
-    """One of several runs that share a manifest, as the tasks of a job array do: every ``of``-th group from ``number``.
+    """One of ``of`` runs that share a manifest, like the tasks of a job array: every ``of``-th group from ``number``.
 
-    Where a manifest is cut into groups depends on the manifest alone, so runs that know nothing of each other overlap
-    nowhere and together are one run.
+    Only the manifest decides how it is cut into groups. Therefore independent runs never overlap, and together they
+    cover the manifest.
     """
 
     number: int = 0
@@ -205,13 +211,15 @@ class Partition:
         return index % self.of == self.number
 
     def clips(self, clips: Sequence[Clip], part_clips: int) -> list[Clip]:
-        """The clips of its groups."""
+        """Return the clips of this partition's groups."""
         groups = enumerate(_groups(_by_video(clips), part_clips))
-        return [clip for index, group in groups if index in self for own in group.values() for clip in own]
+        return [
+            clip for index, group in groups if index in self for video_clips in group.values() for clip in video_clips
+        ]
 
     def captions(self, captions: Sequence[str]) -> list[str]:
-        """The captions of its parts."""
-        return [caption for place, caption in enumerate(captions) if place // PART_CAPTIONS in self]
+        """Return the captions of this partition's parts."""
+        return [caption for index, caption in enumerate(captions) if index // PART_CAPTIONS in self]
 
 
 def plan_parts(
@@ -225,23 +233,22 @@ def plan_parts(
     retry_failed: bool = False,
     partition: Partition = Partition(),
 ) -> Iterator[PartTask]:
-    """Yields the parts that hold what ``streams`` lack, in manifest order.
+    """Yield the parts that complete the streams, in manifest order.
 
-    The manifest is cut into groups of ``part_clips`` clips, and a group into parts of ``part_minutes`` of video and
-    PART_BYTES of rows. Clips of a video stay together, also where they are more than that. What is done plays no role,
-    so an interrupted run leaves whole parts to do and its repetition makes the parts that it would have made itself.
+    The manifest is cut into groups of ``part_clips`` clips, and a group into parts of at most ``part_minutes`` of video
+    and PART_BYTES of rows. The clips of one video stay together, even beyond these bounds. Finished clips do not
+    influence the cuts, so a repeated run makes exactly the parts that an interrupted run left.
     """
     rows = [(plan.sampling, entry_bytes(row_arrays(plan.spec))) for plan in plans]
     replaced = [stream.replaced if stream is not None else frozenset() for stream in streams]
     for index, group in enumerate(_groups(_by_video(clips), part_clips)):
         if index not in partition:
             continue
-        tasks = {video: _video_task(own, files, streams, retry_failed) for video, own in group.items()}
+        tasks = {video: _video_task(own_clips, files, streams, retry_failed) for video, own_clips in group.items()}
         if not any(task.clips for task in tasks.values()):
             continue
-        for part in _parts(
-            {video: expected_work(own, files[video], rows) for video, own in group.items()}, part_minutes
-        ):
+        work = {video: expected_work(own_clips, files[video], rows) for video, own_clips in group.items()}
+        for part in _parts(work, part_minutes):
             if videos := [tasks[video] for video in part if tasks[video].clips]:
                 task = PartTask(index=index, videos=tuple(videos))
                 while any(replaced[number] and task.name(number) in replaced[number] for number in task.streams):
@@ -250,10 +257,10 @@ def plan_parts(
 
 
 def expected_work(clips: Sequence[Clip], file: VideoFile, rows: Sequence[tuple[Sampling, int]]) -> tuple[float, float]:
-    """Seconds of video and bytes of rows that clips of a video will come to, about, without a look into the file.
+    """Estimate the seconds of video and bytes of rows of a video's clips, without opening the file.
 
     Args:
-        rows: how each stream samples, and the bytes of one of its rows.
+        rows: sampling and bytes per row of each stream.
     """
     if file.path is None:
         return 0.0, 0.0
@@ -268,7 +275,7 @@ def expected_work(clips: Sequence[Clip], file: VideoFile, rows: Sequence[tuple[S
 
 
 def _parts(work: Mapping[str, tuple[float, float]], minutes: float) -> Iterator[list[str]]:
-    """Cuts the videos of a group, in order, where the next would bring a part over one of its bounds."""
+    """Yield the videos of each part of a group. A part ends before the video that would exceed one of the bounds."""
     part: list[str] = []
     seconds = size = 0.0
     for video, (more_seconds, more_size) in work.items():
@@ -310,27 +317,30 @@ def _video_task(
         for index, stream in enumerate(streams):
             state = files.state(clip, stream)
             if state == "absent":
-                before = stream is not None and stream.state(clip.clip_id) != "absent"
-                tries[index] = (stream.source(clip.clip_id).revision + 1 if before else 0, 1)
+                stored = stream is not None and stream.state(clip.clip_id) != "absent"
+                tries[index] = (stream.source(clip.clip_id).revision + 1 if stored else 0, 1)
             elif state == "failed" and retry_failed:
                 revision, attempts = stream.tries(clip.clip_id)
                 tries[index] = (revision, attempts + 1)
-        # Streams in which a clip has been tried differently often are different tasks of the same video.
+        # One task per revision and attempt: they may differ between streams.
         for revision, attempt in sorted(set(tries.values())):
-            chosen = tuple(index for index, tried in tries.items() if tried == (revision, attempt))
-            kept = {name: getattr(clip, name) for name in ("clip_id", "video", "start", "end")}
-            tasks.append(ClipTask(**kept, revision=revision, attempt=attempt, streams=chosen))
+            indices = tuple(index for index, numbers in tries.items() if numbers == (revision, attempt))
+            fields = {name: getattr(clip, name) for name in ("clip_id", "video", "start", "end")}
+            tasks.append(ClipTask(**fields, revision=revision, attempt=attempt, streams=indices))
     return VideoTask(**vars(file), clips=tuple(tasks))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the parts of a plan will come to.
+    """The expected size and duration of a plan.
 
     Attributes:
-        feeders: those of the one worker that hours are of, on this machine.
-        hours: until the slower is done, the feeders or the encoders, which on a CPU share its cores.
-        decoding_hours: until the feeders alone are done.
+        video_hours: hours of video in the clips.
+        rows: stream -> rows.
+        bytes: size of all rows.
+        feeders: decoding processes of the worker that the hours are for.
+        hours: duration with one worker on this machine. Decoding and encoding overlap, but share the cores of a CPU.
+        decoding_hours: duration of decoding alone.
     """
 
     clips: int
@@ -357,12 +367,12 @@ def estimate(
     longest_frame: float = LONGEST_FRAME,
     decoder: str = "auto",
 ) -> Estimate:
-    """Costs from the headers of a sample of the files, timed decoding of some, and one timed batch of each encoder.
+    """Estimate a plan from the headers of sample files, timed decoding, and one timed batch of each encoder.
 
     Args:
-        feeders: as of ``job.extract``; so are ``deadline``, ``longest_frame`` and ``decoder``.
+        feeders: see ``job.extract``, also for ``deadline``, ``longest_frame`` and ``decoder``.
     """
-    plans, texts = by_kind(streams)
+    plans, text_plans = split_plans(streams)
     captions = [task for task in tasks if isinstance(task, CaptionsTask)]
     video_tasks = [video for task in tasks if isinstance(task, PartTask) for video in task.videos]
     findable = [video for video in video_tasks if video.path is not None]
@@ -372,23 +382,23 @@ def estimate(
     paces: list[float] = []
     rows = Counter({plan.name: 0 for plan in plans})
     count = feeders or default_feeders(device)
-    kept = {"deadline": deadline, "longest": longest_frame, "decoder": decoder}
-    one_feeder = Feeders(threads=max(1, THREADS // count), **kept)
+    settings = {"deadline": deadline, "longest_frame": longest_frame, "decoder": decoder}
+    one_feeder = Feeders(threads=max(1, THREADS // count), **settings)
     with contextlib.closing(one_feeder) as feeder:
         for video in sample:
             try:
-                with storage_at(videos / video.path.as_posix()).on_disk() as file:
+                with storage_at(videos / video.path.as_posix()).local_copy() as file:
                     header = feeder.header(file)
-                    wanted = {
+                    inputs = {
                         (plans[index].sampling, plans[index].transform)
                         for clip in video.clips
                         for index in clip.streams
                     }
                     if len(paces) < TIMED_FILES:
-                        if not paces:  # the process imports its libraries
-                            _seconds_a_second(feeder, file, header, wanted)
-                        paces.append(_seconds_a_second(feeder, file, header, wanted))
-            except (Unreadable, StorageError):
+                        if not paces:  # not timed: the process first imports its libraries
+                            _decoding_pace(feeder, file, header, inputs)
+                        paces.append(_decoding_pace(feeder, file, header, inputs))
+            except (Unreadable, StorageError):  # the run reports it; an estimate only leaves it out
                 continue
             duration = header.end or 0.0
             last = max(min(clip.end or duration, duration) for clip in video.clips)
@@ -402,20 +412,20 @@ def estimate(
     scale = len(findable) / len(sample) if sample else 0.0
     rows = Counter({name: round(count * scale) for name, count in rows.items()})
     size = sum(rows[plan.name] * entry_bytes(row_arrays(plan.spec)) for plan in plans)
-    by_one_feeder = to_decode * scale * (sum(paces) / len(paces) if paces else 0.0)
-    decoding = by_one_feeder / min(count, THREADS)
-    encoding = sum(rows[plan.name] * _seconds_a_row(plan, device) for plan in plans if rows[plan.name])
-    for number, plan in enumerate(texts):
-        wanted = [caption for task in captions if task.stream == number for caption in task.captions]
-        if not wanted:
+    one_feeder_seconds = to_decode * scale * (sum(paces) / len(paces) if paces else 0.0)
+    decoding = one_feeder_seconds / min(count, THREADS)
+    encoding = sum(rows[plan.name] * _encoding_pace(plan, device) for plan in plans if rows[plan.name])
+    for number, plan in enumerate(text_plans):
+        texts = [caption for task in captions if task.stream == number for caption in task.captions]
+        if not texts:
             continue
         encoder = plan.encoder(device)
-        encoder(wanted[:1])
+        encoder(texts[:1])
         begin = time.monotonic()
-        encoder(wanted[: plan.batch_size])
-        encoding += (time.monotonic() - begin) * len(wanted) / len(wanted[: plan.batch_size])
-        rows[plan.name] = sum(map(len, encoder.tokenize(wanted)[0]))
-        size += rows[plan.name] * entry_bytes(row_arrays(plan.spec)) + len(wanted) * entry_bytes(clip_arrays(plan.spec))
+        encoder(texts[: plan.batch_size])
+        encoding += (time.monotonic() - begin) * len(texts) / len(texts[: plan.batch_size])
+        rows[plan.name] = sum(map(len, encoder.tokenize(texts)[0]))
+        size += rows[plan.name] * entry_bytes(row_arrays(plan.spec)) + len(texts) * entry_bytes(clip_arrays(plan.spec))
     return Estimate(
         clips=sum(len(video.clips) for video in video_tasks),
         captions=sum(len(task.captions) for task in captions),
@@ -426,23 +436,24 @@ def estimate(
         rows=dict(rows),
         bytes=size,
         feeders=count,
-        hours=max(decoding, encoding + (by_one_feeder / THREADS if device == "cpu" else 0.0)) / 3600,
+        hours=max(decoding, encoding + (one_feeder_seconds / THREADS if device == "cpu" else 0.0)) / 3600,
         decoding_hours=decoding / 3600,
     )
 
 
-def _seconds_a_second(
-    feeders: Feeders, file: Path, header: Header, wanted: Iterable[tuple[Sampling, Transform | None]]
+def _decoding_pace(
+    feeders: Feeders, file: Path, header: Header, inputs: Iterable[tuple[Sampling, Transform | None]]
 ) -> float:
-    """How long a second of a video takes one feeder, for those who sample and transform it so."""
+    """Return the seconds that one feeder needs for one second of a video."""
     length = min(TIMED_SECONDS, (header.end or math.inf) - header.begin)
     begin = time.monotonic()
-    for _ in feeders.read(file, [SamplingRequest(None, header.begin + length, *each) for each in wanted]):
+    for _ in feeders.read(file, [SamplingRequest(None, header.begin + length, *pair) for pair in inputs]):
         pass
     return (time.monotonic() - begin) / max(length, 1e-3)
 
 
-def _seconds_a_row(plan: WindowPlan | ObjectsPlan, device: str) -> float:
+def _encoding_pace(plan: WindowPlan | ObjectsPlan, device: str) -> float:
+    """Return the seconds that the encoder of a stream needs for one row."""
     encoder = plan.encoder(device)
     frame = np.zeros((240, 320, 3), np.uint8)
     frame = frame if plan.transform is None else plan.transform(frame)

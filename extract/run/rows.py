@@ -1,4 +1,4 @@
-"""The rows of one sampling request in one stream, in memory as the store will hold them, until a part is written."""
+"""The rows of one sampling request in one stream, in memory until their part is written."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...errors import AmexError
+from ...errors import AmexError, plural
 
-# Rows that the first arrays have room for. Each later allocation adds an eighth, so that little of it stays unused.
+# Rows of the first allocation. Each later allocation adds an eighth, so that little memory stays unused.
 FIRST_ROWS = 16
 
 
 class RowsError(AmexError):
-    """An encoder does not return the arrays that its spec declares."""
+    """An encoder returned other arrays than its spec declares."""
 
 
 @dataclass
 class RequestRows:
-    """The rows of one sampling request in one stream as they are encoded, or why there are none.
+    """The rows of one sampling request in one stream, or the reason why there are none.
 
-    There is one copy of each row, in the dtype of the store. The arrays grow in place: where memory is mapped, as it is
-    for large arrays on Linux, growing moves no bytes.
+    Each row is kept once, in the dtype of the store. The arrays grow in place. For large arrays on Linux, whose memory
+    is mapped, growing copies no bytes.
 
     Attributes:
         layout: the stream's ``features.row_arrays``: name -> (shape of a row, dtype).
-        decoder: which decoder served the frames, and why when it was not the default.
-        times: start and end of each window, in seconds on the video's own clock, half-open.
-        overflow: by window: why the store cannot hold its feature.
-        failure: stage and reason, if the request cannot be answered.
-        missing: seconds that damage of the video took from the request; None if unknown. Only with ``damage``.
-        damage: why the rows are not those of the whole request, if they are not.
+        decoder: name of the decoder, with the reason if it is not the first choice.
+        times: start and end of each window, half-open, in seconds on the video's own clock.
+        overflow: index of a window -> why the store's dtype cannot hold its feature.
+        failure: (stage, reason) if the request failed.
+        missing: seconds of the request that are lost to damage; None if unknown. Only with ``damage``.
+        damage: the damage that cut the request short; empty if there is none.
     """
 
     layout: Mapping[str, tuple[tuple[int, ...], str]]
@@ -43,18 +43,18 @@ class RequestRows:
     damage: str = ""
     _stored: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     _filled: int = 0
-    _given_out: bool = False
+    _exported: bool = False
 
     def put(self, index: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keeps the row of window ``index``, or in ``overflow`` why the store cannot hold it.
+        """Store the row of window ``index``; if the store's dtype cannot hold it, store the reason in ``overflow``.
 
         Windows may come in any order, each once.
 
         Args:
-            arrays: one row of each array of ``layout`` but ``times``, as the encoder returns it.
+            arrays: the encoder's row of each array of ``layout`` except ``times``.
 
         Raises:
-            RowsError: if one is missing or has another shape.
+            RowsError: if an array is missing or has another shape.
         """
         for name, (shape, dtype) in self.layout.items():
             if name == "times":
@@ -62,29 +62,31 @@ class RequestRows:
             if name not in arrays:
                 raise RowsError(f"the encoder returns no {name!r}; its spec declares {name!r} {list(shape)} {dtype}")
             if np.shape(arrays[name]) != shape:
-                shown = list(np.shape(arrays[name]))
-                raise RowsError(f"the encoder returns {name!r} of shape {shown}; its spec declares {list(shape)}")
+                actual = list(np.shape(arrays[name]))
+                raise RowsError(f"the encoder returns {name!r} of shape {actual}; its spec declares {list(shape)}")
         if reason := overflow_reason(arrays["values"], self.layout["values"][1]):
             self.overflow[index] = reason
             return
-        if self._given_out:
-            raise RowsError("the rows of this request are given out already")
+        if self._exported:
+            raise RowsError("put() was called after arrays()")
         self._make_room(index + 1)
         for name, stored in self._stored.items():
             stored[index] = arrays[name]
         self._filled += 1
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All rows as the arrays of the stream, ``times`` among them; not copied. To be called after the last ``put``.
+        """Return all rows as the arrays of the stream, including ``times``, without a copy. Call it after the last put.
 
         Raises:
             RowsError: if rows are missing.
         """
         if self._filled != len(self.times):
-            raise RowsError(f"the encoder returned {self._filled} rows for {len(self.times)} windows")
-        if not self._given_out:
+            raise RowsError(
+                f"the encoder returned {plural(self._filled, 'row')} for {plural(len(self.times), 'window')}"
+            )
+        if not self._exported:
             self._resize(len(self.times))
-            self._given_out = True
+            self._exported = True
         times = {"times": np.array(self.times, np.float64).reshape(-1, 2)} if "times" in self.layout else {}
         return {**self._stored, **times}
 
@@ -100,13 +102,13 @@ class RequestRows:
             if name not in self._stored:
                 self._stored[name] = np.empty((rows, *shape), dtype)
             elif len(self._stored[name]) != rows:
-                # In place: nobody else has the arrays before `arrays` gives them out. NumPy's own check of that counts
-                # references, which debuggers and profilers add to.
+                # Safe in place: no one else refers to the arrays before `arrays` returns them. NumPy's reference check
+                # is off, because debuggers and profilers hold additional references.
                 self._stored[name].resize((rows, *shape), refcheck=False)
 
 
 def overflow_reason(values: np.ndarray, dtype: str = "float16") -> str:
-    """Why a float dtype cannot hold a feature; empty if it can."""
+    """Return why a float dtype cannot hold a feature; empty if it can."""
     if not np.isfinite(values).all():
         return "is not finite"
     largest = np.abs(values).max(initial=0)

@@ -1,32 +1,32 @@
-"""What the time of a run went into, and so what would make it faster: more decoding, or a faster encoder."""
+"""How a run's time divides between decoding, encoding and waiting, and which of them limits its speed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# What a worker does, one thing after another; ``wait`` is for windows from its feeders.
+# Activities of a worker -> their names in a report. A worker is idle while it waits for windows from its feeders.
 WORKER = {"encode": "encode", "write": "write", "wait": "idle"}
-# What its feeders do beside it; ``blocked`` is the wait until the worker takes their windows.
+# Activities of the feeders. A feeder is blocked until the worker reads its windows.
 FEEDERS = {"decode": "decode", "transform": "transform", "blocked": "blocked"}
-# Above this share of a worker's time idle, decoding limits the run.
+# Decoding limits the run if the workers' idle share is larger than this.
 IDLE = 0.2
-# Above this share of the feeders' time blocked, or of a worker's time spent on encoding, encoding does. Feeders that
-# have decoded all their videos are no longer counted, so those of a short part may never be blocked.
+# Encoding limits the run if the feeders' blocked share or the workers' encoding share is larger than this. Both are
+# needed: the feeders of a short part may finish before they are ever blocked.
 BLOCKED = 0.5
 ENCODE = 0.8
-# Seconds of workers below which nothing is said of limits: models are loaded, feeders start.
-TELLING = 10.0
+# No limit is reported in the first seconds of work, when models are loaded and feeders start.
+MIN_WORKER_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """Shares from 0 to 1; each of the two groups adds up to 1, or is all 0 where there was no such time.
+    """Shares of time from 0 to 1. The shares of each group add up to 1, or are all 0 if no time was measured.
 
     Attributes:
-        worker: of the wall clock of all workers while they had a part: ``encode``, ``write``, ``idle``.
-        feeders: of the time that all feeders had a video: ``decode``, ``transform``, ``blocked``.
-        limit: ``decoding``, ``encoding``, or nothing where neither stands out.
+        worker: shares of the time that all workers had a part: ``encode``, ``write``, ``idle``.
+        feeders: shares of the time that all feeders had a video: ``decode``, ``transform``, ``blocked``.
+        limit: the bottleneck, ``decoding`` or ``encoding``; empty if there is no clear one.
     """
 
     worker: dict[str, float]
@@ -35,7 +35,7 @@ class Shares:
 
     @property
     def hint(self) -> str:
-        """What limits the run, and what to do about it; nothing where neither stands out."""
+        """The bottleneck and its remedy; empty if there is no clear one."""
         return {"decoding": "decoding limits: more --feeders", "encoding": "encoding limits"}.get(self.limit, "")
 
     def __str__(self) -> str:
@@ -49,10 +49,10 @@ class Shares:
 
 
 def shares_of(seconds: Mapping[str, float]) -> Shares:
-    """The shares of ``Report.seconds``, of one part or summed over the parts of any number of workers."""
+    """Return the shares of ``Report.seconds``, of one part or summed over parts and workers."""
     worker, feeders = _fractions(seconds, WORKER), _fractions(seconds, FEEDERS)
     limit = ""
-    if sum(seconds.get(key, 0.0) for key in WORKER) >= TELLING and any(feeders.values()):
+    if sum(seconds.get(key, 0.0) for key in WORKER) >= MIN_WORKER_SECONDS and any(feeders.values()):
         if worker["idle"] > IDLE:
             limit = "decoding"
         elif feeders["blocked"] > BLOCKED or worker["encode"] > ENCODE:

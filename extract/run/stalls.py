@@ -1,6 +1,6 @@
-"""What workers leave in a stream before the watch ends them, so that the next one knows over what.
+"""Records of stalls: which video or stage a worker was on when the watchdog ended it. The next worker reads them.
 
-``<stream>/stalled/<part>.json`` is there from the first such end of a part until the part is committed.
+The records of a part are in ``<stream>/stalled/<part>.json``, from its first stall until it is committed.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...storage import NOT_THERE, storage_at, write_json
+from ...storage import MISSING_ERRORS, storage_at, write_json
 
 STAGES = {"decode": "decoding", "encode": "encoding", "write": "writing"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stall:
-    """The end of a worker that made no progress.
+    """One worker that was ended because it made no progress.
 
     Attributes:
-        video: what it worked on, by its path below the folder of videos; None where no video is at fault.
+        video: path, relative to the folder of videos, of the video that it worked on; None if no video is at fault.
         stage: ``decode``, ``encode`` or ``write``.
-        limit: the seconds that it had.
-        batch: whether it worked on other videos together with this one.
+        limit: the time limit in seconds.
+        batch: whether its batch also held windows of other videos.
     """
 
     video: str | None
@@ -34,45 +34,45 @@ class Stall:
 
     @property
     def reason(self) -> str:
-        """As the ledger has it; of a stall of no video the end of a sentence that begins with the part."""
+        """The reason for the ledger, or for the error of a part if no video is at fault."""
         if self.video is None:
-            return f"no progress for {self.limit:g} s in {STAGES[self.stage]} it, again and again (--stall)"
-        what = "a batch with this video" if self.batch else "this video"
-        return f"no progress for {self.limit:g} s on {what}, so its worker was ended (--stall)"
+            return f"repeatedly no progress for {self.limit:g} s in {STAGES[self.stage]} it (--stall)"
+        target = "a batch with this video" if self.batch else "this video"
+        return f"no progress for {self.limit:g} s on {target}, so its worker was ended (--stall)"
 
 
 def stall_file(store: Path, stream: str, part: str) -> Path:
-    """Where the stalls of a part are noted."""
+    """Return the path of the records of a part."""
     return store / stream / "stalled" / f"{part}.json"
 
 
 def read_stalls(store: Path, stream: str, part: str) -> list[Stall]:
-    """The stalls of a part that is not committed, oldest first. A file that is damaged tells of none."""
+    """Return the stalls of an uncommitted part, oldest first. A damaged file counts as empty."""
     try:
         return [Stall(**record) for record in json.loads(stall_file(store, stream, part).read_bytes())]
-    except (*NOT_THERE, ValueError, TypeError):
+    except (*MISSING_ERRORS, ValueError, TypeError):
         return []
 
 
-def note_stalls(store: Path, stream: str, part: str, stalls: Sequence[Stall]) -> None:
-    """Writes the stalls of a part, unless the stream is gone."""
+def write_stalls(store: Path, stream: str, part: str, stalls: Sequence[Stall]) -> None:
+    """Write the stalls of a part, unless the stream was deleted."""
     if (store / stream / "spec.json").exists():
         write_json(stall_file(store, stream, part), [dataclasses.asdict(stall) for stall in stalls])
 
 
-def forget_stalls(store: Path, stream: str, part: str) -> None:
-    """Removes what ``note_stalls`` wrote, and the folder with the last of it."""
+def delete_stalls(store: Path, stream: str, part: str) -> None:
+    """Delete the stalls of a part, and the folder if it is empty then."""
     path = stall_file(store, stream, part)
     storage_at(path).remove()
-    storage_at(path.parent).remove_if_empty()  # other parts may have some
+    storage_at(path.parent).remove_if_empty()
 
 
-def begin_stalls(store: Path, stream: str, part: str) -> list[Stall]:
-    """The stalls on videos of a part that begins. Stalls of no video are forgotten: the part is tried once more."""
+def take_video_stalls(store: Path, stream: str, part: str) -> list[Stall]:
+    """Return the stalls on videos of a part that starts. Delete its other stalls, so that the part is tried again."""
     stalls = read_stalls(store, stream, part)
-    known = [stall for stall in stalls if stall.video is not None]
-    if known and len(known) < len(stalls):
-        note_stalls(store, stream, part, known)
-    elif stalls and not known:
-        forget_stalls(store, stream, part)
-    return known
+    video_stalls = [stall for stall in stalls if stall.video is not None]
+    if video_stalls and len(video_stalls) < len(stalls):
+        write_stalls(store, stream, part, video_stalls)
+    elif stalls and not video_stalls:
+        delete_stalls(store, stream, part)
+    return video_stalls

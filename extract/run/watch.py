@@ -1,7 +1,7 @@
-"""A bound on the time of a part: a worker process that makes no progress is ended.
+"""A watchdog that ends a worker process that makes no progress.
 
-Encoders run in the worker, in native code that nothing interrupts; only the end of the process does. Dask starts the
-worker again and gives it the part once more.
+Encoders run native code in the worker. Only the end of the process interrupts it. Dask then restarts the worker and
+submits the part again.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Any
 
-# Of a worker that was ended.
+# Exit status of a worker that the watchdog ends.
 EXIT_STATUS = 70
 
 
-class Watch:
-    """Ends this process when nothing has progressed for ``limit`` seconds. A context manager.
+class Watchdog:
+    """Ends this process after ``limit`` seconds without progress. A context manager.
 
-    Time for which the process was suspended is not counted.
+    Time for which the process is suspended does not count.
 
     Args:
-        stalled: called before the end with the step that stands still and what it works on, as ``on`` was told.
-        advanced: when something that makes no notes here was last known to progress, on the monotonic clock.
+        limit: seconds.
+        stalled: called before the process ends, with the step that made no progress and its work.
+        advanced: returns when something other than the reported steps last made progress, on the monotonic clock.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Watch:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Watchdog:
         self._thread.start()
         return self
 
@@ -50,26 +51,26 @@ class Watch:
         self._over.set()
         self._thread.join()
 
-    def on(self, step: str, work: Collection[Any] | None = ()) -> None:
-        """Notes progress: ``step`` is now at ``work``; None: it waits for others, or for what has its own bound.
+    def step(self, step: str, work: Collection[Any] | None = ()) -> None:
+        """Report progress: ``step`` now works on ``work``, or waits if ``work`` is None.
 
-        Of several steps at work, the one that was noted first is the one that the others wait for.
+        If several steps work at the same time, the one reported first is blamed, because the others wait for it.
         """
         self._steps[step] = work
         self._since = time.monotonic()
 
     def _look(self) -> None:
         interval = min(1.0, self.limit / 4)
-        still, progressed, looked = 0.0, self._since, time.monotonic()
+        idle, last_progress, last_check = 0.0, self._since, time.monotonic()
         while not self._over.wait(interval):
             now = time.monotonic()
-            still += min(now - looked, 2 * interval)  # a look that comes later than that: the process was suspended
-            looked = now
-            if (latest := max(self._since, self._advanced())) != progressed:
-                still, progressed = 0.0, latest
-            at_work = [(step, work) for step, work in list(self._steps.items()) if work is not None]
-            if at_work and still > self.limit:
-                step, work = at_work[0]
+            idle += min(now - last_check, 2 * interval)  # a longer interval means that the process was suspended
+            last_check = now
+            if (latest := max(self._since, self._advanced())) != last_progress:
+                idle, last_progress = 0.0, latest
+            working = [(step, work) for step, work in list(self._steps.items()) if work is not None]
+            if working and idle > self.limit:
+                step, work = working[0]
                 print(f"amex: no progress for {self.limit:g} s ({step}); this worker ends", file=sys.stderr, flush=True)
                 try:
                     self._stalled(step, work)

@@ -1,7 +1,7 @@
-"""The embedded data set Shapes, and two small networks trained on it.
+"""The built-in data set Shapes, and two small networks trained on it.
 
-``renderer`` draws the videos. The networks come with amex, so that the demo has features that mean something without a
-download: ``README.md`` beside this file says what they are, ``train`` makes them again.
+``renderer`` draws the videos. The networks are part of amex, so that the demo has useful features without a download.
+``README.md`` in this folder describes them, ``train`` trains them.
 """
 
 from pathlib import Path

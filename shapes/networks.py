@@ -1,4 +1,4 @@
-"""R(2+1)D in a size for a laptop: each 3D convolution a spatial one and a temporal one (Tran et al., CVPR 2018)."""
+"""A small R(2+1)D: each 3D convolution is split into a spatial and a temporal one (Tran et al., CVPR 2018)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ WIDTHS = (24, 48, 96, 128)
 
 
 def r2plus1d_tiny(classes: int = 36) -> nn.Sequential:
-    """A tenth of R(2+1)D-18's layers' width and half its depth: 1.3 million parameters.
+    """Build a small R(2+1)D with half the depth of R(2+1)D-18 and 1.2 million parameters.
 
-    Takes (batch, 3, frames, height, width); its last layer, ``fc``, takes features of length 128.
+    It maps (batch, 3, frames, height, width) to (batch, classes). The input of the last layer, ``fc``, is the feature
+    of length 128.
     """
     first = WIDTHS[0]
     stem = nn.Sequential(

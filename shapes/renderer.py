@@ -1,11 +1,11 @@
-"""Shapes, the embedded data set: short H.264 clips in which coloured shapes do things, alone or to one another.
+"""Shapes, the built-in data set: short H.264 clips of coloured shapes that move or interact.
 
-For trying amex, and for comparing models, without downloading anything. Every clip has one event: a motion of one
-object, or a relation between two; the others stand by. For validation and testing clips come in pairs, and in most of
-them the second is the first with the roles exchanged ("a red circle pushes a blue square", "a blue square pushes a red
-circle"), so that a model that only knows which objects there are, and that there was a push, is right half of the time.
+Shapes serves to try amex and to compare models without a download. Every clip has one event: a motion of one object, or
+a relation between two objects; the other objects only stand or drift. The clips for validation and test come in pairs.
+In most pairs, the second clip is the first with the roles exchanged ("a red circle pushes a blue square", "a blue
+square pushes a red circle"). A model that only recognises the objects and the event is therefore right in half of them.
 
-Knows how to draw; what to do with the clips is told by their manifest, whose extras hold the event and all boxes.
+This module only draws clips and writes their manifest. The manifest's extras contain the event and all boxes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..manifests.clip import Clip, ManifestError, write_manifest
 
 FPS = 25
 FRAMES = 60
-CAPTIONS = 3  # a clip
+CAPTIONS = 3  # per clip
 COLOURS = {
     "red": (214, 48, 49),
     "green": (39, 174, 96),
@@ -35,13 +35,13 @@ COLOURS = {
     "purple": (142, 68, 173),
 }
 SHAPES = ("circle", "square", "triangle", "star")
-SIZES = {"small": (0.065, 0.08), "large": (0.11, 0.13)}  # radius, as a fraction of the frame's side
-# What a detector of these shapes tells apart.
+SIZES = {"small": (0.065, 0.08), "large": (0.11, 0.13)}  # range of radii, as fractions of the frame's side
+# The classes of a detector.
 LABELS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
-# Below this share of its area in sight, an object has no box.
+# An object has a box if at least this share of its area is visible.
 IN_SIGHT = 0.25
 
-# Ways to say what happens, the plainest first. {a} does it, to {b} if there is one.
+# Captions of each event, the simplest first. {a} is the agent, {b} the other object of a relation.
 MOTIONS = {
     "moves left": ("{a} moves left", "{a} slides to the left", "{a} is heading left"),
     "moves right": ("{a} moves right", "{a} slides to the right", "{a} is heading right"),
@@ -68,11 +68,12 @@ EVENTS = (*MOTIONS, *RELATIONS)
 
 @dataclass(kw_only=True)
 class Thing:
-    """An object of a scene. Lengths are fractions of the frame's side, y points down.
+    """An object of a scene. Lengths are fractions of the frame's side; y points down.
 
     Attributes:
-        path: (FRAMES, 2) where its middle is.
-        scale: (FRAMES,) factors of its radius.
+        size: a key of SIZES.
+        path: (FRAMES, 2) position of its centre.
+        scale: (FRAMES,) factor of its radius.
         angle: (FRAMES,) radians.
         visible: (FRAMES,) bool.
     """
@@ -94,7 +95,7 @@ class Thing:
 
 @dataclass(kw_only=True)
 class Scene:
-    """An event and the things in sight, those that take part in it first."""
+    """An event and the objects of a clip. First the agent, then the other object of a relation, then bystanders."""
 
     event: str
     things: list[Thing]
@@ -109,22 +110,26 @@ def make_shapes(
     train_twins: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
-    """Writes ``clips`` videos below ``folder/videos`` and ``folder/manifest.jsonl``; returns the manifest's path.
+    """Write ``clips`` videos to ``folder/videos`` and their manifest to ``folder/manifest.jsonl``.
 
-    Of ten clips in a row seven are for training, one for validation and two for testing. The same seed and size give
-    the same clip at every index, however many there are. Files that are there already are kept.
+    Of ten consecutive clips, seven are for training, one for validation and two for test. The clip at an index depends
+    only on seed and size, not on the number of clips. Existing video files are kept.
 
     Args:
-        size: of the frames, in pixels, both sides; even, as H.264 wants it.
-        train_twins: draw most training clips in pairs with the roles exchanged too, as those for evaluation are. These
-            are other clips than without, under other names.
-        progress: called after each clip with how many are done.
+        folder: created if it does not exist.
+        clips: number of clips.
+        size: side of the square frames in pixels; must be even for H.264.
+        train_twins: also draw most training clips in pairs with exchanged roles. These clips have other names.
+        progress: called after each clip with the number of finished clips.
+
+    Returns:
+        The path of the manifest.
 
     Raises:
-        ManifestError: if the size is none that shapes can be drawn and encoded in.
+        ManifestError: if the size is odd or less than 32.
     """
     if size < 32 or size % 2:
-        raise ManifestError(f"shapes need frames of an even number of pixels, at least 32, got {size}")
+        raise ManifestError(f"the size of frames must be an even number of at least 32, got {size}")
     videos = folder / "videos"
     videos.mkdir(parents=True, exist_ok=True)
 
@@ -138,7 +143,7 @@ def make_shapes(
         extras: dict[str, Any] = {
             "event": scene.event,
             "objects": [{"label": thing.label, "size": thing.size} for thing in scene.things],
-            "boxes": [boxes for _, boxes in drawn],  # one list a frame, in the order of objects; null: not in sight
+            "boxes": [boxes for _, boxes in drawn],  # one list per frame, in the order of objects; null: not visible
         }
         if (twin := twin_of(index, train_twins)) is not None:
             extras["swapped"] = clip_name(seed, twin, train_twins)
@@ -146,48 +151,52 @@ def make_shapes(
         captions = describe(scene, generator)
         return Clip(clip_id=name, video=name, split=split[index % 10], captions=captions, extras=extras)
 
-    made = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy and x264 let other threads run
+    finished = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy and x264 release the GIL
         for clip in pool.map(make, range(clips)):
-            made.append(clip)
-            progress(len(made))
-    write_manifest(made, folder / "manifest.jsonl")
+            finished.append(clip)
+            progress(len(finished))
+    write_manifest(finished, folder / "manifest.jsonl")
     return folder / "manifest.jsonl"
 
 
 def clip_name(seed: int, index: int, train_twins: bool = False) -> str:
+    """Return the file name of a clip, which is also its id."""
     return f"{'twins' if train_twins else 'shapes'}_{seed}_{index:05d}.mp4"
 
 
 def twin_of(index: int, train_twins: bool = False) -> int | None:
-    """The clip of the same split that shows the same with the roles exchanged. Every third pair is of other clips."""
-    block, place = divmod(index, 10)
-    if place < 7:  # pairs of neighbours; the seventh stays alone
-        paired = train_twins and place < 6 and (block + place // 2) % 3 != 2
-        return index + (1 if place % 2 == 0 else -1) if paired else None
-    if (block // 2 if place == 7 else block) % 3 == 2:
+    """Return the index of the clip with the same event and exchanged roles, in the same split; None if there is none.
+
+    Every third pair consists of independent clips instead.
+    """
+    block, position = divmod(index, 10)
+    if position < 7:  # train: pairs of neighbours; the seventh has no twin
+        paired = train_twins and position < 6 and (block + position // 2) % 3 != 2
+        return index + (1 if position % 2 == 0 else -1) if paired else None
+    if (block // 2 if position == 7 else block) % 3 == 2:
         return None
-    if place == 7:  # one of ten is for validation: its twin is among the next ten, or the last
+    if position == 7:  # val: one clip in each block of ten, so the twin is in the next or the previous block
         return index + (10 if block % 2 == 0 else -10)
-    return index + 1 if place == 8 else index - 1
+    return index + 1 if position == 8 else index - 1
 
 
 def scene_of(seed: int, index: int, train_twins: bool = False) -> tuple[Scene, np.random.Generator]:
-    """What clip ``index`` shows, and the generator with which to draw and describe it."""
+    """Return the scene of clip ``index``, and the random generator for its pixels and captions."""
     twin = twin_of(index, train_twins)
     generator = np.random.default_rng([seed, index if twin is None else min(index, twin)])
     events = EVENTS if twin is None else [event for event in RELATIONS if event not in SYMMETRIC]
     event = str(generator.choice(events))
-    things = cast(generator, event)
+    things = choose_objects(generator, event)
     if twin is not None and index > twin:
         things[0], things[1] = things[1], things[0]
-    while not stage(generator, event, things):
+    while not place_objects(generator, event, things):
         pass
     return Scene(event=event, things=things), generator
 
 
-def cast(generator: np.random.Generator, event: str) -> list[Thing]:
-    """Two to four things that differ in colour or shape."""
+def choose_objects(generator: np.random.Generator, event: str) -> list[Thing]:
+    """Draw two to four objects that differ in colour or shape."""
     things: list[Thing] = []
     count = int(generator.integers(2, 5))
     for label in generator.permutation(len(LABELS)):
@@ -199,15 +208,15 @@ def cast(generator: np.random.Generator, event: str) -> list[Thing]:
         things.append(Thing(colour=colour, shape=shape, size=size, radius=float(generator.uniform(*SIZES[size]))))
         if len(things) == count:
             return things
-    raise AssertionError("there are more labels than things")
+    raise AssertionError("there are more labels than objects")
 
 
-def stage(generator: np.random.Generator, event: str, things: list[Thing]) -> bool:
-    """Gives every thing its path; False if they did not fit into the frame this time."""
+def place_objects(generator: np.random.Generator, event: str, things: list[Thing]) -> bool:
+    """Set the path of every object. Return False if they do not fit in the frame; then try again."""
     actors = things[: 2 if event in RELATIONS else 1]
     for thing in things:
         thing.angle = np.full(FRAMES, generator.uniform(-0.2, 0.2))
-    play(generator, event, *actors)
+    move_actors(generator, event, *actors)
     reach = [thing.radius * thing.scale.max() for thing in actors]
     low = np.min([thing.path.min(0) - r for thing, r in zip(actors, reach, strict=True)], axis=0)
     high = np.max([thing.path.max(0) + r for thing, r in zip(actors, reach, strict=True)], axis=0)
@@ -220,7 +229,7 @@ def stage(generator: np.random.Generator, event: str, things: list[Thing]) -> bo
     for number, thing in enumerate(things[len(actors) :], start=len(actors)):
         for _ in range(200):
             begin = generator.uniform(thing.radius, 1 - thing.radius, 2)
-            drift = generator.uniform(-0.05, 0.05, 2) * generator.integers(0, 2)  # half of them stand still
+            drift = generator.uniform(-0.05, 0.05, 2) * generator.integers(0, 2)  # half of the objects stand still
             thing.path = begin + drift * time
             inside = thing.path.min() > thing.radius and thing.path.max() < 1 - thing.radius
             if inside and all(apart(thing, other) for other in things[:number]):
@@ -230,14 +239,14 @@ def stage(generator: np.random.Generator, event: str, things: list[Thing]) -> bo
     return True
 
 
-def apart(one: Thing, other: Thing) -> bool:
-    """Whether two things never come near each other."""
-    distance = np.linalg.norm(one.path - other.path, axis=1)
-    return bool((distance > one.radius * one.scale + other.radius * other.scale + 0.02).all())
+def apart(a: Thing, b: Thing) -> bool:
+    """Return whether two objects keep a distance in all frames."""
+    distance = np.linalg.norm(a.path - b.path, axis=1)
+    return bool((distance > a.radius * a.scale + b.radius * b.scale + 0.02).all())
 
 
-def play(generator: np.random.Generator, event: str, a: Thing, b: Thing | None = None) -> None:
-    """Paths of the actors around the origin."""
+def move_actors(generator: np.random.Generator, event: str, a: Thing, b: Thing | None = None) -> None:
+    """Set the paths of the event's participants, around the origin."""
     time = np.linspace(0, 1, FRAMES)
     still = np.zeros(FRAMES)
     if b is None:
@@ -259,7 +268,7 @@ def play(generator: np.random.Generator, event: str, a: Thing, b: Thing | None =
         return
     touch = a.radius + b.radius
     far = generator.uniform(0.3, 0.4)
-    # x of a, y of a, x of b, y of b, in a frame of the event's own.
+    # paths: x of a, y of a, x of b, y of b, before the rotation to a random direction.
     match event:
         case "pushes":
             contact = generator.uniform(0.3, 0.45)
@@ -293,7 +302,7 @@ def play(generator: np.random.Generator, event: str, a: Thing, b: Thing | None =
         case "approaches" | "leaves":
             way = far * (1 - time if event == "approaches" else time)
             paths = -(touch + 0.02 + way), still, still, still
-    # Up is up in a jump; anything else may happen in any direction.
+    # A jump goes upwards. Any other event gets a random direction.
     turn = generator.choice([0, np.pi]) if event == "jumps over" else generator.uniform(0, 2 * np.pi)
     across = np.array([np.cos(turn), np.sin(turn)])
     down = np.array([0.0, 1.0]) if event == "jumps over" else np.array([-np.sin(turn), np.cos(turn)])
@@ -302,22 +311,22 @@ def play(generator: np.random.Generator, event: str, a: Thing, b: Thing | None =
 
 
 def describe(scene: Scene, generator: np.random.Generator) -> tuple[str, ...]:
-    """CAPTIONS sentences, the plainest way of saying it first."""
-    ways = {**MOTIONS, **RELATIONS}[scene.event]
+    """Return CAPTIONS captions of a scene, the simplest first."""
+    templates = {**MOTIONS, **RELATIONS}[scene.event]
 
     def name(thing: Thing) -> str:
         article, size = generator.choice(["a", "the"]), generator.choice(["", f"{thing.size} "])
         return f"{article} {size}{thing.label}"
 
     plain = {role: f"a {thing.label}" for role, thing in zip("ab", scene.things, strict=False)}
-    captions = [ways[0].format(**plain)]
-    for way in generator.permutation(ways[1:])[: CAPTIONS - 1]:
-        captions.append(str(way).format(a=name(scene.things[0]), b=name(scene.things[1])))
+    captions = [templates[0].format(**plain)]
+    for template in generator.permutation(templates[1:])[: CAPTIONS - 1]:
+        captions.append(str(template).format(a=name(scene.things[0]), b=name(scene.things[1])))
     return tuple(captions)
 
 
 def texture(generator: np.random.Generator, size: int) -> np.ndarray:
-    """A dull background: (size, size, 3) float."""
+    """Return a low-contrast background, (size, size, 3) float."""
     image = generator.uniform(70, 170) + generator.normal(0, 8, 3)[None, None]
     for cells, contrast in ((3, 18), (12, 10)):
         coarse = Image.fromarray(generator.normal(0, contrast, (cells, cells)).astype(np.float32))
@@ -333,44 +342,45 @@ def texture(generator: np.random.Generator, size: int) -> np.ndarray:
 def draw(
     scene: Scene, background: np.ndarray, generator: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, list[list[int] | None]]]:
-    """Yields FRAMES times an image, (size, size, 3) uint8, and the box of each thing in it, xyxy pixels or None."""
+    """Yield FRAMES images, (size, size, 3) uint8, each with the boxes of the objects: xyxy pixels or None if hidden."""
     size = len(background)
     noise = generator.uniform(2, 7)
     tints = [np.array(COLOURS[thing.colour]) + generator.normal(0, 9, 3) for thing in scene.things]
-    # Whoever passes behind is drawn first.
+    # Later objects cover earlier ones. The agent is drawn last, except when it passes behind.
     order = range(len(scene.things)) if scene.event == "passes behind" else range(len(scene.things))[::-1]
     for frame in range(FRAMES):
         image = background.copy()
-        own, seen = {}, np.full((size, size), -1, np.int8)
+        drawn: dict[int, tuple[int, list[int]]] = {}  # object -> its area in pixels and its box
+        topmost = np.full((size, size), -1, np.int8)  # object that each pixel shows
         for index in order:
             thing = scene.things[index]
             if not thing.visible[frame]:
                 continue
             reach = thing.radius * thing.scale[frame] * size
-            middle = thing.path[frame] * size
-            left, top = np.maximum(0, np.floor(middle - reach - 1)).astype(int)
-            right, bottom = np.minimum(size, np.ceil(middle + reach + 1)).astype(int)
+            centre = thing.path[frame] * size
+            left, top = np.maximum(0, np.floor(centre - reach - 1)).astype(int)
+            right, bottom = np.minimum(size, np.ceil(centre + reach + 1)).astype(int)
             y, x = np.mgrid[top:bottom, left:right] + 0.5
-            cover = coverage(thing.shape, x - middle[0], y - middle[1], reach, thing.angle[frame])
+            cover = coverage(thing.shape, x - centre[0], y - centre[1], reach, thing.angle[frame])
             patch = image[top:bottom, left:right]
             patch += cover[..., None] * (tints[index] - patch)
             inside = cover > 0.5
-            seen[top:bottom, left:right][inside] = index
+            topmost[top:bottom, left:right][inside] = index
             rows, columns = np.nonzero(inside)
             edges = [left + columns.min(), top + rows.min(), left + columns.max() + 1, top + rows.max() + 1]
-            own[index] = (np.count_nonzero(inside), [int(edge) for edge in edges])
-        boxes = [
-            own[index][1] if index in own and np.count_nonzero(seen == index) >= IN_SIGHT * own[index][0] else None
-            for index in range(len(scene.things))
-        ]
+            drawn[index] = (np.count_nonzero(inside), [int(edge) for edge in edges])
+        boxes: list[list[int] | None] = [None] * len(scene.things)
+        for index, (area, box) in drawn.items():
+            if np.count_nonzero(topmost == index) >= IN_SIGHT * area:
+                boxes[index] = box
         image += generator.normal(0, noise, image.shape)
         yield image.clip(0, 255).astype(np.uint8), boxes
 
 
 def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: float, angle: float) -> np.ndarray:
-    """How much of each pixel a shape covers, in [0, 1]; ``radius`` is of the circle around it."""
+    """Return the share of each pixel that a shape covers, in [0, 1]. ``radius`` is that of its circumscribed circle."""
 
-    def polygon(corners: int, turn: float) -> np.ndarray:  # signed distance to the nearest side, inside below zero
+    def polygon(corners: int, turn: float) -> np.ndarray:  # signed distance to the nearest side; negative inside
         sides = turn + 2 * np.pi * np.arange(corners) / corners
         reach = radius * np.cos(np.pi / corners)
         return np.max([x * np.cos(side) + y * np.sin(side) - reach for side in sides], axis=0)
@@ -388,10 +398,10 @@ def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: float, angle: flo
 
 
 def encode(path: Path, frames: Iterator[np.ndarray], size: int) -> None:
-    """Writes an H.264 file, under its name only when it is whole."""
+    """Write an H.264 file. It is renamed to its final name when it is complete."""
     partial = path.with_name(f".{path.name}.partial")
     with av.open(str(partial), "w", format="mp4") as container:
-        # With x264's macroblock tree, equal frames gave unequal files, now and then, in one process.
+        # With x264's macroblock tree, equal frames occasionally gave different files.
         options = {"crf": "23", "preset": "veryfast", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=Fraction(FPS), options=options)
         stream.width = stream.height = size

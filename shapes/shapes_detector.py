@@ -1,5 +1,5 @@
-# The detector of Shapes, in MMDetection's configuration language: a Faster R-CNN with a ResNet-18 of a quarter of the
-# usual width. At 160 pixels it takes some 10 ms an image on a CPU.
+# The detector of Shapes as an MMDetection configuration: a Faster R-CNN with a ResNet-18 of a quarter of the usual
+# width. At 160 pixels it takes some 10 ms per image on a CPU.
 classes = tuple(
     f"{colour} {shape}"
     for colour in ("red", "green", "blue", "yellow", "purple")

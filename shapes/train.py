@@ -1,6 +1,6 @@
-"""Makes the two small networks of this folder again, on a CPU: ``python -m amex.shapes.train --help``.
+"""Train the two small networks of this folder on a CPU: ``python -m amex.shapes.train --help``.
 
-Draws Shapes, decodes and transforms them as extraction does, trains, and measures on clips of another seed.
+Draws Shapes, decodes and transforms the clips as extraction does, trains, and evaluates on clips of another seed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from rich.progress import track
 from torch import nn
 
+from ..errors import plural
 from ..extract.encoders import PRESETS, normalise
 from ..extract.encoders.mmdetection import use_mmdetection
 from ..extract.video import Feeders, Sampling, SamplingRequest, Transform, Window
@@ -25,33 +26,34 @@ from .networks import r2plus1d_tiny
 from .renderer import COLOURS, EVENTS, FPS, LABELS, make_shapes
 
 TRAIN_SEED, TEST_SEED = 1000, 2000
-# The events that a clip seen in a mirror shows instead.
+# Event -> event of the horizontally flipped clip, if they differ.
 MIRRORED = {"moves left": "moves right", "moves right": "moves left"}
 
 
 @click.group()
 def main() -> None:
-    """Train the networks that come with amex. Each takes less than an hour on two cores."""
+    """Train the networks that are part of amex. Each takes less than an hour on two cores."""
 
 
 def options(command: click.Command) -> click.Command:
+    """Add the options that both commands share."""
     for option in (
-        click.option("--work", required=True, type=click.Path(path_type=Path), help="Where to draw the clips."),
-        click.option("--out", default=FOLDER, type=click.Path(path_type=Path), help="Where to write the weights."),
-        click.option("--clips", default=2500, show_default=True, help="Clips to train on."),
-        click.option("--test-clips", default=200, show_default=True, help="Clips to measure on."),
-        click.option("--steps", default=5000, show_default=True, help="Batches of 16."),
+        click.option("--work", required=True, type=click.Path(path_type=Path), help="Folder for the drawn clips."),
+        click.option("--out", default=FOLDER, type=click.Path(path_type=Path), help="Folder for the weights."),
+        click.option("--clips", default=2500, show_default=True, help="Number of training clips."),
+        click.option("--test-clips", default=200, show_default=True, help="Number of test clips."),
+        click.option("--steps", default=5000, show_default=True, help="Number of batches of 16."),
     ):
         command = option(command)
     return command
 
 
 def shapes(work: Path, seed: int, clips: int) -> tuple[list, Path]:
-    """Clips of Shapes and the folder of their videos."""
+    """Draw clips of Shapes, unless they exist; return them and the folder of their videos."""
     folder = work / f"shapes-{seed}"
     manifest = folder / "manifest.jsonl"
     if not manifest.exists() or len(read_manifest(manifest)) != clips:
-        with click.progressbar(length=clips, label=f"drawing {clips} clips") as bar:
+        with click.progressbar(length=clips, label=f"drawing {plural(clips, 'clip')}") as bar:
             make_shapes(folder, clips=clips, seed=seed, progress=lambda done: bar.update(1))
     return read_manifest(manifest), folder / "videos"
 
@@ -59,14 +61,14 @@ def shapes(work: Path, seed: int, clips: int) -> tuple[list, Path]:
 def windows(
     feeders: Feeders, path: Path, sampling: Sampling, transform: Transform | None = None
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """The start of each window and its pixels, (frames, height, width, 3), as extraction makes them."""
+    """Yield the start of each window and its pixels, (frames, height, width, 3), as in extraction."""
     for event in feeders.read(path, [SamplingRequest(None, None, sampling, transform)]):
         if isinstance(event, Window):
             yield event.start, event.pixels.copy()
 
 
 def save(module: nn.Module, path: Path) -> nn.Module:
-    """Writes weights in half precision and returns the module with them, so that what is measured is what is kept."""
+    """Write weights in half precision; return the module with these weights, so that the saved ones are evaluated."""
     state = {name: value.half() if value.is_floating_point() else value for name, value in module.state_dict().items()}
     torch.save(state, path)
     module.load_state_dict(state)
@@ -76,21 +78,21 @@ def save(module: nn.Module, path: Path) -> nn.Module:
 @main.command()
 @options
 def clips(work: Path, out: Path, clips: int, test_clips: int, steps: int) -> None:
-    """r2plus1d_tiny: which event a window shows, and which objects; not who does it to whom."""
+    """r2plus1d_tiny: recognises the event and the objects of a window, but not their roles."""
     torch.manual_seed(0)
     preset = PRESETS["r2plus1d_tiny"]
 
     def load(seed: int, count: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """(windows, 3, frames, height, width) float16 of each clip, its event, its objects."""
+        """Return each clip's windows (windows, 3, frames, height, width) float16, and all events and objects."""
         feeders = Feeders()
-        found, folder = shapes(work, seed, count)
+        drawn, folder = shapes(work, seed, count)
         pixels = []
-        for clip in track(found, f"decoding seed {seed}"):
+        for clip in track(drawn, f"decoding seed {seed}"):
             stacks = [stack for _, stack in windows(feeders, folder / clip.video, preset.sampling, preset.transform)]
             pixels.append(normalise(torch.from_numpy(np.stack(stacks)), preset.transform).half())
-        events = torch.tensor([EVENTS.index(clip.extras["event"]) for clip in found])
+        events = torch.tensor([EVENTS.index(clip.extras["event"]) for clip in drawn])
         objects = torch.zeros(count, len(LABELS))
-        for row, clip in enumerate(found):
+        for row, clip in enumerate(drawn):
             for thing in clip.extras["objects"]:
                 objects[row, LABELS.index(thing["label"])] = 1
         return pixels, events, objects
@@ -103,14 +105,14 @@ def clips(work: Path, out: Path, clips: int, test_clips: int, steps: int) -> Non
     for step in track(range(steps), "training"):
         chosen = torch.randint(len(pixels), (16,)).tolist()
         batch = torch.stack([pixels[i][torch.randint(len(pixels[i]), ())] for i in chosen]).float()
-        wanted = events[chosen]
+        targets = events[chosen]
         flipped = torch.rand(16) < 0.5
         batch[flipped] = batch[flipped].flip(-1)
-        wanted = torch.where(flipped, mirror[wanted], wanted)
+        targets = torch.where(flipped, mirror[targets], targets)
         batch = batch * torch.empty(16, 1, 1, 1, 1).uniform_(0.8, 1.2) + torch.empty(16, 3, 1, 1, 1).uniform_(-0.1, 0.1)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             scores = module(batch).float()
-        loss = nn.functional.cross_entropy(scores[:, : len(EVENTS)], wanted)
+        loss = nn.functional.cross_entropy(scores[:, : len(EVENTS)], targets)
         loss = loss + 4 * nn.functional.binary_cross_entropy_with_logits(scores[:, len(EVENTS) :], objects[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -125,22 +127,27 @@ def clips(work: Path, out: Path, clips: int, test_clips: int, steps: int) -> Non
 def measure_clips(
     module: nn.Module, pixels: list[torch.Tensor], events: torch.Tensor, objects: torch.Tensor
 ) -> dict[str, float]:
-    """How often the event is right, and mean average precision over objects and over their colours."""
+    """Return the accuracy of events, and mean average precision over objects and over colours."""
     with torch.inference_mode():
         scores = torch.stack([module(clip.float()).mean(0) for clip in pixels])
-    right = scores[:, : len(EVENTS)].argmax(1) == events
-    present = scores[:, len(EVENTS) :]
-    by_colour = [array.reshape(len(array), len(COLOURS), -1).amax(2) for array in (present, objects)]
+    correct = scores[:, : len(EVENTS)].argmax(1) == events
+    object_scores = scores[:, len(EVENTS) :]
+    by_colour = [array.reshape(len(array), len(COLOURS), -1).amax(2) for array in (object_scores, objects)]
     return {
-        "event_accuracy": right.float().mean().item(),
-        "object_mAP": mean_average_precision(present, objects),
+        "event_accuracy": correct.float().mean().item(),
+        "object_mAP": mean_average_precision(object_scores, objects),
         "colour_mAP": mean_average_precision(*by_colour),
         "clips": len(pixels),
     }
 
 
 def mean_average_precision(scores: torch.Tensor, truth: torch.Tensor) -> float:
-    """Of (clips, classes), the mean over classes of the mean precision at each clip that has the class."""
+    """Return mAP over classes: the mean precision at the rank of each clip that has the class.
+
+    Args:
+        scores: (clips, classes).
+        truth: (clips, classes), 0 or 1.
+    """
     order = scores.argsort(0, descending=True)
     hits = truth.gather(0, order)
     precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)[:, None]
@@ -150,7 +157,7 @@ def mean_average_precision(scores: torch.Tensor, truth: torch.Tensor) -> float:
 @main.command()
 @options
 def detector(work: Path, out: Path, clips: int, test_clips: int, steps: int) -> None:
-    """shapes_detector: where the shapes are, which, and of what colour."""
+    """shapes_detector: detects the shapes with their colours."""
     use_mmdetection()
     from mmdet.evaluation import eval_map
     from mmdet.registry import MODELS
@@ -164,21 +171,21 @@ def detector(work: Path, out: Path, clips: int, test_clips: int, steps: int) -> 
     sampling = Sampling(fps=2.5, frames=1, stride=1)
 
     def load(seed: int, count: int) -> list[tuple[torch.Tensor, np.ndarray, np.ndarray]]:
-        """Image, (3, height, width) uint8 BGR as MMDetection has it, with its boxes and labels."""
+        """Return images, (3, height, width) uint8 BGR as for MMDetection, with their boxes and labels."""
         feeders = Feeders()
-        found, folder = shapes(work, seed, count)
+        drawn, folder = shapes(work, seed, count)
         images = []
-        for clip in track(found, f"decoding seed {seed}"):
+        for clip in track(drawn, f"decoding seed {seed}"):
             labels = [LABELS.index(thing["label"]) for thing in clip.extras["objects"]]
             for start, frames in windows(feeders, folder / clip.video, sampling):
-                seen = [
+                visible = [
                     (box, label)
                     for box, label in zip(clip.extras["boxes"][round(start * FPS)], labels, strict=True)
                     if box is not None
                 ]
                 image = torch.from_numpy(frames[0][..., ::-1].copy()).permute(2, 0, 1)
-                boxes = np.array([box for box, _ in seen], np.float32).reshape(-1, 4)
-                images.append((image, boxes, np.array([label for _, label in seen], np.int64)))
+                boxes = np.array([box for box, _ in visible], np.float32).reshape(-1, 4)
+                images.append((image, boxes, np.array([label for _, label in visible], np.int64)))
         return images
 
     def sample(image: torch.Tensor, boxes: np.ndarray, labels: np.ndarray, flip: bool) -> tuple[torch.Tensor, object]:
@@ -210,9 +217,9 @@ def detector(work: Path, out: Path, clips: int, test_clips: int, steps: int) -> 
     with torch.inference_mode():
         for image, boxes, labels in track(load(TEST_SEED, test_clips), "measuring"):
             inputs, wrapped = sample(image, boxes, labels, flip=False)
-            found = model.test_step({"inputs": [inputs], "data_samples": [wrapped]})[0].pred_instances
-            rows = torch.cat([found.bboxes, found.scores[:, None]], dim=1).numpy()
-            results.append([rows[found.labels.numpy() == label] for label in range(len(LABELS))])
+            detections = model.test_step({"inputs": [inputs], "data_samples": [wrapped]})[0].pred_instances
+            rows = torch.cat([detections.bboxes, detections.scores[:, None]], dim=1).numpy()
+            results.append([rows[detections.labels.numpy() == label] for label in range(len(LABELS))])
             truths.append({"bboxes": boxes, "labels": labels})
     map50, _ = eval_map(results, truths, iou_thr=0.5, logger="silent", nproc=1)
     map75, _ = eval_map(results, truths, iou_thr=0.75, logger="silent", nproc=1)
@@ -220,7 +227,7 @@ def detector(work: Path, out: Path, clips: int, test_clips: int, steps: int) -> 
 
 
 def report(path: Path, metrics: dict) -> None:
-    """What was measured, on the screen and beside the weights."""
+    """Print the metrics and write them to a file."""
     metrics = {name: round(value, 4) for name, value in metrics.items()} | {"test_seed": TEST_SEED}
     path.write_text(json.dumps(metrics, indent=1) + "\n")
     click.echo(json.dumps(metrics))

@@ -1,157 +1,164 @@
-"""Configurations: plain Python files, checked as a whole before anything heavy starts."""
+"""Configurations: plain Python files, validated as a whole before anything heavy starts."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, create_model, field_validator, model_validator
 
-from ..errors import AmexError, did_you_mean
-from .options import SECTIONS, AMENet, Model, ModelOptions, Objective, Off, Section
+from ..errors import AmexError, did_you_mean, nearest
+from .options import SECTIONS, AMENet, Model, ModelOptions, ObjectiveOptions, Section, YamlOff
+from .own import own_options
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 class ConfigError(AmexError):
-    """A configuration cannot be used as it is."""
+    """A configuration is invalid."""
 
 
-# None, a value that is settled by the size of the training split when a run begins, is called auto.
+# ``auto`` is stored as None: the value depends on the size of the training split and is set when a run begins.
 Auto = BeforeValidator(lambda value: None if value == "auto" else value)
 
 
-class Data(Section):
-    """What of the store and the manifest is trained on."""
+class DataOptions(Section):
+    """Which clips, captions and rows a run reads, and how they form batches."""
 
-    train: str = Field("train", description="the split to learn from")
-    val: str = Field("val", description="the split that chooses the checkpoint")
+    train: str = Field("train", description="the training split")
+    val: str = Field("val", description="the validation split, which selects the checkpoint")
     select_on_test: bool = Field(
-        False, description="allow data.val to share clips with the test split: test figures are then too good"
+        False, description="allow data.val to share clips with the test split; test figures are then too high"
     )
     allow_overlap: bool = Field(
         False,
-        description="allow data.train to share clips or videos with data.val or the test split, and those two to share "
-        "videos: figures are then too good",
+        description="allow data.train to share clips or videos with data.val or the test split, and these two to share "
+        "videos; figures are then too high",
     )
     batch_size: Annotated[int | None, Auto] = Field(
         64,
         ge=2,
-        description="pairs a step, over all processes; auto: 64 to 256 by the number of pairs, with objects 32 on",
+        description="pairs per step, over all processes; auto: 64 to 256 by the number of pairs, from 32 with objects",
     )
     similar: Annotated[int | None, Auto] = Field(
         0,
         ge=0,
-        description="so many pairs with the words of their captions in common follow one another, so that a batch has "
-        "negatives that differ in little, such as who does it to whom; 0: any order; auto: 8 for a model with objects",
+        description="number of pairs with similar captions to place next to each other, so that batches have hard "
+        "negatives, such as who acts on whom; 0: random order; auto: 8 for a model with objects",
     )
-    captions: Literal["one", "all"] = Field("one", description="a clip's captions an epoch: one at random, or each")
+    captions: Literal["one", "all"] = Field(
+        "one", description="captions of a clip in an epoch: one at random, or all of them"
+    )
     together: str = Field(
         "",
-        description="a key of the clips' extras that names another clip: the two follow one another, so that nearly "
-        "every batch has both or none, and each is a hard negative of the other",
+        description="a key of the clips' extras that names a partner clip: partners follow each other, so that almost "
+        "every batch contains both or neither, as hard negatives of each other",
     )
-    max_rows: int = Field(12, ge=1, description="T: rows a clip and stream, in the middle of equal segments")
+    max_rows: int = Field(12, ge=1, description="T: maximum rows of a clip and stream, one from each equal segment")
     rows: Literal["middle", "random"] = Field(
         "middle",
-        description="of more rows than max_rows: those in the middle of the segments, or in training random ones",
+        description="which row of a segment to read if a clip has more than max_rows: the middle, or in training a "
+        "random one",
     )
-    max_objects: int = Field(36, ge=1, description="N: objects a row, the surest first")
-    max_tokens: int = Field(30, ge=1, description="a caption's tokens or words")
-    min_count: int = Field(1, ge=1, description="of words learned here: rarer ones are unknown")
+    max_objects: int = Field(36, ge=1, description="N: maximum objects of a row, by highest score")
+    max_tokens: int = Field(30, ge=1, description="maximum tokens or words of a caption; later ones are cut")
+    min_count: int = Field(1, ge=1, description="minimum count of a learned word; rarer words are unknown")
     memory_gb: float = Field(
         4.0,
         ge=0,
-        description="for features of clips and captions: data.val's are kept if they fit, data.train's if both do; "
-        "others are read again in each epoch",
+        description="memory for features in GB: data.val is kept in memory if it fits, data.train if both fit; else "
+        "features are read again in each epoch",
     )
-    workers: int = Field(2, ge=0, description="processes that read training features ahead, if not kept in memory")
+    workers: int = Field(2, ge=0, description="processes that prefetch training features not kept in memory")
 
 
-class Train(Section):
-    """How it is learned."""
+class TrainOptions(Section):
+    """Optimizer, schedule and duration of a run."""
 
     epochs: Annotated[int | None, Auto] = Field(
-        None, ge=1, description="auto: as many as show each pair 15 times, on few pairs more often"
+        None, ge=1, description="number of epochs; auto: enough to show each pair 15 times, more often for few pairs"
     )
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw"] = Field("adam", description="the optimizer")
     lr: Annotated[float | None, Auto] = Field(
-        2e-4, gt=0, description="auto: 1e-3; without objects less on fewer than 7,000 pairs"
+        2e-4, gt=0, description="learning rate; auto: 1e-3, without objects lower below 7,000 pairs"
     )
     weight_decay: float = Field(
-        0.0, ge=0, description="of weights and embeddings; biases, norms, temperature have none"
+        0.0, ge=0, description="weight decay of weights and embeddings, not of biases, norms or the temperature"
     )
     schedule: Literal["plateau", "cosine", "constant"] = Field(
         "plateau",
-        description="plateau: halve the rate when the validation's rsum stands still; cosine: let it fall to 0 at the "
-        "last epoch",
+        description="learning rate schedule; plateau: halve the rate when validation rsum stalls; cosine: decay to 0 "
+        "at the last epoch",
     )
-    patience: int = Field(5, ge=1, description="epochs without a better rsum after which plateau halves the rate")
+    patience: int = Field(5, ge=1, description="epochs without a better rsum before plateau halves the rate")
     warmup: Annotated[int | None, Auto] = Field(
-        0, ge=0, description="steps over which the rate rises; auto: a tenth of all"
+        0, ge=0, description="warmup steps, over which the rate rises; auto: a tenth of all steps"
     )
-    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    clip_grad: float | None = Field(None, gt=0, description="maximum norm of the gradient; None: no limit")
     accumulate: int = Field(
-        1, ge=1, description="batches whose gradients are added up for one step; each has its own negatives"
+        1, ge=1, description="batches whose gradients are summed into one step; each batch has its own negatives"
     )
     encode_at_once: int = Field(
         0,
         ge=0,
-        description="pairs of a batch that are encoded at once, for batches that do not fit in memory: each is encoded "
-        "twice, the negatives are those of the whole batch (GradCache); 0: all",
+        description="pairs of a batch to encode at once, for batches that exceed memory: each pair is encoded twice, "
+        "and the negatives still come from the whole batch (GradCache); 0: all",
     )
     ema: float = Field(
-        0.0, ge=0, lt=1, description="decay of an average of the weights that is validated and kept; 0: none"
+        0.0, ge=0, lt=1, description="decay of the moving average of weights to validate and save; 0: no average"
     )
-    amp: Annotated[Literal["auto", "off", "bf16", "fp16"], Off] = Field(
-        "auto", description="auto: bf16 on a GPU, off on a CPU"
+    amp: Annotated[Literal["auto", "off", "bf16", "fp16"], YamlOff] = Field(
+        "auto", description="mixed precision; auto: bf16 on a GPU, off on a CPU"
     )
-    val_every: Annotated[int | None, Auto] = Field(1, ge=1, description="epochs; auto: ten times a run")
+    val_every: Annotated[int | None, Auto] = Field(
+        1, ge=1, description="epochs between validations; auto: ten validations per run"
+    )
     keep: Annotated[Literal["best", "last"] | None, Auto] = Field(
-        "best", description="the checkpoint that is used; auto: the last where data.val has too few clips to choose"
+        "best", description="the checkpoint to save as best.pth; auto: last if data.val has too few clips to choose"
     )
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, description="seed of all random numbers")
 
     @field_validator("encode_at_once")
     @classmethod
-    def _more_than_one(cls, value: int) -> int:
-        if value == 1:  # batch normalisation has no variance over one
-            raise ValueError("two pairs or more are encoded at once, or 0 for all")
+    def _not_one(cls, value: int) -> int:
+        if value == 1:  # batch normalisation needs a variance
+            raise ValueError("encode two or more pairs at once, or 0 for all")
         return value
 
 
 class Config(Section):
-    """A whole configuration. Validation lists everything that is wrong with it."""
+    """A complete configuration. Validation lists all its errors."""
 
     model: Model = AMENet()
-    objective: Objective = Objective(**AMENet.own["objective"])
-    data: Data = Data()
-    train: Train = Train()
+    objective: ObjectiveOptions = ObjectiveOptions(**AMENet.section_defaults["objective"])
+    data: DataOptions = DataOptions()
+    train: TrainOptions = TrainOptions()
 
     @model_validator(mode="before")
     @classmethod
-    def _as_the_model_prefers(cls, values: Any) -> Any:
-        """What the other sections leave open is the model's own choice."""
+    def _apply_model_defaults(cls, values: Any) -> Any:
+        """Fill the other sections with the defaults of the model."""
         model = values.get("model", {}) if isinstance(values, dict) else None
-        options = SECTIONS.get(model.get("name", "amenet")) if isinstance(model, dict) else None
+        options = options_of(model.get("name", "amenet")) if isinstance(model, dict) else None
         if options is None:
             return values
-        chosen = {}
-        for section, preferred in options.own.items():
-            given, own = values.get(section, {}), dict(preferred)
-            if not isinstance(given, dict):
+        completed = {}
+        for section, defaults in options.section_defaults.items():
+            user, defaults = values.get(section, {}), dict(defaults)
+            if not isinstance(user, dict):
                 continue
-            if {"hinge", "contrastive"} & given.keys():
-                own = {key: value for key, value in own.items() if key not in ("hinge", "contrastive")}
-            chosen[section] = own | given
-        return values | chosen
+            if {"hinge", "contrastive"} & user.keys():
+                defaults = {key: value for key, value in defaults.items() if key not in ("hinge", "contrastive")}
+            completed[section] = defaults | user
+        return values | completed
 
     @property
     def concepts(self) -> dict[str, int]:
-        """By kind how many concepts of captions are told apart at most; none where neither model nor objective does."""
+        """Maximum number of concepts by kind; empty if neither the model nor the objective uses concepts."""
         if not (self.model.has_concepts or self.objective.concepts):
             return {}
         return {
@@ -162,30 +169,49 @@ class Config(Section):
 
     @property
     def reads_graphs(self) -> bool:
-        """Whether training needs role graphs, for the model's captions or for concepts."""
+        """Whether training needs role graphs, for the model's input or for concepts."""
         return self.model.needs_graphs or bool(self.concepts)
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON has it; ``Config.model_validate`` reads it back."""
+    def to_json(self) -> dict[str, Any]:
+        """Return values that JSON can store; ``check_config`` reads them back."""
         return self.model_dump(mode="json")
 
 
 MODELS = tuple(SECTIONS)
 
 
+def options_of(model: str) -> type[ModelOptions] | None:
+    """Return the options class of a model by name, or of your own by ``python:MODULE:CLASS``; None if unknown."""
+    return own_options(model) if is_own(model) else SECTIONS.get(model)
+
+
+def is_own(model: Any) -> bool:
+    return isinstance(model, str) and model.startswith("python:")
+
+
+@functools.cache
+def config_class(model: str) -> type[Config]:
+    """Return the class of configurations of a model: ``Config``, or one with the options of your own model."""
+    if not is_own(model):
+        return Config
+    options = own_options(model)
+    return create_model("Config", __base__=Config, model=(options, options()))
+
+
 def known_configs() -> list[str]:
-    """Names of the configuration files that come with amex."""
+    """Return the names of the configuration files that come with amex."""
     return sorted(path.stem for path in CONFIGS.glob("*.py") if not path.stem.startswith("_"))
 
 
 def load_config(which: str, settings: Iterable[str] = ()) -> Config:
-    """A configuration by the name of a model, of a file that comes with amex, or by its path.
+    """Read a configuration by the name of a model, by the name of a file that comes with amex, or by path.
 
     Args:
-        settings: ``section.key=value``, values as YAML has them, applied on top.
+        which: the name or path.
+        settings: ``section.key=value`` with YAML values; they override the file.
 
     Raises:
-        ConfigError: listing everything that is wrong, a line each.
+        ConfigError: listing all errors, one per line.
     """
     values = _read(which)
     values.setdefault("model", {}).setdefault("name", "amenet")
@@ -202,31 +228,31 @@ def load_config(which: str, settings: Iterable[str] = ()) -> Config:
         except yaml.YAMLError:
             problems.append(f"--set {setting}: {text!r} cannot be read as a value")
             continue
-        # YAML has no exponent without a dot: 1e-4 is text to it.
+        # YAML reads 1e-4, which has no dot, as text.
         values.setdefault(section, {})[name] = _number(value)
     return check_config(values, which, problems)
 
 
 def variants_of(which: str) -> dict[str, list[str]]:
-    """The ``variants`` of a configuration file: name -> settings, as ``load_config`` takes them.
+    """Return the ``variants`` of a configuration file: name -> settings for ``load_config``.
 
-    ``default`` is the configuration as it is.
+    ``default`` is the configuration without changes.
     """
-    found = _sections(_path(which)).get("variants", {}) if which not in MODELS else {}
-    if not all(isinstance(changes, list) for changes in found.values()):
-        raise ConfigError(f"{which}: variants are written {{'name': ['model.dropout=0.3', ...], ...}}")
-    named = {str(name): [str(change) for change in changes] for name, changes in found.items()}
-    return {"default": []} | named
+    variants = _sections(_path(which)).get("variants", {}) if which not in MODELS and not is_own(which) else {}
+    if not all(isinstance(changes, list) for changes in variants.values()):
+        raise ConfigError(f"{which}: write variants as {{'name': ['model.dropout=0.3', ...], ...}}")
+    return {"default": []} | {str(name): [str(change) for change in changes] for name, changes in variants.items()}
 
 
 def check_config(values: dict[str, Any], source: str, problems: list[str] | None = None) -> Config:
-    """The configuration that plain values describe; raises ConfigError with all that is wrong with them."""
+    """Validate plain values; raise a ConfigError that lists all ``problems``, known and new."""
     problems = list(problems or [])
     config = None
     try:
-        config = Config.model_validate(values)
+        model = values.get("model")
+        config = config_class(model.get("name", "") if isinstance(model, dict) else "").model_validate(values)
     except ValidationError as error:
-        problems += [_said(entry) for entry in error.errors()]
+        problems += [_error_line(entry) for entry in error.errors()]
     if problems or config is None:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise ConfigError(f"{source}: {len(problems)} {'error' if len(problems) == 1 else 'errors'}\n{lines}")
@@ -234,48 +260,48 @@ def check_config(values: dict[str, Any], source: str, problems: list[str] | None
 
 
 def _read(which: str) -> dict[str, Any]:
-    if which in MODELS:
+    if which in MODELS or is_own(which):
         return {"model": {"name": which}}
     values = _sections(_path(which))
-    values.pop("variants", None)  # what ``amex ablate`` compares
+    values.pop("variants", None)  # read by ``amex ablate``
     return values
 
 
 def _path(which: str) -> Path:
-    """The configuration file that a name or a path means."""
+    """Return the configuration file for a name or path."""
     if which.endswith(".py"):
         return Path(which)
     if which not in known_configs():
         known = (*MODELS, *known_configs())
-        there = f"there is {', '.join(known)}, or a path to a .py file"
-        raise ConfigError(f"unknown model or configuration {which!r}; {there}{did_you_mean(which, known)}")
+        listed = f"known are {', '.join(known)}, or a path to a .py file"
+        raise ConfigError(f"unknown model or configuration {which!r}; {listed}{did_you_mean(which, known)}")
     return CONFIGS / f"{which}.py"
 
 
 def _sections(path: Path) -> dict[str, Any]:
-    """The sections a configuration file leaves behind when it is run."""
+    """Run a configuration file and return its sections."""
     import runpy
 
     if not path.is_file():
         raise ConfigError(f"the configuration {path} does not exist")
     try:
-        left = runpy.run_path(os.fspath(path))
-    except Exception as error:  # whatever a user's file may do
+        variables = runpy.run_path(os.fspath(path))
+    except Exception as error:  # a user's file may raise anything
         raise ConfigError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    names = [name for name in left if not name.startswith("_") and isinstance(left[name], dict)]
-    sections = {name: dict(left[name]) for name in names}
-    if base := left.get("base"):
-        shared = _sections(_base(str(base), path))
-        sections = {name: shared.get(name, {}) | sections.get(name, {}) for name in {**shared, **sections}}
+    names = [name for name in variables if not name.startswith("_") and isinstance(variables[name], dict)]
+    sections = {name: dict(variables[name]) for name in names}
+    if base := variables.get("base"):
+        inherited = _sections(_base(str(base), path))
+        sections = {name: inherited.get(name, {}) | sections.get(name, {}) for name in {**inherited, **sections}}
     return sections
 
 
 def _base(name: str, path: Path) -> Path:
-    """The file that the configuration in ``path`` is based on: a name of amex's, or a path from its own folder."""
+    """Return the base file of the configuration in ``path``: a name of amex's, or a path relative to its folder."""
     if name.endswith(".py"):
         return path.parent / name
-    if (found := CONFIGS / f"{name}.py").is_file():
-        return found
+    if (file := CONFIGS / f"{name}.py").is_file():
+        return file
     known = sorted(file.stem for file in CONFIGS.glob("*.py") if file.stem != "__init__")
     raise ConfigError(f"{path}: base={name!r} is no configuration of amex{did_you_mean(name, known)}")
 
@@ -287,27 +313,57 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _elsewhere(key: str, model: type[Section] | None) -> str:
-    """``; did you mean 'objective.margin'?`` for a key that another section has."""
+def _suggestion(key: str, known: list[str], model: type[Section] | None) -> str:
+    """Suggest the option that is meant, as ``; did you mean 'objective.margin'?``; else return an empty text.
+
+    Args:
+        key: an unknown key.
+        known: the keys of its section.
+    """
     sections = {name: field.annotation for name, field in Config.model_fields.items()}
     sections["model"] = model or ModelOptions
-    names = [f"{name}.{key}" for name, section in sections.items() if key in section.model_fields]
-    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
+    named: dict[str, list[str]] = {}
+    for name, section in sections.items():
+        for option in section.model_fields:
+            named.setdefault(option, []).append(f"{name}.{option}")
+    if key in named:
+        return f"; did you mean {' or '.join(map(repr, named[key]))}?"
+    if near := did_you_mean(key, known):
+        return near
+    begin_alike = [option for option in named if option[:4] == key[:4]]
+    options = [option for match in nearest(key, begin_alike, 1) for option in named[match]]
+    return f"; did you mean {' or '.join(map(repr, options))}?" if options else ""
 
 
-def _said(entry: Any) -> str:
-    """One of pydantic's errors as a line: where, what, and for an unknown key what it might have been."""
+# What a value must be, by the beginning of pydantic's type of error.
+EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "list": "a list such as [a, b]",
+    "dict": "a mapping such as {fused: 1.0}",
+}
+
+
+def _error_line(entry: Any) -> str:
+    """Format one of pydantic's errors as a line: the key, the problem, and for an unknown key a suggestion."""
     path = list(entry["loc"])
-    model = SECTIONS.get(str(path.pop(1))) if path[0] == "model" and len(path) > 1 else None
+    model = SECTIONS.get(str(path[1])) if path[0] == "model" and len(path) > 1 else None
+    if model:  # the union tells its members apart by name
+        path.pop(1)
     where = ".".join(str(part) for part in path)
     if entry["type"] == "extra_forbidden":
         section = model or (Config.model_fields[path[0]].annotation if len(path) > 1 else Config)
         known, key = list(section.model_fields), str(path[-1])
-        near = _elsewhere(key, model) if len(path) > 1 else ""
-        losses = "; losses are in the section objective" if model else ""
-        return f"{where}: unknown key" + (near or did_you_mean(key, known) or f"; known are {', '.join(known)}{losses}")
+        near = _suggestion(key, known, model) if len(path) > 1 else did_you_mean(key, known)
+        losses = "; losses are in section objective" if model else ""
+        return f"{where}: unknown key" + (near or f"; known are {', '.join(known)}{losses}")
     if entry["type"].startswith("union_tag"):
-        return f"model.name: there is {', '.join(MODELS)}, got {entry['input'].get('name')!r}"
-    message = entry["msg"].removeprefix("Value error, ")
-    given = "" if entry["type"] == "value_error" else f", got {entry['input']!r}"
-    return f"{where}: {message}{given}"
+        return f"model.name: known are {', '.join(MODELS)}, got {entry['input'].get('name')!r}"
+    message = entry["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    kind, _, problem = entry["type"].partition("_")
+    if kind in EXPECTED and problem in ("type", "parsing", "from_float"):
+        message = f"must be {EXPECTED[kind]}"
+    actual = "" if entry["type"] == "value_error" else f", got {entry['input']!r}"
+    return f"{where}: {message}{actual}"

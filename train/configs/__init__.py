@@ -1,1 +1,1 @@
-"""Configurations, one file a model and data set. `amex configs` lists them; they are run, not imported."""
+"""Configurations, one file for each model and data set. `amex configs` lists them; files are executed, not imported."""

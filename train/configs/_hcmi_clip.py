@@ -1,8 +1,8 @@
-"""HCMI on CLIP ViT-B/32: frames from the store, the text tower trained along. Base of its configurations."""
+"""HCMI on CLIP ViT-B/32: frames from the store, the text tower trained with the model. Base of its configurations."""
 
 model = {
     "streams": ["clip_vit_b32"],
-    # Without a network: a folder, or --set model.text=text_clip and the stream of that name.
+    # Offline: name a folder, or --set model.text=text_clip with the stream of that name.
     "text": "tower:openai/clip-vit-base-patch32",
     "dim": 512,
     "project": False,
@@ -15,7 +15,7 @@ data = {
     "rows": "random",
     "max_tokens": 32,
 }
-# CLIP4Clip's and DRL's; HCMI's own are not known.
+# Settings of CLIP4Clip and DRL; those of HCMI are not published.
 train = {
     "epochs": 5,
     "optimizer": "adamw",

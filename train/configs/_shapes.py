@@ -4,7 +4,7 @@ model = {
     "dim": 256,
 }
 data = {
-    # Small batches: what counts here is the number of steps.
+    # Small batches, because the number of steps matters most here.
     "batch_size": 32,
     "max_objects": 6,
 }

@@ -1,9 +1,9 @@
-"""Shapes for models that see its objects. Base of their configurations."""
+"""Shapes for models that read object streams. Base of their configurations."""
 
 base = "_shapes"
 model = {
-    # Up to four objects and a few false ones, in 12 frames: the graph can be small. Two layers, so that an object knows
-    # how it moves (temporal edges) before the others hear of it (spatial edges).
+    # Up to four objects and a few false detections in 12 frames: a small graph suffices. With two layers, an object's
+    # own motion (temporal edges) reaches the other objects (spatial edges).
     "graph": "both",
     "graph_dim": 96,
     "graphs": 2,

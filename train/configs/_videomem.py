@@ -2,7 +2,7 @@
 
 model = {
     "dim": 512,
-    # The features are probabilities, most of them next to 0. Their log-odds say how near.
+    # The features are probabilities, most of them close to 0. Log-odds resolve small values.
     "scaling": "logit",
     "dropout": 0.3,
 }

@@ -14,6 +14,6 @@ train = {
     "lr": 3e-4,
     "weight_decay": 1e-2,
     "schedule": "cosine",
-    # The schedule's end counts: forty clips to validate on cannot choose between epochs.
+    # Keep the end of the schedule: forty validation clips cannot distinguish epochs.
     "val_every": 30,
 }

@@ -1,4 +1,4 @@
-"""AME-Net for `amex demo`: on 400 clips of Shapes, with twins for training too, to know who does it to whom.
+"""AME-Net for `amex demo`: on 400 clips of Shapes, with twins for training too, to learn the roles.
 
 amex manifest shapes --out demo --clips 400 --train-twins
 amex train amenet_demo --store demo.zarr --manifest demo/manifest.jsonl --work-dir W
@@ -9,7 +9,7 @@ model = {
     "name": "amenet",
 }
 data = {
-    # Of a clip and its twin in one batch only the roles tell which caption is whose.
+    # With a clip and its twin in one batch, only the roles distinguish their captions.
     "together": "swapped",
     "similar": 0,
 }

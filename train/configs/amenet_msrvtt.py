@@ -16,6 +16,6 @@ data = {
     "max_rows": 8,
     "max_objects": 36,
     "max_tokens": 30,
-    # One of the twenty, at random, a clip and epoch.
+    # In each epoch, one random caption of the twenty of each clip.
     "captions": "one",
 }

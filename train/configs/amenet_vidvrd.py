@@ -14,7 +14,7 @@ variants = {
     "linear": ["model.hidden=0"],
     "reversal": ["objective.adversary=reversal", "objective.adversary_weight=0.3"],
     "alternating": ["objective.adversary=alternating", "objective.adversary_weight=0.3"],
-    # A critic that learns more slowly than the encoders is run away from: the gap then grows.
+    # A critic that learns more slowly than the encoders falls behind, and the gap grows.
     "wasserstein": [
         "objective.adversary=wasserstein",
         "objective.adversary_weight=0.3",

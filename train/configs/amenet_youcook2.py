@@ -7,8 +7,8 @@ amex train amenet_youcook2 --store yc2.zarr --manifest yc2.jsonl --work-dir W
 
 amex eval W --split test
 
-The official validation clips are the split test: there are no public captions of others. The manifest carves val, which
-chooses the checkpoint, from train: 541 clips of 72 videos, so that 9,796 of the 10,337 are learned from.
+The official validation clips are the split test, since no other captions are public. The manifest takes val, which
+chooses the checkpoint, from train: 541 clips of 72 videos. 9,796 of the 10,337 training clips remain.
 """
 
 model = {

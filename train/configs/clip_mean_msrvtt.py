@@ -1,4 +1,4 @@
-"""Mean-pooled CLIP on MSR-VTT: nothing to learn.
+"""Mean-pooled CLIP on MSR-VTT; only the temperature is learned.
 
 amex extract --manifest msrvtt.jsonl --videos V --store msrvtt.zarr --stream clip_vit_b32 --stream text_clip
 amex train clip_mean_msrvtt --store msrvtt.zarr --manifest msrvtt.jsonl --work-dir W

@@ -5,7 +5,7 @@ amex train hcmi_didemo --store didemo.zarr --manifest didemo.jsonl --work-dir W
 """
 
 base = "_hcmi_clip"
-# 64 frames in 16 groups, 64 words in 8: on MSR-VTT it is 12 frames in 4, 32 words in 4.
+# More groups for longer inputs: 64 frames in 16, 64 words in 8. On MSR-VTT: 12 frames in 4, 32 words in 4.
 model = {
     "name": "hcmi",
     "clips": 16,
@@ -15,7 +15,7 @@ data = {
     "max_rows": 64,
     "max_tokens": 64,
 }
-# A tenth of the steps.
+# A tenth of all steps.
 train = {
     "warmup": 33,
 }

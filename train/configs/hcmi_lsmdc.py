@@ -8,7 +8,7 @@ base = "_hcmi_clip"
 model = {
     "name": "hcmi",
 }
-# A tenth of the steps.
+# A tenth of all steps.
 train = {
     "warmup": 400,
 }

@@ -9,7 +9,7 @@ model = {
     "streams": ["r2plus1d_tiny", "objects"],
     "scaling": "layernorm",
 }
-# Two draws of a clip's rows are alike in kind, for the denoising.
+# Random rows, so that both draws of a clip for the denoising have the same distribution.
 data = {
     "rows": "random",
 }

@@ -7,7 +7,7 @@ base = "_videomem"
 model = {
     "name": "hcmi",
 }
-# Two draws of a clip's rows are alike in kind, for the denoising.
+# Random rows, so that both draws of a clip for the denoising have the same distribution.
 data = {
     "rows": "random",
 }

@@ -7,10 +7,10 @@ base = "_vidvrd"
 model = {
     "name": "hcmi",
 }
-# By the paper's rule no clip is ever as near as a clip's own draws. With a slack of 0.2 some are, a quarter of them
-# with the same caption; on validation that is as good as 0.1, where hardly any is.
+# By the paper's rule, no other clip is as close as a clip's own draws. With a slack of 0.2 some are, and a quarter of
+# these have the same caption. With 0.1 almost none is; validation figures are equal.
 objective = {"denoise_slack": 0.2}
-# Two draws of a clip's rows are alike in kind, for the denoising.
+# Random rows, so that both draws of a clip for the denoising have the same distribution.
 data = {
     "rows": "random",
 }

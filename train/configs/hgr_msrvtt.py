@@ -10,7 +10,7 @@ model = {
     "streams": ["resnet152"],
 }
 objective = {
-    # The release ranks captions of one video against each other. It begins with GloVe vectors: word_vectors=glove.txt
+    # The release ranks captions of one video against each other, and starts from GloVe: word_vectors=glove.txt
     "same_clip": "negative",
     "same_caption": "negative",
 }

@@ -1,4 +1,4 @@
-"""MCSAN on MSR-VTT, with HANet's settings where its own are not known: ResNet-152 frames, at most 20.
+"""MCSAN on MSR-VTT, with the settings of HANet, since its own are not published: ResNet-152 frames, at most 20.
 
 amex extract --manifest msrvtt.jsonl --videos V --store msrvtt.zarr --stream resnet152
 amex manifest parse msrvtt.jsonl

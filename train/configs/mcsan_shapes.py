@@ -1,4 +1,4 @@
-"""MCSAN on Shapes, the embedded data set; objects beside clip features, so that there is a role to be seen.
+"""MCSAN on Shapes, the embedded data set; objects beside clip features, since only objects show roles.
 
 amex manifest parse shapes/manifest.jsonl
 amex train mcsan_shapes --store shapes.zarr --manifest shapes/manifest.jsonl --work-dir W

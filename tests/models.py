@@ -1,4 +1,4 @@
-"""Small transformers models with tokenizers of their own, as directories."""
+"""Directories of small transformers models with their own tokenizers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WORDS = [
 
 
 def tiny_bert(folder: Path) -> Path:
-    """A BERT of two layers, 32 wide, whose tokenizer knows WORDS."""
+    """Write a BERT with two layers of width 32 and a tokenizer of WORDS."""
     folder.mkdir(parents=True)
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
@@ -55,7 +55,7 @@ def tiny_bert(folder: Path) -> Path:
 
 
 def tiny_clip(folder: Path, *, side: int = 32, patch: int = 8, dim: int = 24) -> Path:
-    """A CLIP with towers of two layers that looks at 32x32 pixels and projects to 24, unless told otherwise."""
+    """Write a CLIP. By default its towers have two layers, images are 32x32 pixels and the projection has length 24."""
     folder.mkdir(parents=True)
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -79,7 +79,7 @@ SQUARE = {"height": 32, "width": 32}
 
 
 def vision_models() -> dict[str, tuple[PreTrainedConfig, BaseImageProcessor]]:
-    """Tiny models that look at single frames: their configuration, and what prepares frames for them."""
+    """Return tiny image models: family -> configuration and processor."""
     patches = {"image_size": 32, "patch_size": 8}
     few = {key: value for key, value in LAYERS.items() if key != "intermediate_size"}
     text = {"vocab_size": 30, "bos_token_id": 1, "eos_token_id": 2, **LAYERS}
@@ -118,7 +118,7 @@ def vision_models() -> dict[str, tuple[PreTrainedConfig, BaseImageProcessor]]:
 
 
 def video_models() -> dict[str, tuple[PreTrainedConfig, BaseVideoProcessor]]:
-    """Tiny models that look at windows of four frames, and what prepares frames for them."""
+    """Return tiny video models with windows of four frames: family -> configuration and processor."""
     patches = {"image_size": 32, "patch_size": 8, "num_frames": 4}
     short = {"size": {"shortest_edge": 32}, "crop_size": SQUARE}
     predictor = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
@@ -135,7 +135,7 @@ def video_models() -> dict[str, tuple[PreTrainedConfig, BaseVideoProcessor]]:
 
 
 def save_model(config: PreTrainedConfig, processor: BaseImageProcessor | BaseVideoProcessor, folder: Path) -> Path:
-    """A model with drawn weights, and what prepares its frames, as a directory."""
+    """Write a model with random weights and its processor to a directory."""
     torch.manual_seed(0)
     t.AutoModel.from_config(config).save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What captions are read as by every model: words, words with vectors from elsewhere, tokens of a stream, a tower."""
+"""Every model reads captions in every form: words, words with given vectors, tokens of a stream, a tower."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from models import tiny_bert
 from tiny import lines
 
+from amex import load
 from amex.errors import AmexError
 from amex.extract.encoders.text import plan_text
-from amex.train import load
 from amex.train.checkpoint import load_checkpoint
-from amex.train.models.text import words_of
+from amex.train.models.text import average_words
 from amex.train.towers import build_tower, freeze_first, tower_settings, tower_vocabulary, word_vectors
 
 CAPTIONS = (
@@ -76,11 +76,11 @@ def test_every_model_reads_captions_in_every_way(
     assert amex("eval", tmp_path / "w", "--json").exit_code == 0
 
 
-def test_phrases_are_made_of_the_tokens_of_a_stream(made: tuple[Path, Path], bert: Path, tmp_path: Path) -> None:
+def test_phrases_are_pooled_from_the_tokens_of_a_stream(made: tuple[Path, Path], bert: Path, tmp_path: Path) -> None:
     run = train(made, tmp_path / "w", "hgr", "model.text=tokens", f"model.tokenizer={bert}")
     assert run.exit_code == 0, run.output
     assert amex("eval", tmp_path / "w").exit_code == 0  # by the tokenizer in the checkpoint
-    # A new text is cut where the stream's model cuts it, as those of the stream are.
+    # A new text is cut at the length at which the stream's model cuts.
     assert len(load(tmp_path / "w", text_encoder=str(bert)).embed_text(["a red circle", "a red circle " * 400])) == 2
 
 
@@ -90,14 +90,14 @@ def test_a_word_is_the_mean_of_its_tokens(seed: int, sizes: tuple[int, int, int]
     captions, tokens, words = sizes
     rng = np.random.default_rng(seed)
     values, word_of = rng.standard_normal((captions, tokens, 2)), rng.integers(-1, words + 2, (captions, tokens))
-    found = words_of(torch.from_numpy(values), torch.from_numpy(word_of), words)
+    actual = average_words(torch.from_numpy(values), torch.from_numpy(word_of), words)
     for caption in range(captions):
         for word in range(words):
             own = values[caption, word_of[caption] == word]
-            assert np.allclose(found[caption, word], own.mean(0) if len(own) else 0)
+            assert np.allclose(actual[caption, word], own.mean(0) if len(own) else 0)
 
 
-def test_tokens_are_of_the_words_between_blanks(bert: Path) -> None:
+def test_each_token_belongs_to_the_word_between_spaces(bert: Path) -> None:
     vocabulary = tower_vocabulary(str(bert))
     assert vocabulary.word_of(["the circles is  pushed", "a red, circle"]) == [
         [-1, 0, 1, 1, 2, 3, -1],
@@ -105,13 +105,13 @@ def test_tokens_are_of_the_words_between_blanks(bert: Path) -> None:
     ]
 
 
-def test_words_of_a_stream_are_those_of_the_tower_that_made_it(bert: Path) -> None:
+def test_words_of_a_stream_equal_those_of_its_tower(bert: Path) -> None:
     encoded, _ = plan_text("t", model=str(bert), precision="fp32").encoder("cpu")(list(CAPTIONS))
     words = tower_vocabulary(str(bert)).word_of(CAPTIONS)
     assert [len(arrays["values"]) for arrays in encoded] == [len(places) for places in words]
 
 
-def test_the_last_layers_of_a_tower_learn_and_others_stay(made: tuple[Path, Path], bert: Path, tmp_path: Path) -> None:
+def test_only_the_last_layers_of_a_tower_are_trained(made: tuple[Path, Path], bert: Path, tmp_path: Path) -> None:
     changes = (f"model.text=tower:{bert}", "model.tower_layers=1", "model.tower_lr=1.0")
     assert train(made, tmp_path / "w", "dual_encoding", *changes).exit_code == 0
     from transformers import BertModel
@@ -133,22 +133,22 @@ def test_word_vectors_come_from_files_and_tables_of_tokens(bert: Path, tmp_path:
     np.savez(tmp_path / "v.npz", words=np.array(["red", "blue"]), vectors=vectors)
     (tmp_path / "v.txt").write_text("2 3\nred 0 1 2\nblue 3 4 5\n")
     for name in ("v.npz", "v.txt"):
-        found, known = word_vectors(str(tmp_path / name), ["blue", "unheard", "red"])
+        actual, known = word_vectors(str(tmp_path / name), ["blue", "unheard", "red"])
         assert known.tolist() == [True, False, True]
-        assert found[known].tolist() == vectors[::-1].tolist()
+        assert actual[known].tolist() == vectors[::-1].tolist()
     from transformers import BertModel
 
     table = BertModel.from_pretrained(bert).get_input_embeddings().weight.detach()
     number = tower_vocabulary(str(bert)).tokenizer.token_to_id
-    found, known = word_vectors(str(bert), ["circles", "xyzzy"])
+    actual, known = word_vectors(str(bert), ["circles", "xyzzy"])
     assert known.tolist() == [True, False]
-    assert np.allclose(found[0], table[[number("circle"), number("##s")]].mean(0), atol=1e-6)
+    assert np.allclose(actual[0], table[[number("circle"), number("##s")]].mean(0), atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("none.npz", None, "there is no such file"),
+        ("none.npz", None, "the file does not exist"),
         ("v.txt", "", "it is empty"),
         ("v.txt", "red 1 2\nblue 1\n", "line 2 is not a word and 2 numbers"),
         ("v.txt", "red one two\n", "holds no word vectors"),
@@ -156,7 +156,9 @@ def test_word_vectors_come_from_files_and_tables_of_tokens(bert: Path, tmp_path:
         ("v.npz", "red", "holds no word vectors"),
     ],
 )
-def test_word_vectors_that_are_none_are_one_line(name: str, content: str | None, words: str, tmp_path: Path) -> None:
+def test_invalid_word_vectors_are_an_error_in_one_line(
+    name: str, content: str | None, words: str, tmp_path: Path
+) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(AmexError, match=words) as error:
@@ -168,12 +170,12 @@ def test_word_vectors_that_are_none_are_one_line(name: str, content: str | None,
 def test_the_tokenizer_of_another_model_is_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
     run = train(made, tmp_path / "w", "hgr", "model.text=tokens", "model.tokenizer=minilm")
     assert run.exit_code == 1
-    assert "minilm makes other tokens of" in run.output
+    assert "the tokens of minilm for" in run.output
     assert len(run.output.strip().splitlines()) == 1
 
 
-def test_a_bag_of_words_stands_beside_a_stream_alone(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_bag_of_words_needs_a_text_stream(made: tuple[Path, Path], tmp_path: Path) -> None:
     run = train(made, tmp_path / "w", "dual_encoding", "model.text=tower:minilm", "model.text_bag=true")
     assert run.exit_code == 1
-    assert "text_bag stands beside a stream's token features" in run.output
-    assert "learns nothing" in train(made, tmp_path / "w", "clip_mean", "model.text=words").output
+    assert "text_bag needs the token features of a stream" in run.output
+    assert "trains no text model" in train(made, tmp_path / "w", "clip_mean", "model.text=words").output

@@ -1,4 +1,4 @@
-"""HCMI: what its outline says must hold of grouping and of how tokens meet."""
+"""HCMI: properties of grouping and of token matching that its outline requires."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_order_of_frames_changes_no_group(reading: str) -> None:
     x, mask = torch.randn(2, 5, 8), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
     groups, _ = layer(x, mask)
     again, _ = layer(x[:, order], mask[:, order])
-    assert torch.allclose(groups.sum(1), again.sum(1), atol=1e-5)  # clusters have no order of their own
+    assert torch.allclose(groups.sum(1), again.sum(1), atol=1e-5)  # clusters have no fixed order
     if reading != "clusters":
         assert torch.allclose(groups, again, atol=1e-5)
 
@@ -48,24 +48,24 @@ def test_groups_are_averages_of_the_tokens_there_are(reading: str) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
     weights = layer.assign(torch.randn(3, 6, 8), mask)
     assert (weights[~mask] == 0).all()
-    there = (weights > 0).any(1)
-    assert torch.allclose(weights.sum(1)[there], torch.ones(int(there.sum())))
-    assert there.sum(1).tolist() == ([4, 2, 0] if reading == "clusters" else [4, 4, 0])
+    present = (weights > 0).any(1)
+    assert torch.allclose(weights.sum(1)[present], torch.ones(int(present.sum())))
+    assert present.sum(1).tolist() == ([4, 2, 0] if reading == "clusters" else [4, 4, 0])
 
 
 @given(st.integers(0, 1000), st.integers(1, 9), st.integers(1, 5))
 def test_every_token_is_in_one_cluster(seed: int, tokens: int, count: int) -> None:
     x = torch.randn(2, tokens, 4, generator=torch.Generator().manual_seed(seed))
-    found = density_peaks(x, torch.ones(2, tokens).bool(), count)
-    assert (found.sum(-1) == 1).all()
-    assert (found.any(1).sum(-1) == min(count, tokens)).all()
+    actual = density_peaks(x, torch.ones(2, tokens).bool(), count)
+    assert (actual.sum(-1) == 1).all()
+    assert (actual.any(1).sum(-1) == min(count, tokens)).all()
 
 
-def test_clusters_are_what_lies_together() -> None:
+def test_clusters_group_close_tokens() -> None:
     middles = torch.eye(3, 8) * 10
     x = (middles.repeat_interleave(4, 0) + 0.1 * torch.randn(12, 8, generator=torch.Generator().manual_seed(0)))[None]
-    found = density_peaks(x, torch.ones(1, 12).bool(), 3)[0]
-    assert sorted(tuple(group.nonzero().flatten().tolist()) for group in found.T) == [
+    actual = density_peaks(x, torch.ones(1, 12).bool(), 3)[0]
+    assert sorted(tuple(group.nonzero().flatten().tolist()) for group in actual.T) == [
         (0, 1, 2, 3),
         (4, 5, 6, 7),
         (8, 9, 10, 11),
@@ -73,9 +73,9 @@ def test_clusters_are_what_lies_together() -> None:
 
 
 def test_before_training_videos_are_means_of_frames() -> None:
-    made = make("hcmi")
-    # Features of one length, as CLIP's towers give them.
-    made["video"] = {"clips": {"values": torch.randn(4, 6, 8), "mask": torch.ones(4, 6).bool()}}
+    batch = make("hcmi")
+    # Unit features, as from CLIP's towers.
+    batch["video"] = {"clips": {"values": torch.randn(4, 6, 8), "mask": torch.ones(4, 6).bool()}}
     from amex.train.models import build_model
     from amex.train.options import Inputs
 
@@ -83,8 +83,8 @@ def test_before_training_videos_are_means_of_frames() -> None:
         Options(dim=8, project=False, streams=["clips"], text="text", clips=3),
         Inputs(widths={"clips": 8, "text": 8}, sentence=8),
     ).eval()
-    videos = model.encode_videos(made["video"])
-    mean = normalize(made["video"]["clips"]["values"].mean(1), dim=-1)
+    videos = model.encode_videos(batch["video"])
+    mean = normalize(batch["video"]["clips"]["values"].mean(1), dim=-1)
     assert ((videos["video"] * mean).sum(-1) > 0.999).all()
 
 
@@ -92,12 +92,12 @@ def vectors(*rows: list[float]) -> torch.Tensor:
     return normalize(torch.tensor(rows, dtype=torch.float32), dim=-1)
 
 
-def test_a_caption_meets_its_best_tokens() -> None:
+def test_each_token_is_matched_with_its_best_counterpart() -> None:
     words, frames = vectors([1, 0], [0, 1])[None], vectors([1, 0], [1, 1])[None]
     even = torch.full((1, 2), 0.5)
     best = (1 + 0.5**0.5) / 2
     assert token_scores(words, even, frames, even).item() == pytest.approx(best)
-    # With all weight on one word only its best frame counts on that side.
+    # With all weight on one word, only its best frame counts on that side.
     assert token_scores(words, torch.tensor([[1.0, 0.0]]), frames, even).item() == pytest.approx(
         (1 + best) / 2, abs=0.2
     )

@@ -1,4 +1,4 @@
-"""HGR against what its official program gave for the same files (tests/data/hgr), and what it does at the edges."""
+"""HGR equals its official program on the same files (tests/data/hgr), also in edge cases."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_an_official_checkpoint_gives_the_official_scores_and_loss(tmp_path: Pat
     ours, theirs = np.load(tmp_path / "out.npz"), np.load(OFFICIAL / "scores.npz")
     rows = [list(ours["videos"]).index(video) for video in theirs["videos"]]
     columns = [list(ours["captions"]).index(caption) for caption in theirs["captions"]]
-    found = {level: ours[level][np.ix_(rows, columns)] for level in ("sent", "verb", "noun")}
-    for level, scores in found.items():
+    actual = {level: ours[level][np.ix_(rows, columns)] for level in ("sent", "verb", "noun")}
+    for level, scores in actual.items():
         assert theirs[level].std() > 0.01
         assert np.abs(scores - theirs[level]).max() < 1e-4 * np.abs(theirs[level]).max(), level
-    fused = torch.from_numpy(np.mean(list(found.values()), axis=0))
+    fused = torch.from_numpy(np.mean(list(actual.values()), axis=0))
     own = torch.eye(9, dtype=torch.bool)
     expected = json.loads((OFFICIAL / "loss.json").read_text())["loss_bi_hard_margin0.2_on_fused_first9"]
     assert hinge(fused[:, :9], own, ~own, margin=0.2, which="hardest").item() == pytest.approx(expected, rel=1e-4)
@@ -54,25 +54,25 @@ def graph(*nodes: tuple[str, list[int]], edges: tuple[tuple[str, str], ...] = ()
 
 def test_a_graph_becomes_nodes_roles_and_edges() -> None:
     parsed = graph(("ARG0", [0, 1]), ("V", [2]), ("ARG1", [3, 4]), edges=(("2", "1"), ("2", "3")))
-    made = graph_tensors(["a dog bites a cat"], {"a dog bites a cat": parsed}, number)
-    assert made["ids"].tolist() == [[3, 4, 5, 3, 2]]
-    assert made["nodes"].shape == (1, 11, 5)
-    places = {place: made["nodes"][0, place].nonzero().flatten().tolist() for place in (0, 1, 5, 6)}
+    tensors = graph_tensors(["a dog bites a cat"], {"a dog bites a cat": parsed}, number)
+    assert tensors["ids"].tolist() == [[3, 4, 5, 3, 2]]
+    assert tensors["nodes"].shape == (1, 11, 5)
+    places = {place: tensors["nodes"][0, place].nonzero().flatten().tolist() for place in (0, 1, 5, 6)}
     assert places == {0: [0, 1, 2, 3, 4], 1: [2], 5: [0, 1], 6: [3, 4]}
-    assert made["nodes"].sum() == 10
-    assert made["roles"][0].tolist() == [0, 0, 0, 0, ROLES.index("ARG0"), ROLES.index("ARG1"), 0, 0, 0, 0]
-    # To the row from the column: a verb hears the caption and its arguments, they hear it, nothing enters the caption.
-    assert made["edges"][0].nonzero().tolist() == [[1, 0], [1, 5], [1, 6], [5, 1], [6, 1]]
+    assert tensors["nodes"].sum() == 10
+    assert tensors["roles"][0].tolist() == [0, 0, 0, 0, ROLES.index("ARG0"), ROLES.index("ARG1"), 0, 0, 0, 0]
+    # Edges lead to the row from the column: a verb receives from the caption and its arguments, they receive from it.
+    assert tensors["edges"][0].nonzero().tolist() == [[1, 0], [1, 5], [1, 6], [5, 1], [6, 1]]
 
 
-def test_what_is_over_the_limits_is_left_out() -> None:
+def test_phrases_beyond_the_limits_are_dropped() -> None:
     caption = " ".join(f"w{n}" for n in range(40))
     many = [("V", [n]) for n in range(6)] + [("ARG1", [n, 35]) for n in range(8)] + [("ARG2", [32])]
-    made = graph_tensors([caption], {caption: graph(*many, edges=(("5", "7"), ("1", "7"), ("1", "14")))}, number)
-    assert made["ids"].shape == (1, 30)
-    assert made["nodes"][0].any(-1).all()  # four verbs and six nouns are there
-    assert made["nodes"][0, 5].sum() == 1  # the word at 35 is cut off
-    assert made["edges"][0].nonzero().tolist() == [[1, 0], [1, 5], [2, 0], [3, 0], [4, 0], [5, 1]]
+    tensors = graph_tensors([caption], {caption: graph(*many, edges=(("5", "7"), ("1", "7"), ("1", "14")))}, number)
+    assert tensors["ids"].shape == (1, 30)
+    assert tensors["nodes"][0].any(-1).all()  # the limits are four verbs and six nouns
+    assert tensors["nodes"][0, 5].sum() == 1  # the word at 35 is cut off
+    assert tensors["edges"][0].nonzero().tolist() == [[1, 0], [1, 5], [2, 0], [3, 0], [4, 0], [5, 1]]
 
 
 def test_roles_of_other_forms_have_a_number() -> None:
@@ -97,7 +97,7 @@ def frames(*lengths: int, pad: int = 0) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("fusion", ["embed", "sim"])
-def test_a_caption_without_a_verb_has_no_score_on_that_level_and_padding_none_on_any(fusion: Any) -> None:
+def test_captions_without_verbs_score_zero_on_that_level_and_padding_never_counts(fusion: Any) -> None:
     torch.manual_seed(0)
     model = HGR(Options(dim=16, word_dim=8, fusion=fusion, streams=["frames"]), INPUTS).eval()
     graphs = {"a dog": graph(("NOUN", [1])), "a dog bites a man": graph(("V", [2]), ("ARG1", [4]), edges=(("1", "2"),))}
@@ -114,7 +114,7 @@ def test_a_caption_without_a_verb_has_no_score_on_that_level_and_padding_none_on
         assert torch.allclose(found[:1], fewer[level], atol=1e-6)
 
 
-def test_phrases_and_roles_learn(model: HGR) -> None:
+def test_phrases_and_roles_receive_gradients(model: HGR) -> None:
     graphs = {
         f"{word} bites a man": graph(("ARG0", [0]), ("V", [1]), ("ARG1", [3]), edges=(("2", "1"), ("2", "3")))
         for word in ("a", "dog", "man", "cat")
@@ -128,7 +128,8 @@ def test_phrases_and_roles_learn(model: HGR) -> None:
     scores = model.score(*model.encode_pairs(made))
     torch.nn.functional.cross_entropy(20 * scores, each).backward()
     for name, parameter in model.named_parameters():
-        if name not in ("frame_attention.bias", "text.attention.bias", "text.layers.0.key.bias"):  # shift a softmax
+        # These biases shift a whole softmax.
+        if name not in ("frame_attention.bias", "text.attention.bias", "text.layers.0.key.bias"):
             assert parameter.grad is not None, name
             assert parameter.grad.abs().sum() > 0, name
 
@@ -162,31 +163,32 @@ def spoiled(folder: Path, name: str) -> Path:
     [
         ("word2int.json", "lacks word2int.json"),
         ("tst_ft.hdf5", "tst_ft.hdf5 is not HDF5"),
-        ("tst_names.npy", "tst_names.npy is no array of names"),
+        ("tst_names.npy", "tst_names.npy is not an array of names"),
         ("checkpoint.th", "checkpoint.th is not a checkpoint"),
         ("model.json", "video_encoder.share_enc=True (needs False)"),
-        ("sent2rolegraph.augment.json", "no role graph for the caption"),
+        ("sent2rolegraph.augment.json", "has no role graph"),
         ("ref_captions.json", "ref_captions.json is not JSON"),
     ],
 )
-def test_a_folder_that_is_not_whole_is_refused_by_file(name: str, words: str, tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_refused_by_file(name: str, words: str, tmp_path: Path) -> None:
     run = amex("eval", "--official-hgr", spoiled(tmp_path / "hgr", name))
     assert run.exit_code == 1
     assert words in run.output
     assert len(run.output.strip().splitlines()) == 1
 
 
-def test_a_graph_that_is_none_names_its_caption(tmp_path: Path) -> None:
+def test_an_invalid_graph_names_its_caption(tmp_path: Path) -> None:
     folder = tmp_path / "hgr"
     shutil.copytree(OFFICIAL, folder)
     path = folder / "sent2rolegraph.augment.json"
     graphs = json.loads(path.read_text())
     caption = next(iter(graphs))
     path.write_text(json.dumps(graphs | {caption: [{"1": {"role": "V"}}, []]}))
-    with pytest.raises(GraphError, match=r"no role graph for .* that can be used: a node needs words"):
+    with pytest.raises(GraphError, match=r"an invalid role graph for .*: a node needs words"):
         score_official(folder)
 
 
 def test_a_checkpoint_or_an_official_folder_but_not_both(tmp_path: Path) -> None:
     assert amex("eval").exit_code == 2
+    (tmp_path / "best.pth").touch()
     assert amex("eval", tmp_path, "--official-hgr", OFFICIAL).exit_code == 2

@@ -1,4 +1,4 @@
-"""Models keep their promises whatever their switches: padding never counts, all learns, geometry is what it says."""
+"""AME-Net with any options: padding never counts, everything learns, geometry is as documented."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
 def batch(
     seed: int, *, size: int = 4, rows: int = 3, objects: int = 3, tokens: int = 5, pad: int = 0
 ) -> dict[str, Any]:
-    """Random features of ``size`` pairs; with ``pad`` so many more rows, objects and tokens of noise behind masks."""
+    """Random features of ``size`` pairs; ``pad`` adds masked rows, objects and tokens of noise."""
     rng = np.random.default_rng(seed)
 
     def behind(array: np.ndarray, *axes: int) -> Tensor:
@@ -43,7 +43,7 @@ def batch(
     there = np.arange(rows) < lengths[:, None]
     shown = there[..., None] & (np.arange(objects) < rng.integers(0, objects + 1, (size, rows))[..., None])
     corners = np.sort(rng.random((size, rows, objects, 2, 2)), axis=-2).reshape(size, rows, objects, 4)
-    # Times past a clip's last row are not there: what follows must not stretch them.
+    # Times after a clip's last row are padding and must not stretch the time scale.
     seconds = np.tile(np.arange(rows) / 5, (size, 1)) * there
     wider = np.zeros((size, rows + pad))
     wider[:, :rows] = seconds
@@ -65,7 +65,7 @@ def batch(
 
 
 def confused(model: RetrievalModel, made: dict[str, Any]) -> Tensor:
-    """The cross-entropy of a batch's pairs: something to learn."""
+    """The cross-entropy of a batch's pairs, as something to learn."""
     scores = 20 * model.score(*model.encode_pairs(made))
     return cross_entropy(scores, torch.arange(len(scores)))
 
@@ -95,8 +95,8 @@ def test_padding_never_changes_a_score(switches: dict[str, Any]) -> None:
     model = build_model(Options(**SMALL, **switches), INPUTS).eval()
     scores = []
     for pad in (0, 1, 4):
-        made = batch(3, pad=pad)
-        scores.append(model.score(model.encode_videos(made["video"]), model.encode_texts(made["text"])))
+        pairs = batch(3, pad=pad)
+        scores.append(model.score(model.encode_videos(pairs["video"]), model.encode_texts(pairs["text"])))
     assert scores[0].isfinite().all()
     assert scores[0].std() > 1e-3
     assert torch.allclose(scores[0], scores[1], atol=1e-6)
@@ -104,11 +104,11 @@ def test_padding_never_changes_a_score(switches: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
-def test_every_learned_number_learns(switches: dict[str, Any]) -> None:
+def test_every_parameter_receives_gradients(switches: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = build_model(Options(**SMALL, **switches), INPUTS)
     confused(model, batch(1, size=16, rows=4, objects=4)).backward()
-    # The keys' and pooling's last bias shift a whole softmax: nothing can depend on them.
+    # The last biases of keys and pooling shift a whole softmax: they have no effect.
     shifts = ("key.bias", "scores.3.bias", "bias.2.bias")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.endswith(shifts):
@@ -119,8 +119,8 @@ def test_every_learned_number_learns(switches: dict[str, Any]) -> None:
 @pytest.mark.parametrize("switch", ["as it comes", "relation only", "global only"])
 def test_embeddings_have_length_one_and_scores_are_cosines(switch: str) -> None:
     model = build_model(Options(**SMALL, **SWITCHES[switch]), INPUTS).eval()
-    made = batch(5)
-    videos, texts = model.encode_videos(made["video"]), model.encode_texts(made["text"])
+    pairs = batch(5)
+    videos, texts = model.encode_videos(pairs["video"]), model.encode_texts(pairs["text"])
     expected = sum(w * texts[space] @ videos[space].T for space, w in model.level_weights.items())
     assert torch.allclose(model.score(videos, texts), expected, atol=1e-6)
     assert all(torch.allclose(x.norm(dim=-1), torch.ones(4), atol=1e-5) for x in (*videos.values(), *texts.values()))
@@ -128,24 +128,24 @@ def test_embeddings_have_length_one_and_scores_are_cosines(switch: str) -> None:
 
 def test_a_clip_without_objects_and_a_caption_of_one_word_have_finite_scores() -> None:
     model = build_model(Options(**SMALL), INPUTS).eval()
-    made = batch(2)
-    made["video"]["objects"]["mask"][:] = False
+    pairs = batch(2)
+    pairs["video"]["objects"]["mask"][:] = False
     for stream in ("clips", "frames"):
-        made["video"][stream]["mask"][0] = False
-    made["text"]["mask"][:, 1:] = False
-    assert model.score(model.encode_videos(made["video"]), model.encode_texts(made["text"])).isfinite().all()
+        pairs["video"][stream]["mask"][0] = False
+    pairs["text"]["mask"][:, 1:] = False
+    assert model.score(model.encode_videos(pairs["video"]), model.encode_texts(pairs["text"])).isfinite().all()
 
 
 def test_the_relation_branch_sees_who_goes_to_whom() -> None:
-    """The same objects at the same places in the other order in time: only the graph's geometry tells them apart."""
-    made = batch(4, size=1, rows=3, objects=2)["video"]
-    made["objects"]["mask"][:] = True
-    made["objects"]["seconds"] = torch.tensor([[0.0, 0.2, 0.4]])
-    backwards = {name: x if name == "seconds" else x.flip(1) for name, x in made["objects"].items()}
+    """The same objects at the same places in another order in time: only the graph's geometry distinguishes them."""
+    pairs = batch(4, size=1, rows=3, objects=2)["video"]
+    pairs["objects"]["mask"][:] = True
+    pairs["objects"]["seconds"] = torch.tensor([[0.0, 0.2, 0.4]])
+    backwards = {name: x if name == "seconds" else x.flip(1) for name, x in pairs["objects"].items()}
     for graph, geometry, differs in (("both", True, True), ("joint", True, True), ("none", False, False)):
         torch.manual_seed(0)
         model = build_model(Options(**SMALL, global_branch=False, graph=graph, geometry=geometry), INPUTS).eval()
-        a, b = model.encode_videos(made), model.encode_videos({"objects": backwards})
+        a, b = model.encode_videos(pairs), model.encode_videos({"objects": backwards})
         assert torch.allclose(a["relation"], b["relation"], atol=1e-5) is not differs, graph
 
 
@@ -161,16 +161,17 @@ def test_the_distance_mask_cuts_far_edges_and_only_those() -> None:
         assert joined[0].tolist() == [[True, True, False], [True, True, False], [False, False, True]]
 
 
-def test_geometry_is_what_it_says() -> None:
+def test_geometry_has_the_documented_components() -> None:
     a = torch.tensor([[[0.0, 0.0, 0.2, 0.2]]])
     b = torch.tensor([[[0.1, 0.0, 0.3, 0.4]]])
-    found = edge_geometry(a, b, torch.tensor([[1.0]]), torch.tensor([[1.5]]))[0, 0, 0]
+    actual = edge_geometry(a, b, torch.tensor([[1.0]]), torch.tensor([[1.5]]))[0, 0, 0]
     middle = [0.1, 0.1]
     overlap = 0.02 / (0.04 + 0.08 - 0.02)
     expected = [2 * middle[0], 2 * middle[1], 0.0, np.log(2), 2 * np.hypot(*middle), overlap, 0.5, 0.8, 0.8]
-    assert np.allclose(found.numpy(), expected, atol=1e-4)
-    back = edge_geometry(b, a, torch.tensor([[1.5]]), torch.tensor([[1.0]]))[0, 0, 0]
-    assert np.allclose(back[7:].numpy(), found[7:].numpy(), atol=1e-4)  # seen from later on, it moved the same way
+    assert np.allclose(actual.numpy(), expected, atol=1e-4)
+    reverse = edge_geometry(b, a, torch.tensor([[1.5]]), torch.tensor([[1.0]]))[0, 0, 0]
+    # Seen from the later time, the motion has the same direction.
+    assert np.allclose(reverse[7:].numpy(), actual[7:].numpy(), atol=1e-4)
     node = node_geometry(a.unsqueeze(1), torch.ones(1, 1, 1), torch.zeros(1, 1))[0, 0, 0]
     assert np.allclose(node.numpy(), [-0.8, -0.8, 0.4, 0.4, 0.16, 1, -1], atol=1e-6)
 
@@ -178,18 +179,18 @@ def test_geometry_is_what_it_says() -> None:
 def test_a_bag_learns_words_and_knows_no_padding() -> None:
     torch.manual_seed(0)
     model = build_model(Options(**SMALL, text_bag=True), Inputs(widths=WIDTHS, words=20))
-    made = batch(3, size=16)
-    made["text"]["ids"] = torch.randint(1, 20, (16, 5))
-    made["text"]["ids"][:, 3:] = 0
-    rolled = made["text"] | {"ids": made["text"]["ids"].roll(1, 0)}
-    before = model.eval().encode_texts(made["text"])["relation"]
+    pairs = batch(3, size=16)
+    pairs["text"]["ids"] = torch.randint(1, 20, (16, 5))
+    pairs["text"]["ids"][:, 3:] = 0
+    rolled = pairs["text"] | {"ids": pairs["text"]["ids"].roll(1, 0)}
+    before = model.eval().encode_texts(pairs["text"])["relation"]
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(5):
         optimizer.zero_grad()
-        confused(model.train(), made).backward()
+        confused(model.train(), pairs).backward()
         optimizer.step()
     model.eval()
-    own = model.encode_texts(made["text"])["relation"]
+    own = model.encode_texts(pairs["text"])["relation"]
     assert not torch.allclose(own, before, atol=1e-2)
-    assert torch.equal(own, model.encode_texts(made["text"] | {"ids": made["text"]["ids"][:, :3]})["relation"])
+    assert torch.equal(own, model.encode_texts(pairs["text"] | {"ids": pairs["text"]["ids"][:, :3]})["relation"])
     assert not torch.allclose(own, model.encode_texts(rolled)["relation"], atol=1e-2)

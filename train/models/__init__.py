@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from ..options import Inputs, ModelOptions
+from ..own import own_model
 from .amenet import AMENet
 from .base import Embeddings, RetrievalModel, SpacesModel
 from .baselines import CLIPMean, DualEncoding
 from .hcmi import HCMI
 from .hgr import HGR
+from .layers import masked_mean, unit
 from .mcsan import MCSAN
+from .text import CaptionReader
 
-__all__ = ["HGR", "AMENet", "Embeddings", "RetrievalModel", "SpacesModel", "build_model"]
+__all__ = [
+    "HGR",
+    "AMENet",
+    "CaptionReader",
+    "Embeddings",
+    "Inputs",
+    "ModelOptions",
+    "RetrievalModel",
+    "SpacesModel",
+    "build_model",
+    "masked_mean",
+    "unit",
+]
 
 
 NETWORKS: dict[str, type[RetrievalModel]] = {
@@ -25,5 +40,5 @@ NETWORKS: dict[str, type[RetrievalModel]] = {
 
 
 def build_model(options: ModelOptions, inputs: Inputs) -> RetrievalModel:
-    """A model with fresh weights."""
-    return NETWORKS[options.name](options, inputs)
+    """Build a model with new weights."""
+    return (NETWORKS.get(options.name) or own_model(options.name))(options, inputs)

@@ -1,7 +1,7 @@
-"""AME-Net (Han et al., ACM TOMM 2022), reconstructed, and the global baseline beside it.
+"""AME-Net (Han et al., ACM TOMM 2022), reconstructed, with its global baseline.
 
-Of the paper only the abstract and the references are public. What they leave open follows the works they cite and the
-authors' next system, BiC-Net; docs/amenet.md says which is which. Every open choice is an option of the configuration.
+Only the abstract and the references of the paper are public. Other details follow the cited works and BiC-Net, the
+authors' next system; docs/concepts/amenet.md gives the source of each. Every such choice is an option.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from torch import Tensor, nn
 from ..options import AMENet as Options
 from ..options import Inputs
 from .base import Embeddings, SpacesModel
-from .layers import GlobalBranch, SentenceHead, TextEncoder, TokenHead
+from .layers import GlobalBranch
 from .relation import RelationBranch
-from .text import CaptionReader
+from .text import CaptionReader, SentenceHead, TextEncoder, TokenHead
 
 
 class AMENet(SpacesModel):
-    """A relation branch and a global branch over the video, one joint space each.
+    """A relation branch and a global branch over the video, each with its own joint space.
 
-    A caption has a vector in each: in the relation space of its tokens in their order, in the global space of it as a
-    whole. With one for both, the global space, which cannot use roles, keeps them out of it.
+    A caption has a vector in each space: from its ordered tokens in the relation space, from the complete caption in
+    the global space. With one shared vector, the global space, which cannot use roles, removes them.
 
     Args:
         options: the ``model`` section of a configuration.
+        inputs: the input sizes.
     """
 
     known_levels = ("relation", "global")
@@ -67,10 +68,10 @@ class AMENet(SpacesModel):
             dropout=options.bag_dropout,
         )
         self.dims = dict.fromkeys(self.level_weights, dim)
-        self.whole = list(self.level_weights)[-1]
+        self.main_level = list(self.level_weights)[-1]
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
-        """Each space's (B, dim), of length 1."""
+        """Return a unit vector (B, dim) per space."""
         spaces = {}
         if self.options.relation_branch:
             spaces["relation"] = self.relation(video[self.options.objects])
@@ -84,5 +85,5 @@ class AMENet(SpacesModel):
         return {self.options.objects: self.relation.graph.edge_weights(video[self.options.objects])}
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
-        """Each space's (B, dim), of length 1."""
+        """Return a unit vector (B, dim) per space."""
         return self.with_hub(self.text(self.reader(text)), "texts")

@@ -1,6 +1,6 @@
-"""What every model offers: encode videos, encode texts, and scores of both by level. A model knows no loss.
+"""The interface of all models: encode videos, encode texts, and score them by level. Models contain no losses.
 
-Models are torch modules that know neither stores nor manifests: batches come from ``amex.train.data``.
+Models are torch modules that know neither stores nor manifests: ``amex.train.data`` makes their batches.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ Embeddings = dict[str, Tensor]
 
 
 class RetrievalModel(nn.Module):
-    """A model of text-video retrieval.
+    """A text-video retrieval model.
 
     Attributes:
-        known_levels: the names of all levels that models of this class may have.
-        level_weights: by level its weight in the fused score.
-        dims: by level the length of what ``pooled`` gives.
-        whole: the level of videos and captions as wholes.
-        concept_levels: by level the kind of concepts that the model tells; embeddings of both sides then hold
-            ``LEVEL concepts``, how likely each is, (B, concepts).
+        known_levels: all levels that models of this class may have.
+        level_weights: weight of each level in the fused score.
+        dims: dimension of the vectors of ``pooled``, by level.
+        main_level: the level that represents complete videos and captions.
+        concept_levels: kind of concepts that the model predicts, by level. The embeddings of videos and texts then
+            hold ``LEVEL concepts``, (B, concepts) probabilities.
     """
 
     known_levels: ClassVar[tuple[str, ...]]
     level_weights: dict[str, float]
     dims: dict[str, int]
-    whole: str
+    main_level: str
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,19 +42,19 @@ class RetrievalModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, also one that has nothing to learn."""
+        """Device of the model, even if it has no parameters."""
         return self._place.device
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """The levels that ``level_scores`` gives, as the model is configured."""
+        """The levels of ``level_scores`` in this configuration."""
         return tuple(self.level_weights)
 
     def to_device(self, batch: Any) -> Any:
-        """A batch on the model's device, its floating-point numbers as float32.
+        """Move a batch to the model's device and convert floating-point values to float32.
 
-        They travel as they are stored, mostly in half as many bytes. From pinned memory a copy to a GPU waits for
-        nothing.
+        The conversion happens on the device, since stored types are mostly half as large. Copies from pinned memory to
+        a GPU are asynchronous.
         """
         if isinstance(batch, Mapping):
             return {name: self.to_device(value) for name, value in batch.items()}
@@ -62,14 +62,14 @@ class RetrievalModel(nn.Module):
         return moved.float() if moved.is_floating_point() else moved
 
     def standardize(self, rows: Callable[[str], Tensor]) -> None:
-        """Learns the scale of features where the model has one; ``rows`` gives training features of a stream."""
+        """Fit the feature scaling, if the model has any; ``rows`` returns training features of a stream."""
         for module in self.modules():
             if isinstance(module, Standardize):
                 module.set(rows(module.stream))
 
     @property
     def probabilities(self) -> list[str]:
-        """The streams that were found to hold probabilities, of those whose scale is learned without being told."""
+        """Streams whose scaling was automatically found to be that of probabilities."""
         scales = [module for module in self.modules() if isinstance(module, Standardize)]
         return [scale.stream for scale in scales if scale.logit is None and scale.opens]
 
@@ -78,63 +78,63 @@ class RetrievalModel(nn.Module):
         return [module for module in self.modules() if isinstance(module, CaptionReader)]
 
     def start(self, words: Sequence[str]) -> None:
-        """Takes over the weights that the options name, before a run begins; ``words`` are the vocabulary, in order."""
+        """Load the initial weights that the options name; ``words`` is the vocabulary in order."""
         for reader in self._readers:
             reader.start(words)
 
     def slow_parameters(self) -> tuple[list[nn.Parameter], float]:
-        """Parameters that learn at a share of the learning rate, and that share: those of a text tower."""
+        """Return the parameters of a text tower, and their learning rate relative to the others."""
         for reader in self._readers:
             if reader.tower is not None:
                 return list(reader.tower.parameters()), reader.options.tower_lr
         return [], 1.0
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
-        """A batch of videos, stream by stream, to tensors whose first axis is the video."""
+        """Encode a batch of videos, given by stream; the first axis of each result is the video."""
         raise NotImplementedError
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
-        """A batch of captions to tensors whose first axis is the caption."""
+        """Encode a batch of captions; the first axis of each result is the caption."""
         raise NotImplementedError
 
     def encode_pairs(self, batch: dict[str, Any]) -> tuple[Embeddings, Embeddings]:
-        """The videos and the captions of a training batch."""
+        """Encode the videos and the captions of a training batch."""
         return self.encode_videos(batch["video"]), self.encode_texts(batch["text"])
 
     def edge_weights(self, video: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """By stream of objects that a graph joins, what its edges weigh: as of ``ObjectGraph.edge_weights``."""
+        """Return the edge weights of the graph of each object stream; see ``ObjectGraph.edge_weights``."""
         return {}
 
     def pooled(self, embeddings: Embeddings) -> dict[str, Tensor]:
-        """(B, D) by level, of videos or of captions: each level in one vector; zeros where it holds nothing."""
+        """Return one vector (B, D) per level, of videos or captions; zeros where a level is empty."""
         raise NotImplementedError
 
     def level_scores(self, videos: Embeddings, texts: Embeddings) -> dict[str, Tensor]:
-        """(texts, videos) float32 of each level, also inside of autocast: how well each caption fits each video."""
+        """Score all captions against all videos: (texts, videos) float32 by level, even under autocast."""
         raise NotImplementedError
 
     def fuse(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """The fused score: the weighted sum of those of the levels."""
+        """Return the fused score: the weighted sum of the levels."""
         return torch.stack([weight * scores[level] for level, weight in self.level_weights.items()]).sum(0)
 
     def score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
-        """(texts, videos) float32, fused."""
+        """Return the fused scores, (texts, videos) float32."""
         return self.fuse(self.level_scores(videos, texts))
 
 
 class SpacesModel(RetrievalModel):
-    """A model whose levels are joint spaces: a level's score is a cosine. Embeddings are of length 1 in every space.
+    """A model whose levels are joint spaces: the score of a level is a cosine, embeddings are unit vectors.
 
-    With ``hubs`` a score counts by how much it is above the mean of two: of its caption with the nearest training
-    clips, and of its clip with the nearest training captions. That is CSLS (Conneau et al., ICLR 2018), on what was
-    learned from. What is near to everything, a hub, then comes first nowhere. A score is a dot product still:
-    embeddings hold two numbers more, under ``hub``.
+    With ``hubs``, two means are subtracted from a score: the mean similarity of its caption to the nearest training
+    clips, and of its clip to the nearest training captions. This is CSLS (Conneau et al., ICLR 2018) on the training
+    data. It prevents hubs, which are close to everything, from ranking first everywhere. The score remains a dot
+    product: embeddings hold two more components, ``hub``.
 
     Attributes:
-        hubs: how many nearest ones count; 0: scores are as they are.
+        hubs: number of nearest neighbours; 0: no correction.
     """
 
-    MOST_REMEMBERED = 2048
+    MAX_NEIGHBOURS = 2048
     hubs = 0
 
     def __init__(self) -> None:
@@ -142,28 +142,28 @@ class SpacesModel(RetrievalModel):
         for side in SIDES:
             self.register_buffer(f"known_{side}", torch.empty(0, 0))
 
-    def make_room(self, videos: int, texts: int) -> None:
-        """For so many training clips and captions, before a run begins."""
+    def allocate_neighbours(self, videos: int, texts: int) -> None:
+        """Allocate buffers for the embeddings of training clips and captions, before a run begins."""
         width = sum(self.dims.values())
         for side, count in zip(SIDES, (videos, texts), strict=True):
-            room = min(count, self.MOST_REMEMBERED) if self.hubs else 0
-            setattr(self, f"known_{side}", torch.zeros(room, width, device=self.device))
+            size = min(count, self.MAX_NEIGHBOURS) if self.hubs else 0
+            setattr(self, f"known_{side}", torch.zeros(size, width, device=self.device))
 
-    def remember(self, videos: Embeddings, texts: Embeddings) -> None:
-        """Keeps training clips and captions as they are encoded now, as many as there is room for."""
+    def store_neighbours(self, videos: Embeddings, texts: Embeddings) -> None:
+        """Store the current embeddings of training clips and captions."""
         self.known_videos.copy_(self._spaces(videos))
         self.known_texts.copy_(self._spaces(texts))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        for side in SIDES:  # made for as many as were remembered
-            if (kept := state_dict.get(f"{prefix}known_{side}")) is not None:
-                setattr(self, f"known_{side}", torch.empty_like(kept, device=self.device))
+        for side in SIDES:  # allocate as many as the checkpoint holds
+            if (stored := state_dict.get(f"{prefix}known_{side}")) is not None:
+                setattr(self, f"known_{side}", torch.empty_like(stored, device=self.device))
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def with_hub(self, embeddings: Embeddings, side: str) -> Embeddings:
-        """Embeddings of ``videos`` or of ``texts`` with their ``hub``, where the model is not in training.
+        """Add ``hub`` to embeddings of ``videos`` or ``texts``, except in training.
 
-        Its product with another side's is minus half the mean of either's nearest scores.
+        The product of the ``hub`` of a text and a video is minus half the sum of their means of nearest scores.
         """
         others = self.known_texts if side == "videos" else self.known_videos
         if self.training or not self.hubs or not len(others):
@@ -186,7 +186,7 @@ class SpacesModel(RetrievalModel):
         return self.flatten(texts) @ self.flatten(videos).T
 
     def flatten(self, embeddings: Embeddings) -> Tensor:
-        """One vector an item, such that a score is a dot product: what a nearest-neighbour index wants."""
+        """Concatenate all spaces into one vector per item, so that a score is a dot product, for an index."""
         spaces = self._spaces(embeddings)
         return torch.cat([spaces, embeddings["hub"]], dim=-1) if "hub" in embeddings else spaces
 

@@ -1,4 +1,4 @@
-"""What everybody compares with: mean-pooled CLIP, and Dual Encoding, the strongest of the global models before CLIP."""
+"""Baselines: mean-pooled CLIP, and Dual Encoding, the strongest global model before CLIP."""
 
 from __future__ import annotations
 
@@ -16,45 +16,46 @@ from .text import CaptionReader
 
 
 class CLIPMean(SpacesModel):
-    """CLIP's frame embeddings, averaged, against its caption embeddings: CLIP4Clip's parameter-free form.
+    """Average of CLIP's frame embeddings against its caption embeddings: the parameter-free form of CLIP4Clip.
 
-    Luo et al., 2021. Nothing is learned: a run of one epoch makes the checkpoint. CLIP4Clip itself goes on to
-    fine-tune both towers; that needs the videos.
+    Luo et al., 2021. Nothing is learned: one epoch suffices to make the checkpoint. CLIP4Clip itself also fine-tunes
+    both towers, which needs the videos.
     """
 
     known_levels = ("clip",)
 
     def __init__(self, options: CLIPMeanOptions, inputs: Inputs) -> None:
         super().__init__()
-        self.options, self.level_weights, self.whole = options, {"clip": 1.0}, "clip"
+        self.options, self.level_weights, self.main_level = options, {"clip": 1.0}, "clip"
         self.dims = {"clip": inputs.sentence}
         wrong = [name for name in options.streams if inputs.widths[name] != inputs.sentence]
         if wrong or not inputs.sentence:
             name = wrong[0] if wrong else options.streams[0]
             raise AmexError(
-                f"clip_mean compares frames with sentences as they are: {name!r} has {inputs.widths[name]} numbers a "
-                f"frame, {options.text!r} {inputs.sentence or 'no'} a sentence. Extract both with one CLIP"
+                f"clip_mean compares frames with sentences as they are, but {name!r} has {inputs.widths[name]} "
+                f"numbers per frame and {options.text!r} {inputs.sentence or 'no'} per sentence: extract both with one "
+                "CLIP"
             )
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
-        """``clip``, (B, D) of length 1."""
+        """Return ``clip``, unit vectors (B, D)."""
         rows = torch.cat([video[name]["values"] for name in self.options.streams], dim=1)
         mask = torch.cat([video[name]["mask"] for name in self.options.streams], dim=1)
         return {"clip": unit(masked_mean(unit(rows), mask))}
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
-        """``clip``, (B, D) of length 1."""
+        """Return ``clip``, unit vectors (B, D)."""
         return {"clip": unit(text["sentence"])}
 
 
 class DualEncoding(SpacesModel):
-    """Dual Encoding (Dong et al., CVPR 2019): each side's mean, its biGRU and convolutions over that, in one space."""
+    """Dual Encoding (Dong et al., CVPR 2019): mean, biGRU and convolutions of each side, in one joint space."""
 
     known_levels = ("dual",)
 
     def __init__(self, options: DualOptions, inputs: Inputs) -> None:
         super().__init__()
-        self.options, self.level_weights, self.whole = options, {"dual": 1.0}, "dual"
+        self.options, self.level_weights, self.main_level = options, {"dual": 1.0}, "dual"
         self.dims = {"dual": options.dim}
         self.scale = nn.ModuleDict(
             {name: scaler(name, inputs.widths[name], options.scaling) for name in options.streams}
@@ -72,28 +73,28 @@ class DualEncoding(SpacesModel):
         self.text_out = Out(self.text.width, options)
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
-        """``dual``, (B, dim) of length 1."""
-        found = [
+        """Return ``dual``, unit vectors (B, dim)."""
+        streams = [
             encoder(self.scale[name](video[name]["values"]), video[name]["mask"])
             for name, encoder in self.video.items()
         ]
-        return {"dual": unit(self.video_out(torch.cat(found, dim=-1)))}
+        return {"dual": unit(self.video_out(torch.cat(streams, dim=-1)))}
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
-        """``dual``, (B, dim) of length 1."""
-        extra = None
+        """Return ``dual``, unit vectors (B, dim)."""
+        bag = None
         if self.bag is not None:
-            # A bag of words, which the paper puts first and projects, is a vector learned for each word.
-            there = (text["ids"] != 0).sum(1, keepdim=True).clamp(min=1)
-            extra = self.bag(text["ids"]).sum(1) * (self.options.dim / there).sqrt()
-        return {"dual": unit(self.text_out(self.text(self.reader(text)["values"], text["mask"]), extra))}
+            # The paper concatenates a bag of words and projects it; a learned vector for each word is equivalent.
+            count = (text["ids"] != 0).sum(1, keepdim=True).clamp(min=1)
+            bag = self.bag(text["ids"]).sum(1) * (self.options.dim / count).sqrt()
+        return {"dual": unit(self.text_out(self.text(self.reader(text)["values"], text["mask"]), bag))}
 
 
 class MultiLevel(nn.Module):
-    """A sequence on three levels: its mean, the mean of its biGRU, the largest of convolutions over that.
+    """Encode a sequence on three levels: mean, mean of a biGRU, maximum of convolutions over the biGRU.
 
     Args:
-        mean: whether the first level is there.
+        mean: whether to include the first level.
     """
 
     def __init__(self, width: int, options: DualOptions, *, kernels: tuple[int, ...], mean: bool = True) -> None:
@@ -107,35 +108,35 @@ class MultiLevel(nn.Module):
         self.width = mean * width + 2 * options.rnn_dim + len(kernels) * options.filters
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, L, width) and (B, L) to (B, self.width)."""
+        """Encode (B, L, width) with mask (B, L) to (B, self.width)."""
         hidden = sequence_gru(self.gru, x, mask)
         levels = [masked_mean(x, mask)] if self.mean else []
         levels.append(masked_mean(hidden, mask))
         places = Present(mask)
         rows = places.pick(hidden)
         for convolution in self.convolutions:
-            levels.append(self._largest(convolution, rows, places, mask.sum(1)))
+            levels.append(self._max_convolution(convolution, rows, places, mask.sum(1)))
         return self.dropout(torch.cat(levels, dim=-1))
 
-    def _largest(self, convolution: nn.Conv1d, rows: Tensor, places: Present, lengths: Tensor) -> Tensor:
-        """(B, filters): the largest of a convolution over sequences whose rows are at ``places``.
+    def _max_convolution(self, convolution: nn.Conv1d, rows: Tensor, places: Present, lengths: Tensor) -> Tensor:
+        """Return (B, filters) the maximum of a convolution over sequences with rows at ``places``.
 
-        A product of the rows alone with the weights, its parts shifted and added: rows of zeros before the beginning
-        and behind the end of short sequences would be most of what a convolution multiplies.
+        The present rows are multiplied with all weights, then shifted and added. An ordinary convolution would mostly
+        multiply the padding of short sequences.
         """
         width = convolution.kernel_size[0]
         weights = convolution.weight.permute(2, 0, 1).flatten(0, 1)
         parts = places.spread(linear(rows, weights)).unflatten(-1, (width, -1))
         length = parts.shape[1]
-        seen = sum(pad(parts[:, :, nth], (0, 0, width - 1 - nth, nth)) for nth in range(width))
-        seen = relu(seen + convolution.bias)
-        # What reaches beyond the end of a sequence, as far as its last row, counts; padding does not.
+        values = sum(pad(parts[:, :, nth], (0, 0, width - 1 - nth, nth)) for nth in range(width))
+        values = relu(values + convolution.bias)
+        # Windows that overlap the last row of a sequence count, those in the padding do not.
         inside = torch.arange(length + width - 1, device=rows.device) < (lengths + width - 1).unsqueeze(1)
-        return seen.masked_fill(~inside.unsqueeze(-1), 0.0).amax(1)
+        return values.masked_fill(~inside.unsqueeze(-1), 0.0).amax(1)
 
 
 class Out(nn.Module):
-    """Into the joint space: a linear map and batch normalisation."""
+    """Projection into the joint space with batch normalisation; ``extra`` is added before the normalisation."""
 
     def __init__(self, width: int, options: DualOptions) -> None:
         super().__init__()

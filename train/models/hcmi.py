@@ -1,7 +1,7 @@
-"""HCMI (Jiang et al., arXiv 2204.03382), from its outline: three granularities a side, contrasted level by level.
+"""HCMI (Jiang et al., arXiv 2204.03382), reconstructed from its outline: contrast on three levels of granularity.
 
-Frames are grouped into clips and these into a video, words into phrases and these into a sentence. What the outline
-leaves open is an option; docs/models.md says which is which.
+Frames are grouped into clips and these into a video, words into phrases and these into a sentence. Choices that the
+outline leaves open are options; docs/concepts/models.md lists them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEVELS = {"frame_word": ("frame", "word"), "clip_phrase": ("clip", "phrase"), "v
 
 
 class HCMI(RetrievalModel):
-    """See the module."""
+    """The HCMI model; see the module."""
 
     known_levels = tuple(LEVELS)
 
@@ -41,11 +41,11 @@ class HCMI(RetrievalModel):
             self.text = nn.Sequential()
             self.sentence = nn.Identity() if inputs.sentence else None
             widths = inputs.widths | dict.fromkeys(inputs.objects, options.graph_dim)
-            found = {*(widths[name] for name in options.streams), widths["text"], inputs.sentence or dim}
-            if found != {dim}:
+            sizes = {*(widths[name] for name in options.streams), widths["text"], inputs.sentence or dim}
+            if sizes != {dim}:
                 raise AmexError(
-                    f"model.project=false needs model.dim={dim} numbers in every stream, tokens and sentences too; "
-                    f"they have {', '.join(map(str, sorted(found)))}"
+                    f"model.project=false needs model.dim={dim} numbers in all streams, tokens and sentences, but they "
+                    f"have {', '.join(map(str, sorted(sizes)))}"
                 )
         self.to_clips, self.to_video = Aggregation(options.clips, options), Aggregation(1, options)
         self.to_phrases, self.to_sentence = Aggregation(options.phrases, options), Aggregation(1, options)
@@ -59,55 +59,57 @@ class HCMI(RetrievalModel):
         )
         self.level_weights = dict.fromkeys(options.levels, 1 / len(options.levels))
         self.dims = dict.fromkeys(options.levels, dim)
-        self.whole = "video_sentence" if "video_sentence" in options.levels else options.levels[0]
+        self.main_level = "video_sentence" if "video_sentence" in options.levels else options.levels[0]
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
-        """``frame`` (B, T, dim), ``clip`` (B, clips, dim), their weights, 0 where there is none, ``video`` (B, dim)."""
-        seen, mask = self.rows(video)
-        frames = seen["frame"]
+        """Return ``frame`` (B, T, dim), ``clip`` (B, clips, dim), their weights (0 in padding), ``video`` (B, dim)."""
+        rows, mask = self.rows(video)
+        frames = rows["frame"]
         if self.order is not None:
             frames = self.order(frames, mask)
-        clips, some = self.to_clips(frames, mask)
-        whole, _ = self.to_video(clips, some)
-        # Beside what is learned the mean of the frames: a model begins where mean pooling is.
-        return self._side(
-            ("frame", frames, mask), ("clip", clips, some), "video", whole[:, 0] + masked_mean(frames, mask)
+        clips, clip_mask = self.to_clips(frames, mask)
+        pooled, _ = self.to_video(clips, clip_mask)
+        # The mean of the frames is added, so that a new model equals mean pooling.
+        return self._embeddings(
+            ("frame", frames, mask), ("clip", clips, clip_mask), "video", pooled[:, 0] + masked_mean(frames, mask)
         )
 
     def edge_weights(self, video: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         return self.rows.edge_weights(video)
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
-        """``word``, ``phrase`` and ``sentence`` as the videos' ``frame``, ``clip`` and ``video``."""
+        """Return ``word``, ``phrase`` and ``sentence``, as ``frame``, ``clip`` and ``video`` of a video."""
         mask, text = text["mask"], self.reader(text)
         words = self.text(text["values"])
-        phrases, some = self.to_phrases(words, mask)
-        whole, _ = self.to_sentence(phrases, some)
-        said = self.sentence(text["sentence"]) if self.sentence is not None else masked_mean(words, mask)
-        return self._side(("word", words, mask), ("phrase", phrases, some), "sentence", whole[:, 0] + said)
+        phrases, phrase_mask = self.to_phrases(words, mask)
+        pooled, _ = self.to_sentence(phrases, phrase_mask)
+        base = self.sentence(text["sentence"]) if self.sentence is not None else masked_mean(words, mask)
+        return self._embeddings(
+            ("word", words, mask), ("phrase", phrases, phrase_mask), "sentence", pooled[:, 0] + base
+        )
 
-    def _side(
+    def _embeddings(
         self, fine: tuple[str, Tensor, Tensor], middle: tuple[str, Tensor, Tensor], top: str, x: Tensor
     ) -> Embeddings:
-        found = {top: unit(x)}
+        embeddings = {top: unit(x)}
         for name, tokens, mask in (fine, middle):
             logits = self.weigh[name](tokens).squeeze(-1) if name in self.weigh else torch.zeros_like(tokens[..., 0])
-            found[name] = unit(tokens) * mask.unsqueeze(-1)
-            found[f"{name} weight"] = logits.float().masked_fill(~mask, -1e4).softmax(-1) * mask
-        return found
+            embeddings[name] = unit(tokens) * mask.unsqueeze(-1)
+            embeddings[f"{name} weight"] = logits.float().masked_fill(~mask, -1e4).softmax(-1) * mask
+        return embeddings
 
     @in_float32
     def level_scores(self, videos: Embeddings, texts: Embeddings) -> dict[str, Tensor]:
-        """(texts, videos) of each level, on the scale of cosines."""
-        found = {}
+        """Return (texts, videos) scores by level, on the scale of cosines."""
+        scores = {}
         for level in self.options.levels:
-            seen, said = LEVELS[level]
+            video_part, text_part = LEVELS[level]
             if level == "video_sentence":
-                found[level] = texts[said] @ videos[seen].T
+                scores[level] = texts[text_part] @ videos[video_part].T
                 continue
-            ours, theirs = texts[f"{said} weight"], videos[f"{seen} weight"]
-            found[level] = token_scores(texts[said], ours, videos[seen], theirs)
-        return found
+            text_weights, video_weights = texts[f"{text_part} weight"], videos[f"{video_part} weight"]
+            scores[level] = token_scores(texts[text_part], text_weights, videos[video_part], video_weights)
+        return scores
 
     def pooled(self, embeddings: Embeddings) -> dict[str, Tensor]:
         pooled = {}
@@ -119,11 +121,11 @@ class HCMI(RetrievalModel):
 
 
 class Aggregation(nn.Module):
-    """Tokens to ``count`` groups: self-attention, a feed-forward layer, then one of three readings of the grouping.
+    """Group tokens into ``count`` groups: self-attention, a feed-forward layer, then one of three groupings.
 
-    ``assign``: each group is a softmax over the tokens, from a linear map of them. ``queries``: the same softmax, from
-    learned queries. ``clusters``: tokens near each other, by density peaks (Rodriguez and Laio, Science 2014), weighed
-    within each cluster.
+    ``assign``: a softmax over the tokens for each group, from a linear map. ``queries``: the same softmax, from learned
+    queries. ``clusters``: clusters of close tokens by density peaks (Rodriguez and Laio, Science 2014), with learned
+    weights within a cluster.
     """
 
     def __init__(self, count: int, options: Options) -> None:
@@ -135,7 +137,7 @@ class Aggregation(nn.Module):
         self.forward_ = nn.Sequential(
             nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(options.dropout), nn.Linear(4 * dim, dim)
         )
-        for last in (self.attention.out_proj, self.forward_[-1]):  # at first, groups are means of what comes in
+        for last in (self.attention.out_proj, self.forward_[-1]):  # initially, groups are means of the input
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         if self.reading == "queries":
@@ -143,20 +145,20 @@ class Aggregation(nn.Module):
             self.key = nn.Linear(dim, dim)
         else:
             self.logits = nn.Linear(dim, 1 if self.reading == "clusters" else count)
-            nn.init.normal_(self.logits.weight, std=0.01)  # near a mean at first
+            nn.init.normal_(self.logits.weight, std=0.01)  # initially close to a mean
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, dim) and (B, N) to (B, count, dim) and which of them there are, (B, count)."""
+        """Group (B, N, dim) with mask (B, N) into (B, count, dim) and a mask of non-empty groups (B, count)."""
         hidden = ~mask & mask.any(1, keepdim=True)  # attention over nothing is NaN
-        seen = self.norm(x)
-        y = x + self.attention(seen, seen, seen, key_padding_mask=hidden, need_weights=False)[0]
+        normed = self.norm(x)
+        y = x + self.attention(normed, normed, normed, key_padding_mask=hidden, need_weights=False)[0]
         y = y + self.forward_(self.norm2(y))
         weights = self.assign(y, mask)
         groups = torch.einsum("bnm,bnd->bmd", weights, y + x)
         return groups, (weights > 0).any(1)
 
     def assign(self, y: Tensor, mask: Tensor) -> Tensor:
-        """(B, N, count): how much of each token is in each group; over the tokens they sum to 1."""
+        """Return (B, N, count): the weight of each token in each group; the weights of a group sum to 1."""
         if self.reading == "queries":
             logits = self.key(y) @ self.queries.T / math.sqrt(y.shape[-1])
         else:
@@ -168,7 +170,7 @@ class Aggregation(nn.Module):
 
 
 class Order(nn.Module):
-    """A transformer over the rows, added to them: they then know their order."""
+    """A transformer over the rows with position embeddings, as a residual."""
 
     def __init__(self, dim: int, options: Options, longest: int = 512) -> None:
         super().__init__()
@@ -180,36 +182,36 @@ class Order(nn.Module):
         nn.init.normal_(self.places.weight, std=0.02)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        # Places among the rows that are there, so that padding between two streams shifts none.
+        # Count only present rows, so that padding between two streams shifts no position.
         places = (mask.cumsum(1) - 1).clamp(min=0, max=self.places.num_embeddings - 1)
         hidden = ~mask & mask.any(1, keepdim=True)
         return x + self.net(x + self.places(places), src_key_padding_mask=hidden)
 
 
 def density_peaks(x: Tensor, mask: Tensor, count: int, neighbours: int = 3) -> Tensor:
-    """(B, N, count) bool: which cluster each token of (B, N, D) is in. With fewer tokens, fewer clusters.
+    """Return (B, N, count) bool: the cluster of each token of (B, N, D). Fewer tokens give fewer clusters.
 
-    A cluster's middle is a token in a dense place, far from any denser one; others go to the nearest middle.
+    The centre of a cluster is a token of high density, far from denser ones. Other tokens join the nearest centre.
     """
-    apart = torch.cdist(x, x) / math.sqrt(x.shape[-1])
-    there = mask.unsqueeze(1) & mask.unsqueeze(2)
-    near = apart.masked_fill(~there, math.inf).topk(min(neighbours, x.shape[1]), largest=False).values
+    distances = torch.cdist(x, x) / math.sqrt(x.shape[-1])
+    valid = mask.unsqueeze(1) & mask.unsqueeze(2)
+    near = distances.masked_fill(~valid, math.inf).topk(min(neighbours, x.shape[1]), largest=False).values
     near = near.masked_fill(near.isinf(), 0.0)
     density = (-near.square().mean(-1)).exp().masked_fill(~mask, -1.0)
-    # A hair's breadth apart, so that of equal tokens one is the denser.
+    # A tiny offset orders tokens of equal density.
     density = density - 1e-6 * torch.arange(x.shape[1], device=x.device) / x.shape[1]
     denser = density.unsqueeze(1) > density.unsqueeze(2)
-    largest = apart.masked_fill(~there, 0.0).amax((1, 2), keepdim=True)
-    reach = torch.where(denser & there, apart, largest).amin(-1) + 1e-6
+    largest = distances.masked_fill(~valid, 0.0).amax((1, 2), keepdim=True)
+    reach = torch.where(denser & valid, distances, largest).amin(-1) + 1e-6
     peak = (density * reach).masked_fill(~mask, -1.0)
-    middles = peak.topk(min(count, x.shape[1]), dim=-1).indices  # (B, count)
-    usable = mask.gather(1, middles)
-    to_middle = apart.gather(2, middles.unsqueeze(1).expand(-1, x.shape[1], -1)).masked_fill(
+    centres = peak.topk(min(count, x.shape[1]), dim=-1).indices  # (B, count)
+    usable = mask.gather(1, centres)
+    to_centre = distances.gather(2, centres.unsqueeze(1).expand(-1, x.shape[1], -1)).masked_fill(
         ~usable.unsqueeze(1), math.inf
     )
-    # A middle is in its own cluster, also where another lies as near.
-    own = torch.arange(x.shape[1], device=x.device)[None, :, None] == middles.unsqueeze(1)
-    chosen = to_middle.masked_fill(own & usable.unsqueeze(1), -1.0).argmin(-1)
-    found = torch.zeros(*x.shape[:2], count, dtype=torch.bool, device=x.device)
-    found.scatter_(2, chosen.unsqueeze(-1), True)
-    return found & mask.unsqueeze(-1)
+    # A centre belongs to its own cluster, even if another centre is equally close.
+    own = torch.arange(x.shape[1], device=x.device)[None, :, None] == centres.unsqueeze(1)
+    nearest = to_centre.masked_fill(own & usable.unsqueeze(1), -1.0).argmin(-1)
+    clusters = torch.zeros(*x.shape[:2], count, dtype=torch.bool, device=x.device)
+    clusters.scatter_(2, nearest.unsqueeze(-1), True)
+    return clusters & mask.unsqueeze(-1)

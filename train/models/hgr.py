@@ -1,8 +1,8 @@
-"""HGR, Hierarchical Graph Reasoning (Chen, Zhao, Jin, Wu; CVPR 2020): captions and videos meet on three levels.
+"""HGR, Hierarchical Graph Reasoning (Chen, Zhao, Jin, Wu; CVPR 2020): matching on three levels.
 
-A caption is its whole, its verbs and its arguments, joined in a graph by their semantic roles; a video is its whole and
-its frames, seen once for verbs and once for nouns. Numbers agree with the official program's; tests/test_hgr.py holds
-it to that.
+A caption consists of the sentence, its verbs and their arguments, in a graph of semantic roles. A video consists of its
+mean and its frames, projected once for verbs and once for nouns. Results equal those of the official program
+(tests/test_hgr.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LEVELS = ("sent", "verb", "noun")
 
 
 class HGR(RetrievalModel):
-    """See the module."""
+    """The HGR model; see the module."""
 
     known_levels = LEVELS
 
@@ -34,38 +34,38 @@ class HGR(RetrievalModel):
         self.text = RoleGraphEncoder(options, inputs)
         self.level_weights = dict.fromkeys(options.levels, 1 / len(options.levels))
         self.dims = dict.fromkeys(options.levels, options.dim)
-        self.whole = options.levels[0]
+        self.main_level = options.levels[0]
 
     def encode_videos(self, video: dict[str, dict[str, Tensor]]) -> Embeddings:
-        """``sent`` (B, dim), ``verb`` and ``noun`` (B, T, dim), and the ``mask`` (B, T) of their rows."""
-        seen, mask = self.rows(video)
-        weights = masked_softmax(self.frame_attention(seen["sent"]).squeeze(-1), mask)
-        return seen | {"sent": torch.einsum("bt,btd->bd", weights, seen["sent"]), "mask": mask}
+        """Return ``sent`` (B, dim), ``verb`` and ``noun`` (B, T, dim), and the ``mask`` (B, T) of their rows."""
+        rows, mask = self.rows(video)
+        weights = masked_softmax(self.frame_attention(rows["sent"]).squeeze(-1), mask)
+        return rows | {"sent": torch.einsum("bt,btd->bd", weights, rows["sent"]), "mask": mask}
 
     def edge_weights(self, video: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         return self.rows.edge_weights(video)
 
     def encode_texts(self, text: dict[str, Tensor]) -> Embeddings:
-        """``sent`` (B, dim), ``verb`` and ``noun`` (B, phrases, dim) and their masks, of role graphs' tensors."""
+        """Return ``sent`` (B, dim), ``verb`` and ``noun`` (B, phrases, dim), and their masks, from role graphs."""
         nodes = self.text(text)
-        there = text["nodes"].any(-1)
+        present = text["nodes"].any(-1)
         verbs = 1 + self.options.verbs
         return {
             "sent": nodes[:, 0],
             "verb": nodes[:, 1:verbs],
             "noun": nodes[:, verbs:],
-            "verb mask": there[:, 1:verbs],
-            "noun mask": there[:, verbs:],
+            "verb mask": present[:, 1:verbs],
+            "noun mask": present[:, verbs:],
         }
 
     @in_float32
     def level_scores(self, videos: Embeddings, texts: Embeddings) -> dict[str, Tensor]:
-        """(texts, videos) of each level. A caption without a verb has 0 for every video on that level."""
-        found = {"sent": unit(texts["sent"]) @ unit(videos["sent"]).T}
+        """Return (texts, videos) scores by level. A caption without verbs scores 0 on that level for every video."""
+        scores = {"sent": unit(texts["sent"]) @ unit(videos["sent"]).T}
         for level in ("verb", "noun"):
-            said = texts[level], texts[f"{level} mask"]
-            found[level] = phrase_scores(videos[level], videos["mask"], *said, self.options)
-        return {level: found[level] for level in self.options.levels}
+            phrases, mask = texts[level], texts[f"{level} mask"]
+            scores[level] = phrase_scores(videos[level], videos["mask"], phrases, mask, self.options)
+        return {level: scores[level] for level in self.options.levels}
 
     def pooled(self, embeddings: Embeddings) -> dict[str, Tensor]:
         mask = embeddings.get("mask")

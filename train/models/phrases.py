@@ -1,4 +1,4 @@
-"""Phrases of captions as HGR makes them, from words and role graphs: what HGR and MCSAN share."""
+"""Encode the phrases of captions from words and role graphs, as HGR does; shared by HGR and MCSAN."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .text import CaptionReader
 
 
 class RoleGraphEncoder(nn.Module):
-    """Words by a bidirectional GRU, nodes pooled from their words and scaled by their roles, then the graph."""
+    """A bidirectional GRU over words; nodes pooled from their words and scaled by their roles; graph layers."""
 
     def __init__(self, options: RoleGraphs, inputs: Inputs) -> None:
         super().__init__()
@@ -30,43 +30,43 @@ class RoleGraphEncoder(nn.Module):
         self.layers = nn.ModuleList(RoleGraphLayer(dim, options.role_dropout) for _ in range(options.role_layers))
 
     def forward(self, text: dict[str, Tensor], related: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """(B, P, dim): the caption, its verbs, its nouns.
+        """Return nodes (B, P, dim): the caption, its verbs, its nouns.
 
         Args:
-            related: makes further nodes of these, which ``edges`` knows too.
+            related: computes further nodes from these; ``edges`` includes them.
         """
         mask = text["mask"]
         out = sequence_gru(self.rnn, self.dropout(self.reader(text)["values"]), mask)
-        words = out.unflatten(-1, (2, -1)).mean(-2)  # of both directions
-        whole = torch.einsum("bl,bld->bd", masked_softmax(self.attention(words).squeeze(-1), mask), words)
+        words = out.unflatten(-1, (2, -1)).mean(-2)  # mean of both directions
+        sentence = torch.einsum("bl,bld->bd", masked_softmax(self.attention(words).squeeze(-1), mask), words)
         phrases = text["nodes"][:, 1:]
         places = Present(phrases.any(-1))
-        parts = largest(words, phrases, places) * self.roles(places.pick(text["roles"]))
-        nodes = torch.cat([whole[:, None], places.spread(parts)], dim=1)
+        parts = max_over_words(words, phrases, places) * self.roles(places.pick(text["roles"]))
+        nodes = torch.cat([sentence[:, None], places.spread(parts)], dim=1)
         if related is not None:
             nodes = torch.cat([nodes, related(nodes)], dim=1)
         if self.layers:
-            # Places without a phrase stay zeros; no edge leads to them or from them. Further nodes have edges.
-            there = text["edges"].any(-1)
-            there[:, : phrases.shape[1] + 1] |= text["nodes"].any(-1)
-            there[:, 0] = True
-            places = Present(there)
+            # Positions without a phrase remain zero, since no edge connects them. Further nodes have edges.
+            present = text["edges"].any(-1)
+            present[:, : phrases.shape[1] + 1] |= text["nodes"].any(-1)
+            present[:, 0] = True
+            places = Present(present)
             for layer in self.layers:
                 nodes = layer(nodes, text["edges"], places)
         return nodes
 
 
-def largest(words: Tensor, phrases: Tensor, places: Present) -> Tensor:
-    """(N, D): of each phrase that is there the largest number of its words, channel by channel.
+def max_over_words(words: Tensor, phrases: Tensor, places: Present) -> Tensor:
+    """Return (N, D) the maximum over the words of each present phrase, channel by channel.
 
     Args:
         words: (B, L, D).
-        phrases: (B, P, L) bool, the words of each.
-        places: of the N phrases that have words.
+        phrases: (B, P, L) bool, the words of each phrase.
+        places: the N phrases that have words.
     """
     has, order = places.pick(phrases).sort(dim=1, descending=True, stable=True)
     most = max(1, int(has.sum(1).amax())) if len(has) else 1
-    # Shorter phrases repeat their first word, which changes no maximum.
+    # Shorter phrases repeat their first word; no maximum changes.
     order = torch.where(has, order, order[:, :1])[:, :most]
     caption = places.rows // phrases.shape[1]
     picked = words.flatten(0, 1).index_select(0, (caption[:, None] * words.shape[1] + order).flatten())
@@ -74,7 +74,7 @@ def largest(words: Tensor, phrases: Tensor, places: Present) -> Tensor:
 
 
 class RoleGraphLayer(nn.Module):
-    """Attention along the edges, added to the nodes."""
+    """Attention along the edges, with a residual connection."""
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
@@ -84,18 +84,18 @@ class RoleGraphLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, nodes: Tensor, edges: Tensor, places: Present) -> Tensor:
-        """(B, P, dim) nodes, of which those at ``places`` are there, and (B, P, P) edges, from the column to the row.
+        """Update nodes (B, P, dim) along edges (B, P, P), which lead from the column to the row.
 
         Returns:
-            (B, P, dim), zeros where no node is.
+            (B, P, dim), zeros except at ``places``.
         """
         own = places.pick(nodes)
         query, key = places.spread(self.query(own)), places.spread(self.key(own))
         fits = query @ key.transpose(1, 2) / math.sqrt(nodes.shape[-1] // 2)
-        heard = places.pick(masked_softmax(fits, edges) @ nodes)
-        return places.spread(self.norm(own + self.dropout(self.context(heard))))
+        messages = places.pick(masked_softmax(fits, edges) @ nodes)
+        return places.spread(self.norm(own + self.dropout(self.context(messages))))
 
 
 def masked_softmax(x: Tensor, mask: Tensor) -> Tensor:
-    """Over the last axis where ``mask`` holds; zeros elsewhere, and where it holds nowhere."""
+    """Softmax over the last axis where ``mask`` is True; zeros elsewhere."""
     return x.masked_fill(~mask, -1e4).softmax(-1) * mask

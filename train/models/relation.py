@@ -1,8 +1,9 @@
 """AME-Net's relation branch: graphs over the objects of a clip, within frames and across them.
 
-The edges follow the Actor Relation Graph (Wu et al., CVPR 2019): scaled dot products of two projections, several graphs
-side by side, a mask on distance. Box geometry enters as in relation networks (Hu et al., CVPR 2018): it is added to an
-edge's weight, and here also carried along the edge, so that a node learns where its neighbours are and went.
+The edges follow the Actor Relation Graph (Wu et al., CVPR 2019): scaled dot products of two projections, several
+parallel graphs, a limit on distance. Box geometry is used as in relation networks (Hu et al., CVPR 2018): it is added
+to the weight of an edge. Here it is also part of the message, so that a node learns the position and motion of its
+neighbours.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from torch.nn.functional import relu
 from ..options import ObjectGraph as Options
 from .layers import AttentionPool, Pooling, unit
 
-# Numbers that describe an edge, and a node.
+# Number of geometry components of an edge, and of a node.
 EDGE = 9
 NODE = 7
 
 
 def node_geometry(boxes: Tensor, scores: Tensor, seconds: Tensor) -> Tensor:
-    """(B, T, N, 7): middle, size, area, detector score and time of every box, all near [-1, 1]."""
+    """Return (B, T, N, 7): centre, size, area, detector score and time of every box, scaled to about [-1, 1]."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     w, h = x2 - x1, y2 - y1
     time = seconds.unsqueeze(-1).expand_as(w) / seconds.amax(dim=1)[:, None, None].clamp(min=1e-3)
@@ -30,16 +31,16 @@ def node_geometry(boxes: Tensor, scores: Tensor, seconds: Tensor) -> Tensor:
 
 
 def edge_geometry(a: Tensor, b: Tensor, time_a: Tensor, time_b: Tensor) -> Tensor:
-    """What lies between each box of ``a`` (B, n, 4) and of ``b`` (B, m, 4), at their times: (B, n, m, 9)."""
-    middle_a, middle_b = (a[..., :2] + a[..., 2:]) / 2, (b[..., :2] + b[..., 2:]) / 2
+    """Return the geometry between each box of ``a`` (B, n, 4) and of ``b`` (B, m, 4), at their times: (B, n, m, 9)."""
+    centre_a, centre_b = (a[..., :2] + a[..., 2:]) / 2, (b[..., :2] + b[..., 2:]) / 2
     size_a, size_b = (a[..., 2:] - a[..., :2]).clamp(min=1e-3), (b[..., 2:] - b[..., :2]).clamp(min=1e-3)
-    between = middle_b.unsqueeze(1) - middle_a.unsqueeze(2)
+    between = centre_b.unsqueeze(1) - centre_a.unsqueeze(2)
     ratio = (size_b.unsqueeze(1) / size_a.unsqueeze(2)).log()
     corner = torch.minimum(a[:, :, None, 2:], b[:, None, :, 2:]) - torch.maximum(a[:, :, None, :2], b[:, None, :, :2])
     common = corner.clamp(min=0).prod(-1)
     union = size_a.prod(-1).unsqueeze(2) + size_b.prod(-1).unsqueeze(1) - common
     later = (time_b.unsqueeze(1) - time_a.unsqueeze(2)).unsqueeze(-1)
-    # Frame widths a second: between the places of one object in two frames, how it moves.
+    # In frame widths a second; between the boxes of one object in two frames, this is its velocity.
     speed = between / torch.where(later == 0, torch.inf, later)
     length = between.pow(2).sum(-1, keepdim=True).add(1e-8).sqrt()
     overlap = (common / union.clamp(min=1e-6)).unsqueeze(-1)
@@ -47,7 +48,7 @@ def edge_geometry(a: Tensor, b: Tensor, time_a: Tensor, time_b: Tensor) -> Tenso
 
 
 class Edges(nn.Module):
-    """One kind of edges of one layer: G weighted graphs, their messages summed."""
+    """Edges of one kind in one layer: G weighted graphs whose messages are averaged."""
 
     def __init__(self, dim: int, graphs: int, key_dim: int, geometry: bool) -> None:
         super().__init__()
@@ -58,20 +59,20 @@ class Edges(nn.Module):
         width = dim + (EDGE if geometry else 0)
         self.message = nn.Parameter(torch.randn(graphs, width, dim) / math.sqrt(dim))
         if geometry:
-            # The few numbers of the geometry begin with as much to say as the many of the features.
+            # Scale up the few geometry components, so that they initially count as much as the features.
             self.message.data[:, dim:] *= math.sqrt(dim / EDGE)
-        # Equal projections at first: an object is joined to what is most like it, in another frame to itself.
+        # With equal projections, an object initially attends to the most similar one: in another frame, itself.
         self.key.load_state_dict(self.query.state_dict())
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, nodes: Tensor, others: Tensor, mask: Tensor, between: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Messages to ``nodes`` (B, n, D) from ``others`` (B, m, D) along edges where ``mask`` (B, n, m) holds.
+        """Send messages to ``nodes`` (B, n, D) from ``others`` (B, m, D) along edges where ``mask`` (B, n, m) is True.
 
         Args:
-            between: (B, n, m, EDGE), or None where geometry is left out.
+            between: geometry (B, n, m, EDGE); None if it is not used.
 
         Returns:
-            The messages (B, n, D), and the weights of the edges, (B, graphs, n, m): from m to n, summing to 1 over m.
+            The messages (B, n, D), and the edge weights (B, graphs, n, m) from m to n, which sum to 1 over m.
         """
         batch, n, _ = nodes.shape
         graphs, m = self.graphs, others.shape[1]
@@ -81,7 +82,7 @@ class Edges(nn.Module):
         if between is not None:
             weight = weight + self.bias(between).permute(0, 3, 1, 2)
         weight = weight.masked_fill(~mask.unsqueeze(1), -1e4).softmax(-1) * mask.unsqueeze(1)
-        # Graphs and nodes in one axis: few large products instead of many small ones.
+        # Graphs and nodes share an axis: few large products instead of many small ones.
         gathered = (weight.reshape(batch, graphs * n, m) @ others).view(batch, graphs, n, -1)
         if between is not None:
             along = weight.transpose(1, 2) @ between  # (B, n, G, EDGE)
@@ -91,13 +92,13 @@ class Edges(nn.Module):
 
 
 class ObjectGraph(nn.Module):
-    """Objects of a clip, each told what the others are and do.
+    """Update each object of a clip from the other objects.
 
     Args:
-        width: of an object's feature.
-        options: which edges: within a frame (spatial), to the frames before and after (temporal), both kinds, or one
-            graph over all objects of all frames (joint); the Actor Relation Graph's G, layers and d_k; how far spatial
-            edges reach, and whether nodes and edges know the boxes.
+        width: dimension of an object's features.
+        options: the kinds of edges: within a frame (spatial), to the neighbouring frames (temporal), both, or one graph
+            over all objects of all frames (joint); G, layers and d_k of the Actor Relation Graph; the maximum length
+            of spatial edges; whether nodes and edges use the boxes.
     """
 
     def __init__(self, width: int, options: Options, dropout: float) -> None:
@@ -119,7 +120,7 @@ class ObjectGraph(nn.Module):
         )
 
     def forward(self, objects: dict[str, Tensor]) -> Tensor:
-        """Objects to nodes (B, T, N, inner), zeros where there is none.
+        """Encode objects to nodes (B, T, N, inner), zeros for padding.
 
         Args:
             objects: ``values`` (B, T, N, width), ``mask`` (B, T, N), ``boxes`` (B, T, N, 4) as fractions of the frame,
@@ -128,11 +129,11 @@ class ObjectGraph(nn.Module):
         return self._run(objects)[0]
 
     def edge_weights(self, objects: dict[str, Tensor]) -> dict[str, Tensor]:
-        """How much each object is told by the others: by kind, the mean over layers and graphs; sums to 1 over senders.
+        """Return the weight of each sender for each object, by kind of edges, averaged over layers and graphs.
 
         Returns:
-            ``spatial`` (B, T, N, N), from the last axis to the one before; ``temporal`` (B, T, N, 2N), from the objects
-            of the row before, then from those of the row after; ``joint`` (B, T, N, T, N). 0 where there is no edge.
+            ``spatial`` (B, T, N, N), senders on the last axis; ``temporal`` (B, T, N, 2N), senders of the previous row,
+            then of the next; ``joint`` (B, T, N, T, N). Weights sum to 1 over senders and are 0 without an edge.
         """
         batch, frames, count = objects["mask"].shape
         ends = {"spatial": (count,), "temporal": (2 * count,), "joint": (frames, count)}
@@ -141,7 +142,7 @@ class ObjectGraph(nn.Module):
         return {kind: mean.reshape(batch, frames, count, *ends[kind]) for kind, mean in means.items()}
 
     def _run(self, objects: dict[str, Tensor]) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """The nodes, and by layer the weights of each kind of edges."""
+        """Return the nodes, and for each layer the edge weights by kind."""
         values, mask = objects["values"], objects["mask"]
         nodes = self.enter(self.norm(values))
         if self.place is not None:
@@ -158,17 +159,17 @@ class ObjectGraph(nn.Module):
         return nodes, weights
 
     def wire(self, kind: str, objects: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The edges of one kind: which there are, and what lies between their ends."""
+        """Return the mask of the edges of a kind, and the geometry between their ends."""
         seconds = objects["seconds"].unsqueeze(-1).expand_as(objects["mask"])
         ends = (objects["mask"], objects["boxes"], seconds)
         mask, boxes, times = ((self.flat(kind, x), self.neighbours(kind, x)) for x in ends)
-        joined = mask[0].unsqueeze(2) & mask[1].unsqueeze(1)
+        connected = mask[0].unsqueeze(2) & mask[1].unsqueeze(1)
         needed = self.geometry or (kind == "spatial" and self.distance is not None)
         between = edge_geometry(*boxes, *times) if needed else None
         if kind == "spatial" and self.distance is not None:
-            # Sideways and down measure alike in fractions of a frame; the length is doubled in the geometry.
-            joined = joined & (between[..., 4] <= 2 * self.distance)
-        return joined, between if self.geometry else None
+            # Horizontal and vertical distances are fractions of the frame. The geometry holds twice the length.
+            connected = connected & (between[..., 4] <= 2 * self.distance)
+        return connected, between if self.geometry else None
 
     def send(
         self, edges: Edges, kind: str, nodes: Tensor, mask: Tensor, between: Tensor | None
@@ -178,12 +179,12 @@ class ObjectGraph(nn.Module):
 
     @staticmethod
     def flat(kind: str, x: Tensor) -> Tensor:
-        """(B, T, N, ...) with the frames in the batch; for a joint graph with the objects of all frames in a row."""
+        """Flatten (B, T, N, ...): frames into the batch; for a joint graph, all objects into one axis."""
         return x.flatten(1, 2) if kind == "joint" else x.flatten(0, 1)
 
     @classmethod
     def neighbours(cls, kind: str, x: Tensor) -> Tensor:
-        """What the nodes of ``flat`` may be joined to: (B or B*T, m, ...)."""
+        """Return the possible senders for the nodes of ``flat``: (B or B*T, m, ...)."""
         if kind != "temporal":
             return cls.flat(kind, x)
         nothing = torch.zeros_like(x[:, :1])
@@ -192,7 +193,7 @@ class ObjectGraph(nn.Module):
 
 
 class RelationBranch(nn.Module):
-    """Objects of a clip to one vector: the graph, then the objects of a frame pooled, then the frames."""
+    """Encode the objects of a clip to one vector: graph, pooling over objects, pooling over frames."""
 
     def __init__(self, width: int, dim: int, options: Options, pooling: Pooling, dropout: float) -> None:
         super().__init__()
@@ -203,7 +204,7 @@ class RelationBranch(nn.Module):
         self.leave = nn.Linear(inner, dim)
 
     def forward(self, objects: dict[str, Tensor]) -> Tensor:
-        """What ``ObjectGraph`` takes to (B, dim), of length 1."""
+        """Encode the input of ``ObjectGraph`` to a unit vector (B, dim)."""
         nodes, mask = self.graph(objects), objects["mask"]
         batch, frames, _ = mask.shape
         frame = self.regions(nodes.flatten(0, 1), mask.flatten(0, 1)).view(batch, frames, -1)

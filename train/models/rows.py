@@ -1,4 +1,4 @@
-"""Rows of a video's streams, one sequence: frames, clips, and objects that were told of each other."""
+"""The rows of a video's streams as one sequence: frames, clips, and objects after their graph."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .relation import ObjectGraph
 
 
 class Rows(nn.Module):
-    """The rows of all streams one after the other, projected once a level.
+    """Concatenate the rows of all streams, projected once for each level.
 
     Args:
-        levels: their names.
-        project: whether they are; else features must have ``options.dim`` numbers.
+        levels: names of the levels.
+        project: whether to project; else features must have ``options.dim`` components.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Rows(nn.Module):
         self.dropout = Dropout(options.dropout)
 
     def forward(self, video: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
-        """By level (B, T, dim), and the mask (B, T); an object in a frame is a row."""
-        seen, masks = self.streams(video)
-        joined = {level: torch.cat(list(x.values()), dim=1) for level, x in seen.items()}
-        return joined, torch.cat(list(masks.values()), dim=1)
+        """Return (B, T, dim) by level, and the mask (B, T); an object in a frame is a row."""
+        values, masks = self.streams(video)
+        rows = {level: torch.cat(list(x.values()), dim=1) for level, x in values.items()}
+        return rows, torch.cat(list(masks.values()), dim=1)
 
     def edge_weights(self, video: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """By stream of objects, what the edges of its graph weigh: as of ``ObjectGraph.edge_weights``."""
+        """Return the edge weights of each object stream's graph; see ``ObjectGraph.edge_weights``."""
         return {
             name: graph.edge_weights(video[name])
             for name, graph in self.scale.items()
@@ -60,15 +60,15 @@ class Rows(nn.Module):
         }
 
     def streams(self, video: dict[str, dict[str, Tensor]]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-        """What ``forward`` joins: by level and stream, and the masks by stream."""
+        """Return the projected rows by level and stream, and the masks by stream."""
         values, masks = {}, {}
         for name, scale in self.scale.items():
             stream = video[name]
             objects = stream["mask"].ndim == 3
             values[name] = scale(stream).flatten(1, 2) if objects else scale(stream["values"])
             masks[name] = stream["mask"].flatten(1)
-        seen = {
+        projected = {
             level: {name: self.dropout(project[name](x)) for name, x in values.items()}
             for level, project in self.levels.items()
         }
-        return seen, masks
+        return projected, masks

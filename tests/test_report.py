@@ -1,4 +1,4 @@
-"""The page of a run and that of a search stand alone, escape what people wrote, and are what a browser shows."""
+"""The pages of a run and of a search need no network, escape users' texts, and work in a browser."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from amex.features import ClipRows, ClipSource, create_store, write_sources
 from amex.manifests import Clip
 from amex.train.bootstrap import Interval
 from amex.train.config import check_config
-from amex.train.evaluate import scores_of
+from amex.train.evaluate import score_embeddings
 from amex.train.models import SpacesModel
 from amex.train.models.relation import ObjectGraph
 from amex.train.report.breakdown import hubness
-from amex.train.report.comparison import Ranked, compare
+from amex.train.report.comparison import RankedRun, compare_runs
 from amex.train.report.predictions import average_precision
 from amex.train.report.queries import rank
 
@@ -70,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 MOTION = WINDOWS | {"sampling": {}}
-# Rows are of single frames; videos have 30 a second.
+# A row is a single frame; videos have 30 frames a second.
 BEGINS = np.arange(4) * 5 / 30
 TIMES = np.stack([BEGINS, BEGINS + 1 / 30], axis=1)
 
@@ -95,8 +95,8 @@ def boxes(seed: int) -> dict[str, np.ndarray]:
 
 def train(name: str, folder: Path, *settings: str) -> None:
     words = (word for setting in settings for word in ("--set", setting))
-    given = ("--store", folder / "s.zarr", "--manifest", folder / "m.jsonl", "--work-dir", folder / name)
-    trained = amex("train", name, *given, *words)
+    arguments = ("--store", folder / "s.zarr", "--manifest", folder / "m.jsonl", "--work-dir", folder / name)
+    trained = amex("train", name, *arguments, *words)
     assert trained.exit_code == 0, trained.output
 
 
@@ -108,30 +108,30 @@ def written(run: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(run: Path) -> Path:
-    """The folder of a report of the model that knows objects and concepts, against the other."""
+    """The folder of a report of the model with objects and concepts, compared with the other."""
     return report(run.parent / "mcsan", run)
 
 
 def report(run: Path, *more: Any) -> Path:
-    result = amex("report", run, *more)  # the store knows where its videos are
+    result = amex("report", run, *more)  # the store records where its videos are
     assert result.exit_code == 0, result.output
     assert str(run / "report" / "index.html") in result.output
     return run / "report"
 
 
 def data(folder: Path, name: str) -> Any:
-    """What a file of data calls a function of the page with."""
+    """The argument that a data file passes to a function of the page."""
     _, _, rest = (folder / "data" / name).read_text(encoding="ascii").partition("(")
     return json.loads(rest.rstrip().removesuffix(");"))
 
 
-def test_a_report_stands_alone_and_says_what_a_reader_asks(run: Path, written: Path) -> None:
+def test_a_report_needs_no_network_and_has_all_sections(run: Path, written: Path) -> None:
     text = (written / "index.html").read_text()
     for words in ("Text to video", "Video to text", "R@1", "rsum", "Best queries", "Worst queries", "batch_size: 4"):
         assert words in text
     assert text.count("<svg") == 3
     for path in re.findall(r"""(?:src|href)=["']([^#"'][^"']*)["']""", text):
-        assert (written / path).is_file(), path  # all that is loaded lies in the folder
+        assert (written / path).is_file(), path  # everything that the page loads is in the folder
     assert "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
     figures = json.loads(amex("eval", run, "--json").stdout)
     assert f"{figures['rsum']:.1f}" in text
@@ -139,7 +139,7 @@ def test_a_report_stands_alone_and_says_what_a_reader_asks(run: Path, written: P
     assert "5 to 8 words" in text
 
 
-def test_every_query_is_there_with_the_clips_that_were_found(run: Path, written: Path) -> None:
+def test_every_query_is_listed_with_its_hits(run: Path, written: Path) -> None:
     index, top = data(written, "queries.js"), data(written, "top-0.js")
     figures = json.loads(amex("eval", run, "--json").stdout)
     positions = np.array(index["position"])
@@ -159,13 +159,13 @@ def test_captions_are_text_not_html(run: Path, compared: Path) -> None:
     text = (compared / "index.html").read_text()
     assert text.count("&lt;script&gt;window.hurt") > 4
     assert "<b>cat" not in text
-    found = amex("search", run, WICKED, "--html", run / "found.html", "--videos", run.parent / "videos", "-k", "3")
-    assert found.exit_code == 0, found.output
+    result = amex("search", run, WICKED, "--html", run / "found.html", "--videos", run.parent / "videos", "-k", "3")
+    assert result.exit_code == 0, result.output
     text = (run / "found.html").read_text()
     assert "<script" not in text
     assert "<b>cat" not in text
     assert text.count("data:image/jpeg;base64,") == 3
-    assert re.search(r"[0-9], v[0-9]+\S*, 0\.0 s to ", text)  # the score, the clip, its seconds
+    assert re.search(r"[0-9], v[0-9]+\S*, 0\.0 s to ", text)  # the score, the clip, its times
 
 
 def test_without_videos_a_page_has_no_pictures_and_a_missing_video_costs_only_its_own(
@@ -177,17 +177,17 @@ def test_without_videos_a_page_has_no_pictures_and_a_missing_video_costs_only_it
     (tmp_path / "sources.json").rename(sources)
     assert bare.exit_code == 0, bare.output
     text = (tmp_path / "bare" / "index.html").read_text()
-    assert "There are no pictures: --videos names" in text
-    assert "<rect" in text  # boxes are drawn all the same
+    assert "No pictures: pass the folder of the videos with --videos" in text
+    assert "<rect" in text  # boxes are drawn without pictures too
     shutil.copytree(run.parent / "videos", tmp_path / "videos")
     (tmp_path / "videos" / "v10.mp4").unlink()
-    given = ("--out", tmp_path / "partly", "--videos", tmp_path / "videos", "--pictures", "100")
-    partly = amex("report", run.parent / "mcsan", *given)
+    arguments = ("--out", tmp_path / "partly", "--videos", tmp_path / "videos", "--pictures", "100")
+    partly = amex("report", run.parent / "mcsan", *arguments)
     assert partly.exit_code == 0, partly.output
     assert "no thumbnail of v10.mp4" in partly.output
     assert "no frames of v10.mp4" in partly.output
     pictures = data(tmp_path / "partly", "queries.js")["pictures"]
-    assert len(pictures) > 10  # of the clips that are shown or found, but of v10.mp4, which is clip 1
+    assert len(pictures) > 10  # of the clips that are shown or retrieved, except v10.mp4, which is clip 1
     assert 1 not in pictures
 
 
@@ -207,16 +207,16 @@ def test_objects_are_drawn_with_the_edges_between_them_beside_the_twin(compared:
 
 def test_levels_and_concepts_are_shown_of_a_model_that_has_them(written: Path, compared: Path) -> None:
     text = (compared / "index.html").read_text()
-    assert "By one level of the model alone" in text
-    assert "mAP from clips" in text
+    assert "By each level of the model alone" in text
+    assert "mAP, clips" in text
     for concept in ("chase", "sleep"):
         assert re.search(rf'class="(right|wrong)">{concept} [01]\.', text), concept
-    assert "mAP from clips" not in (written / "index.html").read_text()
+    assert "mAP, clips" not in (written / "index.html").read_text()
 
 
 def test_two_runs_are_compared_query_by_query(run: Path, compared: Path, tmp_path: Path) -> None:
     text, index = (compared / "index.html").read_text(), data(compared, "queries.js")
-    assert "Compared with global" in text
+    assert "Comparison with global" in text
     assert "46 of 46 queries and 23 of 23" in text
     assert index["other"] == data(run / "report", "queries.js")["position"]
     itself = amex("report", run, run, "--out", tmp_path / "same", "--pictures", "0")
@@ -225,15 +225,15 @@ def test_two_runs_are_compared_query_by_query(run: Path, compared: Path, tmp_pat
 
 
 @pytest.mark.parametrize("wrong", ["nothing", "page.html"])
-def test_what_cannot_be_written_or_compared_is_said_in_a_line(run: Path, tmp_path: Path, wrong: str) -> None:
-    given = [tmp_path / wrong] if wrong == "nothing" else ["--out", tmp_path / wrong]
-    result = amex("report", run, *given)
+def test_invalid_outputs_and_comparisons_are_an_error_in_one_line(run: Path, tmp_path: Path, wrong: str) -> None:
+    arguments = [tmp_path / wrong] if wrong == "nothing" else ["--out", tmp_path / wrong]
+    result = amex("report", run, *arguments)
     assert result.exit_code == 1
     assert str(tmp_path / wrong) in result.output
     assert len(result.output.strip().splitlines()) == 1
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     result = amex("report", tmp_path)
     assert result.exit_code == 1
     assert str(tmp_path) in result.output
@@ -252,7 +252,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipe]:
 
 @pytest.fixture
 def page(browser: Pipe, compared: Path) -> Iterator[Page]:
-    """The page as a disk has it; no script may have failed in the end, and no text may have run."""
+    """The page opened from disk; at the end, no script may have failed and no text may have been executed."""
     page = Page(browser)
     page.open((compared / "index.html").as_uri())
     page.wait(f"{ROWS} === 25")
@@ -272,7 +272,7 @@ def pick(page: Page, name: str, value: str) -> None:
              f"(document.getElementById('{name}'))")  # fmt: skip
 
 
-def test_queries_are_found_sorted_turned_over_and_opened(page: Page, compared: Path) -> None:
+def test_queries_can_be_filtered_sorted_paged_and_opened(page: Page, compared: Path) -> None:
     positions = data(compared, "queries.js")["position"]
     pick(page, "order", "worst")
     assert page.run(AT) == pytest.approx(sorted(positions, reverse=True)[:25], abs=0.05)
@@ -287,11 +287,11 @@ def test_queries_are_found_sorted_turned_over_and_opened(page: Page, compared: P
     assert page.run("document.querySelector('.said').textContent") == f"{WICKED} chases 9"
     page.run("document.querySelector('.query').click()")
     assert page.wait("document.querySelectorAll('.top figure').length") in (10, 11)
-    assert page.run("document.querySelector('.top figure.own figcaption').textContent").count("its clip") == 1
+    assert page.run("document.querySelector('.top figure.own figcaption').textContent").count("right clip") == 1
     page.wait("[...document.querySelectorAll('.top img')].every((image) => image.naturalWidth > 0)")
 
 
-def test_a_phone_shows_all_in_the_dark(page: Page) -> None:
+def test_the_page_fits_a_phone_and_has_a_dark_mode(page: Page) -> None:
     page.size(360, 740)
     page.media(prefers_color_scheme="dark")
     page.run("document.querySelector('.query').click()")
@@ -301,22 +301,22 @@ def test_a_phone_shows_all_in_the_dark(page: Page) -> None:
     ink, back = ([int(x) for x in re.findall(r"\d+", colour)] for colour in page.run(colours))
     assert sum(ink) > 600
     assert sum(back) < 100
-    # The words of charts are paths in the colour of the page.
+    # Texts of charts are paths in the page's text colour.
     assert page.run("[...document.querySelectorAll('.chart svg text, .chart svg g')].length") > 50
 
 
-def test_a_page_without_its_folder_says_what_it_lacks(browser: Pipe, written: Path, tmp_path: Path) -> None:
+def test_a_page_without_its_data_says_what_is_missing(browser: Pipe, written: Path, tmp_path: Path) -> None:
     shutil.copy(written / "index.html", tmp_path / "alone.html")
     page = Page(browser)
     page.open((tmp_path / "alone.html").as_uri())
     page.wait("document.readyState === 'complete'")
-    assert "the folder data beside this page" in page.run(COUNT)
+    assert 'the folder "data" beside this page' in page.run(COUNT)
     (tmp_path / "data").mkdir()
     shutil.copy(written / "data" / "queries.js", tmp_path / "data")
     page.open((tmp_path / "alone.html").as_uri())
     page.wait(f"{ROWS} === 25")
     page.run("document.querySelector('.query').click()")
-    page.wait("document.querySelector('.top')?.textContent.includes('keep the folder of the page whole')")
+    page.wait("document.querySelector('.top')?.textContent.includes('keep all files of the page together')")
     page.close()
 
 
@@ -324,7 +324,7 @@ def test_a_page_without_its_folder_says_what_it_lacks(browser: Pipe, written: Pa
 
 
 @pytest.mark.parametrize("kinds", ["spatial", "temporal", "both", "joint", "none"])
-def test_edges_of_an_object_weigh_1_together_and_join_only_what_is_there(kinds: str) -> None:
+def test_edge_weights_of_an_object_sum_to_1_and_connect_only_present_objects(kinds: str) -> None:
     torch.manual_seed(0)
     options = check_config({"model": {"name": "amenet", "graph": kinds, "graph_dim": 8, "distance": 0.4}}, "").model
     graph = ObjectGraph(4, options, 0.0).eval()
@@ -352,31 +352,31 @@ class Plain(SpacesModel):
     level_weights: ClassVar = {"x": 1.0}
 
 
-def test_two_runs_are_compared_on_what_both_have() -> None:
-    """Of the second run two clips are gone, and the others lie in another order."""
+def test_two_runs_are_compared_on_their_common_queries() -> None:
+    """The second run lacks two clips and has the others in another order."""
     vectors = torch.nn.functional.normalize(torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), dim=1)
-    asked = torch.nn.functional.normalize(vectors + 0.5 * torch.randn(12, 4, generator=torch.manual_seed(2)), dim=1)
+    queries = torch.nn.functional.normalize(vectors + 0.5 * torch.randn(12, 4, generator=torch.manual_seed(2)), dim=1)
 
-    def run(name: str, clips: list[int]) -> Ranked:
+    def run(name: str, clips: list[int]) -> RankedRun:
         split = SimpleNamespace(
             clips=[Clip(clip_id=f"c{i}", video="v") for i in clips],
             captions=[f"said {i}" for i in clips],
             own=[[i] for i in range(len(clips))],
             queries=[[i] for i in range(len(clips))],
         )
-        videos, texts = {"x": vectors[clips]}, {"x": asked[clips]}
-        scores = scores_of(Plain(), videos, texts)
-        return Ranked(name=name, split=split, scores=scores, ranking=rank(Plain(), split, videos, texts, scores))
+        videos, texts = {"x": vectors[clips]}, {"x": queries[clips]}
+        scores = score_embeddings(Plain(), videos, texts)
+        return RankedRun(name=name, split=split, scores=scores, ranking=rank(Plain(), split, videos, texts, scores))
 
-    whole, part = run("whole", list(range(12))), run("part", [7, 3, 1, 0, 2, 11, 10, 5, 4, 6])
-    two = compare(whole, part)
+    result, part = run("whole", list(range(12))), run("part", [7, 3, 1, 0, 2, 11, 10, 5, 4, 6])
+    two = compare_runs(result, part)
     assert (two.clips, two.of_clips, two.queries, two.of_queries) == (10, 12, 10, 12)
     assert two.chosen.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 10, 11]
     assert (two.run == two.other).all()
-    assert (two.run <= whole.ranking.positions[two.chosen]).all()  # in a smaller gallery
+    assert (two.run <= result.ranking.positions[two.chosen]).all()  # in a smaller gallery
     assert all(row.interval.difference == 0 for row in two.rows)
-    with pytest.raises(AmexError, match="no caption of one clip in common"):
-        compare(run("a", [0, 1]), run("b", [2, 3]))
+    with pytest.raises(AmexError, match="no caption of a clip in common"):
+        compare_runs(run("a", [0, 1]), run("b", [2, 3]))
 
 
 def test_clips_that_share_a_caption_or_are_twins_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,8 +387,8 @@ def test_clips_that_share_a_caption_or_are_twins_are_drawn_together(monkeypatch:
         clips=clips, captions=["said 0", "said 1", "said"], own=[[0], [1], [2], [2]], queries=[[0], [1], [2], [2]]
     )
     videos, texts = {"x": torch.eye(4)}, {"x": torch.eye(4)[:3]}
-    scores = scores_of(Plain(), videos, texts)
-    run = Ranked(name="run", split=split, scores=scores, ranking=rank(Plain(), split, videos, texts, scores))
+    scores = score_embeddings(Plain(), videos, texts)
+    run = RankedRun(name="run", split=split, scores=scores, ranking=rank(Plain(), split, videos, texts, scores))
     drawn = []
 
     def bootstrap(a: np.ndarray, b: np.ndarray, groups: np.ndarray) -> Interval:
@@ -396,7 +396,7 @@ def test_clips_that_share_a_caption_or_are_twins_are_drawn_together(monkeypatch:
         return Interval(0.0, 0.0, 0.0)
 
     monkeypatch.setattr("amex.train.report.comparison.paired_bootstrap", bootstrap)
-    compare(run, run)
+    compare_runs(run, run)
     assert all(a == b != c == d for a, b, c, d in drawn)
     assert len(drawn) == 4
 
@@ -405,18 +405,18 @@ def ranked(best: list[list[int]], own: list[int]) -> Any:
     return SimpleNamespace(best=np.array(best), own=np.array(own))
 
 
-def test_a_clip_that_all_find_is_a_hub_and_what_nobody_finds_an_antihub() -> None:
+def test_always_retrieved_clips_are_hubs_and_never_retrieved_ones_antihubs() -> None:
     even = hubness(ranked([[(i + k) % 20 for k in range(1, 4)] for i in range(20)], list(range(20))), 20)
     assert (even.skewness, even.antihubs, even.mean) == (0.0, 0, 3.0)
     crowded = hubness(ranked([[0, i] for i in range(1, 21)], list(range(1, 21))), 21)
     assert crowded.hubs[0] == (0, 20)
-    assert crowded.antihubs == 20  # each is found for its own caption alone, which does not count
+    assert crowded.antihubs == 20  # each is retrieved only for its own caption, which does not count
     assert crowded.skewness > 4
     assert hubness(ranked([[0]], [0]), 19) is None
 
 
 @given(arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1)), st.integers(0, 10_000))
-def test_average_precision_is_the_mean_precision_at_what_is_true(chances: np.ndarray, seed: int) -> None:
+def test_average_precision_is_the_mean_precision_at_true_items(chances: np.ndarray, seed: int) -> None:
     truth = np.random.default_rng(seed).random(len(chances)) < 0.4
     order = sorted(range(len(chances)), key=lambda i: -chances[i])
     precisions = [sum(truth[j] for j in order[: n + 1]) / (n + 1) for n, i in enumerate(order) if truth[i]]

@@ -1,6 +1,6 @@
 "use strict";
-// The list of all queries. Its data are scripts that call amexQueries and amexTop: a page opened from a disk may load no
-// other data. Texts become nodes of text, never markup.
+// The list of all queries. Its data files are scripts that call amexQueries and amexTop, because a page opened from disk
+// can load no other data. Texts are inserted as text nodes, never as markup.
 const element = (id) => document.getElementById(id);
 const PAGE = 25;
 const chunks = new Map();
@@ -17,7 +17,7 @@ function loadTop(number) {
     chunks.set(number, chunk);
     const script = document.createElement("script");
     script.src = `data/top-${number}.js`;
-    script.onerror = () => { chunks.delete(number); chunk.reject(new Error(`${script.src} is not there`)); };
+    script.onerror = () => { chunks.delete(number); chunk.reject(new Error(`cannot load ${script.src}`)); };
     document.head.append(script);
   }
   return chunks.get(number).promise;
@@ -42,7 +42,7 @@ function amexQueries(loaded) {
 }
 
 const other = (query) => data.other?.[query] ?? null;
-// Ranks count by their ratio: from 1 to 10 is as far as from 10 to 100.
+// Positions are compared by their ratio: from 1 to 10 is as far as from 10 to 100.
 const gain = (query) => (other(query) === null ? 0 : Math.log(other(query) / data.position[query]));
 
 const WHICH = {
@@ -88,10 +88,10 @@ function draw() {
 }
 
 function make(tag, name, ...inside) {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  made.append(...inside);
-  return made;
+  const node = document.createElement(tag);
+  if (name) node.className = name;
+  node.append(...inside);
+  return node;
 }
 
 const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 1 });
@@ -99,9 +99,9 @@ const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 1 
 function row(query) {
   const at = make("span", "at", make("b", data.position[query] === 1 ? "right" : "", number(data.position[query])));
   if (data.other) at.append(make("small", gain(query) > 0 ? "right" : gain(query) < 0 ? "wrong" : "",
-    other(query) === null ? "not in the other" : `other: ${number(other(query))}`));
+    other(query) === null ? "not in the other run" : `other: ${number(other(query))}`));
   const first = data.first[query], own = data.own[query];
-  const under = make("span", "under", data.clips[own], first === own ? ", found first" : `; first ${data.clips[first]}`);
+  const under = make("span", "under", data.clips[own], first === own ? ", first hit" : `; first hit ${data.clips[first]}`);
   if (data.weak[query]) under.append(" ", make("span", "weak", "weak"));
   const button = make("button", "query", at, make("span", "said", data.captions[data.caption[query]]), under);
   button.type = "button";
@@ -124,7 +124,7 @@ async function open(item, button, query) {
     }
     place.replaceChildren(...hits);
   } catch (error) {
-    place.textContent = `${error.message}: keep the folder of the page whole.`;
+    place.textContent = `${error.message}: keep all files of the page together.`;
   }
 }
 
@@ -139,7 +139,7 @@ function hit(query, clip, rank, score, weak) {
   const own = clip === data.own[query];
   const says = make("figcaption", "", `${rank} `, make("b", "", score.toFixed(3)));
   if (weak) says.append(" ", make("span", "weak", "weak"));
-  if (own) says.append(" ", make("span", "right", "its clip"));
+  if (own) says.append(" ", make("span", "right", "right clip"));
   else if (data.has[clip].has(data.caption[query])) says.append(" ", make("span", "right", "same caption"));
   says.append(make("br"), data.clips[clip]);
   if (data.clipCaption[clip] !== undefined) says.append(`: ${data.clipCaption[clip]}`);

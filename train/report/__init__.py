@@ -1,4 +1,4 @@
-"""Pages of a run and of a search, for a browser without a network: figures, charts, pictures, every query."""
+"""HTML pages of a run and of a search that need no network: figures, charts, pictures, every query."""
 
 from .page import Run, write_report, write_results
 

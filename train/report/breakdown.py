@@ -1,4 +1,4 @@
-"""Recalls by verb, noun, length of captions and level of the model; and how evenly clips are found."""
+"""Recalls by verb, noun, caption length and level of the model; and how evenly clips are retrieved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ..concepts import nouns_and_verbs
 from .queries import DEPTH, Ranking, recalls
 
-# Words of fewer queries are left out: a recall of nine queries moves by 11 points with each of them.
+# Words with fewer queries are omitted: each of nine queries changes a recall by 11 points.
 FEW_QUERIES = 10
 LONGEST_TABLE = 15
 LENGTHS = ((1, 4), (5, 8), (9, 12), (13, 16), (17, 24), (25, None))
@@ -18,7 +18,7 @@ LENGTHS = ((1, 4), (5, 8), (9, 12), (13, 16), (17, 24), (25, None))
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The queries that have something in common: how many they are, and their recalls."""
+    """Queries with a common property: their number and their recalls."""
 
     name: str
     queries: int
@@ -27,7 +27,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """Groups of a kind of words, the most frequent first, and how many words were left out for being rare or many."""
+    """Groups of queries by word, most frequent first, and the number of omitted words (rare, or beyond the table)."""
 
     groups: list[Group]
     left_out: int
@@ -35,13 +35,13 @@ class Words:
 
 @dataclass(frozen=True, kw_only=True)
 class Hubness:
-    """How evenly clips are found: how often each is among the first ``DEPTH`` of queries for other clips.
+    """How evenly clips are retrieved: how often each is among the first ``DEPTH`` hits of other clips' queries.
 
     Attributes:
-        skewness: the third standardised moment of these counts (Radovanovic et al., JMLR 2010); 0 if all are alike.
-        antihubs: how many clips are never there.
-        hubs: the clips that are there most often, with their counts.
-        mean: of the counts.
+        skewness: third standardised moment of these counts (Radovanovic et al., JMLR 2010); 0 if all are equal.
+        antihubs: number of clips that are never retrieved.
+        hubs: the clips that are retrieved most often, with their counts.
+        mean: mean of the counts.
     """
 
     skewness: float
@@ -53,17 +53,17 @@ class Hubness:
 def by_word(
     captions: Sequence[str], ranking: Ranking, progress: Callable[[int], None] = lambda done: None
 ) -> dict[str, Words]:
-    """Recalls by verb and by noun, base forms.
+    """Compute recalls by verb and by noun, in their base forms.
 
     Args:
-        captions: of the split, as ``ranking.captions`` numbers them.
-        progress: called with how many more captions are analysed.
+        captions: captions of the split, as ``ranking.captions`` numbers them.
+        progress: receives the number of newly analysed captions.
     """
     members: dict[str, dict[str, list[int]]] = {"noun": {}, "verb": {}}
-    asked: dict[int, list[int]] = {}
+    queries_of: dict[int, list[int]] = {}
     for query, caption in enumerate(ranking.captions.tolist()):
-        asked.setdefault(caption, []).append(query)
-    for number, queries in asked.items():
+        queries_of.setdefault(caption, []).append(query)
+    for number, queries in queries_of.items():
         for kind, words in zip(members, nouns_and_verbs(captions[number]), strict=True):
             for word in words:
                 members[kind].setdefault(word, []).extend(queries)
@@ -72,40 +72,40 @@ def by_word(
 
 
 def by_length(captions: Sequence[str], ranking: Ranking) -> list[Group]:
-    """Recalls by how many words captions have."""
+    """Compute recalls by the number of words of a caption."""
     words = np.array([len(captions[number].split()) for number in ranking.captions])
-    found = []
+    groups = []
     for least, most in LENGTHS:
         chosen = (words >= least) & (words <= (most or np.inf))
         name = f"{least} to {most} words" if most else f"{least} words and more"
-        found += _groups([(name, ranking.positions[chosen])])
-    return found
+        groups += _groups([(name, ranking.positions[chosen])])
+    return groups
 
 
 def by_level(ranking: Ranking) -> list[Group]:
-    """Recalls by the score of each level alone."""
+    """Compute recalls by the score of each level alone."""
     return _groups(ranking.levels.items())
 
 
 def hubness(ranking: Ranking, clips: int) -> Hubness | None:
-    """How evenly clips are found; None in a gallery of which a query's first ``DEPTH`` are more than half."""
+    """Measure how evenly clips are retrieved; None if ``DEPTH`` hits are more than half of the gallery."""
     if clips < 2 * DEPTH:
         return None
     others = ranking.best != ranking.own[:, None]
     counts = np.bincount(ranking.best[others], minlength=clips)
-    spread = counts.std()
-    skewness = float(((counts - counts.mean()) ** 3).mean() / spread**3) if spread else 0.0
-    worst = np.argsort(-counts, kind="stable")[:10]
-    hubs = [(int(clip), int(counts[clip])) for clip in worst]
+    deviation = counts.std()
+    skewness = float(((counts - counts.mean()) ** 3).mean() / deviation**3) if deviation else 0.0
+    most_retrieved = np.argsort(-counts, kind="stable")[:10]
+    hubs = [(int(clip), int(counts[clip])) for clip in most_retrieved]
     return Hubness(skewness=skewness, antihubs=int((counts == 0).sum()), hubs=hubs, mean=float(counts.mean()))
 
 
 def _most_frequent(members: dict[str, list[int]], positions: np.ndarray) -> Words:
     enough = [(word, queries) for word, queries in members.items() if len(queries) >= FEW_QUERIES]
     enough.sort(key=lambda item: (-len(item[1]), item[0]))
-    shown = enough[:LONGEST_TABLE]
-    groups = _groups((word, positions[queries]) for word, queries in shown)
-    return Words(groups=groups, left_out=len(members) - len(shown))
+    frequent = enough[:LONGEST_TABLE]
+    groups = _groups((word, positions[queries]) for word, queries in frequent)
+    return Words(groups=groups, left_out=len(members) - len(frequent))
 
 
 def _groups(named: Iterable[tuple[str, np.ndarray]]) -> list[Group]:

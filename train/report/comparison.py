@@ -1,4 +1,4 @@
-"""Two runs on the same queries and clips: what one gains and loses against the other."""
+"""Compare two runs on the same queries and clips."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ...errors import AmexError
 from ..bootstrap import Interval, paired_bootstrap
 from ..data import Split
 from ..metrics import Scores
-from ..ranks import groups_of
+from ..ranks import clip_groups
 from .queries import Ranking, positions_among
 
 RECALLS = (1, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """A run's split, with the scores of its different captions and its clips, and what they rank."""
+class RankedRun:
+    """A run with its split, the scores of the split's different captions and clips, and the ranking."""
 
     name: str
     split: Split
@@ -30,7 +30,7 @@ class Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A figure of both runs, recalls in percent, and how far the run is above the other."""
+    """A figure of both runs (recalls in percent), and the difference, this run minus the other."""
 
     name: str
     run: float
@@ -39,8 +39,8 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired:
-    """How many queries both runs, one of them or neither has among the first ``k``."""
+class HitCounts:
+    """Number of queries whose clip is among the first ``k`` in both runs, one of them, or neither."""
 
     k: int
     both: int
@@ -51,13 +51,16 @@ class Paired:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two runs on the queries and the clips that both have.
+    """Two runs on their common queries and clips.
 
     Attributes:
-        name: of the other run.
-        queries, clips: how many they have in common; ``of_queries``, ``of_clips``: how many the run has.
-        chosen: (queries,) which of the run's queries these are.
-        run, other: (queries,) the positions by each.
+        name: name of the other run.
+        clips: number of common clips.
+        of_clips, of_queries: number of clips and queries of this run.
+        chosen: (queries,) indices of the common queries in this run.
+        run, other: (queries,) positions in each run.
+        rows: figures of both runs.
+        paired: hit counts of both runs.
     """
 
     name: str
@@ -68,24 +71,24 @@ class Comparison:
     run: np.ndarray
     other: np.ndarray
     rows: list[Row]
-    paired: list[Paired]
+    paired: list[HitCounts]
 
     @property
     def queries(self) -> int:
         return len(self.chosen)
 
 
-def compare(run: Ranked, other: Ranked) -> Comparison:
-    """Compares two runs. Raises AmexError if they have no query in common, or all are of one group."""
-    there = {clip.clip_id: number for number, clip in enumerate(other.split.clips)}
-    common = [number for number, clip in enumerate(run.split.clips) if clip.clip_id in there]
-    places = _places(other)
-    # A caption that a clip has twice is two queries, in either run.
-    pairs = [(number, places[key]) for key, number in _places(run).items() if key in places]
+def compare_runs(run: RankedRun, other: RankedRun) -> Comparison:
+    """Compare two runs; raise an AmexError if they have no query in common, or all queries are in one group."""
+    index_in_other = {clip.clip_id: number for number, clip in enumerate(other.split.clips)}
+    common = [number for number, clip in enumerate(run.split.clips) if clip.clip_id in index_in_other]
+    other_queries = _queries_by_key(other)
+    # A caption that a clip has twice is two queries, in both runs.
+    pairs = [(number, other_queries[key]) for key, number in _queries_by_key(run).items() if key in other_queries]
     if not pairs:
-        raise AmexError(f"{run.name} and {other.name} have no caption of one clip in common: nothing compares")
+        raise AmexError(f"{run.name} and {other.name} have no caption of a clip in common, so they cannot be compared")
     chosen, others = (np.array(column) for column in zip(*pairs, strict=True))
-    clips = np.array([there[run.split.clips[number].clip_id] for number in common])
+    clips = np.array([index_in_other[run.split.clips[number].clip_id] for number in common])
     positions = (
         positions_among(run.ranking, run.scores, chosen, np.array(common)),
         positions_among(other.ranking, other.scores, others, clips),
@@ -98,25 +101,25 @@ def compare(run: Ranked, other: Ranked) -> Comparison:
         chosen=chosen,
         run=positions[0],
         other=positions[1],
-        rows=list(_rows(*positions, groups_of(run.split.clips)[run.ranking.own[chosen]])),
-        paired=[_paired(*positions, k) for k in (1, 10)],
+        rows=list(_rows(*positions, clip_groups(run.split.clips)[run.ranking.own[chosen]])),
+        paired=[_hit_counts(*positions, k) for k in (1, 10)],
     )
 
 
-def _places(ranked: Ranked) -> dict[tuple[str, str, int], int]:
-    """The number of each query, by clip, caption, and the how manieth it is of those that are equal."""
+def _queries_by_key(ranked: RankedRun) -> dict[tuple[str, str, int], int]:
+    """Return the number of each query by clip, caption, and how many equal captions of the clip precede it."""
     times: Counter[tuple[str, str]] = Counter()
-    places = {}
+    numbers = {}
     for number, (clip, caption) in enumerate(zip(ranked.ranking.own, ranked.ranking.captions, strict=True)):
         key = ranked.split.clips[clip].clip_id, ranked.split.captions[caption]
-        places[*key, times[key]] = number
+        numbers[*key, times[key]] = number
         times[key] += 1
-    return places
+    return numbers
 
 
 def _rows(run: np.ndarray, other: np.ndarray, groups: np.ndarray) -> Iterator[Row]:
     def row(name: str, a: np.ndarray, b: np.ndarray) -> Row:
-        # Captions of a clip, and of clips that share one or are twins, are drawn together: they are answered alike.
+        # Captions of one clip, or of clips that share a caption or are twins, depend on each other: draw them together.
         interval = paired_bootstrap(a, b, groups)
         return Row(name=name, run=float(a.mean()), other=float(b.mean()), interval=interval)
 
@@ -125,9 +128,9 @@ def _rows(run: np.ndarray, other: np.ndarray, groups: np.ndarray) -> Iterator[Ro
     yield row("MeanR, lower is better", run, other)
 
 
-def _paired(run: np.ndarray, other: np.ndarray, k: int) -> Paired:
+def _hit_counts(run: np.ndarray, other: np.ndarray, k: int) -> HitCounts:
     now, before = run <= k, other <= k
-    return Paired(
+    return HitCounts(
         k=k,
         both=int((now & before).sum()),
         gained=int((now & ~before).sum()),

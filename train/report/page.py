@@ -1,4 +1,4 @@
-"""Fills in the pages: a folder for a run, a single file for a search. What people wrote is escaped in both."""
+"""Write the HTML pages: a folder for a run, a single file for a search. Texts of users are escaped in both."""
 
 from __future__ import annotations
 
@@ -20,42 +20,44 @@ from ..captions import Text
 from ..checkpoint import Checkpoint
 from ..coverage import Coverage, gallery_lines, split_lines
 from ..data import Split
-from ..evaluate import encode, evaluate_scores, parameters, scores_of
+from ..evaluate import count_parameters, encode, evaluate_scores, score_embeddings
 from ..models import Embeddings, RetrievalModel
 from ..search import Hit
 from ..selection import refused_states
 from .breakdown import FEW_QUERIES, by_length, by_level, by_word, hubness
 from .charts import loss_curve, rank_histogram, recall_curve
-from .comparison import Ranked, compare
+from .comparison import RankedRun, compare_runs
 from .predictions import predictions
 from .queries import DEPTH, Ranking, rank
 from .relations import Pair, relation_pairs
 
-# A clip's picture as JPEG, or None where there is none to be had.
+# Returns a clip's picture as JPEG; None if there is none.
 Thumbnail = Callable[[Clip], bytes | None]
-# JPEGs of a clip's frames at seconds of its video, made for a stream of the store; empty where there are none.
+# Returns JPEGs of a clip's frames at some seconds, as read for a stream; empty if there are none.
 Frames = Callable[[Clip, str, Sequence[float]], list[bytes]]
-# Begins a bar, of a name and of how many; returns what is called with how many more are done.
+# Starts a progress bar from a name and a total; returns a function that takes the number of newly finished items.
 Progress = Callable[[str, int], Callable[[int], None]]
 
-WAYS = {
+DIRECTION_NAMES = {
     "text_to_video": "Text to video",
     "video_to_text": "Video to text, best caption",
     "video_to_text_groups": "Video to text, groups of captions",
 }
 COLUMNS = ("R@1", "R@5", "R@10", "R@50", "MedR", "MeanR", "mAP")
-# Queries a file of data: a page loads those that its reader looks at.
+# Number of queries in a data file. A page loads only the files that its reader opens.
 CHUNK = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A trained model, and the clips of a split that its report is of, with their features.
+    """A trained model, and the clips of a split to report on, with their features.
 
     Attributes:
-        name: that of its folder.
-        text: what batches of captions are made from, as ``checkpoint.text`` gives it.
-        clips: those of the split; without features they are left out.
+        name: name of the run's folder.
+        checkpoint: the trained model.
+        store: the features.
+        text: sources of caption batches, as from ``checkpoint.text``.
+        clips: clips of the split; clips without features are left out.
     """
 
     name: str
@@ -79,39 +81,39 @@ def write_report(
     pictures: int = 500,
     strict: bool = False,
 ) -> list[str]:
-    """Writes ``out/index.html`` about a run, with its data and pictures beside it.
+    """Write ``out/index.html`` about a run, with its data and pictures beside it.
 
     Args:
-        other: a run that it is compared with.
-        shown: best and worst queries, pairs of clips, and examples of concepts: of each so many.
-        pictures: of so many clips at most; those that are found most often have one.
-        strict: clips and captions that failed or are empty are an error.
+        other: a run to compare_runs with.
+        shown: number of best and worst queries, of pairs of clips, and of concept examples.
+        pictures: maximum number of clips with pictures; clips that are retrieved most often have priority.
+        strict: treat failed and empty clips and captions as errors.
 
     Returns:
-        The lines that the page says of its gallery: what it lacks, what makes it doubtful.
+        Lines about the gallery: coverage and warnings.
     """
     history = read_history(work_dir)
     checkpoint, config = run.checkpoint, run.checkpoint.config
-    ranked, model, videos, texts = _ranked(run, progress, strict)
-    comparison = compare(ranked, _ranked(other, progress, strict)[0]) if other is not None else None
+    ranked, model, videos, texts = _rank_run(run, progress, strict)
+    comparison = compare_runs(ranked, _rank_run(other, progress, strict)[0]) if other is not None else None
     split, ranking = ranked.split, ranked.ranking
     result = evaluate_scores(ranked.scores, split)
     order = np.argsort(ranking.positions, kind="stable")
     best, worst = (_one_a_clip(chosen, ranking.own, shown) for chosen in (order, order[::-1]))
     pairs = relation_pairs(model, split, videos, texts, ranking, shown)
     hubs = hubness(ranking, len(split.clips))
-    examples = [int(ranking.own[query]) for query in (best + worst)[:: max(1, 2 * len(best) // shown)]]
+    example_clips = [int(ranking.own[query]) for query in (best + worst)[:: max(1, 2 * len(best) // shown)]]
     concepts = run.text.concepts
     levels = []
     if concepts is not None:
-        levels = list(predictions(model, split, videos, texts, concepts, examples))
+        levels = list(predictions(model, split, videos, texts, concepts, example_clips))
     album = Album(out / "pictures", split.clips, thumbnail)
-    wanted = [*ranking.own[best + worst], *ranking.best[best + worst, 0], *examples]
-    wanted += [clip for clip, _ in hubs.hubs] if hubs is not None else []
-    album.make(_first(wanted, ranking, len(split.clips), pictures), progress)
+    priority = [*ranking.own[best + worst], *ranking.best[best + worst, 0], *example_clips]
+    priority += [clip for clip, _ in hubs.hubs] if hubs is not None else []
+    album.make(_with_pictures(priority, ranking, len(split.clips), pictures), progress)
     _frame_pictures(out / "pictures", pairs, split, frames, progress)
     write_data(out / "data", split, ranking, album, comparison)
-    recorded = work_dir / "data.json"
+    data_file = work_dir / "data.json"
     page = {
         "checkpoint": checkpoint,
         "split": split_name,
@@ -119,9 +121,9 @@ def write_report(
         "captions": split.captions,
         "clips": split.clips,
         "ranking": ranking,
-        "trained_on": split_lines(json.loads(recorded.read_text())) if recorded.is_file() else [],
+        "trained_on": split_lines(json.loads(data_file.read_text())) if data_file.is_file() else [],
         "result": result,
-        "ways": WAYS,
+        "directions": DIRECTION_NAMES,
         "columns": COLUMNS,
         "curves": [loss_curve(history), recall_curve(history, checkpoint.epoch)],
         "histogram": rank_histogram(ranking.positions, len(split.clips)),
@@ -137,82 +139,88 @@ def write_report(
         "depth": DEPTH,
         "few_queries": FEW_QUERIES,
         "predictions": levels,
-        "examples": examples,
+        "examples": example_clips,
         "comparison": comparison,
         "moved": _moved(comparison, shown) if comparison is not None else {},
         "picture": album.url,
         "pictures": len(album.made),
-        "config": yaml.safe_dump(config.plain(), sort_keys=False),
+        "config": yaml.safe_dump(config.to_json(), sort_keys=False),
         "epochs": history[-1]["epoch"],
         "seconds": sum(entry["seconds"] for entry in history),
-        "parameters": parameters(model),
+        "parameters": count_parameters(model),
     }
     _page(out / "index.html", "report.html.j2", title=f"{config.model.name}: {run.name}", page=page)
     return gallery_lines(result)
 
 
 def write_results(
-    out: Path, *, title: str, results: Mapping[str, Sequence[Hit]], coverage: Coverage, says: str, thumbnail: Thumbnail
+    out: Path,
+    *,
+    title: str,
+    results: Mapping[str, Sequence[Hit]],
+    coverage: Coverage,
+    description: str,
+    thumbnail: Thumbnail,
 ) -> None:
-    """Writes the page of one search or of several, with its pictures in itself.
+    """Write a page of one or several searches, with embedded pictures.
 
     Args:
-        results: by what stands above them, such as the query.
-        says: what was searched with.
+        results: hits by heading, such as the query.
+        description: a line that names the model.
     """
-    made: dict[str, str] = {}
+    urls: dict[str, str] = {}
 
     def picture(clip: Clip) -> str:
-        if clip.clip_id not in made:
+        if clip.clip_id not in urls:
             jpeg = thumbnail(clip)
-            made[clip.clip_id] = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode() if jpeg else ""
-        return made[clip.clip_id]
+            urls[clip.clip_id] = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode() if jpeg else ""
+        return urls[clip.clip_id]
 
-    values = {"results": results, "coverage": coverage, "says": says, "picture": picture}
+    values = {"results": results, "coverage": coverage, "description": description, "picture": picture}
     _page(out, "search.html.j2", title=title, **values)
 
 
 def read_history(work_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's history.jsonl, an epoch that was validated each."""
+    """Read history.jsonl of a run, one entry for each validated epoch."""
     path = work_dir / "history.jsonl"
     if not path.is_file():
         raise AmexError(f"{work_dir} is not the --work-dir of an amex train run: it has no history.jsonl")
     history = [json.loads(line) for line in path.read_text().splitlines()]
     if not history:
-        raise AmexError(f"{path} is empty: no epoch of this run is finished yet")
+        raise AmexError(f"{path} is empty: no epoch of this run is finished")
     return history
 
 
 def weak_shares(ranking: Ranking) -> dict[str, float]:
-    """How many of the first clips are weak, in percent: where the first is the right one, and where it is not."""
+    """Return the share of weak first hits in percent, for right and for wrong hits."""
     right = ranking.best[:, 0] == ranking.own
     chosen = {"right": right, "wrong": ~right}
     return {name: 100 * float(ranking.weak[rows, 0].mean()) for name, rows in chosen.items() if rows.any()}
 
 
-def _ranked(run: Run, progress: Progress, strict: bool) -> tuple[Ranked, RetrievalModel, Embeddings, Embeddings]:
+def _rank_run(run: Run, progress: Progress, strict: bool) -> tuple[RankedRun, RetrievalModel, Embeddings, Embeddings]:
     model, config = run.checkpoint.model(), run.checkpoint.config
     split = Split(run.store, run.clips, config.model, config.data, run.text, refuse=refused_states(strict))
     videos, texts = encode(model, split, progress(f"encoding, {run.name}", len(split.clips) + len(split.captions)))
-    scores = scores_of(model, videos, texts)
+    scores = score_embeddings(model, videos, texts)
     ranking = rank(model, split, videos, texts, scores, progress(f"ranking, {run.name}", sum(map(len, split.queries))))
-    return Ranked(name=run.name, split=split, scores=scores, ranking=ranking), model, videos, texts
+    return RankedRun(name=run.name, split=split, scores=scores, ranking=ranking), model, videos, texts
 
 
 def _one_a_clip(order: np.ndarray, own: np.ndarray, shown: int) -> list[int]:
-    """The first queries of an order, no clip twice."""
-    found: dict[int, int] = {}
+    """Return the first queries of an order, at most one per clip."""
+    query_of: dict[int, int] = {}
     for query in order.tolist():
-        found.setdefault(int(own[query]), query)
-        if len(found) == shown:
+        query_of.setdefault(int(own[query]), query)
+        if len(query_of) == shown:
             break
-    return list(found.values())
+    return list(query_of.values())
 
 
 def _moved(comparison: Any, shown: int) -> dict[str, list[int]]:
-    """The queries of which the run's position is furthest before that of the other run, and furthest behind.
+    """Return the queries with the largest gain and the largest loss in position, as the comparison numbers them.
 
-    They are numbered as the comparison has them. Ranks count by their ratio: from 1 to 10 is as far as from 10 to 100.
+    Positions are compared by their ratio: from 1 to 10 is as far as from 10 to 100.
     """
     by = np.log(comparison.other / comparison.run)
     order = np.argsort(-by, kind="stable")
@@ -220,11 +228,11 @@ def _moved(comparison: Any, shown: int) -> dict[str, list[int]]:
     return {"gained": gains[:shown].tolist(), "lost": losses[:shown].tolist()}
 
 
-# --- what lies beside the page ----------------------------------------------------------------------------------------
+# --- files beside the page -----------------------------------------------------------------------------------------
 
 
 class Album:
-    """Pictures of clips, a file each, called after the number of the clip."""
+    """Pictures of clips, one file each, named by the number of the clip."""
 
     def __init__(self, folder: Path, clips: Sequence[Clip], thumbnail: Thumbnail) -> None:
         self.folder, self.clips, self.thumbnail = folder, clips, thumbnail
@@ -240,19 +248,19 @@ class Album:
             done(1)
 
     def url(self, clip: int) -> str:
-        """As the page names it; empty where there is no picture."""
+        """Return the address of a clip's picture relative to the page; empty if there is none."""
         return f"pictures/{clip}.jpg" if clip in self.made else ""
 
 
-def _first(wanted: Sequence[int], ranking: Ranking, clips: int, most: int) -> list[int]:
-    """So many clips: those that the page shows at once, then those that are found most often."""
+def _with_pictures(priority: Sequence[int], ranking: Ranking, clips: int, most: int) -> list[int]:
+    """Select the clips to picture: those that the page itself shows, then those that are retrieved most often."""
     counts = np.bincount(ranking.best.ravel(), minlength=clips)
     by_count = np.argsort(-counts, kind="stable").tolist()
-    return list(dict.fromkeys([*map(int, wanted), *by_count]))[:most]
+    return list(dict.fromkeys([*map(int, priority), *by_count]))[:most]
 
 
 def _frame_pictures(folder: Path, pairs: Sequence[Pair], split: Split, frames: Frames, progress: Progress) -> None:
-    """Puts the frames of pairs beside the page; a clip whose frames cannot be had is drawn without."""
+    """Write the frames of pairs beside the page; a clip without frames is drawn without."""
     done = progress("frames", 2 * len(pairs))
     for drawing in (drawing for pair in pairs for drawing in (pair.own, pair.wrong)):
         seconds = [frame.seconds for frame in drawing.frames if frame.seconds is not None]
@@ -265,10 +273,10 @@ def _frame_pictures(folder: Path, pairs: Sequence[Pair], split: Split, frames: F
 
 
 def write_data(folder: Path, split: Split, ranking: Ranking, album: Album, comparison: Any = None) -> None:
-    """Writes what the page's list of queries loads: ``queries.js``, and ``top-N.js`` of ``CHUNK`` queries each.
+    """Write the data of the page's list of queries: ``queries.js``, and ``top-N.js`` for each ``CHUNK`` queries.
 
-    They are scripts that call a function of the page with JSON: a page that was opened from a disk may load no other
-    data. JSON is ASCII, so no caption can end a string.
+    The files are scripts that call a function of the page with JSON, because a page opened from disk can load no other
+    data. The JSON is ASCII, so no caption can end a string.
     """
     folder.mkdir(parents=True, exist_ok=True)
     others: list[float | None] | None = None
@@ -291,18 +299,18 @@ def write_data(folder: Path, split: Split, ranking: Ranking, album: Album, compa
     }
     _script(folder / "queries.js", "amexQueries", index)
     for begin in range(0, len(ranking), CHUNK):
-        some = slice(begin, begin + CHUNK)
+        part = slice(begin, begin + CHUNK)
         top = {
             "number": begin // CHUNK,
-            "clips": ranking.best[some].tolist(),
-            "scores": [_short(row) for row in ranking.scores[some]],
-            "weak": ranking.weak[some].astype(int).tolist(),
+            "clips": ranking.best[part].tolist(),
+            "scores": [_short(row) for row in ranking.scores[part]],
+            "weak": ranking.weak[part].astype(int).tolist(),
         }
         _script(folder / f"top-{begin // CHUNK}.js", "amexTop", top)
 
 
 def _short(values: np.ndarray) -> list[float]:
-    """Numbers with the digits that a reader needs."""
+    """Round numbers to five significant digits."""
     return [float(f"{value:.5g}") for value in values.tolist()]
 
 

@@ -1,4 +1,4 @@
-"""Which concepts a model predicts of clips and of captions, against those that the captions have."""
+"""Compare the concepts that a model predicts for clips and captions with those of the captions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..concepts import Concepts
 from ..data import Split
 from ..models import Embeddings, RetrievalModel
 
-# The likeliest of an example, and the most frequent of a level.
-LIKELIEST, FREQUENT = 5, 10
+# How many concepts an example shows, and how many a level lists.
+MOST_PROBABLE, FREQUENT = 5, 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One concept of a clip or caption: how likely the model finds it, from 0 to 1, and whether it is there."""
+    """A predicted concept of a clip or caption: its probability, and whether it is present."""
 
     name: str
     chance: float
@@ -26,7 +26,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Frequent:
-    """A concept: of how many clips it is, and its average precision among clips and among captions, in percent."""
+    """A concept: its number of clips, and its average precision over clips and over captions, in percent."""
 
     name: str
     clips: int
@@ -36,14 +36,16 @@ class Frequent:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """Predictions of one level.
+    """The predictions of one level.
 
     Attributes:
-        concepts: how many the model was taught; ``measured``: how many of these a clip of the split has.
-        video, text: their mean average precision among clips and among captions, in percent.
-        random: what a random order of clips is expected to reach: the mean of the concepts' frequencies.
-        frequent: those that most clips have.
-        examples: by clip, in the order asked for, the likeliest by the clip and by its first caption.
+        name: the level.
+        concepts: number of taught concepts.
+        measured: number of these that a clip of the split has.
+        video, text: mean average precision over clips and over captions, in percent.
+        random: expected value for a random order of clips: the mean frequency of the concepts.
+        frequent: the concepts of most clips.
+        examples: for each requested clip, the most probable concepts of the clip and of its first caption.
     """
 
     name: str
@@ -64,48 +66,48 @@ def predictions(
     concepts: Concepts,
     examples: Sequence[int],
 ) -> Iterator[Level]:
-    """What a model that tells concepts predicts, level by level.
+    """Yield the predictions of a model with concepts, level by level.
 
     Args:
         examples: clips that have captions.
     """
     labels = concepts.labels([(caption, ()) for caption in split.captions])
     for name, kind in model.concept_levels.items():
-        known, said = concepts.names[kind], labels[kind]["truth"].numpy() > 0
-        shown = np.zeros((len(split.clips), len(known)), bool)
-        # What another caption of its clip has counts neither way for a caption.
-        counted = np.ones_like(said)
+        names, in_caption = concepts.names[kind], labels[kind]["truth"].numpy() > 0
+        in_clip = np.zeros((len(split.clips), len(names)), bool)
+        # For a caption, ignore concepts that only other captions of its clip mention.
+        counted = np.ones_like(in_caption)
         for clip, own in enumerate(split.own):
-            shown[clip] = said[own].any(0)
-            counted[own] &= said[own] | ~shown[clip]
-        seen, spoken = (side[f"{name} concepts"].numpy() for side in (videos, texts))
+            in_clip[clip] = in_caption[own].any(0)
+            counted[own] &= in_caption[own] | ~in_clip[clip]
+        of_clips, of_captions = (side[f"{name} concepts"].numpy() for side in (videos, texts))
         with_captions = split.with_captions
-        frequency = shown[with_captions].mean(0)
+        frequency = in_clip[with_captions].mean(0)
         measured = np.flatnonzero(frequency)
         precision = {
             int(c): (
-                100 * average_precision(seen[with_captions, c], shown[with_captions, c]),
-                100 * average_precision(spoken[counted[:, c], c], said[counted[:, c], c]),
+                100 * average_precision(of_clips[with_captions, c], in_clip[with_captions, c]),
+                100 * average_precision(of_captions[counted[:, c], c], in_caption[counted[:, c], c]),
             )
             for c in measured
         }
         video, text = np.mean(list(precision.values()), axis=0) if precision else (0.0, 0.0)
-        often = sorted(precision, key=lambda c: -frequency[c])[:FREQUENT]
+        most_frequent = sorted(precision, key=lambda c: -frequency[c])[:FREQUENT]
         yield Level(
             name=name,
-            concepts=len(known),
+            concepts=len(names),
             measured=len(measured),
             video=float(video),
             text=float(text),
             random=float(100 * frequency[measured].mean()) if len(measured) else 0.0,
             frequent=[
-                Frequent(name=known[c], clips=int(shown[:, c].sum()), video=precision[c][0], text=precision[c][1])
-                for c in often
+                Frequent(name=names[c], clips=int(in_clip[:, c].sum()), video=precision[c][0], text=precision[c][1])
+                for c in most_frequent
             ],
             examples=[
                 (
-                    _likeliest(seen[clip], shown[clip], known),
-                    _likeliest(spoken[split.own[clip][0]], said[split.own[clip][0]], known),
+                    _most_probable(of_clips[clip], in_clip[clip], names),
+                    _most_probable(of_captions[split.own[clip][0]], in_caption[split.own[clip][0]], names),
                 )
                 for clip in examples
             ],
@@ -113,12 +115,12 @@ def predictions(
 
 
 def average_precision(chances: np.ndarray, truth: np.ndarray) -> float:
-    """The mean precision at the places of what is true, in the order of the chances; ties keep their order."""
+    """Return the mean precision at the ranks of the true items, ordered by chance; ties keep their order."""
     hits = truth[np.argsort(-chances, kind="stable")]
     places = np.flatnonzero(hits) + 1
     return float(np.mean(np.arange(1, len(places) + 1) / places)) if len(places) else 0.0
 
 
-def _likeliest(chances: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> list[Prediction]:
-    order = np.argsort(-chances, kind="stable")[:LIKELIEST]
+def _most_probable(chances: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> list[Prediction]:
+    order = np.argsort(-chances, kind="stable")[:MOST_PROBABLE]
     return [Prediction(name=names[c], chance=float(chances[c]), right=bool(truth[c])) for c in order]

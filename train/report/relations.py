@@ -1,4 +1,4 @@
-"""What a graph over objects weighs: the boxes of a clip on three of its rows, with arrows along the heaviest edges."""
+"""Draw the edge weights of an object graph: boxes on three rows of a clip, with arrows along the heaviest edges."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..data import Split, spread_rows
 from ..models import Embeddings, RetrievalModel
 from .queries import Ranking
 
-# Rows a clip, and arrows a row of each kind.
+# Rows of a clip to draw, and arrows of each kind in a row.
 FRAMES, ARROWS = 3, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """An object, in pixels of its frame, with the name that the detector gave it."""
+    """An object in pixels of its frame, with the detector's class name."""
 
     x: float
     y: float
@@ -29,17 +29,18 @@ class Box:
     name: str
 
     @property
-    def middle(self) -> tuple[float, float]:
+    def centre(self) -> tuple[float, float]:
         return self.x + self.width / 2, self.y + self.height / 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arrow:
-    """An edge between two objects, in pixels: from where the sender is, or was in another row, to the receiver.
+    """An edge from a sender (at its position in its own row) to a receiver, in pixels.
 
     Attributes:
-        kind: ``spatial`` within a row, ``temporal`` from the row before or after.
-        weight: 0 to 1, the receiver's edges of this kind summing to 1.
+        kind: ``spatial`` within a row, ``temporal`` from the previous or next row.
+        weight: 0 to 1; the weights of a receiver's edges of one kind sum to 1.
+        says: description of the edge.
     """
 
     kind: str
@@ -53,11 +54,11 @@ class Arrow:
 
 @dataclass(kw_only=True)
 class Frame:
-    """One row, with its objects and its heaviest edges.
+    """One row with its objects and heaviest edges.
 
     Attributes:
-        seconds: on the clock of the video; None where they are not known.
-        picture: as the page names it; empty where there is none.
+        seconds: time on the video's clock; None if unknown.
+        picture: address relative to the page; empty if there is none.
     """
 
     seconds: float | None
@@ -70,10 +71,10 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A clip's rows in a stream of objects, for one query.
+    """Rows of a clip in an object stream, for one query.
 
     Attributes:
-        scores: of the query with the clip, by level, and what the model ranks by under ``all``.
+        scores: scores of the query with the clip by level; ``all`` is the fused score.
     """
 
     clip: int
@@ -84,10 +85,10 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A query with its clip, and the clip that it is to be told from.
+    """A query with its own clip and a rival clip.
 
     Attributes:
-        swapped: whether that is the clip in which the roles are exchanged; else the best of the wrong clips.
+        swapped: whether the rival is the relation-swapped twin; else it is the best wrong clip.
     """
 
     query: int
@@ -103,9 +104,9 @@ class Pair:
 def relation_pairs(
     model: RetrievalModel, split: Split, videos: Embeddings, texts: Embeddings, ranking: Ranking, shown: int
 ) -> list[Pair]:
-    """Queries with their clip and another: half of them told apart worst, half best; no two clips twice.
+    """Select queries with their clip and a rival: half with the worst margins, half with the best; no pair twice.
 
-    Empty where the model has no graph over objects.
+    Return an empty list if the model has no object graph.
     """
     streams = list(model.edge_weights(model.to_device(split.videos([0]))))
     if not streams:
@@ -124,8 +125,8 @@ def relation_pairs(
     for query in chosen.values():
         own, wrong = int(ranking.own[query]), int(rival[query])
         clips = {clip: _scores(model, videos, texts, int(ranking.captions[query]), clip) for clip in (own, wrong)}
-        drawn = [_draw(model, split, streams[0], clip, scores) for clip, scores in clips.items()]
-        pairs.append(Pair(query=query, swapped=bool(ranking.twins[query] >= 0), own=drawn[0], wrong=drawn[1]))
+        drawings = [_draw(model, split, streams[0], clip, scores) for clip, scores in clips.items()]
+        pairs.append(Pair(query=query, swapped=bool(ranking.twins[query] >= 0), own=drawings[0], wrong=drawings[1]))
     return pairs
 
 
@@ -134,9 +135,9 @@ def _draw(model: RetrievalModel, split: Split, stream: str, clip: int, scores: d
 
 
 def _rivals(split: Split, ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
-    """By query the clip that it is to be told from, -1 for none, and that clip's score.
+    """Return each query's rival clip, -1 for none, and the rival's score.
 
-    Where the manifest has clips with exchanged roles, queries of other clips have none.
+    If the manifest has relation-swapped twins, only queries of clips with a twin have a rival.
     """
     if (ranking.twins >= 0).any():
         return ranking.twins, ranking.twin_scores
@@ -144,7 +145,7 @@ def _rivals(split: Split, ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
     for query, best in enumerate(ranking.best):
         caption = split.captions[ranking.captions[query]]
         for clip, score in zip(best, ranking.scores[query], strict=True):
-            # A clip that has the same caption is not wrong.
+            # A clip with the same caption is not wrong.
             if clip != ranking.own[query] and caption not in split.clips[clip].captions:
                 rival[query], scores[query] = clip, score
                 break
@@ -154,34 +155,34 @@ def _rivals(split: Split, ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
 @torch.inference_mode()
 def _scores(model: RetrievalModel, videos: Embeddings, texts: Embeddings, caption: int, clip: int) -> dict[str, float]:
     gallery = model.to_device({name: x[[clip]] for name, x in videos.items()})
-    asked = model.to_device({name: x[[caption]] for name, x in texts.items()})
-    levels = {level: float(x) for level, x in model.level_scores(gallery, asked).items()}
-    return {**levels, "all": float(model.score(gallery, asked))}
+    query = model.to_device({name: x[[caption]] for name, x in texts.items()})
+    levels = {level: float(x) for level, x in model.level_scores(gallery, query).items()}
+    return {**levels, "all": float(model.score(gallery, query))}
 
 
 @torch.inference_mode()
 def _frames(model: RetrievalModel, split: Split, stream: str, clip: int) -> Iterator[Frame]:
-    """Three of the rows of a clip that the model reads, evenly spread."""
+    """Yield three evenly spaced rows of a clip, among those that the model reads."""
     video = model.to_device(split.videos([clip]))
     weights = {kind: x[0].float().cpu() for kind, x in model.edge_weights(video)[stream].items()}
     table = split.tables[stream]
     rows = table.stream[split.clips[clip].clip_id]
-    read = spread_rows(np.array([len(rows)]), split.data.max_rows, None)[0][0]
+    read_rows = spread_rows(np.array([len(rows)]), split.data.max_rows, None)[0][0]
     names = table.stream.labels
-    boxes = [list(_boxes(rows, int(row), split.data.max_objects, names)) for row in read]
-    spatial, temporal = _by_kind(weights, len(read))
-    for place in np.unique(((np.arange(FRAMES) + 0.5) * len(read) / FRAMES).astype(int)).tolist():
-        here = boxes[place]
-        arrows = _heaviest("spatial", spatial[place], here, {0: here}) if spatial is not None else []
+    boxes = [list(_boxes(rows, int(row), split.data.max_objects, names)) for row in read_rows]
+    spatial, temporal = _by_kind(weights, len(read_rows))
+    for place in np.unique(((np.arange(FRAMES) + 0.5) * len(read_rows) / FRAMES).astype(int)).tolist():
+        receivers = boxes[place]
+        arrows = _heaviest("spatial", spatial[place], receivers, {0: receivers}) if spatial is not None else []
         if temporal is not None:
-            beside = {step: boxes[place + step] for step in (-1, 1) if 0 <= place + step < len(read)}
-            arrows += _heaviest("temporal", temporal[place], here, beside)
-        width, height = (float(x) for x in rows["frame_size"][read[place]])
+            senders = {step: boxes[place + step] for step in (-1, 1) if 0 <= place + step < len(read_rows)}
+            arrows += _heaviest("temporal", temporal[place], receivers, senders)
+        width, height = (float(x) for x in rows["frame_size"][read_rows[place]])
         yield Frame(
-            seconds=float(rows.times[read[place], 0]) if "times" in rows.arrays else None,
+            seconds=float(rows.times[read_rows[place], 0]) if "times" in rows.arrays else None,
             width=width,
             height=height,
-            boxes=here,
+            boxes=receivers,
             arrows=arrows,
         )
 
@@ -195,13 +196,13 @@ def _boxes(rows: Rows, row: int, most: int, names: Sequence[str]) -> Iterator[Bo
 
 
 def _by_kind(weights: dict[str, Tensor], frames: int) -> tuple[Tensor | None, Tensor | None]:
-    """Edges within each row (T, N, 1, N), and from the rows before and after (T, N, 2, N)."""
+    """Return edges within each row (T, N, 1, N), and from the previous and next rows (T, N, 2, N)."""
     if "joint" in weights:
         joint = weights["joint"][:frames, :, :frames]
         places = torch.arange(frames)
         padded = torch.nn.functional.pad(joint, (0, 0, 1, 1))
-        beside = torch.stack([padded[places, :, places], padded[places, :, places + 2]], dim=2)
-        return joint[places, :, places].unsqueeze(2), beside
+        neighbours = torch.stack([padded[places, :, places], padded[places, :, places + 2]], dim=2)
+        return joint[places, :, places].unsqueeze(2), neighbours
     spatial, temporal = weights.get("spatial"), weights.get("temporal")
     return (
         spatial.unsqueeze(2) if spatial is not None else None,
@@ -209,24 +210,24 @@ def _by_kind(weights: dict[str, Tensor], frames: int) -> tuple[Tensor | None, Te
     )
 
 
-def _heaviest(kind: str, weights: Tensor, here: list[Box], others: dict[int, list[Box]]) -> list[Arrow]:
-    """The heaviest edges to the objects of a row from others.
+def _heaviest(kind: str, weights: Tensor, receivers: list[Box], senders_by_step: dict[int, list[Box]]) -> list[Arrow]:
+    """Return the heaviest edges to the objects of a row.
 
     Args:
         weights: (N, rows, N).
-        others: the objects of these rows, by how many rows they are later; within a row an object's edge to itself is
-            left out.
+        senders_by_step: the objects of the senders' rows, by row offset. Within a row, edges from an object to itself
+            are omitted.
     """
     steps = {-1: 0, 0: 0, 1: 1}
-    found = []
-    for step, senders in others.items():
-        for i, receiver in enumerate(here):
+    arrows = []
+    for step, senders in senders_by_step.items():
+        for i, receiver in enumerate(receivers):
             for j, sender in enumerate(senders):
                 if step == 0 and i == j:
                     continue
                 weight = float(weights[i, steps[step], j])
                 when = {-1: " before", 0: "", 1: " after"}[step]
                 says = f"{sender.name}{when} to {receiver.name}: {weight:.2f}"
-                (x1, y1), (x2, y2) = sender.middle, receiver.middle
-                found.append(Arrow(kind=kind, x1=x1, y1=y1, x2=x2, y2=y2, weight=weight, says=says))
-    return sorted(found, key=lambda arrow: -arrow.weight)[:ARROWS]
+                (x1, y1), (x2, y2) = sender.centre, receiver.centre
+                arrows.append(Arrow(kind=kind, x1=x1, y1=y1, x2=x2, y2=y2, weight=weight, says=says))
+    return sorted(arrows, key=lambda arrow: -arrow.weight)[:ARROWS]

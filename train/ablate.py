@@ -1,4 +1,4 @@
-"""Variants of one configuration, each trained with several seeds: chosen on validation, reported on test."""
+"""Train variants of a configuration with several seeds, select checkpoints on validation, report test figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..storage import write_json
 from .checkpoint import digest, learned_from, load_checkpoint
 from .config import Config, ConfigError, load_config, variants_of
 from .data import Split, fingerprints
-from .evaluate import encode, evaluate_scores, flat, scores_of
+from .evaluate import encode, evaluate_scores, score_embeddings, short_figures
 from .fitting import fit
 from .gap import Gap
 from .gap import measure as measure_gap
@@ -30,7 +30,7 @@ from .losses import mean_average_precision
 from .metrics import MetricsError
 from .models import Embeddings, RetrievalModel
 from .options import ModelOptions
-from .ranks import Ranks, compare, groups_of
+from .ranks import Ranks, clip_groups, compare_ranks
 from .rolegraphs import Graphs
 from .selection import of_split
 from .streams import choose_streams
@@ -38,11 +38,12 @@ from .streams import choose_streams
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """What the runs of an ablation read, and how their figures are made: options of ``amex ablate``.
+    """The input of an ablation's runs, and how their figures are computed: options of ``amex ablate``.
 
     Attributes:
-        split: what the figures are of.
-        merged: equal captions are one query, as of ``evaluate_split``.
+        store, manifest: paths.
+        split: the split to evaluate.
+        merged: whether equal captions are one query; see ``evaluate_split``.
     """
 
     store: Path
@@ -52,15 +53,15 @@ class Sources:
 
     @property
     def name(self) -> str:
-        """Of the figures, as file names have it."""
+        """A name of the figures, for file names."""
         return f"{self.split}{'-merged' if self.merged else ''}"
 
 
 class Snapshot:
-    """Store and manifest as they are when it is made; what many runs share is read once.
+    """A store and a manifest at one point in time. Data that several runs share is read once.
 
     Args:
-        say: called once with each line about streams that are left out because they cannot be opened.
+        say: receives a line, once, for each stream that cannot be opened and is left out.
     """
 
     def __init__(self, sources: Sources, say: Callable[[str], None] = lambda line: None) -> None:
@@ -70,7 +71,7 @@ class Snapshot:
         self._learned: dict[tuple[Any, ...], dict[str, str]] = {}
 
     def learned_from(self, options: ModelOptions, splits: tuple[str, ...], reads_graphs: bool) -> dict[str, str]:
-        """What a model reads of some splits, as of ``checkpoint.learned_from``."""
+        """Return the digests of what a model reads of some splits; see ``checkpoint.learned_from``."""
         key = (*options.video_streams, options.text_stream, reads_graphs, splits)
         if key not in self._learned:
             if reads_graphs and self._graphs is None:
@@ -81,14 +82,14 @@ class Snapshot:
         return self._learned[key]
 
     def run(self, config: Config, folder: Path) -> Run:
-        """The run of a configuration, in ``folder`` with others of its variant."""
+        """Plan the run of a configuration, in ``folder`` with other runs of its variant."""
         options = choose_streams(config.model, self.store, self._say)
         made_from = {
             "amex": __version__,
-            "config": config.model_copy(update={"model": options}).plain(),
+            "config": config.model_copy(update={"model": options}).to_json(),
             "fingerprints": fingerprints(self.store, options),
             "learned_from": self.learned_from(options, (config.data.train, config.data.val), config.reads_graphs)
-            | begun_with(options),
+            | initial_weights(options),
         }
         tested = self.learned_from(options, (self.sources.split,), options.needs_graphs)
         run_folder = folder / f"seed{config.train.seed}-{fingerprint(made_from)[:8]}"
@@ -97,11 +98,11 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One variant with one seed. Its folder is called after all that decides its weights.
+    """One variant with one seed. The name of its folder contains a digest of everything that determines its weights.
 
     Attributes:
-        made_from: what decides the weights.
-        tested: what decides the figures beside the weights.
+        made_from: everything that determines the weights.
+        tested: everything else that determines the figures.
     """
 
     config: Config
@@ -110,23 +111,23 @@ class Run:
     tested: dict[str, str]
 
     def result(self, sources: Sources) -> dict[str, Any] | None:
-        """Its figures, if they were made from what there is now."""
+        """Return the figures if they were computed from the current data, else None."""
         path = self.folder / f"result-{sources.name}.json"
         result = json.loads(path.read_text()) if path.is_file() else None
         return result if result and result["tested"] == self.tested and self.ranks(sources) else None
 
     def ranks(self, sources: Sources) -> Ranks | None:
-        """Its ranks, query by query; None if they are not there, or damaged."""
+        """Return the ranks of the queries; None if they are missing or damaged."""
         with contextlib.suppress(MetricsError):
             return Ranks.load(self.ranks_path(sources))
         return None
 
     def ranks_path(self, sources: Sources) -> Path:
-        """Where its ranks are, query by query."""
+        """Path of the ranks of the queries."""
         return self.folder / f"ranks-{sources.name}.npz"
 
     def changed(self) -> str:
-        """What differs from the last run of this variant and seed, if that was made from something else."""
+        """Describe how the inputs differ from those of the last run of this variant and seed; empty if they do not."""
         seed = f"seed{self.config.train.seed}"
         others = [*self.folder.parent.glob(seed), *self.folder.parent.glob(f"{seed}-*")]
         if self.folder.exists() or not others:
@@ -140,7 +141,7 @@ class Run:
         return f"{last} was made from something else: {'; '.join(words)}"
 
     def train(self, sources: Sources) -> None:
-        """Trains what is not trained yet, and keeps the figures."""
+        """Train the run, or continue it, evaluate it and store its figures."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "made_from.json", self.made_from)
         fitted = fit(self.config, store=sources.store, manifest=sources.manifest, work_dir=self.folder, resume=True)
@@ -150,16 +151,16 @@ class Run:
         text = checkpoint.text(store, sources.manifest)
         data = Split(store, clips, checkpoint.config.model, checkpoint.config.data, text)
         model = checkpoint.model()
-        encoded = encode(model, data)
-        scores = scores_of(model, *encoded)
+        embeddings = encode(model, data)
+        scores = score_embeddings(model, *embeddings)
         evaluated = evaluate_scores(scores, data, merged=sources.merged)
-        gap = measure_gap(model, data, *encoded, groups_of(data.clips))
+        gap = measure_gap(model, data, *embeddings, clip_groups(data.clips))
         Ranks.of(scores, data, merged=sources.merged, gap=gap).save(self.ranks_path(sources))
         history = [json.loads(line) for line in (self.folder / "history.jsonl").read_text().splitlines()]
         result = {
-            "figures": flat(evaluated)
-            | apart(gap)
-            | concept_figures(model, data, *encoded)
+            "figures": short_figures(evaluated)
+            | gap_figures(gap)
+            | concept_figures(model, data, *embeddings)
             | {"val rsum": fitted.val["rsum"]},
             "train": history[-1]["train"],
             "coverage": evaluated["coverage"],
@@ -167,21 +168,21 @@ class Run:
             "epoch": fitted.epoch,
             "parameters": fitted.parameters,
             "seconds": round(sum(line["seconds"] for line in history), 1),
-            "folder": f"{self.folder.parent.name}/{self.folder.name}",  # below the table
+            "folder": f"{self.folder.parent.name}/{self.folder.name}",  # relative to the table
             "tested": self.tested,
         }
         write_json(self.folder / f"result-{sources.name}.json", result)
 
 
-def begun_with(options: ModelOptions) -> dict[str, str]:
-    """Digests of the files that weights begin with, by what they are; a model of a hub goes by its name."""
-    found = {}
+def initial_weights(options: ModelOptions) -> dict[str, str]:
+    """Return digests of the files that initialise weights, by kind. A hub model is identified by its name alone."""
+    digests = {}
     for what, source in (("word vectors", options.word_vectors), ("text tower", options.tower)):
         path = Path(source)
         if source and path.exists():
             files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-            found[what] = digest([file_sha256(file, AmexError) for file in files])
-    return found
+            digests[what] = digest([file_sha256(file, AmexError) for file in files])
+    return digests
 
 
 def ablate(
@@ -194,23 +195,23 @@ def ablate(
     work_dir: Path,
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
-    """Trains every variant with every seed, and evaluates its best checkpoint on the split.
+    """Train every variant with every seed, and evaluate its best checkpoint on the split.
 
-    A run that is finished is not repeated, one that was interrupted goes on: the same command resumes. If the
-    configuration, the features, the clips or the role graphs of a run changed, it is trained again in a folder of its
-    own; if only what it is evaluated on changed, it is evaluated again.
+    Finished runs are not repeated, interrupted ones continue: the same command resumes. A run whose configuration,
+    features, clips or role graphs changed is trained again in a new folder. A run whose evaluation data changed is
+    only evaluated again.
 
     Args:
-        only: the variants to train; all without any.
+        only: the variants to train; empty: all.
 
     Returns:
-        By variant, of all that were made from what there is now, also before: ``runs`` by seed, each with its
-        ``figures``; ``mean`` and ``std`` (of the sample) of each figure; ``against``, see ``compared``. ``table_path``
-        keeps it.
+        By variant, for all runs made from the current data, also earlier ones: ``runs`` by seed, each with its
+        ``figures``; ``mean`` and ``std`` (of the sample) of each figure; ``against``, see ``compare_with_first``. The
+        same is written to ``table_path``.
 
     Raises:
-        ConfigError: if a variant is not there, cannot be configured, or would share its folder with another.
-        AmexError: as of ``fit``.
+        ConfigError: if a variant is unknown or invalid, or shares its folder with another.
+        AmexError: from ``fit``.
     """
     variants = variants_of(which)
     folders: dict[str, str] = {}
@@ -218,7 +219,7 @@ def ablate(
         other = folders.setdefault(_slug(name), name)
         if other != name:
             raise ConfigError(
-                f"{which}: variants {other!r} and {name!r} would both be kept in the folder {_slug(name)!r}: rename one"
+                f"{which}: variants {other!r} and {name!r} would share the folder {_slug(name)!r}: rename one"
             )
     if unknown := sorted(set(only) - variants.keys()):
         raise ConfigError(f"{which} has no variant {unknown[0]!r}; it has {', '.join(map(repr, variants))}")
@@ -229,18 +230,18 @@ def ablate(
 
     snapshot = Snapshot(sources, say)
     chosen = [(name, seed) for name in variants if not only or name in only for seed in seeds]
-    # All configurations are checked before the first is trained.
+    # Check all configurations before training the first.
     plans = {(name, seed): plan(name, seed, snapshot) for name, seed in chosen}
     for number, ((name, seed), run) in enumerate(plans.items(), start=1):
         say(f"[{number}/{len(plans)}] {name}, seed {seed}: {run.folder}")
         if run.result(sources):
             continue
-        snapshot = Snapshot(sources)  # which may have changed since the first runs began
+        snapshot = Snapshot(sources)  # the data may have changed during earlier runs
         run = plan(name, seed, snapshot)
         if changed := run.changed():
             say(f"  trained again: {changed}")
         elif (run.folder / f"result-{sources.name}.json").is_file():
-            say(f"  evaluated again: what split {sources.split!r} holds changed, or its ranks are gone")
+            say(f"  evaluated again: split {sources.split!r} changed, or its ranks are missing")
         run.train(sources)
     snapshot = Snapshot(sources)
     results: dict[str, dict[str, Any]] = {}
@@ -248,55 +249,55 @@ def ablate(
     for name in variants:
         runs, left_out = {}, []
         for seed in _seeds(work_dir / _slug(name)):
-            with contextlib.suppress(AmexError):  # a variant that was not asked for, and cannot be trained as it is
+            with contextlib.suppress(AmexError):  # the variant may not have been requested and may be invalid
                 run = plan(name, seed, snapshot)
-                if (result := run.result(sources)) and (found := run.ranks(sources)):
-                    runs[seed], ranks.setdefault(name, {})[seed] = result, found
+                if (result := run.result(sources)) and (query_ranks := run.ranks(sources)):
+                    runs[seed], ranks.setdefault(name, {})[seed] = result, query_ranks
                     continue
             left_out.append(str(seed))
         if runs:
-            results[name] = {"runs": runs} | spread([run["figures"] for run in runs.values()])
+            results[name] = {"runs": runs} | mean_and_std([run["figures"] for run in runs.values()])
         if left_out:
-            say(f"{name}, seed {', '.join(left_out)}: not in the table, unfinished or made from something else")
+            say(f"{name}, seed {', '.join(left_out)}: not in the table, unfinished or made from other data")
     if not results:
-        raise AmexError("the store or the manifest changed while runs were at work: the same command trains again")
+        raise AmexError("the store or the manifest changed during the runs: run the same command to train again")
     first = next(iter(results))
     for name in list(results)[1:]:
-        results[name]["against"] = compared(first, ranks[name], ranks[first])
+        results[name]["against"] = compare_with_first(first, ranks[name], ranks[first])
     write_json(table_path(work_dir, sources), results)
     return results
 
 
-def compared(first: str, ours: Mapping[int, Ranks], theirs: Mapping[int, Ranks]) -> dict[str, Any]:
-    """What a variant gains over the first one of the table, over the seeds that both have.
+def compare_with_first(first: str, ours: Mapping[int, Ranks], theirs: Mapping[int, Ranks]) -> dict[str, Any]:
+    """Compare a variant with the first one of the table, over their common seeds.
 
     Returns:
-        ``variant``, the other; ``seeds`` in common; ``intervals``, by figure its difference with the bounds of 95
-        percent. ``problem`` in their place says why there are none.
+        ``variant``, the first one's name; ``seeds`` in common; ``intervals``, the difference of each figure with the
+        bounds of 95 percent. If no comparison is possible, ``problem`` says why instead.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return {"variant": first, "problem": "no seed in common"}
     try:
-        intervals = compare([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+        intervals = compare_ranks([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
     except MetricsError as error:
         return {"variant": first, "problem": str(error)}
-    return {"variant": first, "seeds": seeds, "intervals": {name: list(found) for name, found in intervals.items()}}
+    return {"variant": first, "seeds": seeds, "intervals": {name: list(bounds) for name, bounds in intervals.items()}}
 
 
-def apart(gap: Gap | None) -> dict[str, float]:
-    """The figures of what lies between videos and texts, the last two in percent."""
+def gap_figures(gap: Gap | None) -> dict[str, float]:
+    """Return the figures of the modality gap, the last two in percent."""
     if gap is None:
         return {}
     return {
         "modality gap": gap.distance,
-        "modality probe": 100 * float(gap.told.mean()),
+        "modality probe": 100 * float(gap.probe_right.mean()),
         "mixed R@10": 100 * float((gap.mixed <= 10).mean()),
     }
 
 
 def concept_figures(model: RetrievalModel, split: Split, videos: Embeddings, texts: Embeddings) -> dict[str, float]:
-    """How well each side of a model that tells concepts knows those of a split: mAP in percent, a mean over levels."""
+    """Return the mAP of a model's own concept predictions for each side, in percent, averaged over levels."""
     if not model.concept_levels or split.text.concepts is None:
         return {}
     captions = [[split.captions[i] for i in split.own[clip]] for clip in split.with_captions]
@@ -308,19 +309,19 @@ def concept_figures(model: RetrievalModel, split: Split, videos: Embeddings, tex
             float(mean_average_precision(embeddings[f"{level} concepts"][places], *labels[kind].values()))
             for level, kind in model.concept_levels.items()
         ]
-        if not np.isnan(values).all():  # the split may have none of the concepts that were taught
+        if not np.isnan(values).all():  # the split may contain none of the concepts
             figures[f"{side} concept mAP"] = 100 * float(np.nanmean(values))
     return figures
 
 
 def _seeds(folder: Path) -> list[int]:
-    """Those of the runs of a variant, whatever they were made from."""
+    """Return the seeds of a variant's runs, whatever their data."""
     names = (re.fullmatch(r"seed(\d+)(-[0-9a-f]{8})?", path.name) for path in folder.glob("seed*"))
     return sorted({int(name[1]) for name in names if name})
 
 
 def table_path(work_dir: Path, sources: Sources) -> Path:
-    """Where ``ablate`` keeps what it returns."""
+    """Path of the table that ``ablate`` writes."""
     return work_dir / f"ablation-{sources.name}.json"
 
 
@@ -328,10 +329,10 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
-def spread(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """``mean`` and ``std`` of each figure; of one run the spread is not known and left out."""
+def mean_and_std(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return ``mean`` and, for two runs or more, ``std`` of each figure."""
     names = list(runs[0])
-    found = {"mean": {name: float(np.mean([run[name] for run in runs])) for name in names}}
+    figures = {"mean": {name: float(np.mean([run[name] for run in runs])) for name in names}}
     if len(runs) > 1:
-        found["std"] = {name: float(np.std([run[name] for run in runs], ddof=1)) for name in names}
-    return found
+        figures["std"] = {name: float(np.std([run[name] for run in runs], ddof=1)) for name in names}
+    return figures

@@ -1,4 +1,4 @@
-"""Which pairs of a clip and a caption come in which batch of an epoch."""
+"""Arrange the training pairs of an epoch into batches."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from .data import Split
 from .selection import DataError
 
 
-def groups_of(split: Split) -> np.ndarray:
-    """(groups, 1 or 2) indices of the split that stay together in every epoch; -1 where a group has but one.
+def partner_groups(split: Split) -> np.ndarray:
+    """Return the groups of pairs that stay together in every epoch.
+
+    Returns:
+        (groups, 1 or 2) indices of the split; -1 fills a group of one.
 
     Raises:
-        DataError: if ``data.together`` is given and joins no two clips.
+        DataError: if ``data.together`` is set and no two clips are partners.
     """
     key = split.data.together
     if not key:
         return np.arange(len(split))[:, None]
-    # With all captions of a clip, its first goes with the other clip's first.
+    # With all captions, the n-th caption of a clip is grouped with the n-th caption of its partner.
     places = [(clip, 0) for clip in split.with_captions]
     if split.data.captions == "all":
         places = [(clip, nth) for clip, own in enumerate(split.own) for nth in range(len(own))]
@@ -37,21 +40,21 @@ def groups_of(split: Split) -> np.ndarray:
         if index != other and index not in partners and other not in partners:
             partners |= {index: other, other: index}
     if not partners:
-        raise DataError(f"data.together={key}: that key of no training clip's extras names another training clip")
+        raise DataError(f"data.together={key}: no training clip names another training clip under that key of extras")
     return np.array([(i, partners.get(i, -1)) for i in range(len(split)) if partners.get(i, i) >= i])
 
 
-# Among so many pairs, drawn at random, those of similar captions are looked for.
+# How many random pairs are searched for similar captions.
 NEIGHBOURHOOD = 2048
 
 
 class SimilarCaptions:
-    """Puts pairs whose captions have words in common next to one another, in an order that is else random.
+    """Arranges pairs so that those with similar captions follow each other; the order is random otherwise.
 
-    Words count by how rare they are. Each pair of a batch then has negatives that differ from it in little.
+    The similarity counts shared words by their rarity. Each pair then has hard negatives in its batch.
 
     Args:
-        most: how many follow one another.
+        most: how many similar pairs follow each other.
     """
 
     def __init__(self, split: Split, most: int) -> None:
@@ -61,7 +64,7 @@ class SimilarCaptions:
         self.rarity = {word: math.log((1 + len(self.words)) / (1 + count)) + 1 for word, count in counts.items()}
 
     def likeness(self, captions: Sequence[int]) -> np.ndarray:
-        """(captions, captions) cosines of their words."""
+        """Return (captions, captions) cosines of word counts, weighted by rarity."""
         number: dict[str, int] = {}
         for caption in captions:
             for word in self.words[caption]:
@@ -74,29 +77,29 @@ class SimilarCaptions:
         return vectors @ vectors.T
 
     def __call__(self, groups: np.ndarray, epoch: int, generator: np.random.Generator) -> np.ndarray:
-        """The groups in their new order; a group stands where the caption of its first pair puts it."""
+        """Return the groups in a new order; the caption of its first pair places a group."""
         parts = []
         for begin in range(0, len(groups), NEIGHBOURHOOD):
-            some = groups[begin : begin + NEIGHBOURHOOD]
-            likeness = self.likeness([self.split.pair(epoch, int(index))[1] for index in some[:, 0]])
-            left, most = np.ones(len(some), dtype=bool), min(self.most, len(some))
-            for first in range(len(some)):
+            window = groups[begin : begin + NEIGHBOURHOOD]
+            likeness = self.likeness([self.split.pair(epoch, int(index))[1] for index in window[:, 0]])
+            left, most = np.ones(len(window), dtype=bool), min(self.most, len(window))
+            for first in range(len(window)):
                 if left[first]:
                     near = np.where(left, likeness[first], -1.0)
                     near[first] = 2.0
-                    chosen = np.argpartition(-near, most - 1)[:most]
-                    chosen = chosen[left[chosen]]
-                    left[chosen] = False
-                    parts.append(some[chosen])
+                    nearest = np.argpartition(-near, most - 1)[:most]
+                    nearest = nearest[left[nearest]]
+                    left[nearest] = False
+                    parts.append(window[nearest])
         return np.concatenate([parts[place] for place in generator.permutation(len(parts))])
 
 
 class EpochSampler(Sampler):
-    """Every index once an epoch, shuffled by seed and epoch, dealt out to the processes; yields (epoch, index).
+    """Yields every index once an epoch as (epoch, index), shuffled by seed and epoch and split over the processes.
 
     Args:
-        groups: (groups, most) indices, each once; those of a group follow one another, and -1 fills it up.
-        arrange: changes the order of the shuffled groups, as ``SimilarCaptions`` does.
+        groups: (groups, most) indices, each once, padded with -1. Indices of a group follow each other.
+        arrange: reorders the shuffled groups, as ``SimilarCaptions`` does.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class EpochSampler(Sampler):
         self.length = int(np.count_nonzero(groups >= 0))
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by mmengine's hook before every epoch."""
+        """Set the epoch; mmengine calls this before every epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -121,7 +124,7 @@ class EpochSampler(Sampler):
         if self.arrange is not None:
             groups = self.arrange(groups, self.epoch, generator)
         order = groups.ravel()
-        # Every process needs equally many: the first come again at the end.
+        # All processes need equally many pairs: the first ones are repeated at the end.
         order = np.resize(order[order >= 0], len(self) * self.world)
         return iter([(self.epoch, int(index)) for index in order[self.rank :: self.world]])
 
@@ -130,9 +133,9 @@ class EpochSampler(Sampler):
 
 
 class PairBatches(BatchSampler):
-    """Batches of ``batch_size`` pairs, the last of which may be smaller. A single pair left over joins the last batch.
+    """Batches of ``batch_size`` pairs. The last batch may be smaller; a single remaining pair joins the last batch.
 
-    One pair has no negatives, and batch normalisation has no variance over it. The sampler holds two pairs or more.
+    One pair has no negatives and no variance for batch normalisation. The sampler must hold two or more pairs.
     """
 
     def __iter__(self) -> Iterator[list[Any]]:

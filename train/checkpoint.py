@@ -1,4 +1,4 @@
-"""Checkpoints: weights with all that is needed to use them, read without executing anything."""
+"""Checkpoints: weights with everything needed to use them. Reading a checkpoint executes no code."""
 
 from __future__ import annotations
 
@@ -25,29 +25,31 @@ from .options import Inputs, ModelOptions
 from .rolegraphs import Graphs
 from .vocabulary import Vocabulary
 
-# Before format 3 the losses and what they learn were parts of the model.
+# Before format 3, losses and their parameters were parts of the model.
 FORMAT = 3
 
 
 class CheckpointError(AmexError):
-    """A file is no checkpoint of amex, or not one for these features."""
+    """A file is no checkpoint of amex, or does not fit the features."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A trained model and what it was trained on.
+    """A trained model and a record of its training.
 
     Attributes:
-        path: the file it came from.
-        fingerprints: of every stream the model reads.
-        inputs: what the model was built for.
-        vocabulary: as JSON; empty where captions come as token features alone.
-        parser: by whom the role graphs of captions were made; empty where there are none.
-        concepts: the names that it was taught, as JSON; empty where there are none.
-        sources: the store and the manifest of the training run, as absolute paths.
-        learned_from: what was read from these, by name, as ``learned_from`` gives it.
-        epoch: how many are behind it.
-        val: the figures on the validation split that chose it.
+        path: the file.
+        config: the complete configuration.
+        weights: the state dict of the model.
+        fingerprints: fingerprint of every stream that the model reads, by name.
+        inputs: the input sizes of the model.
+        vocabulary: as JSON; empty if captions come only as token features.
+        parser: the parser that made the role graphs; empty if the model reads none.
+        concepts: the names of the concepts, as JSON; empty if none were taught.
+        sources: absolute paths of the store and the manifest of the training run.
+        learned_from: digests of what was read from them; see the function ``learned_from``.
+        epoch: number of completed epochs.
+        val: validation figures of this checkpoint.
     """
 
     path: Path
@@ -64,7 +66,7 @@ class Checkpoint:
     concepts: str = ""
 
     def model(self) -> RetrievalModel:
-        """The trained model, ready to encode."""
+        """Build the trained model, in evaluation mode."""
         model = build_model(self.config.model, self.inputs)
         try:
             model.load_state_dict(self.weights)
@@ -75,7 +77,7 @@ class Checkpoint:
         return model.eval()
 
     def text(self, store: Store, manifest: Path) -> Text:
-        """What to make batches of captions from. Raises GraphError if role graphs are missing, or another parser's."""
+        """Collect the sources of caption batches. Raise a GraphError if role graphs are missing or another parser's."""
         options = self.config.model
         vocabulary = Vocabulary.from_json(self.vocabulary) if self.vocabulary else None
         graphs = Graphs.beside(manifest, options, self.parser) if options.needs_graphs else None
@@ -86,17 +88,17 @@ class Checkpoint:
         return Text(
             stream=stream,
             vocabulary=vocabulary,
-            makes_words=options.makes_words,
+            pools_tokens=options.pools_tokens,
             graphs=graphs,
             concepts=concepts,
         )
 
     def check_features(self, store: Store, *, imported: bool = False) -> None:
-        """Raises CheckpointError if the store lacks a stream, or has features made in another way.
+        """Raise a CheckpointError if the store lacks a stream or its features were made with other settings.
 
         Args:
-            imported: streams that were imported need the width of the training run's alone: the files they came from
-                are part of their fingerprints, how these were made is not known.
+            imported: for imported streams, compare only the feature dimension. Their fingerprint covers the imported
+                files, and how the features were made is unknown.
         """
         for name, fingerprint in self.fingerprints.items():
             if name not in store:
@@ -106,33 +108,33 @@ class Checkpoint:
             stream = store[name]
             if stream.fingerprint == fingerprint:
                 continue
-            of_files = stream.spec.get("network") == "imported"
-            if of_files and imported:
+            is_imported = stream.spec.get("network") == "imported"
+            if is_imported and imported:
                 text = name == self.config.model.text_stream
-                width, known = stream.spec["output"]["shape"][-1], self.inputs.widths["text" if text else name]
-                if width != known:
+                width, trained = stream.spec["output"]["shape"][-1], self.inputs.widths["text" if text else name]
+                if width != trained:
                     raise CheckpointError(
-                        f"{self.path} was trained on {known} numbers a row of {name!r}, {store.path} has {width}"
+                        f"{self.path} was trained on {trained} numbers per row of {name!r}, {store.path} has {width}"
                     )
                 continue
-            remedy = "Extract them as they were (amex features info shows the settings), or train again"
-            if of_files:
-                remedy = "If another file holds features that were made in the same way: amex eval --same-features"
+            remedy = "Extract them with the original settings (see amex features info), or train again"
+            if is_imported:
+                remedy = "If they were made in the same way, from another file: amex eval --same-features"
             raise CheckpointError(
-                f"{self.path} was trained on stream {name!r} of fingerprint {fingerprint[:12]}, but that of "
-                f"{store.path} is {stream.fingerprint[:12]}: features made in another way. {remedy}"
+                f"{self.path} was trained on stream {name!r} of fingerprint {fingerprint[:12]}, but {store.path} has "
+                f"{stream.fingerprint[:12]}: its features were made with other settings. {remedy}"
             )
 
 
 def learned_from(
     store: Store, options: ModelOptions, splits: Mapping[str, Sequence[Clip]], graphs: Graphs | None
 ) -> dict[str, str]:
-    """What a model reads of some splits, by name, each as counts and a digest: equal exactly if the same is read.
+    """Return counts and digests of what a model reads of some splits, by name; equal if and only if the data is equal.
 
     Args:
-        options: those of the model, its streams named.
-        splits: the clips, by the name of their split.
-        graphs: the role graphs of the captions, where the model needs them.
+        options: the model's options, with streams named.
+        splits: the clips by split.
+        graphs: the role graphs of the captions; None if the model reads none.
     """
     every = [clip for clips in splits.values() for clip in clips]
     captions = list(dict.fromkeys(caption for clip in every for caption in clip.captions))
@@ -151,16 +153,16 @@ def learned_from(
 
 
 def digest(record: Any) -> str:
-    """Of plain values, as JSON has them. The order of keys counts: that of a role graph's nodes decides."""
+    """Return the digest of values that JSON can store. The order of keys counts, since that of graph nodes matters."""
     return short(hashlib.sha256(json.dumps(record).encode()).hexdigest())
 
 
 def short(sha256: str) -> str:
-    """A digest that a person can compare."""
+    """Shorten a digest for display."""
     return f"sha256 {sha256[:12]}"
 
 
-def describe(
+def checkpoint_metadata(
     config: Config,
     *,
     fingerprints: dict[str, str],
@@ -169,10 +171,10 @@ def describe(
     sources: dict[str, str],
     learned_from: dict[str, str],
 ) -> dict[str, Any]:
-    """What a checkpoint holds beside weights and the state of a run.
+    """Return what a checkpoint holds beside weights and the state of the run.
 
     Args:
-        learned_from: as the function of that name gives it.
+        learned_from: the result of the function of that name.
     """
     if text.vocabulary is not None:
         words = digest(text.vocabulary.to_json())
@@ -182,7 +184,7 @@ def describe(
         learned_from = learned_from | {"concepts": f"{sizes}, {digest(text.concepts.to_json())}"}
     return {
         "format": FORMAT,
-        "config": config.plain(),
+        "config": config.to_json(),
         "fingerprints": fingerprints,
         "inputs": dataclasses.asdict(inputs),
         "vocabulary": text.vocabulary.to_json() if text.vocabulary else "",
@@ -194,10 +196,10 @@ def describe(
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint as it lies in its file.
+    """Read the contents of a checkpoint file, or of best.pth in a folder. Nothing in the file is executed.
 
     Raises:
-        CheckpointError: if there is none, or it is something else. Nothing in the file is executed.
+        CheckpointError: if the file is missing or is no checkpoint.
     """
     path = Path(path)
     if path.is_dir():
@@ -212,28 +214,32 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a checkpoint of amex train: it does not load as plain weights ({type(error).__name__})"
         ) from error
-    known = record.get("amex") if isinstance(record, dict) else None
-    if not isinstance(known, dict) or "state_dict" not in record:
-        raise CheckpointError(f"{path} is not a checkpoint of amex train: it holds other things")
-    if known["format"] > FORMAT:
-        raise CheckpointError(f"{path} was written by a later amex (format {known['format']}): upgrade amex")
-    if known["format"] < FORMAT:
+    metadata = record.get("amex") if isinstance(record, dict) else None
+    if not isinstance(metadata, dict) or "state_dict" not in record:
+        raise CheckpointError(f"{path} is not a checkpoint of amex train: it lacks amex's metadata")
+    if metadata["format"] > FORMAT:
+        raise CheckpointError(f"{path} was written by a later amex (format {metadata['format']}): upgrade amex")
+    if metadata["format"] < FORMAT:
         raise CheckpointError(
-            f"{path} was written by an earlier amex (format {known['format']}), whose models had their losses in them: "
-            "train it again"
+            f"{path} was written by an earlier amex (format {metadata['format']}) and cannot be read: train again"
         )
     return record
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """A trained model from a file, or from the best.pth of a work folder. Raises CheckpointError, ConfigError."""
+    """Load a trained model from a file, or from best.pth of a work folder.
+
+    Raises:
+        CheckpointError: if the file is missing or is no checkpoint.
+        ConfigError: if its configuration is invalid.
+    """
     record = read_checkpoint(path)
-    known = dict(record["amex"])
-    known.pop("format")
+    metadata = dict(record["amex"])
+    metadata.pop("format")
     path = Path(path) / "best.pth" if Path(path).is_dir() else Path(path)
-    # Beside the model a run keeps what its objective learns.
+    # A run also saves the parameters of its objective.
     own = {name: x for name, x in record["state_dict"].items() if name.startswith("model.")}
     weights = {name.removeprefix("model."): x for name, x in own.items()}
-    known["config"] = check_config(known["config"], str(path))
-    known["inputs"] = Inputs(**known["inputs"])
-    return Checkpoint(path=path, weights=weights, epoch=record["meta"]["epoch"], **known)
+    metadata["config"] = check_config(metadata["config"], str(path))
+    metadata["inputs"] = Inputs(**metadata["inputs"])
+    return Checkpoint(path=path, weights=weights, epoch=record["meta"]["epoch"], **metadata)

@@ -1,4 +1,4 @@
-"""How much of a split a figure is of: the clips and captions that take part, what is left out and why."""
+"""Which share of a split takes part in training or evaluation, and why the rest is left out."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import plural
 from ..manifests import DATASETS, Clip
 
-# In a smaller gallery chance reaches an R@10 of more than 20 %, and one query moves R@1 by more than 2 points.
+# In a smaller gallery, random ranking exceeds 20 % R@10, and one query changes R@1 by more than 2 points.
 FEW_CLIPS = 50
-# What makes splits where a manifest has none, or too small ones.
+# The command that creates splits if a manifest has none, or larger ones.
 MAKE_SPLITS = "amex manifest split MANIFEST --val .1 --test .1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """The clips and captions of a split that take part, and those of the manifest that do not.
+    """How many clips and captions of a split take part, and how many are left out.
 
     Attributes:
-        clips: those with features in every stream that the model reads: the gallery, or what is trained on.
-        of_clips: in the manifest.
-        captions: of these clips, with features: the queries. A caption counts for each clip, and each time.
-        of_captions: in the manifest.
-        clips_left_out: a reason, as ``failed in r2plus1d_18``, to how many clips.
-        captions_left_out: a reason to how many captions; those of clips that are left out are among them.
-        gallery: the published protocol that the clips are of, as ``msrvtt:1k-A``; empty where there is none, or two.
-        published: how many clips that has in this split; None where it is not known.
+        clips: clips with features in every stream that the model reads.
+        of_clips: clips in the manifest.
+        captions: captions of these clips that have features. A caption counts once for each clip and repetition.
+        of_captions: captions in the manifest.
+        clips_left_out: number of clips by reason, such as ``failed in r2plus1d_18``.
+        captions_left_out: number of captions by reason; it includes the captions of clips that are left out.
+        gallery: the published protocol of the clips, such as ``msrvtt:1k-A``; empty if there is none or several.
+        published: number of clips of that protocol in this split; None if unknown.
     """
 
     clips: int
@@ -40,17 +41,17 @@ class Coverage:
 
     @property
     def clip_line(self) -> str:
-        """As ``967 of 1,000 clips: 33 failed in r2plus1d_18``."""
-        return f"{self.clips:,} of {self.of_clips:,} clips{_reasons(self.clips_left_out)}"
+        """For example ``967 of 1,000 clips: 33 failed in r2plus1d_18``."""
+        return f"{self.clips:,} of {plural(self.of_clips, 'clip')}{_reasons(self.clips_left_out)}"
 
     @property
     def caption_line(self) -> str:
-        """As ``19,340 of 20,000 captions: 660 of clips left out``."""
-        return f"{self.captions:,} of {self.of_captions:,} captions{_reasons(self.captions_left_out)}"
+        """For example ``19,340 of 20,000 captions: 660 of clips left out``."""
+        return f"{self.captions:,} of {plural(self.of_captions, 'caption')}{_reasons(self.captions_left_out)}"
 
 
 def published_gallery(clips: Sequence[Clip]) -> dict[str, Any]:
-    """``gallery`` and ``published`` of the clips of a split, as ``Coverage`` has them."""
+    """Return the fields ``gallery`` and ``published`` of ``Coverage`` for the clips of a split."""
     protocols = {str(clip.extras.get("protocol", "")) for clip in clips}
     splits = {clip.split for clip in clips}
     gallery = protocols.pop() if len(protocols) == 1 else ""
@@ -65,27 +66,27 @@ def _reasons(left_out: Mapping[str, int]) -> str:
 
 
 def gallery_warning(clips: int) -> str:
-    """A line if a gallery is too small for its figures to mean anything; else empty."""
+    """Return a warning if a gallery is too small for meaningful figures; else an empty text."""
     if clips >= FEW_CLIPS:
         return ""
     return (
-        f"a gallery of {_clips(clips)} is too small to say much about a model: chance reaches R@10 "
-        f"{100 * min(1, 10 / clips):.0f} (figures need {FEW_CLIPS} clips or more)"
+        f"a gallery of {_clips(clips)} is too small to evaluate a model: random ranking reaches R@10 "
+        f"{100 * min(1, 10 / clips):.0f} (use {FEW_CLIPS} clips or more)"
     )
 
 
 def selection_warning(clips: int) -> str:
-    """A line if clips are too few to choose a checkpoint on; else empty."""
+    """Return a warning if there are too few clips to choose a checkpoint; else an empty text."""
     if clips != 1:
         return gallery_warning(clips)
     return (
-        "a gallery of 1 clip, which every model ranks first, chooses no checkpoint: the last one is kept. Draw more: "
-        f"{MAKE_SPLITS}, with a larger --val"
+        "a gallery of 1 clip, which every model ranks first, cannot choose a checkpoint: the last one is kept. For "
+        f"more clips: {MAKE_SPLITS} --again, with a larger --val"
     )
 
 
 def training_warning(clips: int) -> str:
-    """A line if clips are too few to learn from; else empty."""
+    """Return a warning if there are too few training clips; else an empty text."""
     if clips >= FEW_CLIPS:
         return ""
     return (
@@ -99,7 +100,7 @@ def _clips(count: int) -> str:
 
 
 def split_lines(splits: Mapping[str, Any]) -> list[str]:
-    """Lines for people about the clips of a run, from what its data.json holds."""
+    """Return printable lines about the clips of a run, from its data.json."""
     lines = []
     for name, entry in splits.items():
         coverage = Coverage(**entry["coverage"])
@@ -110,13 +111,13 @@ def split_lines(splits: Mapping[str, Any]) -> list[str]:
 
 
 def gallery_lines(result: Mapping[str, Any]) -> list[str]:
-    """Lines for people about what the figures of ``evaluate_split`` are of."""
+    """Return printable lines about the gallery and queries of a result of ``evaluate_split``."""
     coverage = Coverage(**result["coverage"])
     warnings = [f"warning: {warning}" for warning in result["warnings"]]
     if coverage.published not in (None, coverage.of_clips):
         warnings.append(
-            f"warning: {coverage.gallery} has {coverage.published:,} test clips and this manifest "
-            f"{coverage.of_clips:,}: no published figure compares with these"
+            f"warning: {coverage.gallery} has {plural(coverage.published, 'test clip')}, this manifest has "
+            f"{coverage.of_clips:,}: the figures are not comparable with published ones"
         )
     name = f"{coverage.gallery}, " if coverage.gallery else ""
     return [f"gallery {name}{coverage.clip_line}", f"queries {coverage.caption_line}", *warnings]

@@ -1,4 +1,4 @@
-"""Several models as one, and the temperature of a dual softmax, chosen on validation clips."""
+"""Combine several models, and choose the temperature of a dual softmax on validation clips."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .data import Split
 from .evaluate import evaluate_dual_softmax, truth_of
 from .metrics import Scores
 
-# In deviations of the scores.
+# Candidates, in standard deviations of the scores.
 TEMPERATURES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 
 
-def together(scores: Sequence[Scores]) -> Scores:
-    """The mean of several models' scores of the same captions and clips, each with mean 0 and deviation 1."""
+def combine(scores: Sequence[Scores]) -> Scores:
+    """Average the standardised scores of several models for the same captions and clips."""
     if len(scores) == 1:
         return scores[0]
     scales = [_scale(each) for each in scores]
@@ -33,7 +33,7 @@ def together(scores: Sequence[Scores]) -> Scores:
 
 
 def _scale(scores: Scores) -> tuple[float, float]:
-    """The mean and the deviation of all scores."""
+    """Return the mean and the standard deviation of all scores."""
     count, total, squares = 0, 0.0, 0.0
     for _, block in scores.rows():
         count, total = count + block.numel(), total + block.double().sum().item()
@@ -43,8 +43,8 @@ def _scale(scores: Scores) -> tuple[float, float]:
     return mean, math.sqrt(squares / max(1, count)) or 1.0
 
 
-def check_alike(splits: Sequence[Split], names: Sequence[str]) -> None:
-    """Raises AmexError if models would score different captions or clips."""
+def check_same_gallery(splits: Sequence[Split], names: Sequence[str]) -> None:
+    """Raise an AmexError if models would score different captions or clips."""
     first = splits[0]
     for split, name in zip(splits[1:], names[1:], strict=True):
         for what, own, other in (
@@ -54,19 +54,19 @@ def check_alike(splits: Sequence[Split], names: Sequence[str]) -> None:
             if own != other:
                 raise AmexError(
                     f"{name} has features of {len(own):,} {what} of this split, {names[0]} of {len(other):,}, and they "
-                    "are not the same: runs are evaluated together on what all of them have"
+                    "differ: an ensemble needs runs with features of the same clips and captions"
                 )
 
 
 def choose_temperature(scores: Scores, split: Split, *, merged: bool = False) -> float:
-    """The temperature of a dual softmax that has the best rsum on a split, of a few between sharp and flat.
+    """Choose the dual softmax temperature with the best rsum on a split, from several candidates.
 
     Args:
-        scores: of the split's different captions with its clips.
+        scores: scores of the split's different captions with its clips.
     """
-    truth, asked = truth_of(split, merged=merged)
+    truth, query_captions = truth_of(split, merged=merged)
     _, deviation = _scale(scores)
-    scores = scores.of_captions(asked)
+    scores = scores.of_captions(query_captions)
 
     def rsum(temperature: float) -> float:
         return evaluate_dual_softmax(scores, truth, temperature)["dsl_rsum"]

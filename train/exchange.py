@@ -1,4 +1,4 @@
-"""Rows of embeddings from all processes, with gradients that flow back to each."""
+"""Gather embeddings from all processes, with gradients that flow back to each."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-def several() -> bool:
-    """Whether this is one of several processes that train together."""
+def is_distributed() -> bool:
+    """Whether several processes train together."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def gather(x: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks; ``x`` where there is one.
+    """Concatenate the rows of all processes in the order of ranks; return ``x`` if there is one process.
 
-    Every process must hold equally many rows. Where their second axes differ, zeros fill the shorter.
+    Every process must hold the same number of rows. A shorter second axis is padded with zeros.
     """
-    if not several():
+    if not is_distributed():
         return x
     if x.ndim > 1:
         longest = torch.tensor(x.shape[1], device=x.device)
@@ -29,7 +29,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Backwards, a row's gradient is the sum of those it has in the losses of all processes."""
+    """All-gather. Backward, the gradient of a row is the sum over the losses of all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""A trained model as a folder that others can use: weights, configuration, vocabulary, a model card.
+"""Export a trained model as a folder for others: weights, configuration, vocabulary, model card.
 
-The folder needs neither the store nor the manifest of the training: ``amex.train.load`` reads it. Nothing in it is
-executed.
+The folder is independent of the store and manifest of the training; ``amex.train.load`` reads it. Reading executes no
+code.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,27 +17,28 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..errors import first_line
-from ..features import Store, made_lines
-from ..features.exchange.card import FILL_IN, code, plain
+from ..errors import first_line, plural
+from ..features import Store, provenance_lines
+from ..features.exchange.card import FILL_IN, code_span, escape
 from .checkpoint import Checkpoint, CheckpointError
 from .config import check_config
 from .coverage import Coverage
-from .evaluate import parameters
+from .evaluate import count_parameters
 from .models import SpacesModel
 from .options import Inputs
+from .towers import text_model_name
 from .vocabulary import Vocabulary
 
 WEIGHTS, CONFIG, VOCABULARY, CARD = "model.safetensors", "config.json", "vocabulary.json", "README.md"
 FORMAT = 1
-# What of a checkpoint is not in ``config.json``: what has a file of its own, and where the training run lay.
+# Fields of a checkpoint that ``config.json`` lacks: some have their own file, others are paths of the training run.
 APART = ("path", "weights", "vocabulary", "sources")
 FIGURES = ("R@1", "R@5", "R@10", "MedR", "mAP")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSettings:
-    """How a stream was made: what a new text is encoded by."""
+    """The settings of a text stream, needed to encode new texts."""
 
     name: str
     spec: dict[str, Any]
@@ -46,16 +48,16 @@ class StreamSettings:
 def write_export(
     checkpoint: Checkpoint, store: Store, out: Path, *, facts: Mapping[str, Mapping[str, Any]], onnx: bool = False
 ) -> list[str]:
-    """Writes the folder of a model, which exists once it is whole; returns the names of its files.
+    """Write the folder of a model atomically; return the names of its files.
 
     Args:
-        store: has the streams that the model reads, and their settings.
-        facts: of each of these streams what its lines of the card are made from, as of ``describe_stream``.
-        onnx: also write the text side and the video side as ONNX graphs.
+        store: contains the streams that the model reads.
+        facts: the result of ``describe_stream`` for each of these streams, for the model card.
+        onnx: also write ONNX graphs of the text side and the video side.
 
     Raises:
         CheckpointError: if ``out`` exists or cannot be written.
-        AmexError: if the model has no ONNX form.
+        AmexError: if the model cannot be expressed in ONNX.
     """
     from safetensors.torch import save_file
 
@@ -64,7 +66,7 @@ def write_export(
     options = checkpoint.config.model
     record = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     record = {name: value for name, value in record.items() if name not in APART}
-    record |= {"config": checkpoint.config.plain(), "inputs": dataclasses.asdict(checkpoint.inputs)}
+    record |= {"config": checkpoint.config.to_json(), "inputs": dataclasses.asdict(checkpoint.inputs)}
     texts = [options.text_stream] if options.text_stream else []
     settings = {name: {"spec": store[name].spec, "provenance": store[name].provenance} for name in texts}
     config = {"format": FORMAT, "amex": version("amex"), "checkpoint": record, "text_stream": settings}
@@ -90,11 +92,11 @@ def write_export(
 
 
 def read_export(folder: Path) -> tuple[Checkpoint, dict[str, StreamSettings]]:
-    """A model that ``write_export`` wrote, and by name the stream of text that it reads, if any.
+    """Read a model that ``write_export`` wrote, and the settings of its text streams by name.
 
     Raises:
-        CheckpointError: if files are missing, or are something else.
-        ConfigError: if its configuration is none of this amex.
+        CheckpointError: if files are missing or invalid.
+        ConfigError: if this version of amex cannot use the configuration.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -116,12 +118,12 @@ def read_export(folder: Path) -> tuple[Checkpoint, dict[str, StreamSettings]]:
             sources={},
             **record,
         )
-        settings = {name: StreamSettings(name=name, **known) for name, known in config["text_stream"].items()}
+        settings = {name: StreamSettings(name=name, **entry) for name, entry in config["text_stream"].items()}
     except (OSError, UnicodeDecodeError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the exported model {folder}: {first_line(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{where} is not of a model that amex train export wrote: {type(error).__name__}: {first_line(error)}"
+            f"{where} is not the configuration of an exported model: {type(error).__name__}: {first_line(error)}"
         ) from error
     return checkpoint, settings
 
@@ -132,13 +134,13 @@ def _vocabulary(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     try:
         Vocabulary.from_json(text)
-    except Exception as error:  # tokenizers raises no other kind
-        raise CheckpointError(f"{path} is no vocabulary: {first_line(error)}") from error
+    except Exception as error:  # tokenizers raises plain Exception
+        raise CheckpointError(f"{path} is not a vocabulary: {first_line(error)}") from error
     return text
 
 
 def card(checkpoint: Checkpoint, name: str, facts: Mapping[str, Mapping[str, Any]], *, onnx: bool) -> str:
-    """The model card, as Markdown that begins with the YAML that hubs of models read."""
+    """Build the model card: Markdown with the YAML header that model hubs read."""
     options = checkpoint.config.model
     model = checkpoint.model()
     product = isinstance(model, SpacesModel)
@@ -146,13 +148,14 @@ def card(checkpoint: Checkpoint, name: str, facts: Mapping[str, Mapping[str, Any
     sections = [
         "---\nlicense:  # to be filled in: under which licence you share this model\nlibrary_name: amex\n"
         "tags:\n- text-video-retrieval\n- video\n- amex\n---",
-        f"# {plain(name)}",
+        f"# {escape(name)}",
         f"{FILL_IN}: what the model is for, and what it was trained on in words.",
-        f"A text-video retrieval model of amex: {code(options.name)} with {parameters(model):,} parameters. It reads "
-        f"features of videos, no frames. The score of a text and a video is {score}.",
+        f"A text-video retrieval model of amex: {code_span(options.name)} with "
+        f"{plural(count_parameters(model), 'parameter')}. It reads features of videos, not frames. "
+        f"The score of a text and a video is {score}.",
         "## Trained on",
         "\n".join(
-            [f"- {plain(what)}: {plain(of)}" for what, of in checkpoint.learned_from.items()]
+            [f"- {escape(what)}: {escape(of)}" for what, of in checkpoint.learned_from.items()]
             + [f"- epochs: {checkpoint.epoch}, seed {checkpoint.config.train.seed}"]
         ),
         f"`{CONFIG}` has every setting.",
@@ -160,22 +163,22 @@ def card(checkpoint: Checkpoint, name: str, facts: Mapping[str, Mapping[str, Any
         *_figures(checkpoint),
         "## How to load it",
         *_loading(checkpoint, name, onnx=onnx),
-        "## The streams that it reads",
-        "Features made in another way are refused: their fingerprint differs.",
-        *_extraction(facts),
+        "## Streams that it reads",
+        "Features made with other settings are refused, because their fingerprint differs.",
+        *extraction_lines(facts),
     ]
-    for stream, known in facts.items():
-        sections += [f"### {code(stream)}", "\n".join(made_lines(known))]
+    for stream, stream_facts in facts.items():
+        sections += [f"### {code_span(stream)}", "\n".join(provenance_lines(stream_facts))]
     sections += [
         "## Licence",
-        f"{FILL_IN}. amex knows neither the licence of the videos and captions that the model was trained on, nor that "
-        "of the weights behind its features: it may restrict the use of this model.",
+        f"{FILL_IN}. amex does not know the licence of the training videos and captions, nor that of the weights that "
+        "made the features. It may restrict the use of this model.",
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def _figures(checkpoint: Checkpoint) -> list[str]:
-    """The figures that chose the checkpoint, and those that ``amex eval`` left beside it."""
+    """Describe the figures that chose the checkpoint, and those that ``amex eval`` wrote beside it."""
     config = checkpoint.config
     sections = []
     if checkpoint.val:
@@ -189,7 +192,7 @@ def _figures(checkpoint: Checkpoint) -> list[str]:
             record = json.loads(path.read_text(encoding="utf-8"))
             coverage = Coverage(**record["coverage"])
             rows += [
-                f"| {plain(record['split'])}{f', {plain(coverage.gallery)}' if coverage.gallery else ''}"
+                f"| {escape(record['split'])}{f', {escape(coverage.gallery)}' if coverage.gallery else ''}"
                 f"{', equal captions merged' if record['merged'] else ''} | {way.replace('_', ' ')} "
                 f"| {figures['queries']:,} | {figures['gallery']:,} | "
                 + " | ".join(f"{figures[key]:.1f}" for key in FIGURES)
@@ -198,13 +201,13 @@ def _figures(checkpoint: Checkpoint) -> list[str]:
                 for figures in [record[way]]
             ]
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # another program's file
+            continue  # the file of another program
     if rows:
         head = ["split", "direction", "queries", "gallery", *FIGURES, "rsum"]
         sections.append("\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows]))
-        sections.append("Percent, but for MedR, a median position; ties count as broken at random. By `amex eval`.")
+        sections.append("In percent, except MedR (a median position); ties are broken at random. By `amex eval`.")
     else:
-        sections.append("No test figures are known: `amex eval` writes them beside the checkpoint before an export.")
+        sections.append("No test figures: before an export, `amex eval` writes them beside the checkpoint.")
     return sections
 
 
@@ -217,9 +220,9 @@ def _loading(checkpoint: Checkpoint, name: str, *, onnx: bool) -> list[str]:
     lines = [
         "import numpy as np",
         "",
-        "from amex.train import load",
+        "import amex",
         "",
-        f"model = load({json.dumps(name)})  # this folder",
+        f"model = amex.load({json.dumps(name)})  # this folder",
         "videos = model.embed_video(",
         "    {",
     ]
@@ -240,39 +243,41 @@ def _loading(checkpoint: Checkpoint, name: str, *, onnx: bool) -> list[str]:
         else:
             lines.append(f"        {json.dumps(stream)}: np.zeros((1, 4, {width}), np.float32),  # clips, rows, width")
     lines += ["    },", '    ["a.mp4"],', ")", 'print(model.rank(["a dog chases a cat"], videos, top=1))']
-    texts = "Texts need the vocabulary alone."
+    texts = "Texts need only the vocabulary."
     if options.text_stream:
         texts = (
-            f"A text is encoded as those of stream {code(options.text_stream)} were, by the model that its settings "
-            "below name: `load(..., text_encoder=MODEL)` where amex does not find it."
+            f"Texts are encoded as in stream {code_span(options.text_stream)}, by the model in its settings below; "
+            "use `load(..., text_encoder=MODEL)` if amex does not find it."
         )
     elif options.needs_graphs:
-        texts = f"A text is parsed into its roles by {plain(checkpoint.parser)}, as the training captions were."
+        texts = f"A text is parsed into its roles by {escape(checkpoint.parser)}, as the training captions were."
     sections = ["```python\n" + "\n".join(lines) + "\n```", texts, "`embed_video` also reads a store of amex."]
     if onnx:
         sections.append(
-            "`onnx/text.onnx` and `onnx/video.onnx` give the `vectors` (items, dim) of texts and of videos, whose dot "
-            "products are scores; `onnx/inputs.json` has what goes in."
+            "`onnx/text.onnx` and `onnx/video.onnx` return the `vectors` (items, dim) of texts and of videos. Their "
+            "dot products are scores; `onnx/inputs.json` describes their inputs."
         )
     return sections
 
 
-def _extraction(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """How the streams are made: those that amex extracted by a command, others by whoever made them."""
+def extraction_lines(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Describe how to make the streams: by a command if amex extracted them, else by their import."""
     names: list[str] = []
     imported: list[str] = []
-    for name, known in facts.items():
-        network = str(known["spec"].get("network", name))
-        if "compute" not in known["spec"]:
-            imported.append(code(name))
+    for name, stream_facts in facts.items():
+        network = str(stream_facts["spec"].get("network", name))
+        if "compute" not in stream_facts["spec"]:
+            imported.append(code_span(name))
         else:
-            names.append(name if known["of"] == "captions" or network == name else f"{name}={network}")
+            names.append(name if stream_facts["of"] == "captions" or network == name else f"{name}={network}")
     sections = []
     if names:
         options = " ".join(f"--stream {name}" for name in names)
+        if (encoder := text_model_name(str(facts.get("text_bert", {}).get("weights", "")))) and "text_bert" in names:
+            options += f" --text-encoder {shlex.quote(encoder)}"
         sections += [
-            "Of your own videos they are made by this command. Settings that differ from those of `amex streams` are "
-            "given by `--set STREAM.KEY=VALUE`:",
+            "This command makes them for your own videos. If settings differ from those of `amex streams`, add "
+            "`--set STREAM.KEY=VALUE`:",
             f"```sh\namex extract --manifest M.jsonl --videos VIDEOS --store S.zarr {options}\n```",
         ]
     if imported:

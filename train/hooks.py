@@ -1,4 +1,4 @@
-"""What amex adds to mmengine's Runner: a retrieval validation, exact resuming, a history, progress."""
+"""Extensions of mmengine's Runner: retrieval validation, exact resuming, history, progress bar."""
 
 from __future__ import annotations
 
@@ -11,47 +11,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import BaseLoop, Runner
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from ..console import progress_bar
-from .config import Train
+from ..errors import needs
+from .config import TrainOptions
 from .data import Split
-from .evaluate import evaluate_split, flat
-from .hubs import remember
+from .evaluate import evaluate_split, short_figures
+from .hubs import store_neighbours
 from .models import SpacesModel
+
+with needs("train", "training"):
+    from mmengine.hooks import Hook
+    from mmengine.optim import OptimWrapper, OptimWrapperDict
+    from mmengine.runner import BaseLoop, Runner
 
 
 def optimizers(runner: Runner) -> dict[str, OptimWrapper]:
-    """Those of a run by name: of the encoders, and of networks that step by themselves."""
+    """Return the optimizers of a run by name: of the encoders, and of the adversary if it has its own step."""
     wrapper = runner.optim_wrapper
     return dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {"encoders": wrapper}
 
 
 class RetrievalLoop(BaseLoop):
-    """mmengine's validation: the whole split against itself, every caption and every clip."""
+    """Validation by retrieval: ranks all captions and all clips of the split."""
 
     def __init__(self, runner: Runner, dataloader: Split, evaluator: Any = None) -> None:
         super().__init__(runner, dataloader)
 
     def run(self) -> dict[str, float]:
-        """The figures, by short names."""
+        """Return the figures by their short names."""
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         split: Split = self.dataloader  # type: ignore[assignment]
         model = self.runner.model.model
         if isinstance(model, SpacesModel) and model.hubs:
-            remember(model, self.runner.train_dataloader.dataset)
-        metrics = flat(evaluate_split(model, split))
+            store_neighbours(model, self.runner.train_dataloader.dataset)
+        metrics = short_figures(evaluate_split(model, split))
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")
         return metrics
 
 
-class Reproducible(Hook):
-    """Chance depends on seed and epoch alone, so that a resumed run goes on as if it had not stopped."""
+class SeedEpochs(Hook):
+    """Seeds each epoch from the run's seed and the epoch number, so that a resumed run equals an uninterrupted one."""
 
     priority = "VERY_HIGH"
 
@@ -66,17 +69,17 @@ class Reproducible(Hook):
 
 
 class LearningRate(Hook):
-    """Sets the learning rate before every step, from the step's number and the validations so far.
+    """Sets the learning rate before every step, from the step number and the validations so far.
 
-    The rate rises over the warmup. ``cosine`` lets it fall to 0 at the end of the run, ``plateau`` halves it. Nothing
-    but the plateau is restored when a run is resumed: with more epochs, the rate is that of the longer schedule.
+    The rate rises during warmup. ``cosine`` lowers it to 0 at the end of the run, ``plateau`` halves it. Resuming
+    restores only the state of the plateau: with more epochs, the rate follows the longer schedule.
     """
 
     priority = "HIGHEST"  # mmengine logs the rate at VERY_HIGH
 
-    def __init__(self, options: Train) -> None:
+    def __init__(self, options: TrainOptions) -> None:
         self.options = options
-        self.rates: list[float] = []  # of each group of parameters
+        self.rates: list[float] = []  # initial rate of each parameter group
         self.best, self.since, self.halvings = -math.inf, 0, 0
 
     def before_run(self, runner: Runner) -> None:
@@ -84,9 +87,9 @@ class LearningRate(Hook):
 
     @staticmethod
     def groups(runner: Runner) -> list[dict[str, Any]]:
-        """Those of all optimizers.
+        """Return the parameter groups of all optimizers.
 
-        An adversary that went on at full rate while the encoders come to rest would leave them behind.
+        The adversary follows the schedule too: at the full rate it would outrun encoders that have slowed down.
         """
         return [group for wrapper in optimizers(runner).values() for group in wrapper.param_groups]
 
@@ -100,7 +103,7 @@ class LearningRate(Hook):
             group["lr"] = rate * factor
 
     def factor(self, step: int, steps: int) -> float:
-        """What the rates are multiplied by at a step, the first of which is 0, of so many."""
+        """Return the factor of the rates at a step, counted from 0, of ``steps``."""
         factor, last = 0.5**self.halvings, self.options.warmup - 1
         if step < last:
             factor *= 1e-3 + (1 - 1e-3) * step / last
@@ -119,30 +122,30 @@ class LearningRate(Hook):
         checkpoint["plateau"] = {"best": self.best, "since": self.since, "halvings": self.halvings}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        kept = checkpoint["plateau"]
-        self.best, self.since, self.halvings = kept["best"], kept["since"], kept["halvings"]
+        plateau = checkpoint["plateau"]
+        self.best, self.since, self.halvings = plateau["best"], plateau["since"], plateau["halvings"]
 
 
-class Keep(Hook):
-    """After every validation: last.pth to resume from, best.pth to use, a line of history.jsonl.
+class SaveCheckpoints(Hook):
+    """Writes last.pth (to resume), best.pth (to use) and a line of history.jsonl after every validation.
 
-    last.pth is left out where it would take more than a tenth of the time: the run then resumes from an earlier one.
+    last.pth is skipped if writing would take more than a tenth of the time; the run then resumes from an earlier one.
 
-    mmengine's own CheckpointHook saves before the validation that moves the learning rate, and pickles objects.
+    mmengine's CheckpointHook saves before the validation that changes the learning rate, and pickles objects.
 
     Args:
-        described: what ``checkpoint.describe`` made.
-        last: best.pth is the last checkpoint, and not the one with the best rsum.
+        metadata: the result of ``checkpoint_metadata``.
+        last: save the last checkpoint as best.pth, instead of the one with the best rsum.
     """
 
     priority = "LOWEST"
 
-    def __init__(self, folder: Path, described: dict[str, Any], *, last: bool = False) -> None:
-        self.folder, self.described, self.last = folder, described, last
+    def __init__(self, folder: Path, metadata: dict[str, Any], *, last: bool = False) -> None:
+        self.folder, self.metadata, self.last = folder, metadata, last
         self.best = -1.0
         self.values: dict[str, list[float]] = defaultdict(list)
         self.steps, self.started = 0, time.monotonic()
-        self.saved, self.cost = -math.inf, 0.0  # when last.pth was written, and the seconds that it took
+        self.saved, self.cost = -math.inf, 0.0  # when last.pth was written, and how many seconds it took
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self.best = checkpoint["best"]
@@ -151,11 +154,11 @@ class Keep(Hook):
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        del checkpoint["message_hub"]  # holds objects, which are not read back
-        checkpoint |= {"amex": self.described, "best": self.best}
-        if "optimizer" in checkpoint:  # gradients are there between two steps, while some are added up
-            own = runner.model.named_parameters()
-            checkpoint["gradients"] = {name: p.grad.cpu() for name, p in own if p.grad is not None}
+        del checkpoint["message_hub"]  # it holds objects, which checkpoints must not contain
+        checkpoint |= {"amex": self.metadata, "best": self.best}
+        if "optimizer" in checkpoint:  # between steps, gradients exist while they are accumulated
+            named = runner.model.named_parameters()
+            checkpoint["gradients"] = {name: p.grad.cpu() for name, p in named if p.grad is not None}
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.steps == 0:
@@ -166,7 +169,7 @@ class Keep(Hook):
     ) -> None:
         for name, value in (outputs or {}).items():
             number = value.item()
-            if name.startswith("loss") or not math.isnan(number):  # a batch without a concept has no mAP
+            if name.startswith("loss") or not math.isnan(number):  # without concepts, a batch's mAP is NaN
                 self.values[name].append(number)
         self.steps += 1
 
@@ -185,28 +188,28 @@ class Keep(Hook):
             handle.write(json.dumps(entry) + "\n")
         self.values.clear()
         self.steps = 0
-        # Of equal ones the last has learned most; on few clips many are equal.
+        # Of equal results the last counts: with few clips many are equal, and later ones are trained longer.
         better = self.last or metrics["rsum"] >= self.best
         self.best = max(self.best, metrics["rsum"])
         if better:
-            self.save(runner, "best.pth", metrics, whole=False)
+            self.save(runner, "best.pth", metrics, resumable=False)
         begin = time.monotonic()
         if runner.epoch + runner.val_interval > runner.max_epochs or begin - self.saved >= 10 * self.cost:
-            self.save(runner, "last.pth", metrics, whole=True)
+            self.save(runner, "last.pth", metrics, resumable=True)
             self.saved = time.monotonic()
             self.cost = self.saved - begin
 
-    def save(self, runner: Runner, name: str, metrics: dict[str, float], *, whole: bool) -> None:
-        """There whole, or not at all."""
-        self.described["val"] = metrics
+    def save(self, runner: Runner, name: str, metrics: dict[str, float], *, resumable: bool) -> None:
+        """Write a checkpoint atomically, with the optimizer's state if it is resumable."""
+        self.metadata["val"] = metrics
         meta = {"epoch": runner.epoch, "iter": runner.iter}
-        kept = {"save_optimizer": whole, "save_param_scheduler": False}
-        runner.save_checkpoint(str(self.folder), f".{name}", meta=meta, by_epoch=False, **kept)
+        parts = {"save_optimizer": resumable, "save_param_scheduler": False}
+        runner.save_checkpoint(str(self.folder), f".{name}", meta=meta, by_epoch=False, **parts)
         os.replace(self.folder / f".{name}", self.folder / name)
 
 
-class Bar(Hook):
-    """Progress on standard error: steps, time left, the loss, the last validation."""
+class ProgressBar(Hook):
+    """Shows progress on standard error: steps, remaining time, loss, last validation."""
 
     priority = "VERY_LOW"
 
@@ -223,8 +226,8 @@ class Bar(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, torch.Tensor] | None = None
     ) -> None:
         self.loss = f"loss {outputs['loss'].item():.3f}" if outputs else ""
-        said = f"epoch {runner.epoch + 1}/{runner.max_epochs}  {self.loss}{self.val}"
-        self.bar.update(self.task, completed=runner.iter + 1, description=said)
+        description = f"epoch {runner.epoch + 1}/{runner.max_epochs}  {self.loss}{self.val}"
+        self.bar.update(self.task, completed=runner.iter + 1, description=description)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         assert metrics is not None

@@ -1,4 +1,4 @@
-"""What a model remembers of its training pairs, to weigh scores by."""
+"""Store embeddings of training pairs in a model, for its hubness correction."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .models import Embeddings, SpacesModel
 BATCH = 256
 
 
-def remember(model: SpacesModel, train: Split) -> None:
-    """Encodes training clips and captions, evenly spread, as many as the model has room for, and gives them to it."""
+def store_neighbours(model: SpacesModel, train: Split) -> None:
+    """Encode training clips and captions, evenly spread, as many as the model has allocated, and store them in it."""
     with evaluating(model):
-        videos = _encoded(model, model.encode_videos, train.videos, len(train.clips), len(model.known_videos))
-        texts = _encoded(model, model.encode_texts, train.captions_batch, len(train.captions), len(model.known_texts))
-        model.remember(videos, texts)
+        videos = _encode(model, model.encode_videos, train.videos, len(train.clips), len(model.known_videos))
+        texts = _encode(model, model.encode_texts, train.captions_batch, len(train.captions), len(model.known_texts))
+        model.store_neighbours(videos, texts)
 
 
-def _encoded(
+def _encode(
     model: SpacesModel, encoder: Callable[[Any], Embeddings], batch_of: Callable[[Any], Any], count: int, room: int
 ) -> Embeddings:
     places = np.linspace(0, count - 1, room).round().astype(int)

@@ -1,4 +1,4 @@
-"""Losses of scores and of embeddings: functions without weights of their own, and without side effects."""
+"""Loss functions of scores and embeddings, without parameters and without side effects."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Negatives = Literal["hardest", "all"] | int
 
 
 def hinge(scores: Tensor, positives: Tensor, negatives: Tensor, *, margin: float, which: Negatives) -> Tensor:
-    """The bidirectional ranking loss of VSE++ (Faghri et al., BMVC 2018), a mean over the positive pairs.
+    """Bidirectional ranking loss of VSE++ (Faghri et al., BMVC 2018), averaged over the positive pairs.
 
     Args:
         scores: (captions, clips).
-        positives, negatives: of that shape, bool, with no pair in both. Pairs in neither count neither way.
-        which: of a query's negatives the hardest counts, the sum of all, or the mean over so many of the hardest.
+        positives, negatives: bool masks of the same shape, disjoint. Pairs in neither mask are ignored.
+        which: ``hardest`` uses the hardest negative of a query, ``all`` sums over all, N averages the N hardest.
     """
     caption, clip = positives.nonzero(as_tuple=True)
     own = scores[caption, clip].unsqueeze(1)
@@ -35,62 +35,61 @@ def hinge(scores: Tensor, positives: Tensor, negatives: Tensor, *, margin: float
 
 
 def contrastive(logits: Tensor, positives: Tensor, negatives: Tensor, *, several: str) -> Tensor:
-    """The symmetric cross-entropy of CLIP (Radford et al., ICML 2021), with several positives where there are.
+    """Symmetric cross-entropy of CLIP (Radford et al., ICML 2021), extended to several positives.
 
     Args:
         logits: (captions, clips).
-        positives, negatives: as of ``hinge``; every caption and every clip has a positive.
-        several: of a query's positives the ``mean`` of the log-probabilities, or the log of the ``sum`` of the
-            probabilities.
+        positives, negatives: masks as in ``hinge``; every caption and every clip has a positive.
+        several: combine the positives of a query by the ``mean`` of their log-probabilities, or by the log of the
+            ``sum`` of their probabilities.
     """
     total = logits.new_zeros(())
     for scores, own, others in ((logits, positives, negatives), (logits.T, positives.T, negatives.T)):
-        chances = log_softmax(scores.masked_fill(~(own | others), -math.inf), dim=-1)
+        log_probs = log_softmax(scores.masked_fill(~(own | others), -math.inf), dim=-1)
         if several == "mean":
-            total = total - (chances.masked_fill(~own, 0.0).sum(-1) / own.sum(-1)).mean()
+            total = total - (log_probs.masked_fill(~own, 0.0).sum(-1) / own.sum(-1)).mean()
         else:
-            total = total - chances.masked_fill(~own, -math.inf).logsumexp(-1).mean()
+            total = total - log_probs.masked_fill(~own, -math.inf).logsumexp(-1).mean()
     return total / 2
 
 
 def divergence(videos: Tensor, texts: Tensor, *, symmetric: bool) -> Tensor:
-    """The Kullback-Leibler divergence between the two sides of each pair, a mean over the pairs.
+    """Kullback-Leibler divergence between the two sides of each pair, averaged over pairs.
 
     Args:
-        videos, texts: (pairs, D) logits of distributions. A row of zeros in ``texts`` says nothing: its pair is left
-            out.
-        symmetric: the mean of both ways, instead of KL(video || text).
+        videos, texts: (pairs, D) logits. A pair whose text is all zeros is ignored.
+        symmetric: average both directions, instead of KL(video || text).
     """
-    seen, said = log_softmax(videos.float(), dim=-1), log_softmax(texts.float(), dim=-1)
-    each = kl_div(said, seen, log_target=True, reduction="none").sum(-1)
+    video_logs, text_logs = log_softmax(videos.float(), dim=-1), log_softmax(texts.float(), dim=-1)
+    each = kl_div(text_logs, video_logs, log_target=True, reduction="none").sum(-1)
     if symmetric:
-        each = (each + kl_div(seen, said, log_target=True, reduction="none").sum(-1)) / 2
-    spoken = texts.detach().ne(0).any(-1).to(each.dtype)
-    return (each * spoken).sum() / spoken.sum().clamp(min=1)
+        each = (each + kl_div(video_logs, text_logs, log_target=True, reduction="none").sum(-1)) / 2
+    has_text = texts.detach().ne(0).any(-1).to(each.dtype)
+    return (each * has_text).sum() / has_text.sum().clamp(min=1)
 
 
 def focal(chance: Tensor, truth: Tensor, mask: Tensor, *, focus: float, balance: float) -> Tensor:
-    """The focal binary cross-entropy (Lin et al., ICCV 2017): what is known already counts less.
+    """Focal binary cross-entropy (Lin et al., ICCV 2017), which gives confident predictions a lower weight.
 
     Args:
-        chance, truth, mask: (B, concepts); masked concepts count neither way.
-        focus: gamma; 0 is the plain cross-entropy.
-        balance: alpha, the weight of concepts that are there; 1 - alpha that of the others.
+        chance, truth, mask: (B, concepts) predicted probabilities, labels, and 0 for concepts to ignore.
+        focus: gamma; 0 is plain cross-entropy.
+        balance: alpha, the weight of present concepts; absent concepts have 1 - alpha.
 
     Returns:
-        The mean over a pair's unmasked concepts, and over pairs.
+        The mean over the unmasked concepts of a pair, then over pairs.
     """
     chance = chance.float().clamp(1e-6, 1 - 1e-6)
-    there = balance * truth * (1 - chance).pow(focus) * chance.log()
+    present = balance * truth * (1 - chance).pow(focus) * chance.log()
     absent = (1 - balance) * (1 - truth) * chance.pow(focus) * (1 - chance).log()
-    return -((there + absent) * mask).sum(-1).div(mask.sum(-1).clamp(min=1)).mean()
+    return -((present + absent) * mask).sum(-1).div(mask.sum(-1).clamp(min=1)).mean()
 
 
 def mean_average_precision(chance: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """The mean over concepts that some row has of their average precision, between 0 and 1; NaN if no row has any.
+    """Average precision, 0 to 1, averaged over the concepts that occur in some row; NaN if none occurs.
 
     Args:
-        chance, truth, mask: (B, concepts), as of ``focal``.
+        chance, truth, mask: (B, concepts), as in ``focal``.
     """
     counted = mask > 0
     order = chance.float().masked_fill(~counted, -1.0).argsort(dim=0, descending=True)
@@ -101,15 +100,15 @@ def mean_average_precision(chance: Tensor, truth: Tensor, mask: Tensor) -> Tenso
 
 
 def mine(first: Tensor, second: Tensor, rule: str, slack: float = 0.0) -> Tensor:
-    """(B, B) bool: other videos that are as near as a video's two draws of frames are to each other.
+    """Return (B, B) bool: pairs of different videos that are as close as a video's own two draws of frames.
 
     Args:
-        first, second: (B, D), of length 1.
-        rule: a pair is mined if either of its videos finds the other so (``or``), or both (``and``).
-        slack: how much less the cosine to another may be than that of a video's own draws.
+        first, second: (B, D) unit vectors of the two draws.
+        rule: mine a pair if either of its videos finds the other close (``or``), or if both do (``and``).
+        slack: by how much the cosine of a pair may be lower than that of a video's own draws.
     """
     views = torch.stack([first, second])
     between = torch.einsum("kid,ljd->ij", views, views) / 4
-    found = between >= (first * second).sum(-1, keepdim=True) - slack
-    found = found | found.T if rule == "or" else found & found.T
-    return found & ~torch.eye(len(first), dtype=torch.bool, device=first.device)
+    close = between >= (first * second).sum(-1, keepdim=True) - slack
+    close = close | close.T if rule == "or" else close & close.T
+    return close & ~torch.eye(len(first), dtype=torch.bool, device=first.device)

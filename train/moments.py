@@ -1,7 +1,7 @@
-"""Figures of moment retrieval and of highlight detection: how well ranked windows and scores meet the true ones.
+"""Figures of moment retrieval and highlight detection, from ranked windows and scores.
 
-The definitions are those of QVHighlights' evaluation program (Lei et al., NeurIPS 2021, ``standalone_eval`` of
-moment_detr); nothing is rounded here. Times are seconds, figures are percent.
+Definitions follow QVHighlights' evaluation program (Lei et al., NeurIPS 2021, ``standalone_eval`` of moment_detr),
+without its rounding. Times are in seconds, figures in percent.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 RECALL_AT = (1, 5)
 RECALL_IOUS = (0.3, 0.5, 0.7)
 MAP_IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-MAP_WINDOWS = 10  # the first so many windows of a query count for its average precision
-GRID = 2.0  # seconds: what has a saliency score of its own
+MAP_WINDOWS = 10  # number of a query's first windows that count for its average precision
+GRID = 2.0  # seconds, length of the segments with saliency scores
 VERY_GOOD = 4
 
 
 def iou(windows: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(W, T): how much windows (W, 2) and true ones (T, 2) have in common, over what they cover together."""
+    """Return (W, T) intersection over union of windows (W, 2) and true windows (T, 2)."""
     common = np.minimum(windows[:, None, 1], truth[None, :, 1]) - np.maximum(windows[:, None, 0], truth[None, :, 0])
     common = common.clip(min=0)
     covered = np.ptp(windows, axis=1)[:, None] + np.ptp(truth, axis=1)[None] - common
@@ -27,28 +27,28 @@ def iou(windows: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def moment_figures(ranked: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> dict[str, float]:
-    """Figures over all queries.
+    """Compute figures over all queries.
 
-    ``R1@0.5`` is the share of queries whose first window has an IoU of 0.5 or more with a true one, ``R5@0.5`` of those
-    with such a window among the first five; ``mIoU`` is the mean IoU of first windows with the true one they meet best;
-    ``mAP@0.5`` is the mean of ``average_precision``, and ``mAP`` its mean over the IoUs 0.5, 0.55, ..., 0.95.
+    ``R1@0.5`` is the share of queries whose first window has an IoU of at least 0.5 with a true window, ``R5@0.5`` of
+    queries with such a window among the first five. ``mIoU`` is the mean IoU of first windows with their best true
+    window. ``mAP@0.5`` is the mean of ``average_precision``, ``mAP`` its mean over the IoUs 0.5, 0.55, ..., 0.95.
 
     Args:
-        ranked: by query its windows (W, 2), the best first; perhaps none.
-        truths: by query its true windows (T, 2), one or more.
+        ranked: the windows (W, 2) of each query, best first; may be empty.
+        truths: the true windows (T, 2) of each query, at least one.
     """
     if not len(truths):
-        raise ValueError("there is no query")
+        raise ValueError("there are no queries")
     figures: dict[str, float] = {}
-    met = [iou(windows, truth) for windows, truth in zip(ranked, truths, strict=True)]
-    best = [matrix[: max(RECALL_AT)].max(axis=1) for matrix in met]
+    overlaps = [iou(windows, truth) for windows, truth in zip(ranked, truths, strict=True)]
+    best = [matrix[: max(RECALL_AT)].max(axis=1) for matrix in overlaps]
     for count in RECALL_AT:
         reached = np.array([windows[:count].max(initial=0) for windows in best])
         figures |= {f"R{count}@{threshold}": 100 * float(np.mean(reached >= threshold)) for threshold in RECALL_IOUS}
         if count == 1:
             figures["mIoU"] = 100 * float(np.mean(reached))
     precisions = np.array(
-        [[average_precision(matrix[:MAP_WINDOWS], threshold) for threshold in MAP_IOUS] for matrix in met]
+        [[average_precision(matrix[:MAP_WINDOWS], threshold) for threshold in MAP_IOUS] for matrix in overlaps]
     )
     figures |= {
         f"mAP@{threshold}": 100 * float(precisions[:, MAP_IOUS.index(threshold)].mean()) for threshold in (0.5, 0.75)
@@ -56,35 +56,38 @@ def moment_figures(ranked: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -
     return {**figures, "mAP": 100 * float(precisions.mean())}
 
 
-def average_precision(met: np.ndarray, threshold: float) -> float:
-    """The area below the interpolated curve of precision over recall, in [0, 1], of the windows of one query.
+def average_precision(overlaps: np.ndarray, threshold: float) -> float:
+    """Return the area below the interpolated precision-recall curve of one query, in [0, 1].
 
-    In their order windows take the true one that they meet best of those with an IoU of ``threshold`` or more that no
-    window before has taken; one that finds none is wrong. Precision at a recall is the highest at this recall or above.
+    In order, each window takes the true window with the highest IoU among those with an IoU of at least ``threshold``
+    that no earlier window has taken. A window without such a match is wrong. The interpolated precision at a recall is
+    the maximum at this or a higher recall.
 
     Args:
-        met: (W, T) IoUs of windows, the best first, with the true ones.
+        overlaps: (W, T) IoUs of windows, best first, with the true windows.
     """
-    right, free = np.zeros(len(met), bool), np.ones(met.shape[1], bool)
-    for number, row in enumerate(met):
-        # Of true windows that are met equally well the program takes the last.
+    right, free = np.zeros(len(overlaps), bool), np.ones(overlaps.shape[1], bool)
+    for number, row in enumerate(overlaps):
+        # The official program takes the last of several true windows with equal IoU.
         chosen = next((t for t in np.argsort(row, kind="stable")[::-1] if free[t] and row[t] >= threshold), None)
         if chosen is not None:
             right[number], free[chosen] = True, False
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
-    return float(_highest_from_here_on(precision)[right].sum() / met.shape[1])
+    return float(_highest_from_here_on(precision)[right].sum() / overlaps.shape[1])
 
 
 def highlight_figures(scores: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> dict[str, float]:
-    """``HIT@1``: how often the best scored stretch is very good to one annotator at least; ``HL-mAP``: the mean over
-    queries and annotators of ``saliency_precision`` for what is very good.
+    """Compute highlight detection figures.
+
+    ``HIT@1`` is the share of queries whose highest-scored segment is very good for at least one annotator. ``HL-mAP``
+    is the mean of ``saliency_precision`` for very good segments, over queries and annotators.
 
     Args:
-        scores: by query (C,) one of each 2 s of its video, from the beginning.
-        truths: by query (C, annotators) saliency from 0 to 4, 0 for what lies in no moment.
+        scores: (C,) scores of each query, one for each 2 s of its video from the beginning.
+        truths: (C, annotators) saliency of each query, 0 to 4, 0 outside of moments.
     """
     if not len(truths):
-        raise ValueError("there is no query")
+        raise ValueError("there are no queries")
     good = [truth >= VERY_GOOD for truth in truths]
     hits = [of_query[np.argmax(own)].any() for own, of_query in zip(scores, good, strict=True)]
     precisions = [
@@ -96,12 +99,12 @@ def highlight_figures(scores: Sequence[np.ndarray], truths: Sequence[np.ndarray]
 
 
 def saliency_precision(scores: np.ndarray, good: np.ndarray) -> float:
-    """The mean of the interpolated precision over the places where recall rises, in [0, 1]; 0 where nothing is good.
+    """Return the mean interpolated precision at the ranks where recall rises, in [0, 1]; 0 if nothing is good.
 
-    Stretches of one score are ranked together: they are one place, whose precision counts all of them.
+    Segments with equal scores share a rank; its precision counts all of them.
 
     Args:
-        scores: (C,) of stretches.
+        scores: (C,) scores of segments.
         good: (C,) bool.
     """
     if good.all() or not good.any():

@@ -1,7 +1,6 @@
-"""What training minimises: one matrix of which captions and clips belong together, and a sum of named, weighted terms.
+"""The training objective: one matrix of matching pairs, and a weighted sum of named loss terms.
 
-Every term can be had with every model. A term changes nothing but its own gradient: without it, all else of a run is
-as it was.
+Every model accepts every term. A term changes only its own gradient: the other terms do not depend on it.
 """
 
 from __future__ import annotations
@@ -19,43 +18,40 @@ from .exchange import gather
 from .losses import contrastive, divergence, focal, hinge, mean_average_precision, mine
 from .models import Embeddings, RetrievalModel
 from .models.layers import unit
-from .options import Objective as Options
-from .options import Relation
+from .options import ObjectiveOptions, Relation
 
 
 class Objective(nn.Module):
-    """The terms that the options name, with what these learn: temperatures, classifiers, heads for concepts.
+    """Loss terms selected by the options, with their learned parameters: temperatures, classifiers, concept heads.
 
     Args:
         options: the section ``objective`` of a configuration.
-        model: whose levels and vectors the terms are of; it is not kept.
-        concepts: how many concepts of each kind the captions have.
+        model: the model whose levels and vectors the terms use; no reference to it is kept.
+        concepts: number of concepts of each kind.
 
     Raises:
-        ConfigError: if a term is of a level that the model does not know, or no term ranks.
+        ConfigError: if a term names a score that the model lacks, or if no term ranks captions and clips.
     """
 
-    def __init__(self, options: Options, model: RetrievalModel, concepts: Mapping[str, int]) -> None:
+    def __init__(self, options: ObjectiveOptions, model: RetrievalModel, concepts: Mapping[str, int]) -> None:
         super().__init__()
         self.options = options
         known = ("fused", "levels", *model.known_levels)
         for term in ("hinge", "contrastive"):
             for name in getattr(options, term):
                 if name not in known:
-                    raise ConfigError(
-                        f"objective.{term}: {name!r} is no score of this model; it has {', '.join(known)}"
-                    )
+                    raise ConfigError(f"objective.{term}: this model has no score {name!r}; it has {', '.join(known)}")
         self.hinge = _by_score(options.hinge, model)
         self.contrastive = _by_score(options.contrastive, model)
         if not (self.hinge or self.contrastive):
             raise ConfigError(
-                "no term ranks captions and clips: give objective.hinge or objective.contrastive a weight"
+                "no term ranks captions and clips: set the weight of objective.hinge or objective.contrastive"
             )
         start = torch.tensor(-math.log(options.temperature))
         self.log_scales = nn.ParameterDict({name: nn.Parameter(start.clone()) for name in self.contrastive})
         self.heads = nn.ModuleDict()
         if options.concepts and not model.concept_levels:
-            dim = model.dims[model.whole]
+            dim = model.dims[model.main_level]
             self.heads = nn.ModuleDict({kind: nn.Linear(dim, count) for kind, count in concepts.items() if count})
         self.adversary = Adversary(model.dims, options) if options.adversary != "off" else None
 
@@ -69,26 +65,26 @@ class Objective(nn.Module):
         second: Embeddings | None = None,
         progress: float = 0.0,
     ) -> dict[str, Tensor]:
-        """The terms by name, weighted, those to minimise with names that begin with ``loss``; and figures to log.
+        """Compute the weighted terms by name. Losses have names that begin with ``loss``; other entries are logged.
 
         Args:
             model: scores and pools embeddings.
-            videos, texts: of this process's pairs.
-            batch: ``clip``, ``caption``, ``own`` of this process's pairs, as of ``pair_matrix``; ``concepts`` with
-                labels where they are taught.
-            second: the videos from another draw of their rows, for ``denoise``.
-            progress: the share of the run that is over.
+            videos, texts: embeddings of this process's pairs.
+            batch: ``clip``, ``caption`` and ``own`` of this process's pairs, see ``pair_matrix``; ``concepts``, the
+                labels of concepts if they are taught.
+            second: embeddings of the videos from another draw of their rows, for ``denoise``.
+            progress: completed share of the run.
         """
         options = self.options
         device = next(iter(videos.values())).device.type
-        # Scores of neighbours differ by less than the two or three digits of bfloat16.
+        # Neighbouring scores differ by less than the two or three digits of bfloat16.
         with torch.autocast(device, enabled=False):
             positives, negatives = pair_matrix(batch, options.same_clip, options.same_caption)
             terms: dict[str, Tensor] = {}
             if second is not None:
-                draws = [gather(unit(model.pooled(draw)[model.whole].detach())) for draw in (videos, second)]
+                draws = [gather(unit(model.pooled(draw)[model.main_level].detach())) for draw in (videos, second)]
                 mined = mine(*draws, options.denoise, options.denoise_slack)
-                # A clip's mined positives, and how many of them share a caption with it, or are the same clip.
+                # Mined positives of a clip, and how many of them were related already (same clip or shared caption).
                 terms["mined"] = mined.sum(1).float().mean()
                 terms["mined_related"] = (mined & ~negatives).sum(1).float().mean()
                 positives, negatives = positives | mined, negatives & ~mined
@@ -112,7 +108,7 @@ class Objective(nn.Module):
         return terms
 
     def _divergence(self, model: RetrievalModel, videos: Embeddings, texts: Embeddings) -> Tensor:
-        """The sum over levels, of vectors or of concepts."""
+        """Sum the divergence of vectors or of concepts over levels."""
         options = self.options
         if options.divergence_of == "concepts":
             sides = [
@@ -133,7 +129,7 @@ class Objective(nn.Module):
     def _concepts(
         self, model: RetrievalModel, sides: Mapping[str, Embeddings], labels: Mapping[str, Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The cross-entropy of each level and side, and how well each side knows the batch's concepts."""
+        """Compute the concept loss and the mAP in the batch, for each level and side."""
         options, terms = self.options, {}
         for side, embeddings in sides.items():
             if model.concept_levels:
@@ -141,8 +137,8 @@ class Objective(nn.Module):
                     level: (kind, embeddings[f"{level} concepts"]) for level, kind in model.concept_levels.items()
                 }
             else:
-                whole = unit(model.pooled(embeddings)[model.whole]) * math.sqrt(model.dims[model.whole])
-                chances = {kind: (kind, head(whole).sigmoid()) for kind, head in self.heads.items()}
+                pooled = unit(model.pooled(embeddings)[model.main_level]) * math.sqrt(model.dims[model.main_level])
+                chances = {kind: (kind, head(pooled).sigmoid()) for kind, head in self.heads.items()}
             for level, (kind, chance) in chances.items():
                 truth, mask = labels[kind]["truth"], labels[kind]["mask"]
                 loss = focal(chance, truth, mask, focus=options.focus, balance=options.balance)
@@ -152,25 +148,25 @@ class Objective(nn.Module):
 
 
 def vectors(model: RetrievalModel, embeddings: Embeddings) -> dict[str, Tensor]:
-    """(B, D) of length 1 by level: what an adversary sees of one side."""
+    """Return unit vectors (B, D) by level, the input of the adversary."""
     return {level: unit(x) for level, x in model.pooled(embeddings).items()}
 
 
 def pair_matrix(batch: Mapping[str, Any], same_clip: Relation, same_caption: Relation) -> tuple[Tensor, Tensor]:
-    """(B, B) bool, captions x clips over the pairs of all processes: the positives, and the negatives.
+    """Return the positives and the negatives over the pairs of all processes: (B, B) bool, captions x clips.
 
-    A pair of the batch is always positive. Pairs of one clip are related by it; pairs of which the caption is also one
-    of the other clip's, be it in this batch or not, by that caption.
+    The pairs of the batch are positive. Two pairs are related by clip if they have the same clip, and by caption if
+    the caption of one is also a caption of the other's clip, even if the batch does not contain that pair.
 
     Args:
-        batch: this process's. For each pair ``clip`` and ``caption``, (B,), numbers that are equal where clips or
-            captions are; ``own``, (B, K), the numbers of all captions of the clip, -1 where there are fewer.
-        same_clip, same_caption: what related pairs are: positive, negative, or excused, which is neither.
+        batch: the batch of this process. For each pair, ``clip`` and ``caption``, (B,), numbers that are equal for
+            equal clips or captions; ``own``, (B, K), the numbers of all captions of the clip, padded with -1.
+        same_clip, same_caption: how related pairs count: positive, negative, or excused (neither).
     """
     clip, caption, own = gather(batch["clip"]), gather(batch["caption"]), gather(batch["own"] + 1) - 1
     by_clip = clip.unsqueeze(0) == clip.unsqueeze(1)
     by_caption = torch.zeros_like(by_clip)
-    for column in own.unbind(1):  # (B, B, K) at once would not fit for large batches
+    for column in own.unbind(1):  # (B, B, K) at once needs too much memory for large batches
         by_caption |= caption.unsqueeze(1) == column.unsqueeze(0)
     by_caption &= ~by_clip
     positives = torch.eye(len(clip), dtype=torch.bool, device=clip.device)
@@ -184,9 +180,9 @@ def pair_matrix(batch: Mapping[str, Any], same_clip: Relation, same_caption: Rel
 
 
 def _by_score(weights: Mapping[str, float], model: RetrievalModel) -> dict[str, float]:
-    """Weights by the name of a score that the model, as it is configured, has; zeros are left out.
+    """Return the non-zero weights by score, for the scores of the model as configured.
 
-    ``levels`` stands for each level, by its weight in the fused score.
+    ``levels`` expands to each level, multiplied by its weight in the fused score.
     """
     by_score: dict[str, float] = {}
     for name, weight in weights.items():

@@ -1,4 +1,4 @@
-"""HGR's official files: a folder of a trained model, features, captions and role graphs to its scores."""
+"""Score HGR's official files: a folder with a trained model, features, captions and role graphs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ..errors import AmexError, first_line
 from ..features.dataset import pad
 from ..language import read_graphs
 from .captions import tensors
-from .data import joined
+from .data import concatenate
 from .metrics import Scores, Ties, Truth, evaluate
 from .models.hgr import HGR, LEVELS
 from .options import HGR as HGROptions
 from .options import Inputs
 from .rolegraphs import graph_tensors
 
-# Videos and captions a batch.
+# Videos, and captions, in a batch.
 BATCH = 64
-FRAMES = "frames"  # what the one stream of features is called here
+FRAMES = "frames"  # our name of the only feature stream
 UNKNOWN = 2  # the number of unknown words in word2int.json
 FILES = (
     *("model.json", "checkpoint.th", "word2int.json", "ref_captions.json", "sent2rolegraph.augment.json"),
@@ -35,12 +35,12 @@ FILES = (
 
 
 class OfficialError(AmexError):
-    """A folder is not one of HGR's, or holds what amex does not compute."""
+    """A folder does not hold HGR's files, or describes a model that amex cannot compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialScores:
-    """(videos, captions) of each level; equal captions are one."""
+    """Scores by level, (videos, captions). Equal captions are merged."""
 
     levels: dict[str, np.ndarray]
     videos: list[str]
@@ -49,39 +49,39 @@ class OfficialScores:
 
     @property
     def fused(self) -> np.ndarray:
-        """(videos, captions): the mean of the levels, by which HGR ranks."""
+        """(videos, captions) mean of the levels, by which HGR ranks."""
         return np.mean([self.levels[level] for level in LEVELS], axis=0)
 
     def evaluate(self, ties: Ties) -> dict[str, Any]:
-        """The figures of ``metrics.evaluate`` as HGR counts: equal captions are one query."""
+        """Compute the figures of ``metrics.evaluate`` as HGR does: equal captions are one query."""
         number = {caption: index for index, caption in enumerate(self.captions)}
         own = [[number[caption] for caption in dict.fromkeys(self.references[video])] for video in self.videos]
         return evaluate(Scores.of(self.fused.T), Truth(captions=own, queries=len(self.captions)), ties=ties)
 
     def save(self, path: Path) -> None:
-        """As npz: ``sent``, ``verb`` and ``noun`` (videos, captions), and the names of both axes."""
+        """Write an npz file: ``sent``, ``verb`` and ``noun``, (videos, captions), and the names of both axes."""
         np.savez_compressed(path, **self.levels, videos=np.array(self.videos), captions=np.array(self.captions))
 
 
 def score_official(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> OfficialScores:
-    """The scores of every video and caption of the folder's test split, by its own model.
+    """Score every video and caption of the folder's test split with its own model.
 
     Args:
-        folder: with the official program's ``model.json``, ``checkpoint.th``, ``word2int.json``, ``ref_captions.json``,
-            ``sent2rolegraph.augment.json``, ``tst_names.npy`` and ``tst_ft.hdf5``.
-        progress: called with the number of captions done, and of all.
+        folder: contains ``model.json``, ``checkpoint.th``, ``word2int.json``, ``ref_captions.json``,
+            ``sent2rolegraph.augment.json``, ``tst_names.npy`` and ``tst_ft.hdf5`` of the official program.
+        progress: receives the number of finished captions and the total.
 
     Raises:
         OfficialError, GraphError: naming the file.
     """
     if absent := [name for name in FILES if not (folder / name).is_file()]:
-        raise OfficialError(f"{folder} is no folder of HGR's files: it lacks {', '.join(absent)}")
+        raise OfficialError(f"{folder} is not a folder of HGR's files: it lacks {', '.join(absent)}")
     settings = _json(folder / "model.json")
     model = load_official(folder / "checkpoint.th", settings, folder / "model.json")
     try:
         names = [str(name) for name in np.load(folder / "tst_names.npy", allow_pickle=False)]
     except (ValueError, EOFError, TypeError) as error:
-        raise OfficialError(f"{folder / 'tst_names.npy'} is no array of names: {first_line(error)}") from error
+        raise OfficialError(f"{folder / 'tst_names.npy'} is not an array of names: {first_line(error)}") from error
     references = _json(folder / "ref_captions.json")
     if unknown := [name for name in names if name not in references]:
         raise OfficialError(f"{folder / 'ref_captions.json'} has no captions of {unknown[0]!r}")
@@ -95,16 +95,16 @@ def score_official(folder: Path, progress: Callable[[int, int], None] = lambda d
         videos: list[dict[str, Any]] = []
         with _features(folder / "tst_ft.hdf5") as file:
             for begin in range(0, len(names), BATCH):
-                some = [_frames(file, name, most) for name in names[begin : begin + BATCH]]
-                padded = pad(joined([{"values": values} for values in some]), range(len(some)))
+                frames = [_frames(file, name, most) for name in names[begin : begin + BATCH]]
+                padded = pad(concatenate([{"values": values} for values in frames]), range(len(frames)))
                 videos.append(model.encode_videos(model.to_device({FRAMES: tensors(padded)})))
         rows: dict[str, list[torch.Tensor]] = {level: [] for level in LEVELS}
         for begin in range(0, len(captions), BATCH):
             batch = captions[begin : begin + BATCH]
             texts = model.encode_texts(graph_tensors(batch, graphs, lambda word: numbers.get(word, UNKNOWN), **sizes))
-            found = [model.level_scores(part, texts) for part in videos]
+            scores = [model.level_scores(part, texts) for part in videos]
             for level in LEVELS:
-                rows[level].append(torch.cat([part[level] for part in found], dim=1))
+                rows[level].append(torch.cat([part[level] for part in scores], dim=1))
             progress(begin + len(batch), len(captions))
     return OfficialScores(
         levels={level: torch.cat(parts).T.numpy() for level, parts in rows.items()},
@@ -115,7 +115,7 @@ def score_official(folder: Path, progress: Callable[[int, int], None] = lambda d
 
 
 def load_official(path: Path, settings: dict[str, Any], source: Path) -> HGR:
-    """The model of an official checkpoint. ``settings`` are those of its ``model.json``, called ``source``."""
+    """Load an official checkpoint. ``settings`` are the contents of its ``model.json``, ``source`` is the path."""
     try:
         video, text = settings["subcfgs"]["video_encoder"], settings["subcfgs"]["text_encoder"]
         known = {
@@ -126,8 +126,10 @@ def load_official(path: Path, settings: dict[str, Any], source: Path) -> HGR:
             "text_encoder.rnn_hidden_size": (text["rnn_hidden_size"], video["dim_embed"]),
             "text_encoder.gcn_attention": (text["gcn_attention"], True),
         }
-        if other := [f"{name}={has!r} (needs {want!r})" for name, (has, want) in known.items() if has != want]:
-            raise OfficialError(f"{source} describes an HGR that amex does not have: {', '.join(other)}")
+        if other := [
+            f"{name}={value!r} (needs {required!r})" for name, (value, required) in known.items() if value != required
+        ]:
+            raise OfficialError(f"{source} describes an HGR that amex does not support: {', '.join(other)}")
         options = HGROptions(
             dim=video["dim_embed"],
             word_dim=text["dim_word"],
@@ -148,13 +150,13 @@ def load_official(path: Path, settings: dict[str, Any], source: Path) -> HGR:
         raise OfficialError(f"{source} is not a model.json of HGR: {type(error).__name__} {error}") from error
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(renamed(record))
+        model.load_state_dict(rename_weights(record))
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise OfficialError(f"{path} is not a checkpoint of {source}: {first_line(error)}") from error
     return model.eval()
 
 
-# The official names of modules, and ours.
+# Names of the official modules, and of ours.
 NAMES = {
     "video_encoder": {
         **{f"level_embeds.{number}": f"rows.levels.{level}.{FRAMES}" for number, level in enumerate(LEVELS)},
@@ -171,8 +173,8 @@ NAMES = {
 LAYER_NAMES = {"ctx_layer": "context", "layernorm": "norm", "edge_attn_query": "query", "edge_attn_key": "key"}
 
 
-def renamed(record: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """An official checkpoint's weights under our names."""
+def rename_weights(record: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the weights of an official checkpoint under our names."""
     weights = {}
     for part, names in NAMES.items():
         for name, value in record[part].items():
@@ -192,7 +194,7 @@ def _features(path: Path) -> h5py.File:
 
 
 def _frames(file: h5py.File, name: str, most: int) -> np.ndarray:
-    """A video's frames; of more than ``most``, so many evenly spaced, as HGR's reader picks them."""
+    """Read the frames of a video, at most ``most`` evenly spaced ones, as HGR's reader selects them."""
     key = name.replace("/", "_")
     if key not in file:
         raise OfficialError(f"{file.filename} has no features of {name!r}")

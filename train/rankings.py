@@ -1,4 +1,4 @@
-"""What a model answers, as files for other programs: scores, ranks, runs as TREC has them."""
+"""Write rankings for other programs: scores, ranks, TREC runs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from urllib.parse import quote
 import numpy as np
 
 from ..errors import AmexError, first_line
-from ..storage import replacing, write_whole
+from ..storage import atomic_path, write_atomic
 from .metrics import Scores, Ties, Truth, positions
 
 HITS, RUN_DEPTH = 10, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """Scores of a split's captions and clips, with what belongs together.
+class ScoredSplit:
+    """The scores of a split's queries and clips, with the ground truth.
 
     Attributes:
-        captions: the text of each query, (queries,).
-        clips: the id of each clip, (clips,).
+        scores: (queries, clips).
+        truth: which queries belong to which clips.
+        captions: text of each query.
+        clips: id of each clip.
     """
 
     scores: Scores
@@ -37,26 +39,26 @@ class Judged:
     clips: Sequence[str]
 
 
-Writer = Callable[[Judged], None]
+Writer = Callable[[ScoredSplit], None]
 
 
-def write_scores(path: Path, judged: Judged) -> None:
-    """As npz: ``scores`` (captions, clips) float32, ``captions`` and ``clips`` as text, ``pairs`` (pairs, 2) int64.
+def write_scores(path: Path, scored: ScoredSplit) -> None:
+    """Write an npz file with ``scores`` (captions, clips) float32, ``captions``, ``clips``, ``pairs`` (pairs, 2) int64.
 
-    A pair is the number of a caption and that of a clip that it belongs to. Scores are written a block at a time.
+    A pair is a caption number and the number of a clip it belongs to. Scores are written a block at a time.
     """
-    pairs = [(caption, clip) for clip, own in enumerate(judged.truth.captions) for caption in own]
+    pairs = [(caption, clip) for clip, own in enumerate(scored.truth.captions) for caption in own]
     arrays = {
-        "captions": np.array(judged.captions),
-        "clips": np.array(judged.clips),
+        "captions": np.array(scored.captions),
+        "clips": np.array(scored.clips),
         "pairs": np.array(pairs, np.int64),
     }
-    header = {"descr": "<f4", "fortran_order": False, "shape": judged.scores.shape}
+    header = {"descr": "<f4", "fortran_order": False, "shape": scored.scores.shape}
     try:
-        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
+        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
             with file.open("scores.npy", "w", force_zip64=True) as handle:
                 np.lib.format.write_array_header_1_0(handle, header)
-                for _, block in judged.scores.rows():
+                for _, block in scored.scores.rows():
                     handle.write(np.ascontiguousarray(block.numpy(), "<f4").data)
             for name, array in arrays.items():
                 with file.open(f"{name}.npy", "w", force_zip64=True) as handle:
@@ -66,36 +68,36 @@ def write_scores(path: Path, judged: Judged) -> None:
 
 
 def check_ranks(path: Path) -> None:
-    """Raises AmexError if the ending of a file's name does not say how ranks are to be written."""
+    """Raise an AmexError unless the file name ends in .csv or .jsonl, which selects the format."""
     if path.suffix not in (".csv", ".jsonl"):
-        raise AmexError(f"--ranks {path}: the name must end in .csv or .jsonl, which is how it is written")
+        raise AmexError(f"--ranks {path}: the name must end in .csv or .jsonl, which selects the format")
 
 
-def write_ranks(path: Path, judged: Judged, *, ties: Ties = "mean", hits: int = HITS) -> None:
-    """A line a caption: the clips it belongs to, the rank of the best of them, and the first ``hits`` of the ranking.
+def write_ranks(path: Path, scored: ScoredSplit, *, ties: Ties = "mean", hits: int = HITS) -> None:
+    """Write one line per caption: its clips, the rank of the best of them, and the first ``hits`` of the ranking.
 
-    As JSON lines, or as CSV where ``path`` ends in ``.csv``. A rank is a position as of ``metrics.positions``, so that
-    it may end in .5; hits of equal scores stand in the order of the clips.
+    The format is JSON lines, or CSV if ``path`` ends in ``.csv``. A rank is a position as in ``metrics.positions``, so
+    it may end in .5. Hits with equal scores are in the order of the clips.
 
     Raises:
-        AmexError: if ``path`` ends in neither, or cannot be written.
+        AmexError: if ``path`` has another ending or cannot be written.
     """
     check_ranks(path)
-    owners = judged.truth.videos
-    ranks = positions(judged.scores, owners, ties, text_to_video=True)
-    hits = min(hits, len(judged.clips))
-    with write_whole(path, AmexError) as handle:
+    owners = scored.truth.videos
+    ranks = positions(scored.scores, owners, ties, text_to_video=True)
+    hits = min(hits, len(scored.clips))
+    with write_atomic(path, AmexError) as handle:
         if path.suffix == ".csv":
             numbers = range(1, hits + 1)
             handle.write(
                 _csv_line(["caption", "clips", "rank", *(f"{kind} {n}" for n in numbers for kind in ("hit", "score"))])
             )
-        for (query, found), rank in zip(best_first(judged.scores, hits), ranks, strict=True):
+        for (query, top), rank in zip(best_first(scored.scores, hits), ranks, strict=True):
             record = {
-                "caption": judged.captions[query],
-                "clips": [judged.clips[clip] for clip in owners[query]],
+                "caption": scored.captions[query],
+                "clips": [scored.clips[clip] for clip in owners[query]],
                 "rank": float(rank[0]),
-                "hits": [{"clip": judged.clips[clip], "score": score} for clip, score in found],
+                "hits": [{"clip": scored.clips[clip], "score": score} for clip, score in top],
             }
             if path.suffix == ".csv":
                 cells = [cell for hit in record["hits"] for cell in (hit["clip"], hit["score"])]
@@ -104,39 +106,39 @@ def write_ranks(path: Path, judged: Judged, *, ties: Ties = "mean", hits: int = 
                 handle.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def write_run(path: Path, judged: Judged, *, tag: str, hits: int = RUN_DEPTH) -> None:
-    """A run as TREC has it, ``query Q0 clip rank score tag``, with what belongs together as ``.qrels`` beside it.
+def write_run(path: Path, scored: ScoredSplit, *, tag: str, hits: int = RUN_DEPTH) -> None:
+    """Write a TREC run, ``query Q0 clip rank score tag``, and its ground truth as ``.qrels`` beside it.
 
-    Queries are ``q0``, ``q1``, ...; their texts are beside it too, as ``.queries.tsv``. White space and ``%`` in ids of
-    clips are written as in addresses, ``my%20video``: fields are separated by spaces.
+    Queries are ``q0``, ``q1``, ...; ``.queries.tsv`` holds their texts. Since spaces separate fields, white space and
+    ``%`` in clip ids are percent-encoded: ``my%20video``.
 
     Raises:
         AmexError: if a file cannot be written.
     """
-    names = [trec_name(clip) for clip in judged.clips]
-    with write_whole(path, AmexError) as handle:
-        for query, found in best_first(judged.scores, hits):
-            for rank, (clip, score) in enumerate(found, start=1):
+    names = [trec_name(clip) for clip in scored.clips]
+    with write_atomic(path, AmexError) as handle:
+        for query, top in best_first(scored.scores, hits):
+            for rank, (clip, score) in enumerate(top, start=1):
                 handle.write(f"q{query} Q0 {names[clip]} {rank} {score!r} {trec_name(tag)}\n")
-    with write_whole(path.with_suffix(".qrels"), AmexError) as handle:
-        for query, owners in enumerate(judged.truth.videos):
+    with write_atomic(path.with_suffix(".qrels"), AmexError) as handle:
+        for query, owners in enumerate(scored.truth.videos):
             handle.writelines(f"q{query} 0 {names[clip]} 1\n" for clip in owners)
-    with write_whole(path.with_suffix(".queries.tsv"), AmexError) as handle:
-        handle.writelines(f"q{query}\t{' '.join(text.split())}\n" for query, text in enumerate(judged.captions))
+    with write_atomic(path.with_suffix(".queries.tsv"), AmexError) as handle:
+        handle.writelines(f"q{query}\t{' '.join(text.split())}\n" for query, text in enumerate(scored.captions))
 
 
 def trec_name(name: str) -> str:
-    """A name without white space; different names stay different."""
+    """Percent-encode white space in a name; different names stay different."""
     return quote(name, safe="".join(set(string.punctuation) - {"%"}))
 
 
 def best_first(scores: Scores, hits: int) -> Iterator[tuple[int, list[tuple[int, float]]]]:
-    """For every caption in turn its number, and the ``hits`` best clips with their scores."""
+    """Yield every caption number with its ``hits`` best clips and their scores, in order."""
     for begin, block in scores.rows():
         order = block.argsort(dim=1, descending=True, stable=True)[:, :hits]
         values = block.gather(1, order)
-        for row, (places, found) in enumerate(zip(order.tolist(), values.tolist(), strict=True)):
-            yield begin + row, list(zip(places, found, strict=True))
+        for row, (places, scores_of_row) in enumerate(zip(order.tolist(), values.tolist(), strict=True)):
+            yield begin + row, list(zip(places, scores_of_row, strict=True))
 
 
 def _csv_line(cells: Sequence[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Role graphs of captions, and the tensors that HGR's text encoder takes."""
+"""Role graphs of captions, and their tensors for HGR's text encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..language import GraphError, graphs_path, read_graphs, role_parser
 from .options import ModelOptions
 
-# In the order of HGR's embedding of roles.
+# In the order of HGR's role embedding.
 ROLES = (
     *("V", "ARG1", "ARG0", "ARG2", "ARG3", "ARG4", "ARGM-LOC", "ARGM-MNR", "ARGM-TMP", "ARGM-DIR", "ARGM-ADV"),
     *("ARGM-PRP", "ARGM-PRD", "ARGM-COM", "ARGM-MOD", "NOUN"),
@@ -20,11 +20,11 @@ ROLES = (
 
 
 class Graphs(Mapping[str, Any]):
-    """Caption -> graph: those beside a manifest, others as they are asked for.
+    """Role graphs by caption. Graphs that the file beside the manifest lacks are parsed on demand.
 
     Attributes:
-        parser: by whom they were made.
-        sizes: how much of a graph becomes tensors, as of ``graph_tensors``.
+        parser: name of the parser.
+        sizes: size limits of the tensors; see ``graph_tensors``.
     """
 
     def __init__(self, parser: str, graphs: Mapping[str, Any], sizes: dict[str, Any]) -> None:
@@ -32,35 +32,35 @@ class Graphs(Mapping[str, Any]):
         self._parse: Callable[[str], Any] | None = None
 
     @classmethod
-    def beside(cls, manifest: Path, options: ModelOptions, made_by: str = "") -> Graphs:
-        """Those of a manifest.
+    def beside(cls, manifest: Path, options: ModelOptions, parser: str = "") -> Graphs:
+        """Read the graphs of a manifest.
 
         Args:
-            made_by: the parser that they must be of.
+            parser: the required parser; empty: any.
 
         Raises:
-            GraphError: if there are none, or another parser's.
+            GraphError: if the file is missing or another parser made it.
         """
         path = graphs_path(manifest)
         if not path.is_file():
             raise GraphError(f"{manifest} has no role graphs: make them with amex manifest parse {manifest}")
-        found = read_graphs(path)
-        if made_by and found.parser != made_by:
-            how = "--official FILE" if made_by == "official" else f"--parser {made_by.split()[0].rstrip(',')}"
+        file = read_graphs(path)
+        if parser and file.parser != parser:
+            how = "--official FILE" if parser == "official" else f"--parser {parser.split()[0].rstrip(',')}"
             raise GraphError(
-                f"{path} is of {found.parser!r}, but the model was trained with graphs of {made_by!r}: make them with "
+                f"{path} is of {file.parser!r}, but the model was trained with graphs of {parser!r}: make them with "
                 f"amex manifest parse {manifest} {how}"
             )
-        return cls(found.parser, found.graphs, options.graph_sizes)
+        return cls(file.parser, file.graphs, options.graph_sizes)
 
     def __getitem__(self, caption: str) -> Any:
         if caption not in self.graphs:
             if self.parser == "official":
-                raise GraphError(f"there is no role graph for the caption {caption!r}")
+                raise GraphError(f"the caption {caption!r} has no role graph")
             if self._parse is None:
-                made_by, self._parse = role_parser(self.parser.split()[0].rstrip(","))
-                if made_by != self.parser:
-                    raise GraphError(f"graphs of {self.parser!r} cannot be made here, only of {made_by!r}")
+                parser, self._parse = role_parser(self.parser.split()[0].rstrip(","))
+                if parser != self.parser:
+                    raise GraphError(f"this installation parses with {parser!r}, but the graphs need {self.parser!r}")
             return self._parse(caption)
         return self.graphs[caption]
 
@@ -72,7 +72,7 @@ class Graphs(Mapping[str, Any]):
 
 
 def role_number(role: str) -> int:
-    """A role's place in ``ROLES``: ``C-x`` and ``R-x`` count as ``x``, roles it does not have as ``NOUN``."""
+    """Return the index of a role in ``ROLES``. ``C-x`` and ``R-x`` count as ``x``, unknown roles as ``NOUN``."""
     role = role[2:] if role[:2] in ("C-", "R-") else role
     return ROLES.index(role if role in ROLES else "NOUN")
 
@@ -88,21 +88,21 @@ def graph_tensors(
     relations: int = 0,
     triples: bool = False,
 ) -> dict[str, Tensor]:
-    """What ``HGR.encode_texts`` takes, of captions cut at ``words`` words; further verbs and nouns are left out.
+    """Build the input of ``HGR.encode_texts``. Captions are cut at ``words`` words; excess verbs and nouns are dropped.
 
     Args:
-        number: of a word.
-        relations: how many relationships, of a verb and an argument, are further nodes, joined to both.
-        triples: relationships are of a verb, its ARG0 and its ARG1.
+        number: returns the number of a word.
+        relations: maximum number of relationships: further nodes, each connected to a verb and its argument.
+        triples: make relationships of a verb, its ARG0 and its ARG1 instead.
 
     Returns:
         ``ids`` and ``mask`` (B, L); ``nodes`` (B, 1 + verbs + nouns, L) bool, the words of each node, the caption's
-        first; ``roles`` (B, verbs + nouns); ``edges`` (B, P, P) bool, from the column to the row. With relationships
-        ``relations`` (B, relations, 3): places of verb, argument and the number of its role, of a triple the places of
-        verb, ARG0 and ARG1; -1 where there is none. P counts them too.
+        first; ``roles`` (B, verbs + nouns); ``edges`` (B, P, P) bool, from the column to the row; P includes
+        relationships. With relationships, ``relations`` (B, relations, 3): the nodes of verb and argument and the
+        number of the role, for a triple the nodes of verb, ARG0 and ARG1; -1 for none.
 
     Raises:
-        GraphError: for a caption without a graph, or with one that cannot be used.
+        GraphError: for a caption without a usable graph.
     """
     size = 1 + verbs + nouns
     count = len(captions)
@@ -115,7 +115,7 @@ def graph_tensors(
         try:
             graph = graphs[caption]
         except KeyError:
-            raise GraphError(f"there is no role graph for the caption {caption!r}") from None
+            raise GraphError(f"the caption {caption!r} has no role graph") from None
         split = caption.split()[:words]
         ids[index, : len(split)] = torch.tensor([number(word) for word in split], dtype=torch.long)
         nodes[index, 0, : len(split)] = True
@@ -125,8 +125,8 @@ def graph_tensors(
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise GraphError(f"the role graph of {caption!r} cannot be used: {type(error).__name__} {error}") from error
     longest = max(1, int(nodes[:, 0].sum(1).max())) if count else 1
-    made = {"relations": related} if relations else {}
-    return made | {
+    optional = {"relations": related} if relations else {}
+    return optional | {
         "ids": ids[:, :longest],
         "mask": nodes[:, 0, :longest],
         "nodes": nodes[:, :, :longest],
@@ -136,12 +136,12 @@ def graph_tensors(
 
 
 def _fill(graph: Any, nodes: Tensor, roles: Tensor, edges: Tensor, verbs: int) -> dict[str, int]:
-    """One caption's graph into its rows of the tensors; returns the place of each node that has one."""
-    found, links = graph
+    """Write one caption's graph into its rows of the tensors; return the node number of each name that has one."""
+    graph_nodes, links = graph
     size, words = nodes.shape
     free = {True: iter(range(1, 1 + verbs)), False: iter(range(1 + verbs, size))}
     place: dict[str, int] = {}
-    for name, node in found.items():
+    for name, node in graph_nodes.items():
         role, spans = node["role"], node["spans"]
         if role == "ROOT" or spans[0] >= words or (slot := next(free[role == "V"], None)) is None:
             continue
@@ -157,8 +157,8 @@ def _fill(graph: Any, nodes: Tensor, roles: Tensor, edges: Tensor, verbs: int) -
 
 
 def _relate(graph: Any, place: Mapping[str, int], related: Tensor, edges: Tensor, first: int, triples: bool) -> None:
-    """A caption's relationships into its rows of the tensors; their nodes begin at ``first``."""
-    found: list[tuple[tuple[int, int], tuple[int, int, int]]] = []
+    """Write a caption's relationships into its rows of the tensors; their nodes begin at ``first``."""
+    relationships: list[tuple[tuple[int, int], tuple[int, int, int]]] = []
     links = [(verb, argument, role) for verb, argument, role in graph[1] if verb in place and argument in place]
     if triples:
         by_verb: dict[str, dict[str, int]] = {}
@@ -166,11 +166,11 @@ def _relate(graph: Any, place: Mapping[str, int], related: Tensor, edges: Tensor
             by_verb.setdefault(verb, {}).setdefault(role, place[argument])
         for verb, roles in by_verb.items():
             if "ARG0" in roles and "ARG1" in roles:
-                who, whom = roles["ARG0"], roles["ARG1"]
-                found.append(((who, whom), (place[verb], who, whom)))
+                agent, patient = roles["ARG0"], roles["ARG1"]
+                relationships.append(((agent, patient), (place[verb], agent, patient)))
     else:
-        found = [((place[a], place[a]), (place[v], place[a], role_number(role))) for v, a, role in links]
-    for number, (joined, parts) in enumerate(found[: len(related)]):
+        relationships = [((place[a], place[a]), (place[v], place[a], role_number(role))) for v, a, role in links]
+    for number, (arguments, parts) in enumerate(relationships[: len(related)]):
         related[number] = torch.tensor(parts)
-        for other in (parts[0], *joined):
+        for other in (parts[0], *arguments):
             edges[first + number, other] = edges[other, first + number] = True

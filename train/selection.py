@@ -1,4 +1,4 @@
-"""Which clips and captions of a manifest take part: those of a split that have features; and why others do not."""
+"""Select the clips and captions of a split that have features, and record why others are left out."""
 
 from __future__ import annotations
 
@@ -8,52 +8,56 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import AmexError, did_you_mean
-from ..features import Store, Stream, is_of_captions, row_arrays
+from ..errors import AmexError, did_you_mean, plural
+from ..features import Store, Stream, is_caption_stream, row_arrays
 from ..manifests import Clip
 from ..manifests.videos import video_id
-from .config import Data
+from .config import DataOptions
 from .coverage import MAKE_SPLITS, Coverage, published_gallery
 
 
 class DataError(AmexError):
-    """The store and the manifest do not hold what a model needs."""
+    """The store or the manifest lacks something that a model needs."""
 
 
-# The states of a clip or caption in which a stream has no rows of it, and how a count names them.
+# States of a clip or caption without rows in a stream, and their names in counts.
 LACKING = {"absent": "not extracted in", "failed": "failed in", "empty": "empty in"}
 NEVER_EXTRACTED = ("absent",)
 
 
 def refused_states(strict: bool) -> Collection[str]:
-    """The states that are an error: with --strict every clip and caption needs rows."""
+    """Return the states that are an error. With --strict, every clip and caption needs rows."""
     return LACKING if strict else NEVER_EXTRACTED
 
 
 def kind(stream: Stream) -> str:
-    """``text``, ``objects`` or ``clips``: what a stream's rows are of."""
-    if is_of_captions(stream.spec):
+    """Return what the rows of a stream describe: ``text``, ``objects`` or ``clips``."""
+    if is_caption_stream(stream.spec):
         return "text"
     return "objects" if "boxes" in row_arrays(stream.spec) else "clips"
 
 
 def of_split(clips: Sequence[Clip], split: str, source: str) -> list[Clip]:
-    """The clips of a split; ``all`` takes every clip. Raises DataError if there are none."""
+    """Return the clips of a split (``all``: every clip).
+
+    Raises:
+        DataError: if there are none.
+    """
     chosen = [clip for clip in clips if split in ("all", clip.split)]
     if not chosen:
         splits = sorted({clip.split for clip in clips})
-        there = ", ".join(name or "clips of no split" for name in splits) or "no clip at all"
+        existing = ", ".join(name or "clips of no split" for name in splits) or "no clip at all"
         remedy = did_you_mean(split, splits) or f": draw splits with {MAKE_SPLITS}"
-        raise DataError(f"{source} has no clip of split {split!r}; it has {there}{remedy}")
+        raise DataError(f"{source} has no clip of split {split!r}; it has {existing}{remedy}")
     return chosen
 
 
-def choose_clips(clips: Sequence[Clip], data: Data, source: str) -> tuple[list[Clip], list[Clip]]:
-    """The clips to train on, and those to choose the checkpoint on.
+def choose_clips(clips: Sequence[Clip], data: DataOptions, source: str) -> tuple[list[Clip], list[Clip]]:
+    """Return the training clips and the validation clips.
 
     Raises:
-        DataError: if a split is not there; or if two of training, selection and the test split share clips or videos,
-            unless the options allow it. Names of splits do not matter, the clips do.
+        DataError: if a split is missing; or if two of training, validation and test splits share clips or videos and
+            the options do not allow it. Clips are compared, not the names of splits.
     """
     train, val = of_split(clips, data.train, source), of_split(clips, data.val, source)
     test = [clip for clip in clips if clip.split == "test"]
@@ -62,15 +66,15 @@ def choose_clips(clips: Sequence[Clip], data: Data, source: str) -> tuple[list[C
         shared = f"data.val={data.val} and the test split share {overlap}"
         if overlap.what == "clip" and not data.select_on_test:
             problems.append(
-                f"{shared}, so test clips would choose the checkpoint; if you mean it: --set data.select_on_test=true"
+                f"{shared}, so test clips would select the checkpoint; to allow it: --set data.select_on_test=true"
             )
         if overlap.what == "video" and not data.allow_overlap:
-            problems.append(f"{shared}: clips of one video are in both; if you mean it: --set data.allow_overlap=true")
+            problems.append(f"{shared}: clips of one video are in both; to allow it: --set data.allow_overlap=true")
     evaluated = [] if data.allow_overlap else [(f"data.val={data.val}", val), ("the test split", test)]
     overlaps = [f"{name} shares {overlap}" for name, others in evaluated if (overlap := _overlap(train, others))]
     if overlaps:
         problems.append(
-            f"data.train={data.train} would be evaluated on what it learns from: {', '.join(overlaps)}; if you mean "
+            f"data.train={data.train} would be evaluated on its own training data: {', '.join(overlaps)}; to allow "
             "it: --set data.allow_overlap=true"
         )
     if problems:
@@ -80,11 +84,11 @@ def choose_clips(clips: Sequence[Clip], data: Data, source: str) -> tuple[list[C
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two lists of clips have in common.
+    """The clips or videos that two lists of clips share.
 
     Attributes:
-        what: ``clip``, or ``video`` where they have no clip in common but clips of the same videos.
-        names: their ids, one or more.
+        what: ``clip``, or ``video`` if the lists share no clip but clips of the same videos.
+        names: their ids, at least one.
     """
 
     what: str
@@ -95,9 +99,9 @@ class Overlap:
         return f"{len(self.names):,} {self.what}{plural} ({min(self.names)!r}{more})"
 
 
-def _overlap(some: Sequence[Clip], others: Sequence[Clip]) -> Overlap | None:
+def _overlap(clips: Sequence[Clip], others: Sequence[Clip]) -> Overlap | None:
     for what, key in (("clip", lambda clip: clip.clip_id), ("video", lambda clip: video_id(clip.video))):
-        if names := {key(clip) for clip in some} & {key(clip) for clip in others}:
+        if names := {key(clip) for clip in clips} & {key(clip) for clip in others}:
             return Overlap(what, frozenset(names))
     return None
 
@@ -110,25 +114,25 @@ def with_features(
     *,
     refuse: Collection[str] = NEVER_EXTRACTED,
 ) -> tuple[list[Clip], Coverage]:
-    """The clips that have rows in all streams, with those of their captions that have rows in the stream of text.
+    """Return the clips that have rows in all streams, with their captions that have rows in the text stream.
 
     Args:
-        text: None where captions need no features.
-        refuse: which of ``LACKING`` is an error; the others are left out and counted.
+        text: the text stream; None if captions need no features.
+        refuse: states of ``LACKING`` that are an error; clips and captions in other states are left out and counted.
 
     Raises:
-        DataError: naming clips and captions, and what to do; if clips were extracted, or failed, at other times than
-            the manifest's; or if no clip is left.
+        DataError: if a refused state occurs, if clips were extracted at other times than those of the manifest, or if
+            no clip is left. It names clips and captions, and what to do.
     """
     lost_clips = _lacking([clip.clip_id for clip in clips], streams)
     usable = [clip for clip in clips if clip.clip_id not in lost_clips]
     queries = [caption for clip in usable for caption in clip.captions]
     for stream in streams:
-        _refuse_moved(store, stream, clips)
-    _refuse_lacking(store, [(stream, [clip.clip_id for clip in clips]) for stream in streams], refuse)
+        _check_times(store, stream, clips)
+    _check_states(store, [(stream, [clip.clip_id for clip in clips]) for stream in streams], refuse)
     lost_captions: dict[str, str] = {}
     if text is not None:
-        _refuse_lacking(store, [(text, queries)], refuse)
+        _check_states(store, [(text, queries)], refuse)
         lost_captions = _lacking(queries, [text])
     captions_left_out = Counter(lost_captions[caption] for caption in queries if caption in lost_captions)
     all_captions = sum(len(clip.captions) for clip in clips)
@@ -154,22 +158,22 @@ def with_features(
 
 
 def _lacking(keys: Sequence[str], streams: Sequence[Stream]) -> dict[str, str]:
-    """Why clips or captions cannot be used, as a reason to count, by key; those that can are not there."""
+    """Return the reason, as counts name it, for each clip or caption that some stream lacks."""
     states = np.array([stream.states(keys) for stream in streams], "U6").reshape(len(streams), len(keys))
     lacking = {}
     for number in np.flatnonzero((states != "done").any(axis=0)).tolist():
         for state, words in LACKING.items():
-            if names := [stream.name for stream, has in zip(streams, states[:, number], strict=True) if has == state]:
+            if names := [stream.name for stream, own in zip(streams, states[:, number], strict=True) if own == state]:
                 lacking[keys[number]] = f"{words} {' and '.join(names)}"
                 break
     return lacking
 
 
-def _refuse_lacking(store: Store, wanted: Sequence[tuple[Stream, Sequence[str]]], refuse: Collection[str]) -> None:
-    """Raises DataError naming clips or captions in states that are refused, and what to do about each state."""
+def _check_states(store: Store, required: Sequence[tuple[Stream, Sequence[str]]], refuse: Collection[str]) -> None:
+    """Raise a DataError that names the clips or captions in refused states, and what to do about each state."""
     problems: list[str] = []
-    lacking: dict[str, list[str]] = {state: [] for state in LACKING}  # the streams
-    for stream, keys in wanted:
+    lacking: dict[str, list[str]] = {state: [] for state in LACKING}  # names of streams by state
+    for stream, keys in required:
         states = {key: state for key, state in zip(keys, stream.states(keys).tolist(), strict=True) if state in refuse}
         if not states:
             continue
@@ -189,27 +193,27 @@ def _refuse_lacking(store: Store, wanted: Sequence[tuple[Stream, Sequence[str]]]
         return f"amex extract --manifest M --videos V --store {store.path} {options}"
 
     remedies = {
-        "absent": f"if a run is still at it, wait; else make what is absent with {extract('absent')}",
-        "failed": f"try what failed again with {extract('failed')} --retry-failed",
-        "empty": "leave what is empty out of the manifest",
+        "absent": f"wait for a running extraction, or extract with {extract('absent')}",
+        "failed": f"retry failed clips with {extract('failed')} --retry-failed",
+        "empty": "remove empty clips from the manifest",
     }
     needed = [remedy for state, remedy in remedies.items() if lacking[state]]
     if lacking["failed"] or lacking["empty"]:
-        needed.append("without --strict what failed or is empty is left out")
+        needed.append("without --strict, failed and empty clips are left out")
     raise DataError(f"{store.path}: {'; '.join(problems)}: {'; '.join(needed)}")
 
 
-def _refuse_moved(store: Store, stream: Stream, clips: Sequence[Clip]) -> None:
-    """Raises DataError if clips were tried at other seconds than the manifest has now, as far as the store knows.
+def _check_times(store: Store, stream: Stream, clips: Sequence[Clip]) -> None:
+    """Raise a DataError if clips were extracted at other times than those of the manifest, as far as recorded.
 
-    Those that failed count too: the seconds that the manifest has now were never tried.
+    Failed clips count too: their new times were never tried.
     """
     ids = [clip.clip_id for clip in clips]
     same = stream.are_of(ids, [clip.start for clip in clips], [clip.end for clip in clips])
     moved = [ids[number] for number in np.flatnonzero(~same)]
     if moved:
-        count = "1 clip" if len(moved) == 1 else f"{len(moved):,} clips"
+        count = plural(len(moved), "clip")
         raise DataError(
             f"{store.path}: {count} of stream {stream.name!r} had other times in the manifest when extracted, the "
-            f"first {moved[0]!r}: run amex extract again, with this manifest"
+            f"first {moved[0]!r}: run amex extract again with this manifest"
         )

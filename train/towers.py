@@ -1,4 +1,4 @@
-"""Text models of transformers: towers that are trained with a model, tokenizers, and tables of word vectors."""
+"""Text models of transformers: towers trained with a model, tokenizers, tables of word vectors."""
 
 from __future__ import annotations
 
@@ -9,64 +9,77 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ..errors import AmexError, first_line
+from ..errors import AmexError, first_line, needs
 from ..foreign import reading
 from .vocabulary import UNKNOWN, Vocabulary
 
 
 def tower_settings(name: str) -> dict[str, Any]:
-    """The configuration of a text model, of a CLIP that of its text tower, as plain values.
+    """Return the configuration of a text model as plain values; for a CLIP, that of its text tower.
 
     Args:
         name: a folder, ``minilm``, or a name on the model hub.
 
     Raises:
-        AmexError: if it cannot be had.
+        AmexError: if it cannot be loaded.
     """
-    from transformers import AutoConfig, CLIPTextConfig
+    with needs("text", f"model.text=tower:{name}"):
+        from transformers import AutoConfig, CLIPTextConfig
 
-    settings = _loaded(name, lambda: AutoConfig.from_pretrained(_place(name)))
+    settings = _load(name, lambda: AutoConfig.from_pretrained(_place(name)))
     if settings.model_type.startswith("clip"):
-        settings = _loaded(name, lambda: CLIPTextConfig.from_pretrained(_place(name)))
+        settings = _load(name, lambda: CLIPTextConfig.from_pretrained(_place(name)))
     return settings.to_dict()
 
 
+def text_model_name(weights: str) -> str:
+    """Return the name that loads a text model again, from the weights that a stream records.
+
+    The name is ``minilm``, one on the model hub (for a folder of the hub's cache), or else the folder.
+    """
+    if "minilm" in weights:
+        return "minilm"
+    hub, _, revision = weights.partition("/snapshots/")
+    return hub.removeprefix("models--").replace("--", "/", 1) if revision else weights
+
+
 def tower_width(settings: Mapping[str, Any]) -> int:
-    """The length of a token's and of a sentence's vector."""
+    """Return the dimension of a token vector and of a sentence vector."""
     return settings["projection_dim" if _is_clip(settings) else "hidden_size"]
 
 
 def tower_vocabulary(name: str) -> Vocabulary:
-    """Its tokenizer. Raises AmexError."""
-    from transformers import AutoTokenizer
+    """Load the tokenizer of a text model; raise an AmexError if that fails."""
+    with needs("text", f"model.text=tower:{name}"):
+        from tokenizers import Tokenizer
+        from transformers import AutoTokenizer
 
-    made = _loaded(name, lambda: AutoTokenizer.from_pretrained(_place(name)).backend_tokenizer.to_str())
-    tokenizer = Tokenizer.from_str(made)
-    tokenizer.no_padding()  # which belongs to a batch; files of some models ask for it
+    text = _load(name, lambda: AutoTokenizer.from_pretrained(_place(name)).backend_tokenizer.to_str())
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.no_padding()  # padding and truncation are settings of a batch, but some models' files set them
     tokenizer.no_truncation()
     return Vocabulary(tokenizer)
 
 
 def build_tower(settings: Mapping[str, Any]) -> nn.Module:
-    """A tower with fresh weights."""
+    """Build a tower with new weights."""
     from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModelWithProjection
 
     if _is_clip(settings):
         return CLIPTextModelWithProjection(CLIPTextConfig.from_dict(dict(settings)))
-    kept = {key: value for key, value in settings.items() if key != "model_type"}
-    return AutoModel.from_config(AutoConfig.for_model(settings["model_type"], **kept))
+    options = {key: value for key, value in settings.items() if key != "model_type"}
+    return AutoModel.from_config(AutoConfig.for_model(settings["model_type"], **options))
 
 
 def load_tower(tower: nn.Module, name: str) -> None:
-    """Gives a tower the weights of a model. Raises AmexError."""
+    """Load the weights of a model into a tower; raise an AmexError if that fails."""
     tower.load_state_dict(_weights(name).state_dict(), strict=False)
 
 
 def freeze_first(tower: nn.Module, layers: int) -> None:
-    """Lets only so many of the last layers learn, and what follows them."""
+    """Freeze a tower except for its last ``layers`` layers and the modules behind them."""
     stacks = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
     stack = max(stacks, key=len)
     if layers > len(stack):
@@ -79,10 +92,10 @@ def freeze_first(tower: nn.Module, layers: int) -> None:
 
 
 def tower_features(tower: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """``values`` (B, L, D) and ``sentence`` (B, D).
+    """Return ``values`` (B, L, D) and ``sentence`` (B, D).
 
-    Of a CLIP each token is projected as CLIP projects the last, whose vector is the sentence; of others the sentence is
-    the mean of the tokens.
+    A CLIP projects only the last token, whose vector is the sentence; here all tokens are projected in that way. For
+    other models, the sentence is the mean of the tokens.
     """
     out = tower(input_ids=ids, attention_mask=mask.long())
     if hasattr(tower, "text_projection"):
@@ -93,14 +106,14 @@ def tower_features(tower: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Ten
 
 
 def word_vectors(source: str, words: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors to begin with of words.
+    """Return initial vectors of words.
 
     Args:
-        source: a text model as of ``tower_settings``, of which the table of tokens is read, or a file: ``.npz`` with
-            ``words`` and ``vectors``, or ``.txt`` as GloVe's, a word and its numbers a line.
+        source: a text model as in ``tower_settings``, whose token embeddings are used, or a file: ``.npz`` with
+            ``words`` and ``vectors``, or ``.txt`` in GloVe's format, a word and its numbers a line.
 
     Returns:
-        (words, D) float32, and (words,) bool, which of them the source knows.
+        (words, D) float32, and (words,) bool: whether the source contains the word.
 
     Raises:
         AmexError: naming the source.
@@ -109,27 +122,27 @@ def word_vectors(source: str, words: Sequence[str] = ()) -> tuple[np.ndarray, np
     if suffix in (".npz", ".txt"):
         path = Path(source)
         if not path.is_file():
-            raise AmexError(f"model.word_vectors={source}: there is no such file")
+            raise AmexError(f"model.word_vectors={source}: the file does not exist")
         with reading(path, AmexError, "holds no word vectors"):
-            table = _of_npz(path) if suffix == ".npz" else _of_text(path, frozenset(words))
+            table = _read_npz(path) if suffix == ".npz" else _read_text(path, frozenset(words))
         width = len(next(iter(table.values())))
-        known = np.array([word in table for word in words], bool)
+        is_known = np.array([word in table for word in words], bool)
         vectors = np.zeros((len(words), width), np.float32)
-        for row in np.flatnonzero(known):
+        for row in np.flatnonzero(is_known):
             vectors[row] = table[words[row]]
-        return vectors, known
+        return vectors, is_known
     table = _weights(source).get_input_embeddings().weight.detach().float().numpy()
     tokenizer, vectors = tower_vocabulary(source).tokenizer, np.zeros((len(words), table.shape[1]), np.float32)
     tokenizer.no_truncation()
-    known = np.zeros(len(words), bool)
+    is_known = np.zeros(len(words), bool)
     for row, encoding in enumerate(tokenizer.encode_batch(list(words), add_special_tokens=False)):
         pieces = [n for n, token in zip(encoding.ids, encoding.tokens, strict=True) if token not in (UNKNOWN, "<unk>")]
         if pieces:
-            vectors[row], known[row] = table[pieces].mean(0), True
-    return vectors, known
+            vectors[row], is_known[row] = table[pieces].mean(0), True
+    return vectors, is_known
 
 
-def _of_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
         names, vectors = file["words"], file["vectors"]
     if vectors.ndim != 2 or len(names) != len(vectors) or not len(names):
@@ -139,15 +152,15 @@ def _of_npz(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(names.tolist(), vectors.astype(np.float32), strict=True))
 
 
-def _of_text(path: Path, wanted: frozenset[str]) -> dict[str, np.ndarray]:
-    """The wanted words of a file, and the first of all, which tells their length."""
+def _read_text(path: Path, wanted: frozenset[str]) -> dict[str, np.ndarray]:
+    """Read the vectors of the wanted words, and the first vector of the file, which determines their length."""
     table: dict[str, np.ndarray] = {}
     width = 0
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             word, *numbers = line.rstrip().split(" ")
             if number == 1 and len(numbers) == 1:
-                continue  # word2vec's first line: how many words, how many numbers
+                continue  # first line of word2vec's format: number of words, dimension
             if not table or word in wanted:
                 vector = np.array(numbers, np.float32)
                 width = width or len(vector)
@@ -164,7 +177,7 @@ def _is_clip(settings: Mapping[str, Any]) -> bool:
 
 
 def _place(name: str) -> str:
-    """What transformers takes for a name."""
+    """Return the path or name that transformers loads."""
     if name != "minilm":
         return os.fspath(name)
     try:
@@ -177,25 +190,25 @@ def _place(name: str) -> str:
 
 
 def _weights(name: str) -> nn.Module:
-    """A text model with its weights; the pooler, which nothing uses, may be missing."""
+    """Load a text model with its weights; those of the unused pooler may be missing."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     clip = _is_clip(tower_settings(name))
-    kind = transformers.CLIPTextModelWithProjection if clip else transformers.AutoModel
-    made, found = _loaded(name, lambda: kind.from_pretrained(_place(name), output_loading_info=True))
-    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
+    model_class = transformers.CLIPTextModelWithProjection if clip else transformers.AutoModel
+    model, info = _load(name, lambda: model_class.from_pretrained(_place(name), output_loading_info=True))
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
         raise AmexError(f"{name}: its weights lack {missing[0]} ({len(missing)} in all)")
-    return made.to(torch.float32)
+    return model.to(torch.float32)
 
 
-def _loaded(name: str, load: Callable[[], Any]) -> Any:
+def _load(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise AmexError(
-            f"{name}: no text model of transformers can be loaded from there ({first_line(error)}); give a folder with "
-            "its weights, minilm, or a stream of text that amex extract made"
+            f"{name}: transformers cannot load a text model from there ({first_line(error)}); give a folder with its "
+            "weights, minilm, or a text stream that amex extract made"
         ) from error

@@ -1,27 +1,35 @@
-"""Words and their numbers, learned from captions by the tokenizers library, kept in the checkpoint as its JSON."""
+"""A vocabulary of words, learned from captions by the tokenizers library and stored in checkpoints as JSON."""
 
 from __future__ import annotations
 
 import bisect
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
+
+from ..errors import needs
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
 
 
 class Vocabulary:
-    """Lower-cased words, split at spaces and punctuation. Number 0 is padding, 1 any word it does not know."""
+    """Lower-cased words, split at spaces and punctuation. Number 0 is padding, 1 is an unknown word."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
     @classmethod
     def of(cls, captions: Iterable[str], *, min_count: int = 1) -> Vocabulary:
-        """All words of the captions that occur ``min_count`` times or more."""
+        """Learn all words that occur at least ``min_count`` times in the captions."""
+        with needs("train", "a model"):
+            from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -34,12 +42,15 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, text: str) -> Vocabulary:
-        """The vocabulary that ``to_json`` wrote."""
+        """Read a vocabulary that ``to_json`` wrote."""
+        with needs("train", "a model"):
+            from tokenizers import Tokenizer
+
         return cls(Tokenizer.from_str(text))
 
     def to_json(self) -> str:
-        """As the tokenizers library writes it."""
-        self.tokenizer.no_truncation()  # which belongs to a batch
+        """Return the JSON of the tokenizers library."""
+        self.tokenizer.no_truncation()  # truncation is a setting of one batch
         return self.tokenizer.to_str()
 
     def __len__(self) -> int:
@@ -47,30 +58,30 @@ class Vocabulary:
 
     @property
     def words(self) -> list[str]:
-        """By number."""
-        known = self.tokenizer.get_vocab()
-        return sorted(known, key=known.__getitem__)
+        """The words in the order of their numbers."""
+        numbers = self.tokenizer.get_vocab()
+        return sorted(numbers, key=numbers.__getitem__)
 
     def number(self, word: str) -> int:
-        """Of a word as it stands in a text, with the punctuation it may end in."""
+        """Return the number of a word from a text; trailing punctuation is ignored."""
         return next(iter(self.tokenizer.encode(word).ids), 1)
 
     def batch(self, captions: Sequence[str], most: int) -> dict[str, Tensor]:
-        """``ids`` (B, L) and ``mask`` (B, L), at most ``most`` words a caption, what ends a caption among them."""
+        """Return ``ids`` and ``mask`` (B, L), with at most ``most`` tokens per caption, including an end token."""
         self.tokenizer.enable_truncation(most)
-        found = [encoding.ids or [1] for encoding in self.tokenizer.encode_batch(list(captions))]
-        longest = max(len(ids) for ids in found)
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in found])
-        mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in found])
+        rows = [encoding.ids or [1] for encoding in self.tokenizer.encode_batch(list(captions))]
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows])
         return {"ids": ids, "mask": mask}
 
     def word_of(self, captions: Sequence[str]) -> list[list[int]]:
-        """Of each token of a caption the place in ``caption.split()`` of the word it is of; -1 for special tokens."""
+        """Return the index in ``caption.split()`` of the word of each token; -1 for special tokens."""
         self.tokenizer.no_truncation()
-        found = []
+        indices = []
         for caption, encoding in zip(captions, self.tokenizer.encode_batch(list(captions)), strict=True):
             ends = [match.end() for match in re.finditer(r"\S+", caption)]
             pieces = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-            # By its last character: a token may begin with the blank before its word.
-            found.append([-1 if special else bisect.bisect_left(ends, end) for (_, end), special in pieces])
-        return found
+            # Compare ends of words, since a token may begin with the space before its word.
+            indices.append([-1 if special else bisect.bisect_left(ends, end) for (_, end), special in pieces])
+        return indices

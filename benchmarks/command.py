@@ -1,10 +1,10 @@
-"""A whole `amex extract` of R(2+1)D-18 against the usual recipe, as commands, from start to files on disk.
+"""Compare a complete `amex extract` of R(2+1)D-18 with the usual recipe, as commands, from start to files on disk.
 
     python benchmarks/command.py [--videos DIR] [--rounds 3] [--json FILE]
 
-The recipe is what people write: decode a whole video into memory with PyAV, transform it with torchvision's operators,
-cut it into windows of 16 frames, run torchvision's network on one window at a time in float32, and save a .npy file a
-video. Both have random weights; start-up, decoding and writing are part of both. Quote the ratio.
+The recipe decodes a whole video into memory with PyAV, transforms it with torchvision's operators, cuts it into windows
+of 16 frames, runs torchvision's network on one window at a time in float32, and saves a .npy file a video. Both use
+random weights; start-up, decoding and writing are part of both. Quote the ratio.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from films import films
 
-# One real-looking workload: 145 windows.
+# A realistic workload: 145 windows.
 FILES, FRAMES = 5, 464
 RECIPE = """
 import sys
@@ -50,7 +50,7 @@ print(windows)
 
 
 def seconds(command: list[str]) -> tuple[float, str]:
-    """How long a command takes, and what it prints."""
+    """Run a command; return its seconds and its output."""
     begin = time.perf_counter()
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return time.perf_counter() - begin, printed
@@ -58,25 +58,25 @@ def seconds(command: list[str]) -> tuple[float, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=Path, help="a folder of videos; some are made unless it is given")
+    parser.add_argument("--videos", type=Path, help="a folder of videos; default: make some")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        videos = given.videos
+        videos = args.videos
         if videos is None:
             videos = Path(folder) / "videos"
             films(videos, "240p", FILES, FRAMES)
         rounds = []
-        for number in range(given.rounds):
+        for number in range(args.rounds):
             out = Path(folder) / f"npy{number}"
             out.mkdir()
             recipe, printed = seconds([sys.executable, "-c", RECIPE, str(videos), str(out)])
             store = Path(folder) / f"{number}.zarr"
             options = ["--dataset", "folder", "--videos", str(videos), "--store", str(store), "--json"]
-            options += ["--weights", "r2plus1d_18=random:0", "--precision", given.precision, "--device", "cpu"]
-            # The recipe leaves incomplete windows out.
+            options += ["--weights", "r2plus1d_18=random:0", "--precision", args.precision, "--device", "cpu"]
+            # The recipe drops incomplete windows.
             options += ["--set", "r2plus1d_18.tail=drop"]
             ours, outcome = seconds([sys.executable, "-m", "amex.cli", "extract", *options])
             rows = json.loads(outcome)["report"]["rows"]
@@ -88,8 +88,8 @@ def main() -> None:
             )
     ratio = statistics.median(each["ratio"] for each in rounds)
     print(f"median ratio {ratio:.2f} on {len(os.sched_getaffinity(0))} cores")
-    if given.json:
-        given.json.write_text(json.dumps({"rounds": rounds, "ratio": ratio}, indent=1) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps({"rounds": rounds, "ratio": ratio}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

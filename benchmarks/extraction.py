@@ -1,15 +1,15 @@
-"""Feeders and encoder together, from files to a committed part, against the slower of the two alone.
+"""Compare feeders and encoder together, from files to a committed part, with the slower of the two alone.
 
     python benchmarks/extraction.py [--stream r2plus1d_18] [--feeders 1,4,8,16] [--size 240p] [--json FILE]
 
-Windows a second, of a stream with random weights and of each number of feeders:
+Windows a second, for a stream with random weights and each number of feeders:
 
-- encode: the encoder alone, on a batch that lies on its device.
-- feed: the feeders alone; nobody encodes.
-- end to end: both, and the writing of the part; and the share of the time in which the GPU was at work.
+- encode: the encoder alone, on a batch on its device.
+- feed: the feeders alone, without an encoder.
+- end to end: both, with writing the part; and the share of time in which the GPU was busy.
 
-``--stand-in RATE`` puts a sleep in the place of the encoder, that of a device which encodes RATE windows a second: it
-shows how far feeders go where there is no such device. Models and processes are up before the clock starts.
+``--stand-in RATE`` replaces the encoder by a sleep, like a device that encodes RATE windows per second: it shows the
+limit of the feeders on a machine without such a device. Models and processes are started before the measurement.
 Quote the ratios: machines differ and are noisy.
 """
 
@@ -40,7 +40,7 @@ FRAMES = {"240p": 1000, "480p": 500, "1080p": 120}
 
 
 class StandIn:
-    """In place of an encoder: takes as long as one of so many windows a second would."""
+    """Replaces an encoder; takes as long as one with ``rate`` windows per second."""
 
     device = torch.device("cpu")
 
@@ -53,7 +53,7 @@ class StandIn:
 
 
 def encode_only(plan: object, device: str, sample: np.ndarray, seconds: float = 4.0) -> float:
-    """Windows a second of the encoder alone."""
+    """Return windows per second of the encoder alone."""
     encoder = plan.encoder(device)
     batch = torch.from_numpy(np.repeat(sample[None], plan.batch_size, 0)).to(encoder.device)
 
@@ -71,7 +71,7 @@ def encode_only(plan: object, device: str, sample: np.ndarray, seconds: float = 
 
 
 def feed_only(plan: object, files: list[Path], count: int, decoder: str) -> tuple[float, np.ndarray]:
-    """Windows a second of ``count`` feeders alone, and one of the windows."""
+    """Return windows per second of ``count`` feeders alone, and one window."""
     feeders = Feeders(count, threads=max(1, torch.get_num_threads() // count), decoder=decoder)
     request = SamplingRequest(None, None, plan.sampling, plan.transform)
 
@@ -92,8 +92,8 @@ def feed_only(plan: object, files: list[Path], count: int, decoder: str) -> tupl
 
 
 @contextmanager
-def watched(device: str) -> Iterator[list[float]]:
-    """Collects how busy the GPU is, in percent, several times a second."""
+def gpu_utilisation(device: str) -> Iterator[list[float]]:
+    """Collect the GPU's utilisation in percent, several times per second."""
     readings: list[float] = []
     if device == "cpu":
         yield readings
@@ -110,7 +110,7 @@ def watched(device: str) -> Iterator[list[float]]:
 
 
 def end_to_end(plan: object, files: list[Path], count: int, device: str, decoder: str) -> tuple[float, float, dict]:
-    """Windows a second from files to a committed part, the share of time in which the GPU worked, and a report."""
+    """Return windows per second from files to a committed part, the GPU's busy share of the time, and a report."""
     with tempfile.TemporaryDirectory() as folder:
         store = create_store(Path(folder) / "s.zarr")
         declare_stream(store, plan.name, plan.spec, {})
@@ -119,13 +119,13 @@ def end_to_end(plan: object, files: list[Path], count: int, device: str, decoder
         def part(index: int, chosen: list[Path]) -> PartTask:
             videos = []
             for number, file in enumerate(chosen):
-                named = {"clip_id": f"{index}-{number}", "video": str(file), "start": None, "end": None}
+                fields = {"clip_id": f"{index}-{number}", "video": str(file), "start": None, "end": None}
                 path = file.absolute().relative_to("/")
-                videos.append(VideoTask(path=path, missing="", clips=(ClipTask(**named, attempt=1, streams=(0,)),)))
+                videos.append(VideoTask(path=path, missing="", clips=(ClipTask(**fields, attempt=1, streams=(0,)),)))
             return PartTask(index=index, videos=tuple(videos))
 
         run_part(part(0, files[:count]), job, device)
-        with watched(device) as busy:
+        with gpu_utilisation(device) as busy:
             begin = time.perf_counter()
             report = run_part(part(1, files), job, device)
             rate = report.rows / (time.perf_counter() - begin)
@@ -134,11 +134,11 @@ def end_to_end(plan: object, files: list[Path], count: int, device: str, decoder
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stream", action="append", help="as `amex extract` takes it, NAME or NAME=NETWORK")
+    parser.add_argument("--stream", action="append", help="as in `amex extract`: NAME or NAME=NETWORK")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the streams")
     parser.add_argument("--feeders", default="1")
     parser.add_argument("--size", choices=SIZES, default="240p")
-    parser.add_argument("--videos", type=Path, help="where the videos are kept; made if they are not there")
+    parser.add_argument("--videos", type=Path, help="folder to keep the videos in; they are made if missing")
     parser.add_argument("--files", type=int, default=8, help="videos a feeder")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
@@ -146,18 +146,18 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--stand-in", type=float, metavar="RATE")
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    device = choose_device(given.device)
+    args = parser.parse_args()
+    device = choose_device(args.device)
     device = "cuda:0" if device == "cuda" else device
-    precision = choose_precision(given.precision, device)
-    name_of = torch.cuda.get_device_name(device) if device != "cpu" else platform.processor() or platform.machine()
-    print(f"{name_of}, {torch.get_num_threads()} threads, {precision}, torch {torch.__version__}")
+    precision = choose_precision(args.precision, device)
+    device_name = torch.cuda.get_device_name(device) if device != "cpu" else platform.processor() or platform.machine()
+    print(f"{device_name}, {torch.get_num_threads()} threads, {precision}, torch {torch.__version__}")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        videos = films(given.videos or Path(folder), given.size, 4, FRAMES[given.size])
-        for stream in given.stream or ["r2plus1d_18"]:
+        videos = films(args.videos or Path(folder), args.size, 4, FRAMES[args.size])
+        for stream in args.stream or ["r2plus1d_18"]:
             name, _, network = stream.partition("=")
-            options = dict(pair.split("=", 1) for pair in given.set)
+            options = dict(pair.split("=", 1) for pair in args.set)
             plan = plan_stream(
                 name,
                 network or name,
@@ -165,29 +165,30 @@ def main() -> None:
                 device=device,
                 precision=precision,
                 options=options,
-                batch_size=given.batch_size,
+                batch_size=args.batch_size,
             )
-            if given.stand_in:
-                encoder = StandIn(given.stand_in, plan.spec["output"]["shape"][-1])
-                kind = type("StandInPlan", (type(plan),), {"encoder": lambda self, device, made=encoder: made})
+            if args.stand_in:
+                encoder = StandIn(args.stand_in, plan.spec["output"]["shape"][-1])
+                kind = type("StandInPlan", (type(plan),), {"encoder": lambda self, device, encoder=encoder: encoder})
                 plan = kind(**{each.name: getattr(plan, each.name) for each in dataclasses.fields(plan)})
             encode = None
-            for count in map(int, given.feeders.split(",")):
-                files = (videos * (given.files * count))[: given.files * count]
-                feed, sample = feed_only(plan, files, count, given.decoder)
+            for count in map(int, args.feeders.split(",")):
+                files = (videos * (args.files * count))[: args.files * count]
+                feed, sample = feed_only(plan, files, count, args.decoder)
                 encode = encode or encode_only(plan, device, sample)
-                delivered, busy, seconds = end_to_end(plan, files, count, device, given.decoder)
+                delivered, busy, seconds = end_to_end(plan, files, count, device, args.decoder)
                 ratio = delivered / min(feed, encode)
-                row = {"stream": name, "size": given.size, "feeders": count, "encode": encode, "feed": feed}
-                row |= {"end_to_end": delivered, "busy": busy, "ratio": ratio, "seconds": seconds, "device": name_of}
-                rows.append(row | {"precision": precision, "decoder": given.decoder, "batch_size": plan.batch_size})
+                row = {"stream": name, "size": args.size, "feeders": count, "encode": encode, "feed": feed}
+                row |= {"end_to_end": delivered, "busy": busy, "ratio": ratio, "seconds": seconds}
+                row |= {"device": device_name}
+                rows.append(row | {"precision": precision, "decoder": args.decoder, "batch_size": plan.batch_size})
                 print(
-                    f"{name:>14} {given.size} x {count:<3} encode {encode:8.1f}   feed {feed:8.1f}   "
+                    f"{name:>14} {args.size} x {count:<3} encode {encode:8.1f}   feed {feed:8.1f}   "
                     f"end to end {delivered:8.1f} windows/s   busy {busy:4.0%}   end to end / slower {ratio:.2f}",
                     flush=True,
                 )
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

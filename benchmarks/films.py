@@ -1,4 +1,4 @@
-"""Videos for the other benchmarks: textures that drift over noise, as costly to code as what cameras see."""
+"""Make videos for the other benchmarks: textures that drift over noise, as expensive to code as camera videos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIZES = {"240p": (320, 240), "480p": (640, 480), "1080p": (1920, 1080)}
 
 
 def film(path: Path, size: str, frames: int, seed: int = 0) -> Path:
-    """Encodes a video in H.264 with 25 frames a second, unless the file exists."""
+    """Encode a video in H.264 with 25 frames a second, unless the file exists."""
     if path.exists():
         return path
     width, height = SIZES[size]
@@ -30,6 +30,6 @@ def film(path: Path, size: str, frames: int, seed: int = 0) -> Path:
 
 
 def films(folder: Path, size: str, files: int, frames: int) -> list[Path]:
-    """``files`` different videos."""
+    """Make ``files`` different videos."""
     folder.mkdir(parents=True, exist_ok=True)
     return [film(folder / f"{size}-{frames}-{number}.mp4", size, frames, number) for number in range(files)]

@@ -1,9 +1,9 @@
-"""What models cost when they are used: encoding clips and captions, and scoring pairs, beside each other in one run.
+"""Measure the cost of using models, side by side: encoding clips and captions, and scoring pairs.
 
     python benchmarks/inference.py RUN [RUN ...] [--split test] [--repeats 5]
 
-A RUN is a work folder of amex train, with its store and manifest where they were. One thread. Models take turns, and a
-figure is the median of its repeats; the first model is what the others are compared to.
+A RUN is a work folder of amex train; its store and manifest must be at their original paths. One thread. Models take
+turns, and each figure is a median; ratios are relative to the first model.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from amex.features import open_store
 from amex.manifests import read_manifest
 from amex.train.checkpoint import load_checkpoint
 from amex.train.data import Split
-from amex.train.evaluate import encode, parameters, scores_of
+from amex.train.evaluate import count_parameters, encode, score_embeddings
 from amex.train.selection import of_split
 
 CLIPS, CAPTIONS = 64, 256
 
 
-class Used:
+class TimedModel:
     """A trained model with a batch of clips and captions."""
 
     def __init__(self, run: Path, split: str) -> None:
@@ -46,38 +46,38 @@ class Used:
         self.pairs = len(data.captions) * len(data.clips)
 
     def works(self) -> dict[str, tuple[Callable[[], Any], int]]:
-        """What is timed, and how many items it is for."""
+        """Return the functions to time, and the number of items of each."""
         return {
             "clip": (lambda: self.model.encode_videos(self.video), self.clips),
             "caption": (lambda: self.model.encode_texts(self.text), self.captions),
-            "1,000 pairs": (lambda: scores_of(self.model, *self.embeddings), self.pairs / 1000),
+            "1,000 pairs": (lambda: score_embeddings(self.model, *self.embeddings), self.pairs / 1000),
         }
 
 
 def main() -> None:
-    """Prints a row a model."""
+    """Print a row for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--split", default="test")
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    used = [Used(run, given.split) for run in given.runs]
+    models = [TimedModel(run, args.split) for run in args.runs]
     seconds: dict[tuple[int, str], list[float]] = {}
     with torch.inference_mode():
-        for _ in range(given.repeats + 1):  # the first warms up
-            for number, one in enumerate(used):
-                for work, (call, items) in one.works().items():
+        for _ in range(args.repeats + 1):  # the first is a warm-up
+            for number, model in enumerate(models):
+                for work, (call, items) in model.works().items():
                     started = time.perf_counter()
                     call()
                     seconds.setdefault((number, work), []).append((time.perf_counter() - started) / items)
-    table = Table("model", "parameters", *(f"ms a {work}" for work in used[0].works()), box=None)
+    table = Table("model", "parameters", *(f"ms a {work}" for work in models[0].works()), box=None)
     medians = {key: 1000 * statistics.median(values[1:]) for key, values in seconds.items()}
-    for number, one in enumerate(used):
+    for number, model in enumerate(models):
         cells = [
-            f"{medians[number, work]:.3f} ({medians[number, work] / medians[0, work]:.1f}x)" for work in one.works()
+            f"{medians[number, work]:.3f} ({medians[number, work] / medians[0, work]:.1f}x)" for work in model.works()
         ]
-        table.add_row(one.name, f"{parameters(one.model):,}", *cells)
+        table.add_row(model.name, f"{count_parameters(model.model):,}", *cells)
     Console(width=120).print(table)
 
 

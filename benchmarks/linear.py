@@ -1,11 +1,11 @@
-"""What linear methods reach on the features of a store: CCA and ridge regression.
+"""Evaluate linear methods on the features of a store: CCA and ridge regression.
 
     pip install 'amex[bench]'
     python benchmarks/linear.py --store vidvrd.zarr --manifest vidvrd.jsonl --streams resnet152 conv3d [--merge]
 
-Videos are the means of their rows, standardised; texts tf-idf of their words, or the sentence vectors of a text stream.
-Regularisation and dimensions are chosen by rsum on the validation split, figures are of the test split. Nothing here
-is random.
+Videos are standardised means of their rows; texts are tf-idf vectors of their words, or sentence vectors of a text
+stream. Regularisation and dimensions are chosen by rsum on the validation split; figures are for the test split.
+Nothing is random.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DIMENSIONS = (16, 32, 64, 80, 128, 256)
 
 
 def videos(store: Store, streams: list[str], clips: list[Clip]) -> np.ndarray:
-    """(clips, D): means of the rows of each stream, side by side."""
+    """Return (clips, D): the means of each stream's rows, concatenated."""
     parts = []
     for name in streams:
         batch = store[name].read([clip.clip_id for clip in clips])
@@ -46,7 +46,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def cca(x: np.ndarray, y: np.ndarray, regularisation: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Regularised canonical correlations: projections of x and of y, and the correlations, the largest first."""
+    """Regularised CCA: return projections of x and of y, and the correlations in descending order."""
     n = len(x)
     cxx = x.T @ x / n
     cyy = y.T @ y / n
@@ -62,7 +62,7 @@ def cca(x: np.ndarray, y: np.ndarray, regularisation: float) -> tuple[np.ndarray
 
 
 def methods(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """(method, setting, projection of videos, projection of texts) of everything tried; x and y are centred."""
+    """Yield (method, setting, projection of videos, projection of texts) for every setting; x and y are centred."""
     for regularisation in REGULARISATION:
         a, b, s = cca(x, y, regularisation)
         for dims in DIMENSIONS:
@@ -81,32 +81,32 @@ def methods(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[str, str, np.ndarray
 def linear(
     store: Store, clips: list[Clip], *, streams: list[str], text: str, logit: bool, merge: bool
 ) -> Iterator[tuple[str, str, dict[str, Any], Ranks]]:
-    """Each method with each kind of text: its name, the setting chosen, figures and ranks of the test split.
+    """Yield each method with each kind of text: its name, the chosen setting, test figures and test ranks.
 
     Args:
-        text: the stream whose sentence vectors to try beside tf-idf.
-        logit: features are probabilities: take their log-odds.
-        merge: equal captions are one query.
+        text: the text stream whose sentence vectors to use beside tf-idf.
+        logit: take the log-odds of features, which must be probabilities.
+        merge: treat equal captions as one query.
     """
     splits = {name: [clip for clip in clips if clip.split == name] for name in ("train", "val", "test")}
-    raw = {name: videos(store, streams, some) for name, some in splits.items()}
+    raw = {name: videos(store, streams, own) for name, own in splits.items()}
     if logit:
         raw = {name: scipy.special.logit(values.clip(1e-6, 1 - 1e-6)) for name, values in raw.items()}
     mean, std = raw["train"].mean(0), raw["train"].std(0) + 1e-6
     x = {name: (values - mean) / std for name, values in raw.items()}
-    pairs = {name: [(i, c) for i, clip in enumerate(some) for c in clip.captions] for name, some in splits.items()}
+    pairs = {name: [(i, c) for i, clip in enumerate(own) for c in clip.captions] for name, own in splits.items()}
     vectorizer = TfidfVectorizer(token_pattern=r"\w+").fit([caption for _, caption in pairs["train"]])
     texts = {
-        "tf-idf": {name: vectorizer.transform([c for _, c in some]).toarray() for name, some in pairs.items()},
+        "tf-idf": {name: vectorizer.transform([c for _, c in own]).toarray() for name, own in pairs.items()},
         "sentence vectors": {
-            name: store[text].read([c for _, c in some])["sentence"].astype(np.float64) for name, some in pairs.items()
+            name: store[text].read([c for _, c in own])["sentence"].astype(np.float64) for name, own in pairs.items()
         },
     }
     for kind, y in texts.items():
         centre = y["train"].mean(0)
-        shown = x["train"][[i for i, _ in pairs["train"]]]
+        train_videos = x["train"][[i for i, _ in pairs["train"]]]
         best: dict[str, tuple[float, str, np.ndarray, np.ndarray]] = {}
-        for method, setting, a, b in methods(shown, unit(y["train"]) - centre):
+        for method, setting, a, b in methods(train_videos, unit(y["train"]) - centre):
             rsum = evaluate(*scores_of(x["val"], unit(y["val"]) - centre, a, b, splits["val"], merge))["rsum"]
             if method not in best or rsum > best[method][0]:
                 best[method] = (rsum, setting, a, b)
@@ -119,16 +119,16 @@ def linear(
 def scores_of(
     x: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray, clips: list[Clip], merge: bool
 ) -> tuple[Scores, Truth]:
-    """Cosines between projected videos and texts, and what belongs together."""
+    """Return the cosines between projected videos and texts, and the ground truth."""
     counts = [len(clip.captions) for clip in clips]
     starts = list(itertools.accumulate([0, *counts]))
     own = [list(range(start, start + count)) for start, count in zip(starts, counts, strict=False)]
     captions = [caption for clip in clips for caption in clip.captions]
     if merge:
         first = {caption: index for index, caption in reversed(list(enumerate(captions)))}
-        kept = sorted(first.values())
-        number = {caption: kept.index(index) for caption, index in first.items()}
-        y, own = y[kept], [sorted({number[caption] for caption in clip.captions}) for clip in clips]
+        places = sorted(first.values())
+        number = {caption: places.index(index) for caption, index in first.items()}
+        y, own = y[places], [sorted({number[caption] for caption in clip.captions}) for clip in clips]
     return Scores.of(unit(y @ b) @ unit(x @ a).T), Truth(captions=own, queries=len(y))
 
 
@@ -137,17 +137,17 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--streams", nargs="+", required=True)
-    parser.add_argument("--text", default="text_bert", help="the stream whose sentence vectors to try beside tf-idf")
-    parser.add_argument("--logit", action="store_true", help="features are probabilities: take their log-odds")
-    parser.add_argument("--merge", action="store_true", help="equal captions are one query")
+    parser.add_argument("--text", default="text_bert", help="text stream whose sentence vectors to use beside tf-idf")
+    parser.add_argument("--logit", action="store_true", help="take the log-odds of features (probabilities)")
+    parser.add_argument("--merge", action="store_true", help="treat equal captions as one query")
     options = vars(parser.parse_args())
     store, clips = open_store(options.pop("store")), read_manifest(options.pop("manifest"))
     print("method | t2v R@1 R@5 R@10 | v2t R@1 R@5 R@10 | rsum | chosen on val")
-    for name, setting, found, _ in linear(store, clips, **options):
+    for name, setting, result, _ in linear(store, clips, **options):
         cells = [
-            " ".join(f"{found[way][f'R@{k}']:.1f}" for k in (1, 5, 10)) for way in ("text_to_video", "video_to_text")
+            " ".join(f"{result[key][f'R@{k}']:.1f}" for k in (1, 5, 10)) for key in ("text_to_video", "video_to_text")
         ]
-        print(f"{name} | {cells[0]} | {cells[1]} | {found['rsum']:.1f} | {setting}")
+        print(f"{name} | {cells[0]} | {cells[1]} | {result['rsum']:.1f} | {setting}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Three streams in one pass over the videos against three runs of one stream each, as commands.
+"""Compare three streams in one pass over the videos with three runs of one stream each, as commands.
 
     python benchmarks/one_pass.py [--videos DIR] [--rounds 1] [--device cpu] [--json FILE]
 
-A clip, a frame and an object stream with random weights. Start-up, decoding and writing are part of all runs, as they
-are for users. Quote the ratio.
+The streams are clip, frame and object features with random weights. All runs include start-up, decoding and writing, as
+for users. Quote the ratio.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STREAMS = {
 
 
 def extract(videos: Path, store: Path, streams: list[str], device: str) -> tuple[float, dict]:
-    """Seconds of one command, and its report."""
+    """Run one command; return its seconds and its report."""
     command = [sys.executable, "-m", "amex.cli", "extract", "--dataset", "folder", "--videos", str(videos)]
     command += ["--store", str(store), "--device", device, "--json"]
     for name in streams:
@@ -39,30 +39,30 @@ def extract(videos: Path, store: Path, streams: list[str], device: str) -> tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=Path, help="a folder of videos; some are made unless it is given")
+    parser.add_argument("--videos", type=Path, help="a folder of videos; default: make some")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        videos = given.videos
+        videos = args.videos
         if videos is None:
             videos = Path(folder) / "videos"
             films(videos, "480p", 4, 500)
         rounds = []
-        for number in range(given.rounds):
+        for number in range(args.rounds):
             alone = {
-                name: extract(videos, Path(folder) / f"{name}-{number}.zarr", [name], given.device)[0]
+                name: extract(videos, Path(folder) / f"{name}-{number}.zarr", [name], args.device)[0]
                 for name in STREAMS
             }
-            together, report = extract(videos, Path(folder) / f"all-{number}.zarr", list(STREAMS), given.device)
+            together, report = extract(videos, Path(folder) / f"all-{number}.zarr", list(STREAMS), args.device)
             ratio = together / sum(alone.values())
             rounds.append({"alone": alone, "together": together, "ratio": ratio, "report": report})
             runs = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in alone.items())
             print(f"{runs}; one pass {together:.1f} s, ratio {ratio:.2f}", flush=True)
     print(f"median ratio {statistics.median(each['ratio'] for each in rounds):.2f}")
-    if given.json:
-        given.json.write_text(json.dumps(rounds, indent=1) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(rounds, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Seconds and memory to open a stream of a million clips, with and without its index, and to look clips up.
+"""Measure seconds and memory to open a stream of a million clips, with and without its index, and to look clips up.
 
     python benchmarks/opening.py [--clips 1000000] [--parts 1000 15000] [--against FOLDER]
 
-Only commit records are written, as if all were extracted: no array is read. Each figure is of a process of its own, in
-which the store is opened once; memory is the most that it had, with Python and all imports. ``--against`` is a folder
-that has another version of the package ``amex`` in it, whose figures are printed beside.
+Only commit records are written, as if all clips were extracted: no array is read. Each figure comes from a separate
+process that opens the store once; memory is its peak, with Python and all imports. ``--against`` names a folder that
+contains another version of the package ``amex``, whose figures are printed for comparison.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ stream = amex.features.open_store(path)["s"]
 seconds = time.perf_counter() - begin
 assert len(stream) == count
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-some = [f"video{random.randrange(count):07d}_000_010" for _ in range(64)]
-find = stream.index.find if hasattr(stream, "index") else lambda some: [stream.rows_of(name) for name in some]
-find(some)
+names = [f"video{random.randrange(count):07d}_000_010" for _ in range(64)]
+find = stream.index.find if hasattr(stream, "index") else lambda names: [stream.rows_of(name) for name in names]
+find(names)
 begin = time.perf_counter()
-find(some)
+find(names)
 print(json.dumps({"open_s": seconds, "peak_mb": peak, "find_64_us": 1e6 * (time.perf_counter() - begin)}))
 """
 
@@ -74,11 +74,13 @@ def write_commits(store: Path, clips: int, parts: int) -> None:
 
 
 def opened(store: Path, clips: int, package: Path) -> str:
-    """The figures of one process that opens the store, as text."""
+    """Open the store in a new process and return its figures as text."""
     command = [sys.executable, "-c", OPEN, str(store), str(clips)]
-    there = {**os.environ, "PYTHONPATH": str(package)}
-    told = json.loads(subprocess.run(command, env=there, check=True, capture_output=True, text=True).stdout)
-    return f"{told['open_s']:6.2f} s  {told['peak_mb']:6,.0f} MB  64 clips found in {told['find_64_us']:,.0f} us"
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    figures = json.loads(output)
+    lookup = f"64 clips found in {figures['find_64_us']:,.0f} us"
+    return f"{figures['open_s']:6.2f} s  {figures['peak_mb']:6,.0f} MB  {lookup}"
 
 
 def main() -> None:
@@ -86,19 +88,19 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1_000_000)
     parser.add_argument("--parts", type=int, nargs="+", default=[1000, 15_000])
     parser.add_argument("--against", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     ours = Path(schema.__file__).parents[2]
-    for parts in given.parts:
+    for parts in args.parts:
         with tempfile.TemporaryDirectory() as folder:
             store = create_store(Path(folder) / "s.zarr")
-            write_commits(store, given.clips, parts)
-            print(f"{given.clips:,} clips in {parts:,} parts")
-            if given.against:
-                print(f"  {given.against}: {opened(store, given.clips, given.against.resolve())}")
-            print(f"  index built:  {opened(store, given.clips, ours)}")
+            write_commits(store, args.clips, parts)
+            print(f"{args.clips:,} clips in {parts:,} parts")
+            if args.against:
+                print(f"  {args.against}: {opened(store, args.clips, args.against.resolve())}")
+            print(f"  index built:  {opened(store, args.clips, ours)}")
             size = (store / "s" / schema.INDEX).stat().st_size
             for _ in range(3):
-                print(f"  index read:   {opened(store, given.clips, ours)}  ({size / 1e6:,.0f} MB)")
+                print(f"  index read:   {opened(store, args.clips, ours)}  ({size / 1e6:,.0f} MB)")
 
 
 if __name__ == "__main__":

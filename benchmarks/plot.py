@@ -1,4 +1,4 @@
-"""Draws docs/figures/extraction.svg from what the other benchmarks wrote with ``--json`` into benchmarks/results.
+"""Draw docs/figures/extraction.svg from the files that other benchmarks wrote to benchmarks/results with ``--json``.
 
 python benchmarks/plot.py
 """

@@ -1,9 +1,10 @@
-"""How the parts of a run that are not encoding grow with the number of clips, up to a million.
+"""Measure how the parts of a run other than encoding grow with the number of clips, up to a million.
 
     python benchmarks/scaling.py --clips 10000 --clips 100000 --clips 1000000
 
-The manifest, the plan, Dask's scheduler and workers, and the store are real; in place of decoding and encoding, each
-part waits ``--part-seconds`` and writes features of the size of R(2+1)D-18's over ten seconds. One row a size.
+The manifest, the plan, Dask's scheduler and workers, and the store are real. Instead of decoding and encoding, each
+part waits ``--part-seconds`` and writes features of the size of R(2+1)D-18's for ten seconds of video. Prints a column
+for each number of clips.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from amex.extract.run import job
 from amex.extract.run.cluster import local
 from amex.extract.run.display import NoDisplay
 from amex.extract.run.part import PartTask, Report
-from amex.extract.run.plan import Partition, VideoFiles, existing, plan_parts
+from amex.extract.run.plan import Partition, VideoFiles, existing_stream, plan_parts
 from amex.features import ClipRows, ClipSource, create_store, declare_stream, open_store, write_part
 from amex.manifests import VideoFinder, read_manifest
 
@@ -35,7 +36,7 @@ TIMES = np.stack([np.arange(ROWS), np.arange(ROWS) + 1.0], 1)
 
 
 def fake_work(number: int, task: PartTask, settings: tuple[Path, float], device: str, topic: str) -> Report:
-    """In place of ``job.work``."""
+    """Replacement for ``job.run_task``."""
     store, seconds = settings
     begin = time.monotonic()
     arrays = {"values": VALUES, "times": TIMES}
@@ -50,8 +51,8 @@ def fake_work(number: int, task: PartTask, settings: tuple[Path, float], device:
     return Report(clips=len(rows))
 
 
-def measure(count: int, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Everything once, with ``count`` clips, ten to a video."""
+def measure(count: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything once, with ``count`` clips, ten to a video."""
     videos, manifest = folder / "videos", folder / "m.jsonl"
     names = [f"{number // 1000:04d}/{number:07d}.mp4" for number in range(count // 10)]
     for name in names:
@@ -66,42 +67,40 @@ def measure(count: int, folder: Path, given: argparse.Namespace) -> dict[str, An
                 "end": number % 10 + 1,
             }
             out.write(json.dumps(record) + "\n")
-    took: dict[str, Any] = {"clips": count}
+    results: dict[str, Any] = {"clips": count}
 
     def clocked(what: str, action: Any) -> Any:
         begin = time.perf_counter()
         result = action()
-        took[what] = time.perf_counter() - begin
+        results[what] = time.perf_counter() - begin
         return result
 
     clips = clocked("read the manifest", lambda: read_manifest(manifest))
     finder = clocked("find the videos", lambda: VideoFinder(videos))
-    tasks = clocked(
-        "plan", lambda: list(plan_parts(clips, VideoFiles(finder), [], [None], part_clips=given.part_clips))
-    )
+    tasks = clocked("plan", lambda: list(plan_parts(clips, VideoFiles(finder), [], [None], part_clips=args.part_clips)))
     store = create_store(folder / "s.zarr")
     declare_stream(store, "s", SPEC, {})
-    job.work = fake_work
-    own = psutil.Process()  # which the scheduler and the client live in
-    with local(given.workers) as workers:
-        workers.client.wait_for_workers(given.workers)
+    job.run_task = fake_work
+    own = psutil.Process()  # hosts the scheduler and the client
+    with local(args.workers) as workers:
+        workers.client.wait_for_workers(args.workers)
         before, cpu = own.memory_info().rss, sum(own.cpu_times()[:2])
-        settings = (store, given.part_seconds)
+        settings = (store, args.part_seconds)
         clocked("run", lambda: job.run_tasks(workers, tasks, settings, "cpu", NoDisplay()))
-        took["scheduler, MB more"] = (own.memory_info().rss - before) / 1e6
-        took["scheduler, ms a part"] = (sum(own.cpu_times()[:2]) - cpu) / len(tasks) * 1e3
-    took["parts"] = len(tasks)
+        results["scheduler, MB more"] = (own.memory_info().rss - before) / 1e6
+        results["scheduler, ms a part"] = (sum(own.cpu_times()[:2]) - cpu) / len(tasks) * 1e3
+    results["parts"] = len(tasks)
     stream = clocked("open the store", lambda: open_store(store)["s"])
     files = VideoFiles(finder)
     absent = clocked(
         "find what is absent",
-        lambda: list(plan_parts(clips, files, [], [existing(store, "s")], part_clips=given.part_clips)),
+        lambda: list(plan_parts(clips, files, [], [existing_stream(store, "s")], part_clips=args.part_clips)),
     )
     assert not absent
     assert all(files.state(clip, stream) == "done" for clip in clips)
-    clocked("a partition's clips", lambda: Partition(0, 64).clips(clips, given.part_clips))
-    took["files"] = sum(1 for path in store.rglob("*") if path.is_file())
-    return took
+    clocked("a partition's clips", lambda: Partition(0, 64).clips(clips, args.part_clips))
+    results["files"] = sum(1 for path in store.rglob("*") if path.is_file())
+    return results
 
 
 def main() -> None:
@@ -110,11 +109,11 @@ def main() -> None:
     parser.add_argument("--part-clips", type=int, default=64)
     parser.add_argument("--part-seconds", type=float, default=0.0)
     parser.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args()
+    args = parser.parse_args()
     results = []
-    for count in given.clips or [10_000]:
+    for count in args.clips or [10_000]:
         with tempfile.TemporaryDirectory() as folder:
-            results.append(measure(count, Path(folder), given))
+            results.append(measure(count, Path(folder), args))
         print(json.dumps(results[-1]), flush=True)
     table = Table("", *(f"{result['clips']:,}" for result in results), box=None)
     for name in results[0]:

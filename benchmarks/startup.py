@@ -1,10 +1,10 @@
-"""How long `amex extract` takes from the command to the first decoded frame, and what it does meanwhile.
+"""Measure the time of `amex extract` from the command to the first decoded frame, by phases.
 
     python benchmarks/startup.py [--runs N] [--json] [-- more options of amex extract]
 
-Draws a short video, extracts it with R(2+1)D-18 of random weights on one worker of this machine, and watches the
-processes from outside: what is measured is the command as users run it. The first frame is decoded some hundredths of
-a second after a feeder opens the video. Beside it: a command that cannot work, and one that has nothing to do.
+Makes a short video, extracts it with R(2+1)D-18 and random weights on one local worker, and watches the processes from
+outside, so the measured command is that of users. The first frame is decoded some hundredths of a second after a feeder
+opens the video. For comparison: a command with an error, and one with nothing to do.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import av
 import numpy as np
 import psutil
 
-# Seconds between looks at the processes.
+# Seconds between checks of the processes.
 INTERVAL = 0.01
 
 
 def draw(path: Path, frames: int = 64) -> None:
-    """A video of noise, 320x240."""
+    """Make a video of noise, 320x240."""
     pictures = np.random.default_rng(0).integers(0, 255, (frames, 240, 320, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=30, width=320, height=240, pix_fmt="yuv420p")
@@ -42,31 +42,31 @@ def command(videos: Path, store: Path, more: list[str]) -> list[str]:
 
 
 def phases(videos: Path, store: Path, more: list[str]) -> dict[str, float]:
-    """Seconds from the start of the command until each thing is there."""
+    """Return seconds from the start of the command to each event."""
     begin = time.perf_counter()
     run = subprocess.Popen(command(videos, store, more), stdout=subprocess.DEVNULL)
-    seen: dict[str, float] = {}
+    times: dict[str, float] = {}
     stream = store / "r2plus1d_18"
     while run.poll() is None:
         for child in psutil.Process(run.pid).children(recursive=True):
             try:
                 words = " ".join(child.cmdline())
                 if "spawn_main" in words:
-                    seen.setdefault("worker process", time.perf_counter() - begin)
+                    times.setdefault("worker process", time.perf_counter() - begin)
                 elif "amex.extract.video" in words:
-                    seen.setdefault("feeder process", time.perf_counter() - begin)
+                    times.setdefault("feeder process", time.perf_counter() - begin)
                     if any(Path(file.path).parent == videos for file in child.open_files()):
-                        seen.setdefault("video opened by a feeder", time.perf_counter() - begin)
-            except psutil.Error:  # it has ended
+                        times.setdefault("video opened by a feeder", time.perf_counter() - begin)
+            except psutil.Error:  # the process has ended
                 continue
         if stream.exists():
-            seen.setdefault("plan made", time.perf_counter() - begin)
+            times.setdefault("plan made", time.perf_counter() - begin)
         if any((stream / "commits").glob("*.json")):
-            seen.setdefault("part committed", time.perf_counter() - begin)
+            times.setdefault("part committed", time.perf_counter() - begin)
         time.sleep(INTERVAL)
     if run.returncode:
         sys.exit(f"the run ended with {run.returncode}")
-    return seen | {"end": time.perf_counter() - begin}
+    return times | {"end": time.perf_counter() - begin}
 
 
 def seconds(arguments: list[str]) -> float:
@@ -80,23 +80,23 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("more", nargs="*", help="further options of amex extract, after --")
-    given = parser.parse_args()
+    args = parser.parse_args()
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
         videos = Path(folder).resolve() / "videos"
         videos.mkdir()
         draw(videos / "a.mp4")
-        for number in range(given.runs + 1):  # the first one reads the libraries from the disk
+        for number in range(args.runs + 1):  # the first one reads the libraries from the disk
             store = videos.parent / f"{number}.zarr"
-            measured = phases(videos, store, given.more)
-            measured["nothing to do"] = seconds(command(videos, store, given.more))
-            measured["no such folder"] = seconds(command(videos / "none", store, given.more))
+            measured = phases(videos, store, args.more)
+            measured["nothing to do"] = seconds(command(videos, store, args.more))
+            measured["no such folder"] = seconds(command(videos / "none", store, args.more))
             rounds.append(measured)
     medians = {name: statistics.median(each[name] for each in rounds[1:]) for name in rounds[-1]}
-    if given.json:
+    if args.json:
         print(json.dumps(medians, indent=1))
         return
-    print(f"seconds from the command on, the median of {given.runs} runs")
+    print(f"seconds from the command on, the median of {args.runs} runs")
     for name, value in medians.items():
         print(f"  {name:<26}{value:6.2f}")
 

@@ -1,23 +1,23 @@
-"""A store against the other ways to keep features: reading, writing, files and bytes, in one run.
+"""Compare a store with other ways to keep features: reading, writing, files and bytes, in one run.
 
     python benchmarks/storage.py [--clips 10000] [--rounds 3] [--features FILE] [--json FILE] [--markdown]
 
-The clips have 8 to 40 rows of 512 half-precision numbers, drawn from the distribution that features of a ResNet have
-(non-negative, dense, mean 0.5), and a time a row; or rows of FILE (.npy, rows x D). They are kept in a store in parts
-of 64 clips and in one in parts of 1,024 (``amex 64``, ``amex 1,024``), as two .npy files a clip (``.npy``), as one .npy
-file an array (``large .npy``), and as two datasets a clip in one HDF5 file.
+Clips have 8 to 40 rows of 512 half-precision numbers and a time a row. Numbers are drawn like features of a ResNet
+(non-negative, dense, mean 0.5), or are rows of FILE (.npy, rows x D). The layouts are: a store with parts of 64 clips
+and one with parts of 1,024 (``amex 64``, ``amex 1,024``), two .npy files a clip (``.npy``), one .npy file an array
+(``large .npy``), and two datasets a clip in one HDF5 file.
 
-- random: batches of 64 clips, values and times. TensorStore and zarr-python read the files of the store of large parts,
-  all of whose arrays are open.
-- in order: all rows at once. zarr-python and TensorStore read the store's arrays part by part.
-- forked: the batches at random in two processes that are forked from one that has read already, as loaders of data are.
+- random: read batches of 64 clips, values and times. TensorStore and zarr-python read the files of the store with large
+  parts; all its arrays are open.
+- in order: read all rows. zarr-python and TensorStore read the store's arrays part by part.
+- forked: read random batches in two processes forked from one that has read before, as a data loader does.
 - start: a new process reads 64 clips; files are in the page cache.
-- writing: with and without an fsync of each .npy file; a store syncs its files, and reads back what it wrote. Others
-  who write to the disk matter much; TMPDIR=/dev/shm leaves the disk out.
-- S3: a server on this machine that answers DELAY seconds late, as an object store does.
+- writing: with and without an fsync of each .npy file. A store syncs its files and reads them back. Other writes to the
+  disk disturb this; TMPDIR=/dev/shm avoids the disk.
+- S3: a server on this machine that answers DELAY seconds late, like an object store.
 
-What is compared takes turns, ``--rounds`` times. Printed are medians, the lowest and the highest in brackets; ratios
-are the medians of each round's. Machines differ and are noisy: quote the ratios.
+Measurements alternate for ``--rounds`` rounds. The output has medians, with minimum and maximum in brackets; ratios are
+medians of each round's ratio. Machines differ and are noisy: quote the ratios.
 """
 
 from __future__ import annotations
@@ -40,187 +40,50 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from layouts import (
+    Reader,
+    amex_reader,
+    bytes_of,
+    draw,
+    hdf5_reader,
+    npy_reader,
+    size,
+    tensorstore_arrays,
+    tensorstore_reader,
+    write_hdf5,
+    write_large,
+    write_npy,
+    write_store,
+    zarr_arrays,
+    zarr_reader,
+)
 
-from amex.features import ClipRows, Stream, create_store, declare_stream, open_store, write_part
+from amex.features import ClipRows
 
-DIM = 512
 BATCH = 64
 PARTS = (64, 1024)
-# Seconds that a reader reads in each round.
+# Seconds of reading in each round.
 EACH = 0.4
-# Clips that are written in each round, and that lie in S3.
+# Clips to write in each round, and clips in S3.
 WRITTEN, IN_S3 = 1024, 1024
-# Seconds that S3's server waits before it answers.
+# Delay of the S3 server in seconds.
 DELAY = 0.02
 
-Reader = Callable[[Sequence[int]], object]
 
-
-def ours(part: int) -> str:
+def store_name(part: int) -> str:
+    """Return the name of a store with parts of this size."""
     return f"amex {part:,}"
 
 
 # The columns of the documentation's table.
-KINDS = (*map(ours, reversed(PARTS)), ".npy", "large .npy", "HDF5", "TensorStore", "zarr-python")
-
-
-# --- What is kept ----------------------------------------------------------------------------------------------------
-
-
-def draw(count: int, features: Path | None) -> list[ClipRows]:
-    """Clips of 8 to 40 rows, of a pool of rows that is longer than what a compressor looks back on."""
-    generator = np.random.default_rng(0)
-    if features is None:
-        pool = (generator.standard_exponential((1 << 16, DIM), np.float32) / 2).astype(np.float16)
-    else:
-        pool = np.load(features, allow_pickle=False).astype(np.float16)
-    clips = []
-    for index in range(count):
-        rows = int(generator.integers(8, 41))
-        starts = np.arange(rows, dtype=np.float64)
-        arrays = {"values": pool[generator.integers(len(pool), size=rows)], "times": np.stack([starts, starts + 1], 1)}
-        clips.append(ClipRows(clip_id=f"clip{index}", arrays=arrays))
-    return clips
-
-
-def spec_of(clips: Sequence[ClipRows]) -> dict[str, Any]:
-    return {"output": {"shape": [clips[0].arrays["values"].shape[1]], "dtype": "float16"}}
-
-
-def bytes_of(clips: Sequence[ClipRows]) -> int:
-    return sum(array.nbytes for clip in clips for array in clip.arrays.values())
-
-
-def write_store(path: Path | str, clips: Sequence[ClipRows], part: int) -> None:
-    store, spec = create_store(path), spec_of(clips)
-    declare_stream(store, "s", spec, {})
-    for number, first in enumerate(range(0, len(clips), part)):
-        some = clips[first : first + part]
-        write_part(store, "s", f"{number:06d}", spec=spec, clips=some, failures=[], run={})
-
-
-def write_npy(folder: Path, clips: Sequence[ClipRows], sync: bool = False) -> None:
-    folder.mkdir()
-    for clip in clips:
-        for name, array in clip.arrays.items():
-            with (folder / f"{clip.clip_id}_{name}.npy").open("wb") as file:
-                np.save(file, array)
-                if sync:
-                    file.flush()
-                    os.fsync(file.fileno())
-
-
-def write_hdf5(path: Path, clips: Sequence[ClipRows]) -> None:
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        for clip in clips:
-            for name, array in clip.arrays.items():
-                file[f"{clip.clip_id}/{name}"] = array
-
-
-def write_large(folder: Path, clips: Sequence[ClipRows]) -> None:
-    folder.mkdir()
-    for name in clips[0].arrays:
-        np.save(folder / f"{name}.npy", np.concatenate([clip.arrays[name] for clip in clips]))
-
-
-def size(path: Path) -> dict[str, float]:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return {"files": len(files), "megabytes": sum(file.stat().st_size for file in files) / 1e6}
-
-
-# --- Readers ---------------------------------------------------------------------------------------------------------
-
-
-def amex_reader(store: Path | str) -> Reader:
-    stream = open_store(store)["s"]
-    return lambda indices: stream.read([f"clip{index}" for index in indices])
-
-
-def npy_reader(folder: Path) -> Reader:
-    def read(indices: Sequence[int]) -> object:
-        return [
-            np.load(folder / f"clip{index}_{name}.npy", allow_pickle=False)
-            for index in indices
-            for name in ("values", "times")
-        ]
-
-    return read
-
-
-def hdf5_reader(path: Path) -> Reader:
-    import h5py
-
-    file = h5py.File(path)
-    return lambda indices: [file[f"clip{index}/{name}"][...] for index in indices for name in ("values", "times")]
-
-
-def folders(stream: Stream) -> dict[str, Path]:
-    return {part: stream.path / "parts" / commit["folder"] for part, commit in stream.commits.items()}
-
-
-def places(stream: Stream) -> list[tuple[str, int, int]]:
-    """Of each clip its part, first row and the row after its last."""
-    clips: dict[str, tuple[str, int, int]] = {}
-    for part, commit in stream.commits.items():
-        ends = np.cumsum([0, *(clip["rows"] for clip in commit["clips"])]).tolist()
-        for clip, (begin, end) in zip(commit["clips"], itertools.pairwise(ends), strict=True):
-            clips[clip["clip_id"]] = (part, begin, end)
-    return [clips[f"clip{index}"] for index in range(len(clips))]
-
-
-def zarr_arrays(store: Path) -> tuple[list[tuple[str, int, int]], dict[str, list[Any]]]:
-    import zarr
-
-    stream = open_store(store)["s"]
-    names = ("values", "times")
-    return places(stream), {
-        part: [zarr.open_array(folder / name, mode="r") for name in names] for part, folder in folders(stream).items()
-    }
-
-
-def tensorstore_arrays(store: Path) -> tuple[list[tuple[str, int, int]], dict[str, list[Any]]]:
-    import tensorstore
-
-    stream = open_store(store)["s"]
-    options: dict[str, Any] = {"open": True, "read": True, "recheck_cached": False}
-    return places(stream), {
-        part: [
-            tensorstore.open(
-                {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / name)}}, **options
-            ).result()
-            for name in ("values", "times")
-        ]
-        for part, folder in folders(stream).items()
-    }
-
-
-def zarr_reader(store: Path) -> Reader:
-    where, arrays = zarr_arrays(store)
-
-    def read(indices: Sequence[int]) -> object:
-        return [array[begin:end] for part, begin, end in map(where.__getitem__, indices) for array in arrays[part]]
-
-    return read
-
-
-def tensorstore_reader(store: Path) -> Reader:
-    where, arrays = tensorstore_arrays(store)
-
-    def read(indices: Sequence[int]) -> object:
-        wanted = [where[index] for index in indices]
-        futures = [array[begin:end].read() for part, begin, end in wanted for array in arrays[part]]
-        return [future.result() for future in futures]
-
-    return read
+KINDS = (*map(store_name, reversed(PARTS)), ".npy", "large .npy", "HDF5", "TensorStore", "zarr-python")
 
 
 # --- Measuring -------------------------------------------------------------------------------------------------------
 
 
 def rate(read: Reader, batches: Iterator[Sequence[int]]) -> float:
-    """Clips a second in batches."""
+    """Return clips per second over batches."""
     clips, begin = 0, time.perf_counter()
     while (spent := time.perf_counter() - begin) < EACH:
         batch = next(batches)
@@ -236,7 +99,7 @@ def batches_of(count: int, seed: int) -> Iterator[list[int]]:
 
 
 def take_turns(rounds: int, measures: dict[str, Callable[[int], float]]) -> dict[str, list[float]]:
-    """What each measures in each round; every other round in the other order. The first round warms up."""
+    """Measure in alternating order, which reverses every round; the first round is a warm-up."""
     results: dict[str, list[float]] = {name: [] for name in measures}
     for number in range(rounds + 1):
         for name in list(measures)[:: 1 if number % 2 else -1]:
@@ -254,12 +117,12 @@ def random_rates(readers: dict[str, Reader], count: int, rounds: int) -> dict[st
 
 
 def forked_rate(read: Reader, count: int, seed: int) -> float:
-    """Clips a second of two processes together."""
+    """Return clips per second of two processes together."""
     context = multiprocessing.get_context("fork")
     ready, rates = context.Barrier(2), context.SimpleQueue()
 
     def loader(number: int) -> None:
-        read(next(batches_of(count, 1000 + number)))  # connections and files of its own
+        read(next(batches_of(count, 1000 + number)))  # open this process's own files
         ready.wait()
         rates.put(rate(read, batches_of(count, 100 * seed + number)))
 
@@ -274,7 +137,7 @@ def forked_rate(read: Reader, count: int, seed: int) -> float:
 
 
 def in_order(rounds: int, root: Path, count: int, megabytes: float) -> dict[str, list[float]]:
-    """Gigabytes a second."""
+    """Measure reading everything, in gigabytes per second."""
 
     def seconds(read: Callable[[], object]) -> Callable[[int], float]:
         def measure(_: int) -> float:
@@ -284,12 +147,12 @@ def in_order(rounds: int, root: Path, count: int, megabytes: float) -> dict[str,
 
         return measure
 
-    def by_part(arrays: dict[str, list[Any]], some: int, read: Callable[[Any], object]) -> Callable[[int], float]:
-        """Of the first so many parts: zarr-python would take most of the run."""
+    def by_part(arrays: dict[str, list[Any]], parts: int, read: Callable[[Any], object]) -> Callable[[int], float]:
+        """Read only the first parts, since zarr-python would take most of the run."""
 
         def measure(_: int) -> float:
             begin, read_bytes = time.perf_counter(), 0
-            for part in sorted(arrays)[:some]:
+            for part in sorted(arrays)[:parts]:
                 read_bytes += sum(array.nbytes for array in read(arrays[part]))
             return read_bytes / 1e9 / (time.perf_counter() - begin)
 
@@ -302,9 +165,9 @@ def in_order(rounds: int, root: Path, count: int, megabytes: float) -> dict[str,
     }
     for part in PARTS:
         read = amex_reader(root / f"{part}.zarr")
-        measures[ours(part)] = seconds(lambda read=read: read(everything))
-    loose = npy_reader(root / "npy")
-    measures[".npy"] = seconds(lambda: loose(everything))
+        measures[store_name(part)] = seconds(lambda read=read: read(everything))
+    npy_files = npy_reader(root / "npy")
+    measures[".npy"] = seconds(lambda: npy_files(everything))
     if importable("tensorstore"):
         _, arrays = tensorstore_arrays(root / f"{PARTS[-1]}.zarr")
         measures["TensorStore"] = by_part(
@@ -330,7 +193,7 @@ FIRST_READS = {
         "import numpy",
         "[numpy.load(f'{path}/{clip}_{name}.npy') for clip in clips for name in ('values', 'times')]",
     ),
-    **{ours(part): OURS for part in PARTS},
+    **{store_name(part): OURS for part in PARTS},
     "HDF5": (
         "import h5py",
         "file = h5py.File(path); [file[f'{clip}/{name}'][...] for clip in clips for name in ('values', 'times')]",
@@ -339,7 +202,7 @@ FIRST_READS = {
 
 
 def starts(rounds: int, root: Path, count: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of a new process that reads 64 clips: from its start to its end, and to open and read alone."""
+    """Measure a new process that reads 64 clips: its total seconds, and the seconds to open and read."""
     inside: dict[str, list[float]] = {name: [] for name in FIRST_READS}
     paths = [root / "npy", *(root / f"{part}.zarr" for part in PARTS), root / "all.h5"]
 
@@ -363,13 +226,13 @@ def starts(rounds: int, root: Path, count: int) -> tuple[dict[str, list[float]],
 
 
 def writes(rounds: int, root: Path, clips: Sequence[ClipRows]) -> dict[str, list[float]]:
-    """Megabytes of rows a second."""
+    """Measure writing, in megabytes of rows per second."""
     megabytes, number = bytes_of(clips) / 1e6, itertools.count()
 
     def measure(write: Callable[[Path], None]) -> Callable[[int], float]:
         def run(_: int) -> float:
-            os.sync()  # what others have left to write
-            # Nothing is deleted meanwhile: ext4 is slow to make files where others were deleted a moment ago.
+            os.sync()  # flush earlier writes of others
+            # Delete nothing meanwhile: ext4 creates files slowly just after a deletion.
             path = root / f"written-{next(number)}"
             begin = time.perf_counter()
             write(path)
@@ -379,7 +242,7 @@ def writes(rounds: int, root: Path, clips: Sequence[ClipRows]) -> dict[str, list
 
     measures = {".npy": measure(lambda path: write_npy(path, clips))}
     for part in PARTS:
-        measures[ours(part)] = measure(lambda path, part=part: write_store(path, clips, part))
+        measures[store_name(part)] = measure(lambda path, part=part: write_store(path, clips, part))
     measures[".npy, fsync"] = measure(lambda path: write_npy(path, clips, sync=True))
     return take_turns(rounds, measures)
 
@@ -388,21 +251,21 @@ MEMORY = """
 import json, sys
 from pathlib import Path
 sys.path[:0] = json.loads(sys.argv[1])
-import storage
+import layouts
 def kilobytes(line):
     (match,) = (text for text in open("/proc/self/status") if text.startswith(line))
     return int(match.split()[1])
-clips = storage.draw(int(sys.argv[3]), None)
+clips = layouts.draw(int(sys.argv[3]), None)
 before = kilobytes("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-storage.write_store(sys.argv[2], clips, len(clips))
-rows = storage.bytes_of(clips) / 1024
+Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM
+layouts.write_store(sys.argv[2], clips, len(clips))
+rows = layouts.bytes_of(clips) / 1024
 print(json.dumps([rows / 1024, (kilobytes("VmHWM") - before) / 1024]))
 """
 
 
 def memory(root: Path, count: int) -> tuple[float, float]:
-    """MiB of a part's rows, and the most memory that writing it takes besides them, in MiB."""
+    """Return the size of a part's rows, and the peak memory to write it beyond them, both in MiB."""
     paths = json.dumps([str(Path(__file__).parent), *sys.path[1:]])
     command = [sys.executable, "-c", MEMORY, paths, root / "memory", str(count)]
     rows, besides = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -413,7 +276,7 @@ def memory(root: Path, count: int) -> tuple[float, float]:
 
 
 def serve(connection: Connection) -> None:
-    """A server of S3's API; answers each message with the number of requests since the last one."""
+    """Run an S3 server; answer each message with the number of requests since the last one."""
     import logging
 
     from s3_server import Server
@@ -429,7 +292,7 @@ def serve(connection: Connection) -> None:
 
 @contextlib.contextmanager
 def s3() -> Iterator[Callable[[bool], int]]:
-    """S3 at the address of the environment; what it gives counts requests, and says whether answers are late."""
+    """Point the environment to an S3 server; yield a function that counts requests and switches the delay."""
     mine, theirs = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -451,7 +314,7 @@ def s3() -> Iterator[Callable[[bool], int]]:
 
 
 def from_s3(rounds: int, clips: Sequence[ClipRows]) -> dict[str, Any]:
-    """Seconds and requests of 64 clips: of the first read of a stream, and of the next one."""
+    """Measure seconds and requests to read 64 clips: the first read of a stream, and the next one."""
     import boto3
 
     results: dict[str, Any] = {}
@@ -495,13 +358,13 @@ def importable(module: str) -> bool:
 
 
 def compare(results: dict[str, list[float]], against: str, digits: int = 0) -> list[list[str]]:
-    """A line each: name, median and spread, and the ratio to another."""
+    """Format a line for each result: name, median with range, and ratio to another result."""
     lines = []
     for name, values in results.items():
         ratio = statistics.median(mine / theirs for mine, theirs in zip(values, results[against], strict=True))
         numbers = [f"{number:,.{digits}f}" for number in (statistics.median(values), min(values), max(values))]
-        between = f" ({numbers[1]} to {numbers[2]})" if len(values) > 1 else ""
-        lines.append([name, numbers[0] + between, f"{ratio:.2f}"])
+        limits = f" ({numbers[1]} to {numbers[2]})" if len(values) > 1 else ""
+        lines.append([name, numbers[0] + limits, f"{ratio:.2f}"])
     return lines
 
 
@@ -519,12 +382,12 @@ def print_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measurements")
     parser.add_argument("--features", type=Path, help="take rows from a .npy file (rows, D) instead of drawing them")
     parser.add_argument("--json", type=Path, help="write the figures of all rounds")
     parser.add_argument("--markdown", action="store_true", help="also print the tables of the documentation")
-    given = parser.parse_args()
-    results: dict[str, Any] = {"clips": given.clips, "cores": len(os.sched_getaffinity(0))}
+    args = parser.parse_args()
+    results: dict[str, Any] = {"clips": args.clips, "cores": len(os.sched_getaffinity(0))}
     summary: list[list[str]] = []
 
     def show(title: str, results: dict[str, list[float]], unit: str, against: str, digits: int = 0) -> None:
@@ -534,56 +397,56 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        clips = draw(given.clips, given.features)
+        clips = draw(args.clips, args.features)
         megabytes = bytes_of(clips) / 1e6
         write_npy(root / "npy", clips)
         write_large(root / "large", clips)
         write_hdf5(root / "all.h5", clips)
         for part in PARTS:
             write_store(root / f"{part}.zarr", clips, part)
-        kept = {ours(part): size(root / f"{part}.zarr") for part in PARTS}
-        kept |= {".npy": size(root / "npy"), "large .npy": size(root / "large"), "HDF5": size(root / "all.h5")}
-        results["size"] = {"megabytes": megabytes, **kept}
-        lines = [[name, f"{one['files']:,}", f"{one['megabytes']:,.1f}"] for name, one in kept.items()]
+        sizes = {store_name(part): size(root / f"{part}.zarr") for part in PARTS}
+        sizes |= {".npy": size(root / "npy"), "large .npy": size(root / "large"), "HDF5": size(root / "all.h5")}
+        results["size"] = {"megabytes": megabytes, **sizes}
+        lines = [[name, f"{entry['files']:,}", f"{entry['megabytes']:,.1f}"] for name, entry in sizes.items()]
         print_table([f"{len(clips):,} clips, {megabytes:,.1f} MB", "files", "MB"], lines)
 
         npy, large = ".npy", f"{PARTS[-1]}.zarr"
         readers = {npy: npy_reader(root / "npy")}
-        readers |= {ours(part): amex_reader(root / f"{part}.zarr") for part in PARTS}
-        # Before others start threads, which a fork would lack.
+        readers |= {store_name(part): amex_reader(root / f"{part}.zarr") for part in PARTS}
+        # Fork before other readers start threads: a fork would lose them.
         results["forked"] = take_turns(
-            given.rounds,
+            args.rounds,
             {name: lambda number, read=read: forked_rate(read, len(clips), number) for name, read in readers.items()},
         )
         readers["HDF5"] = hdf5_reader(root / "all.h5")
         if importable("tensorstore"):
             readers["TensorStore"] = tensorstore_reader(root / large)
         else:
-            print("no TensorStore here: its rows are left out (pip install tensorstore)", file=sys.stderr)
+            print("TensorStore is not installed and left out (pip install tensorstore)", file=sys.stderr)
         readers["zarr-python"] = zarr_reader(root / large)
-        results["random"] = random_rates(readers, len(clips), given.rounds)
+        results["random"] = random_rates(readers, len(clips), args.rounds)
         show("64 clips at random", results["random"], "clips/s", npy)
         show("two forked processes", results["forked"], "clips/s", npy)
-        results["in_order"] = in_order(given.rounds, root, len(clips), megabytes)
+        results["in_order"] = in_order(args.rounds, root, len(clips), megabytes)
         show("all in order", results["in_order"], "GB/s", "large .npy", 2)
-        results["process"], results["first_read"] = starts(given.rounds, root, len(clips))
+        results["process"], results["first_read"] = starts(args.rounds, root, len(clips))
         show("a new process that reads 64 clips", results["process"], "s", npy, 2)
         show("of which to open and read", results["first_read"], "s", npy, 3)
-        results["writing"] = writes(given.rounds, root, clips[:WRITTEN])
+        results["writing"] = writes(args.rounds, root, clips[:WRITTEN])
         show("writing", results["writing"], "MB/s", npy)
         del clips[IN_S3:]
         if Path("/proc/self/status").exists():
-            rows, besides = results["memory"] = memory(root, given.clips)
+            rows, extra = results["memory"] = memory(root, args.clips)
             print(
-                f"writing a part of {rows:,.0f} MiB of rows takes {besides:,.0f} MiB of memory besides them\n",
+                f"writing a part of {rows:,.0f} MiB of rows takes {extra:,.0f} MiB of memory beyond them\n",
                 flush=True,
             )
         if importable("moto"):
-            results["s3"] = from_s3(given.rounds, clips)
+            results["s3"] = from_s3(args.rounds, clips)
             alone = statistics.median(results["s3"]["one request"])
             lines = [["one request", f"{alone:.3f}", "1", "1.0", "", ""]]
             for name, (first, later) in results["s3"]["reads"].items():
-                medians = [statistics.median(values) for one in (later, first) for values in one.values()]
+                medians = [statistics.median(values) for entry in (later, first) for values in entry.values()]
                 seconds, requests, first_seconds, first_requests = medians
                 line = [f"{seconds:.3f}", f"{requests:g}", f"{seconds / alone:.1f}"]
                 lines.append([name, *line, f"{first_seconds:.3f}", f"{first_requests:g}"])
@@ -591,16 +454,16 @@ def main() -> None:
             remote = (head, lines)
             print_table(*remote)
         else:
-            print("no moto here: S3 is left out (pip install 'amex[test]')", file=sys.stderr)
-    if given.markdown:
+            print("moto is not installed, so S3 is left out (pip install 'amex[test]')", file=sys.stderr)
+    if args.markdown:
         for column, digits in (("files", 0), ("megabytes", 1)):
-            counts = {name: f"{one[column]:,.{digits}f}" for name, one in kept.items()}
+            counts = {name: f"{entry[column]:,.{digits}f}" for name, entry in sizes.items()}
             summary.append([column, *(counts.get(kind, "") for kind in KINDS)])
         print_markdown(["", *KINDS], summary)
         if "s3" in results:
             print_markdown(*remote)
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

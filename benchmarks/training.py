@@ -1,11 +1,11 @@
-"""Steps a second of training from a store larger than the memory for it, against features in memory.
+"""Compare training speed from a store larger than its page cache with features in memory.
 
     python benchmarks/training.py [--gb 5] [--share 10] [--seconds 5] [--rounds 5] [--models clip_mean global amenet]
 
-A store of drawn features is made: clips of 8 to 40 rows of 512 halves, a thousand captions. A process for each model
-trains in turns from memory and from the store, so that other work on the machine slows both. It may keep one part in
-``--share`` of the store in the page cache: its control group is limited to what it needs itself and that much more,
-which takes root and version 1 of control groups. Without them the store is dropped from the page cache before the first
+The store has random features: clips of 8 to 40 rows of 512 halves, a thousand captions. One process for each model
+trains alternately from memory and from the store, so that other work on the machine slows both. The page cache holds at
+most one part in ``--share`` of the store: the control group of the process is limited to its own memory plus that size,
+which needs root and version 1 of control groups. Otherwise the store is dropped from the page cache before the first
 step, and the output says so. Quote the ratios.
 """
 
@@ -36,16 +36,16 @@ MODELS = {
     "global": ["model.text=text"],
     "amenet": ["model.text=text", "model.relation_branch=false", "objective.adversary=off"],
 }
-# What a step frees stays with the process, or the page cache would have that too.
+# Freed memory stays with the process; otherwise the page cache would get it too.
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-# Steps before the clock starts, and of a turn at least: the batches that workers have read ahead are few of them.
+# Steps before the measurement, and the minimum steps of a turn: workers have prefetched few of them.
 WARM, LEAST = 10, 30
 
 
 def make(folder: Path, gigabytes: float) -> None:
-    """A store of so many GB, and a manifest."""
+    """Make a store of this size in GB, and its manifest."""
     rng = np.random.default_rng(0)
-    drawn = np.abs(rng.standard_normal((1 << 16, DIM))).astype(np.float16)
+    features = np.abs(rng.standard_normal((1 << 16, DIM))).astype(np.float16)
     store, spec = create_store(folder / "s.zarr"), {"output": {"shape": [DIM], "dtype": "float16"}}
     declare_stream(store, "motion", spec, {})
     text = {"of": "captions", "shape": [DIM], "dtype": "float16"}
@@ -53,7 +53,7 @@ def make(folder: Path, gigabytes: float) -> None:
     declare_stream(store, "text", {"output": text}, {})
     captions = [f"caption number {i}" for i in range(CAPTIONS)]
     of_captions = [
-        ClipRows(clip_id=caption, arrays={"values": drawn[i : i + 8], "sentence": drawn[i]})
+        ClipRows(clip_id=caption, arrays={"values": features[i : i + 8], "sentence": features[i]})
         for i, caption in enumerate(captions)
     ]
     write_part(store, "text", "0", spec={"output": text}, clips=of_captions, failures=[], run={"host": ""})
@@ -62,9 +62,9 @@ def make(folder: Path, gigabytes: float) -> None:
         while written < gigabytes * 1e9:
             clips = []
             for rows in map(int, rng.integers(8, 41, PART)):
-                first = int(rng.integers(0, len(drawn) - rows))
+                first = int(rng.integers(0, len(features) - rows))
                 times = np.arange(rows)[:, None] + np.array([0.0, 1.0])
-                arrays = {"values": drawn[first : first + rows], "times": times}
+                arrays = {"values": features[first : first + rows], "times": times}
                 clips.append(ClipRows(clip_id=f"c{number}", arrays=arrays))
                 line = {"clip_id": f"c{number}", "video": f"v{number // 20}.mp4", "split": "train"}
                 manifest.write(json.dumps(line | {"captions": [captions[number % CAPTIONS]]}) + "\n")
@@ -76,7 +76,7 @@ def make(folder: Path, gigabytes: float) -> None:
 
 
 def drop(folder: Path) -> None:
-    """Removes the files below a folder from the page cache."""
+    """Remove the files below a folder from the page cache."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -94,19 +94,19 @@ class Group:
         return int(stat[name])
 
     def limit_cache(self, size: int) -> None:
-        """Leaves so many bytes for the page cache, beside what is used for other things now."""
+        """Limit the page cache to ``size`` bytes, in addition to the memory used otherwise."""
         used = int((self.path / "memory.usage_in_bytes").read_text())
         (self.path / "memory.limit_in_bytes").write_text(str(used - self.cache + size))
 
     @property
     def cache(self) -> int:
-        """Bytes of files in the page cache now; memory that processes share counts as a file's there."""
+        """Bytes of files in the page cache. The kernel counts shared memory as a file too, so it is subtracted."""
         return self._bytes("total_cache") - self._bytes("total_shmem")
 
 
 @contextlib.contextmanager
 def new_group() -> Iterator[Group | None]:
-    """A control group without a limit; None where this process may not make one."""
+    """Create a control group without a limit; yield None if this process may not."""
     path = GROUPS / f"amex-{os.getpid()}"
     try:
         path.mkdir()
@@ -120,45 +120,45 @@ def new_group() -> Iterator[Group | None]:
 
 
 def read_bytes() -> int:
-    """Bytes that this process and its children have read from disks."""
-    here = psutil.Process()
-    return sum(process.io_counters().read_bytes for process in (here, *here.children()))
+    """Return the bytes that this process and its children have read from disks."""
+    process = psutil.Process()
+    return sum(each.io_counters().read_bytes for each in (process, *process.children()))
 
 
-def train(model_name: str, group: Group | None, given: argparse.Namespace) -> None:
-    """Trains in this process, in turns, and prints a row for each way."""
+def train(model_name: str, group: Group | None, args: argparse.Namespace) -> None:
+    """Train in this process, in turns, and print a row for each source of features."""
     import torch
 
     from amex.manifests import read_manifest
     from amex.train.captions import make_text
     from amex.train.config import load_config
     from amex.train.data import Split, inputs
-    from amex.train.fitting import errors_of_workers, fast_products, make_loader, make_optimizer
+    from amex.train.fitting import convert_worker_errors, fast_matmul, make_loader, make_optimizer
     from amex.train.learner import Learner
     from amex.train.models import build_model
     from amex.train.objective import Objective
-    from amex.train.schedule import settle
+    from amex.train.schedule import resolve_auto
 
     config = load_config(model_name, ["model.streams=[motion]", *MODELS[model_name]])
-    store, clips = open_store(given.folder / "s.zarr"), read_manifest(given.folder / "m.jsonl")
-    text = make_text(store, config, clips, given.folder / "m.jsonl")
-    # As a set of so many clips is trained on, but in batches of 64.
-    config, _ = settle(config, pairs=len(clips), an_epoch=len(clips), to_choose=0)
+    store, clips = open_store(args.folder / "s.zarr"), read_manifest(args.folder / "m.jsonl")
+    text = make_text(store, config, clips, args.folder / "m.jsonl")
+    # With the schedule for this many clips, but batches of 64.
+    config, _ = resolve_auto(config, pairs=len(clips), an_epoch=len(clips), to_choose=0)
     config = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": 64, "similar": 1})})
-    held, read = (Split(store, clips, config.model, config.data, text) for _ in range(2))
-    held.load()
-    read.texts.load()
+    in_memory, from_store = (Split(store, clips, config.model, config.data, text) for _ in range(2))
+    in_memory.load()
+    from_store.texts.load()
     torch.manual_seed(0)
     built_for = inputs(store, config, text)
     model = build_model(config.model, built_for)
     learner = Learner(model, Objective(config.objective, model, built_for.concepts)).train()
     optimizer = make_optimizer(config, learner, on_gpu=torch.cuda.is_available())
-    loaders = {"in memory": make_loader(config, held, 1)}
-    for seed, workers in enumerate(given.workers):
-        # An order of its own, or one would find in the page cache what another has just read.
-        chosen = {"train": config.train.model_copy(update={"seed": seed})}
-        chosen |= {"data": config.data.model_copy(update={"workers": workers})}
-        loaders[f"read, {workers} workers"] = make_loader(config.model_copy(update=chosen), read, 1)
+    loaders = {"in memory": make_loader(config, in_memory, 1)}
+    for seed, workers in enumerate(args.workers):
+        # A separate order; otherwise a loader would find in the page cache what another has just read.
+        changes = {"train": config.train.model_copy(update={"seed": seed})}
+        changes |= {"data": config.data.model_copy(update={"workers": workers})}
+        loaders[f"read, {workers} workers"] = make_loader(config.model_copy(update=changes), from_store, 1)
 
     def batches(loader: torch.utils.data.DataLoader) -> Iterator[dict]:
         for epoch in itertools.count():
@@ -166,32 +166,32 @@ def train(model_name: str, group: Group | None, given: argparse.Namespace) -> No
             yield from loader
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(fast_products())
+        stack.enter_context(fast_matmul())
         for loader in loaders.values():
-            stack.enter_context(errors_of_workers(loader))
-        sources = {way: batches(loader) for way, loader in loaders.items()}
+            stack.enter_context(convert_worker_errors(loader))
+        sources = {source_name: batches(loader) for source_name, loader in loaders.items()}
         for source in sources.values():
             for batch in itertools.islice(source, WARM):
                 learner.train_step(batch, optimizer)
-        drop(given.folder / "s.zarr")
+        drop(args.folder / "s.zarr")
         if group is not None:
-            group.limit_cache(int(read.bytes / given.share))
-        rates: dict[str, list[float]] = {way: [] for way in sources}
-        amounts: dict[str, list[float]] = {way: [] for way in sources}
-        for _ in range(given.rounds):
-            for way, source in sources.items():
+            group.limit_cache(int(from_store.bytes / args.share))
+        rates: dict[str, list[float]] = {source_name: [] for source_name in sources}
+        amounts: dict[str, list[float]] = {source_name: [] for source_name in sources}
+        for _ in range(args.rounds):
+            for source_name, source in sources.items():
                 amount, begin, done = read_bytes(), time.perf_counter(), 0
-                while done < LEAST or time.perf_counter() - begin < given.seconds:
+                while done < LEAST or time.perf_counter() - begin < args.seconds:
                     learner.train_step(next(source), optimizer)
                     done += 1
-                rates[way].append(done / (time.perf_counter() - begin))
-                amounts[way].append((read_bytes() - amount) / done / 1e6)
-    cached = f", {group.cache / 1e6:.0f} MB of {read.bytes / 1e6:,.0f} MB cached" if group else ""
-    for way, each in rates.items():
+                rates[source_name].append(done / (time.perf_counter() - begin))
+                amounts[source_name].append((read_bytes() - amount) / done / 1e6)
+    cached = f", {group.cache / 1e6:.0f} MB of {from_store.bytes / 1e6:,.0f} MB cached" if group else ""
+    for source_name, each in rates.items():
         ratio = statistics.median(rate / base for rate, base in zip(each, rates["in memory"], strict=True))
         print(
-            f"{model_name:<10} {way:<16} {statistics.median(each):7.1f} steps/s, ratio {ratio:.2f}, "
-            f"{statistics.median(amounts[way]):.2f} MB from the disk a step{cached}",
+            f"{model_name:<10} {source_name:<16} {statistics.median(each):7.1f} steps/s, ratio {ratio:.2f}, "
+            f"{statistics.median(amounts[source_name]):.2f} MB from the disk a step{cached}",
             flush=True,
         )
 
@@ -199,30 +199,30 @@ def train(model_name: str, group: Group | None, given: argparse.Namespace) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=5.0, help="size of the store")
-    parser.add_argument("--share", type=float, default=10.0, help="the store is so many times the page cache")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
+    parser.add_argument("--share", type=float, default=10.0, help="size of the store as a multiple of the page cache")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, help="where the store is made, and stays for the next time")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a process: its model and control group
-    given = parser.parse_args()
-    if given.one:
-        model, path = given.one
+    parser.add_argument("--folder", type=Path, help="folder to make the store in and to keep it for the next run")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # for a child process: its model and control group
+    args = parser.parse_args()
+    if args.one:
+        model, path = args.one
         group = Group(Path(path)) if path else None
         if group is not None:
             (group.path / "cgroup.procs").write_text(str(os.getpid()))
-        train(model, group, given)
+        train(model, group, args)
         return
-    with tempfile.TemporaryDirectory() if given.folder is None else contextlib.nullcontext(given.folder) as folder:
+    with tempfile.TemporaryDirectory() if args.folder is None else contextlib.nullcontext(args.folder) as folder:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "m.jsonl").exists():
-            make(folder, given.gb)
-        for model in given.models:
+            make(folder, args.gb)
+        for model in args.models:
             with new_group() as group:
                 if group is None:
-                    print("no control group: the page cache is dropped first, and not limited")
+                    print("no control group: the page cache is dropped first, but not limited")
                 command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(folder)]
                 command += ["--one", model, str(group.path) if group else ""]
                 subprocess.run(command, check=True, env=os.environ | KEEPING)

@@ -19,12 +19,14 @@ from .train import set_option, trained_on_options
 @dataset_option
 @root_option
 @trained_on_options
-@click.option("--work-dir", required=True, type=click.Path(path_type=Path), help="Where all runs go.")
+@click.option("--work-dir", required=True, type=click.Path(path_type=Path), help="The folder for all runs.")
 @set_option
-@click.option("--seeds", default="0,1,2", show_default=True, help="Train each variant with each of these.")
-@click.option("--variant", "only", multiple=True, metavar="NAME", help="Only this one of the file's; repeat for more.")
-@click.option("--split", default="test", show_default=True, help="What to report; checkpoints are chosen on data.val.")
-@click.option("--merge", "merged", is_flag=True, help="As of amex eval.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="The seeds to train each variant with.")
+@click.option("--variant", "only", multiple=True, metavar="NAME", help="Train only this variant; repeat for more.")
+@click.option(
+    "--split", default="test", show_default=True, help="The split to report; checkpoints are chosen on data.val."
+)
+@click.option("--merge", "merged", is_flag=True, help="Treat equal captions as one query, as amex eval does.")
 @json_option
 def ablate(
     which: str,
@@ -40,21 +42,27 @@ def ablate(
     merged: bool,
     as_json: bool,
 ) -> None:
-    """Train the variants that a file lists, and compare them.
+    """Train the variants of a configuration, and compare them.
 
-    Each is trained with several seeds; mean and spread are printed, and how far each variant is from the configuration
-    as it is (default), with a 95 percent interval over queries and seeds. The file says variants = {"name":
-    ["section.key=value", ...], ...}. What is finished is not repeated, unless the configuration, the features, the
-    manifest or its role graphs changed. The table has all variants that were made from what there is now.
+    Every variant is trained with several seeds. Printed are the mean and the standard deviation, and the difference of
+    each variant to the unchanged configuration (default), with a 95 percent interval over queries and seeds. The file
+    of the configuration lists variants = {"name": ["section.key=value", ...], ...}. Finished runs are not repeated,
+    unless the configuration, the features, the manifest or its role graphs have changed.
+
+    \b
+    amex ablate amenet_shapes --store shapes.zarr --work-dir ablation --seeds 0,1,2
     """
-    from ..train.ablate import Sources, table_path
-    from ..train.ablate import ablate as run
+    from ..train.config import load_config
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError as error:
         raise click.UsageError(f"--seeds takes numbers, as in 0,1,2, got {seeds!r}") from error
+    load_config(which, settings)
     store, manifest_path = store_and_manifest(dataset, root, store, manifest_path)
+    from ..train.ablate import Sources, table_path
+    from ..train.ablate import ablate as run
+
     sources = Sources(store=store, manifest=manifest_path, split=split, merged=merged)
     results = run(
         which,
@@ -76,7 +84,7 @@ def ablate(
 
 
 def print_ablation(results: dict[str, dict[str, Any]]) -> None:
-    """A table: a variant a row, mean ± std of the figures that people compare."""
+    """Print a table of the variants: mean ± standard deviation of the main figures."""
     from rich.table import Table
 
     wanted = ("t2v R@1", "t2v R@10", "t2v MedR", "v2t R@1", "v2t R@10", "rsum", "swapped pairs")
@@ -94,28 +102,28 @@ def print_ablation(results: dict[str, dict[str, Any]]) -> None:
 
 
 def print_differences(results: dict[str, dict[str, Any]]) -> None:
-    """A table: how far each variant differs from the first, with its interval."""
+    """Print a table of the difference of each variant to the first, with its interval."""
     from rich.table import Table
 
     others = {variant: entry["against"] for variant, entry in results.items() if "against" in entry}
-    for variant, found in others.items():
-        if problem := found.get("problem"):
-            click.echo(f"{variant} is not compared with {found['variant']}: {problem}")
-    others = {variant: found for variant, found in others.items() if "intervals" in found}
+    for variant, comparison in others.items():
+        if problem := comparison.get("problem"):
+            click.echo(f"{variant} is not compared with {comparison['variant']}: {problem}")
+    others = {variant: comparison for variant, comparison in others.items() if "intervals" in comparison}
     if not others:
         return
     wanted = ("rsum", "t2v R@1", "t2v R@10", "v2t R@1", "v2t R@10", "swapped pairs")
-    names = [name for name in wanted if all(name in found["intervals"] for found in others.values())]
+    names = [name for name in wanted if all(name in comparison["intervals"] for comparison in others.values())]
     first = next(iter(others.values()))["variant"]
     table = Table(f"less {first}", *names, "seeds", box=None)
-    for variant, found in others.items():
-        cells = ["{:+.1f} [{:.1f}, {:.1f}]".format(*found["intervals"][name]) for name in names]
-        table.add_row(variant, *cells, str(len(found["seeds"])))
+    for variant, comparison in others.items():
+        cells = ["{:+.1f} [{:.1f}, {:.1f}]".format(*comparison["intervals"][name]) for name in names]
+        table.add_row(variant, *cells, str(len(comparison["seeds"])))
     console().print(table)
 
 
 def ablation_galleries(results: dict[str, dict[str, Any]]) -> list[str]:
-    """What the figures of variants are of: a gallery in common, or each its own where they read different streams."""
+    """Return the lines about the gallery: one for all variants, or one each if they read different streams."""
     from ..train.coverage import gallery_lines
 
     lines = {

@@ -1,8 +1,9 @@
-"""``amex datasets``: the known data sets, their protocols, and what of them is on this disk."""
+"""``amex datasets``: known data sets, their protocols, and their files on this disk."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import console, progress_bar
+from ..console import PAGE_WIDTH, console, progress_bar
 from ..errors import plural
 from .options import json_option, root_option
 from .places import Known, known, scan
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 @click.group(invoke_without_command=True)
 @click.pass_context
 def datasets(ctx: click.Context) -> None:
-    """List known data sets, and what of one is on this disk.
+    """List known data sets, and their files on this disk.
 
-    Each protocol is one published way to use a data set: a training split, and a gallery that is searched. Name it as
-    NAME:PROTOCOL wherever a data set is asked for; the first of a set is its default.
+    A protocol is one published way to use a data set: a training split, and a gallery that is searched. Write
+    NAME:PROTOCOL for any option that takes a data set; the first protocol of a data set is its default.
+
+    \b
+    amex datasets
+    amex datasets show msrvtt:1k-A
     """
     if ctx.invoked_subcommand is None:
         ctx.invoke(datasets_ls, as_json=False)
@@ -35,8 +40,6 @@ def datasets(ctx: click.Context) -> None:
 @json_option
 def datasets_ls(as_json: bool) -> None:
     """List data sets and protocols with their counts."""
-    from rich.table import Table
-
     from ..manifests import DATASETS
 
     if as_json:
@@ -47,14 +50,16 @@ def datasets_ls(as_json: bool) -> None:
         }
         click.echo(json.dumps(listed, indent=1))
         return
-    table = Table("NAME:PROTOCOL", "train", "val", "test", "counts", "what it is", box=None)
+    width = min(console().width, PAGE_WIDTH)
+    click.echo(f"{'NAME:PROTOCOL':30}" + "".join(f"{split:>9}" for split in SPLITS) + "  counts")
     for dataset in DATASETS.values():
         for name, protocol in dataset.protocols.items():
-            counts = [f"{protocol.clips[split]:,}" if split in protocol.clips else "" for split in SPLITS]
-            table.add_row(f"{dataset.name}:{name}", *counts, protocol.known, protocol.help)
-    console().print(table)
-    click.echo("Clips by split. Counts are counted in the published files, read in a publication, or unchecked.")
-    click.echo("`amex datasets show NAME` says how people get one, and what of it is on this disk.")
+            counts = (f"{protocol.clips[split]:,}" if split in protocol.clips else "" for split in SPLITS)
+            cells = "".join(f"{count:>9}" for count in counts)
+            click.echo(f"{f'{dataset.name}:{name}':30}{cells}  {protocol.known}")
+            click.echo(textwrap.fill(protocol.help, width, initial_indent="    ", subsequent_indent="    "))
+    click.echo("Clips by split. A count is from the published files, from a publication, or unchecked.")
+    click.echo("`amex datasets show NAME` says how to get a data set, and what of it is on this disk.")
 
 
 SPLITS = ("train", "val", "test")
@@ -77,26 +82,30 @@ def protocol_record(protocol: Protocol) -> dict[str, Any]:
 @click.option(
     "--missing",
     type=click.Path(path_type=Path),
-    help="Where to list the videos that are not there, one id a line.  [default: missing.txt in ROOT/NAME]",
+    help="The file for the ids of missing videos, one a line.  [default: missing.txt in ROOT/NAME]",
 )
 @json_option
 def datasets_show(name: str, root: Path | None, missing: Path | None, as_json: bool) -> None:
-    """Say what a data set is, how to get it, what is here.
+    """Describe a data set, how to get it, and what is here.
 
-    Videos are looked for below ROOT/NAME/videos, and their headers read: those that are missing are listed in a file,
+    Searches ROOT/NAME/videos for the videos and reads their headers. The ids of missing videos are written to a file,
     for a downloader. Exits with 3 if videos are missing or unreadable.
+
+    \b
+    amex datasets show youcook2
+    amex datasets show msrvtt:full --root /data --missing missing.txt
     """
     which = known(name, root)
     annotations = {file.name: file for file in which.dataset.protocols[which.protocol].files}
-    lacking = [name for name in annotations if _lacks(which, name)]
-    here = {} if lacking else on_disk(which, missing)
+    missing_files = [name for name in annotations if _lacks(which, name)]
+    on_this_disk = {} if missing_files else on_disk(which, missing)
     if as_json:
         record = {"name": which.name, "title": which.dataset.title, "videos": which.dataset.videos}
         record |= protocol_record(which.dataset.protocols[which.protocol])
-        click.echo(json.dumps(record | {"lacking": lacking} | here, indent=1))
+        click.echo(json.dumps(record | {"lacking": missing_files} | on_this_disk, indent=1))
     else:
-        print_dataset(which, lacking, here)
-    raise SystemExit(3 if here.get("missing") or here.get("unreadable") else 0)
+        print_dataset(which, missing_files, on_this_disk)
+    raise SystemExit(3 if on_this_disk.get("missing") or on_this_disk.get("unreadable") else 0)
 
 
 def _lacks(which: Known, name: str) -> bool:
@@ -106,7 +115,7 @@ def _lacks(which: Known, name: str) -> bool:
 
 
 def on_disk(which: Known, missing: Path | None) -> dict[str, Any]:
-    """What of a data set is on this disk: counts of clips, videos and hours; and a file of the videos that are not."""
+    """Count clips, videos and hours of a data set on this disk; write the ids of missing videos to a file."""
     from ..extract.run import check_videos
     from ..manifests import Clip, Problem
     from ..storage import write_text
@@ -114,36 +123,36 @@ def on_disk(which: Known, missing: Path | None) -> dict[str, Any]:
     items = scan(which, which.home.annotations)
     clips = [item for item in items if isinstance(item, Clip)]
     counted = count(clips)
-    found: dict[str, Any] = {"clips": counted, "problems": sum(isinstance(item, Problem) for item in items)}
+    counts: dict[str, Any] = {"clips": counted, "problems": sum(isinstance(item, Problem) for item in items)}
     if not which.home.videos.is_dir():
-        return found
+        return counts
     with progress_bar() as bar:
         task = bar.add_task("reading headers", total=len({clip.video for clip in clips}))
         checked = check_videos(clips, which.home.videos, progress=lambda: bar.advance(task))
-    gone = {*checked.missing, *checked.unreadable}
-    found |= {
+    lost = {*checked.missing, *checked.unreadable}
+    counts |= {
         "videos_named": checked.videos,
         "videos_found": checked.videos - len(checked.missing),
         "missing": len(checked.missing),
         "unreadable": len(checked.unreadable),
         "hours": checked.seconds / 3600,
         "too_short": len(checked.too_short),
-        "clips_lost": count([clip for clip in clips if clip.video in gone or clip.clip_id in checked.too_short]),
+        "clips_lost": count([clip for clip in clips if clip.video in lost or clip.clip_id in checked.too_short]),
     }
     if checked.missing:
         listed = missing or which.home.folder / "missing.txt"
         write_text(listed, "".join(f"{video}\n" for video in checked.missing))
-        found["missing_file"] = str(listed)
-    return found
+        counts["missing_file"] = str(listed)
+    return counts
 
 
 def count(clips: Sequence[Clip]) -> dict[str, int]:
-    """Clips by split."""
+    """Count clips by split."""
     return dict(Counter(clip.split or "no split" for clip in clips))
 
 
 def print_dataset(which: Known, lacking: Sequence[str], here: dict[str, Any]) -> None:
-    """For people: what it is, then what is there, then what to do."""
+    """Print what a data set is, what of it is on this disk, and what to do next."""
     from ..manifests import Annotations
 
     dataset, protocol, home = which.dataset, which.dataset.protocols[which.protocol], which.home
@@ -151,14 +160,14 @@ def print_dataset(which: Known, lacking: Sequence[str], here: dict[str, Any]) ->
     others = [name for name in dataset.protocols if name != which.protocol]
     click.echo(f"  protocol: {protocol.help}; others: {', '.join(others) or 'none'}")
     source = f" ({protocol.source})" if protocol.source else ""
-    click.echo(f"  published: {by_split(protocol.clips)} clips, {protocol.known}{source}")
+    click.echo(f"  published: clips: {by_split(protocol.clips)}; {protocol.known}{source}")
     click.echo(f"  videos: {dataset.videos}")
     click.echo(f"annotations, in {home.annotations}:")
     for file in (*protocol.files, *protocol.optional):
-        there = Annotations(home.annotations).find(file.name)
+        present = Annotations(home.annotations).find(file.name)
         how = "fetched when it is needed, from" if file.sha256 else "to be downloaded by hand, from"
         optional = "" if file in protocol.files else "optional, "
-        click.echo(f"  {file.name}: {'there' if there else f'{optional}{how} {file.where}'}")
+        click.echo(f"  {file.name}: {'there' if present else f'{optional}{how} {file.where}'}")
     if lacking:
         click.echo(f"Next: amex manifest build {which.name} fetches what it can, and says what to do about the rest")
         return

@@ -1,4 +1,4 @@
-"""``amex demo``: the whole of amex on clips that it draws, in a few minutes, without a download or a GPU."""
+"""``amex demo``: all of amex on clips that it draws, in a few minutes, without a download or a GPU."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
 from ..console import console, progress_bar
-from ..errors import AmexError
+from ..errors import AmexError, needs, plural
+from ..searching import OpenedRun, open_run, text_features
 from .evaluate import evaluate
-from .extract import print_outcome
 from .features import features_info, features_show
+from .outcome import print_outcome
 from .real_demo import real_demo
 from .report import report
 from .search import search
-from .searching import text_features
 from .serve import serve
 from .train import train
-from .trained import Used, load
 
 STAGES = 5
-# How many of the clips that fit a question best are looked through for the one that is meant.
+# A question ranks only its best hits, up to this number.
 DEPTH = 20
 
 
 def draw_shapes(out: Path, **options: Any) -> Path:
-    """``make_shapes`` with a progress bar."""
+    """Call ``make_shapes`` with a progress bar."""
     from ..shapes.renderer import make_shapes
 
     with progress_bar() as bar:
@@ -43,54 +43,63 @@ def draw_shapes(out: Path, **options: Any) -> Path:
 
 @click.command()
 @click.option(
-    "--out", default="amex-demo", show_default=True, type=click.Path(path_type=Path), help="Where to put it all."
+    "--out", default="amex-demo", show_default=True, type=click.Path(path_type=Path), help="The folder for all results."
 )
-@click.option("--clips", default=400, show_default=True, type=click.IntRange(min=10), help="How many clips to draw.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="What they show.")
-@click.option("--epochs", default=80, show_default=True, type=click.IntRange(min=1), help="How long to train.")
-@click.option("--real", type=click.Path(path_type=Path), help="A folder of videos of yours to extract and search.")
+@click.option("--clips", default=400, show_default=True, type=click.IntRange(min=10), help="Number of clips to draw.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Another seed draws other clips."
+)
+@click.option("--epochs", default=80, show_default=True, type=click.IntRange(min=1), help="Epochs of training.")
+@click.option("--real", type=click.Path(path_type=Path), help="A folder of your own videos, to extract and search.")
 @click.pass_context
 def demo(ctx: click.Context, out: Path, clips: int, seed: int, epochs: int, real: Path | None) -> None:
-    """Run everything once on videos that are drawn for it.
+    """Try everything once on videos that the demo draws.
 
-    Extract clip, object and text features, train AME-Net on them, evaluate, search; in a terminal it ends with the
-    search page. With the default of 400 clips it takes less than five minutes on two cores. It needs no download and no
-    GPU.
+    Draws short videos, extracts features of clips, objects and texts, trains AME-Net on them, evaluates it and searches
+    with it. In a terminal it ends with the search page. With the default of 400 clips it takes less than five minutes
+    on two cores. It needs no download and no GPU.
 
-    With --real DIR extract and search videos of yours instead.
+    With --real DIR it extracts and searches your own videos instead.
+
+    \b
+    amex demo
+    amex demo --real my_videos
     """
     if real is not None:
         real_demo(ctx, real, out)
         return
+    with needs("all", "the demo"):  # before it draws anything
+        for package in ("onedl-mmdetection", "onedl-mmengine"):
+            version(package)
     from ..manifests import read_manifest
 
     store, videos, work = out / "store.zarr", out / "videos", out / "amenet"
     refuse_other_clips(out, clips, seed)
     began = time.monotonic()
-    with stage(1, f"Draw {clips} clips below {out}: one shape moves, or does something to another"):
+    with stage(1, f"Draw {plural(clips, 'clip')} below {out}: one shape moves, or does something to another"):
         manifest = draw_shapes(out, clips=clips, seed=seed, train_twins=True)
         drawn = {clip.clip_id: clip for clip in read_manifest(manifest)}
-        one = next(clip for clip in drawn.values() if "swapped" in clip.extras)
-        twin = drawn[one.extras["swapped"]]
-        click.echo(f"for example {one.captions[0]!r} and its twin, {twin.captions[0]!r}")
+        clip = next(clip for clip in drawn.values() if "swapped" in clip.extras)
+        twin = drawn[clip.extras["swapped"]]
+        click.echo(f"for example {clip.captions[0]!r} and its twin, {twin.captions[0]!r}")
     with stage(2, "Extract clip, object and text features into one store, in one pass over each video"):
         has_text = extract_demo(manifest, videos, store)
         ctx.invoke(features_info, store=store, as_json=False)
     import torch
 
-    # A model as small as this gains nothing from threads that wait for one another, and loses much beside other work.
+    # So small a model is not faster with several threads, and much slower if other programs use the cores.
     torch.set_num_threads(1)
     with stage(3, "Train AME-Net on the store: which caption belongs to which clip"):
         settings = [f"train.epochs={epochs}", *([] if has_text else ["model.text=words"])]
-        given = {"store": store, "manifest_path": manifest, "work_dir": work}
-        ctx.invoke(train, which="amenet_demo", **given, settings=settings, resume=True, as_json=False)
-    with stage(4, "Evaluate it on clips that it has not seen"):
+        paths = {"store": store, "manifest_path": manifest, "work_dir": work}
+        ctx.invoke(train, which="amenet_demo", **paths, settings=settings, resume=True, as_json=False)
+    with stage(4, "Evaluate it on test clips"):
         ctx.invoke(evaluate, paths=[work / "best.pth"], split="test", ties="mean")
         ctx.invoke(report, work_dir=work, split="test", videos=videos)
-    with stage(5, "Search in words that no caption has, for clips that it has not seen"):
-        answers = ask_all(load(work, None, None))
-        shown = show_answers(ctx, answers, out)
-    conclude(out, answers, shown, seconds=time.monotonic() - began)
+    with stage(5, "Search for test clips, with words that differ from their captions"):
+        answers = ask_all(open_run(work))
+        best = show_answers(ctx, answers, out)
+    conclude(out, answers, best, seconds=time.monotonic() - began)
     if sys.stdout.isatty():
         click.echo("\nThe search page, until Ctrl-C:")
         with contextlib.suppress(KeyboardInterrupt):  # all is done by then
@@ -98,21 +107,21 @@ def demo(ctx: click.Context, out: Path, clips: int, seed: int, epochs: int, real
 
 
 def refuse_other_clips(out: Path, clips: int, seed: int) -> None:
-    """Raises AmexError, before anything is done, if the folder holds a demo on other clips: it could not go on."""
+    """Raise AmexError if the folder holds a demo with other clips, which cannot be resumed."""
     from ..manifests import read_manifest
     from ..shapes.renderer import clip_name
 
     manifest = out / "manifest.jsonl"
     if not manifest.exists():
         return
-    there = [clip.clip_id for clip in read_manifest(manifest)]
-    if there != [clip_name(seed, index, train_twins=True) for index in range(clips)]:
+    clip_ids = [clip.clip_id for clip in read_manifest(manifest)]
+    if clip_ids != [clip_name(seed, index, train_twins=True) for index in range(clips)]:
         raise AmexError(f"{out} holds a demo on other clips than {clips} of seed {seed}: choose another --out")
 
 
 @contextlib.contextmanager
 def stage(number: int, does: str) -> Iterator[None]:
-    """Says what a stage of the demo is for, and how long it took."""
+    """Print the purpose of a stage, and how long it took."""
     click.echo(f"{click.style(f'[{number}/{STAGES}]', bold=True)} {does}")
     began = time.monotonic()
     yield
@@ -120,7 +129,7 @@ def stage(number: int, does: str) -> Iterator[None]:
 
 
 def extract_demo(manifest: Path, videos: Path, store: Path) -> bool:
-    """Clip, object and text features of the drawn clips; returns whether there is a text encoder on this machine."""
+    """Extract clip, object and text features; return whether a text encoder is installed."""
     from dask.system import CPU_COUNT
 
     from ..extract.encoders import choose_device, choose_precision, plan_stream
@@ -156,13 +165,13 @@ def extract_demo(manifest: Path, videos: Path, store: Path) -> bool:
 
 
 class Answer(NamedTuple):
-    """Where a search puts a clip of the test split and its twin, in which the roles are exchanged.
+    """The ranks of a test clip and of its twin, in which the roles are exchanged, in one search.
 
     Attributes:
-        question: what the clip shows, in words that are no caption.
+        question: a description of the clip that differs from its captions.
         clip, twin: their ids.
-        rank, twin_rank: their places among the clips of all splits; DEPTH + 1 where they are further down.
-        margin: by how much the score of the clip is above that of the twin; 0 where one of them is further down.
+        rank, twin_rank: their ranks among the clips of all splits; DEPTH + 1 if they are not among the first DEPTH.
+        margin: score of the clip minus score of the twin; 0 if one of them is not among the first DEPTH.
     """
 
     question: str
@@ -174,73 +183,73 @@ class Answer(NamedTuple):
 
 
 def question(clip: Any) -> str:
-    """What a clip shows: a caption has either the plain verb, or sizes and articles like these."""
+    """Describe a clip in other words than its captions, which never combine the plain verb with sizes and articles."""
     actor, other = (f"the {thing['size']} {thing['label']}" for thing in clip.extras["objects"][:2])
     return f"{actor} {clip.extras['event']} {other}"
 
 
-def ask_all(used: Used) -> list[Answer]:
-    """One question for each clip of the test split that has a twin there, asked of the clips of all splits."""
+def ask_all(used: OpenedRun) -> list[Answer]:
+    """Ask one question for each test clip whose twin is in the split, over the clips of all splits."""
     from ..train.search import Searcher
 
-    there = {clip.clip_id for clip in used.clips}
-    clips = [clip for clip in used.clips if clip.split == "test" and clip.extras.get("swapped") in there]
+    ids = {clip.clip_id for clip in used.clips}
+    clips = [clip for clip in used.clips if clip.split == "test" and clip.extras.get("swapped") in ids]
     texts = [question(clip) for clip in clips]
-    made: dict[str, Any] = {}
+    encoded: dict[str, Any] = {}
     if used.text.stream is not None and texts:  # all at once: the text model is opened once
-        made = dict(zip(texts, text_features(None)(used.text.stream, texts), strict=True))
+        encoded = dict(zip(texts, text_features(None)(used.text.stream, texts), strict=True))
 
     def features(stream: Any, texts: Sequence[str]) -> list[Any]:
-        return [made[text] for text in texts]
+        return [encoded[text] for text in texts]
 
     searcher = Searcher(used.checkpoint, used.store, used.clips, used.text, features)
     answers = []
     for text, clip in zip(texts, clips, strict=True):
         hits = {hit.clip.clip_id: hit for hit in searcher.clips_for(text, DEPTH)}
-        own, twin = hits.get(clip.clip_id), hits.get(clip.extras["swapped"])
+        own_hit, twin_hit = hits.get(clip.clip_id), hits.get(clip.extras["swapped"])
         answers.append(
             Answer(
                 question=text,
                 clip=clip.clip_id,
                 twin=clip.extras["swapped"],
-                rank=own.rank if own else DEPTH + 1,
-                twin_rank=twin.rank if twin else DEPTH + 1,
-                margin=own.score - twin.score if own and twin else 0.0,
+                rank=own_hit.rank if own_hit else DEPTH + 1,
+                twin_rank=twin_hit.rank if twin_hit else DEPTH + 1,
+                margin=own_hit.score - twin_hit.score if own_hit and twin_hit else 0.0,
             )
         )
     return answers
 
 
 def show_answers(ctx: click.Context, answers: list[Answer], out: Path) -> Answer | None:
-    """Searches as a user would for the clip that is told from its twin best, and for the twin; None without twins."""
+    """Show the searches for the pair of twins with the best ranks; return its better answer, None without twins."""
     if not answers:
-        click.echo("too few clips for a pair in which the roles are exchanged: there is nothing to ask")
+        click.echo("no search: there are too few clips for a pair in which the roles are exchanged")
         return None
-    first = sum(answer.rank == 1 for answer in answers)
-    before = sum(answer.rank < answer.twin_rank for answer in answers)
+    at_first = sum(answer.rank == 1 for answer in answers)
+    before_twin = sum(answer.rank < answer.twin_rank for answer in answers)
     click.echo(
-        f"{len(answers)} questions, each for one clip, asked of all clips. The clip that is meant comes first for "
-        f"{first}, and before its twin, in which the roles are exchanged, for {before}."
+        f"{plural(len(answers), 'query')}, each about one clip, against all clips. The right clip comes first for "
+        f"{at_first}, and before its twin, in which the roles are exchanged, for {before_twin}."
     )
-    asked = {answer.clip: answer for answer in answers}
-    pairs = [(answer, asked[answer.twin]) for answer in answers]
-    shown, opposite = max(pairs, key=found_well)
-    click.echo("The pair that it finds best:")
+    by_clip = {answer.clip: answer for answer in answers}
+    pairs = [(answer, by_clip[answer.twin]) for answer in answers]
+    best, opposite = max(pairs, key=found_well)
+    click.echo("The pair with the best ranks:")
     work, videos = out / "amenet", out / "videos"
-    for answer, page in ((shown, out / "search.html"), (opposite, None)):
+    for answer, page in ((best, out / "search.html"), (opposite, None)):
         click.echo(f"\n{command('search', work, answer.question)}")
-        found = {"query": answer.question, "top": 3, "split": "all", "kind": "Flat"}
-        ctx.invoke(search, path=work / "best.pth", **found, html=page, videos=videos)
+        search_options = {"query": answer.question, "top": 3, "split": "all", "kind": "Flat"}
+        ctx.invoke(search, path=work / "best.pth", **search_options, html=page, videos=videos)
         click.echo(
-            f"  meant: {answer.clip}, at {place(answer.rank)}; its twin {answer.twin}, at {place(answer.twin_rank)}"
+            f"  right: {answer.clip}, at {place(answer.rank)}; its twin {answer.twin}, at {place(answer.twin_rank)}"
         )
     sheet = {"videos": videos, "out": out / "sheet.png", "stream": "objects", "frames": 6, "boxes": 6}
-    ctx.invoke(features_show, store=out / "store.zarr", clip=shown.clip, **sheet)
-    return shown
+    ctx.invoke(features_show, store=out / "store.zarr", clip=best.clip, **sheet)
+    return best
 
 
 def found_well(pair: tuple[Answer, Answer]) -> tuple[int, float]:
-    """What grows with how well the worse of two answers is."""
+    """Return a sort key that grows with the quality of the worse of two answers."""
     return -max(answer.rank for answer in pair), min(answer.margin for answer in pair)
 
 
@@ -249,13 +258,13 @@ def place(rank: int) -> str:
 
 
 def conclude(out: Path, answers: list[Answer], shown: Answer | None, *, seconds: float) -> None:
-    """What was reached, against chance; where the pictures are; what to type next."""
+    """Print the figures against chance, the files to look at, and the next commands."""
     from rich.table import Table
 
     store, videos, work = out / "store.zarr", out / "videos", out / "amenet"
     record = json.loads((work / "eval-test.json").read_text())
     recalls, chance = record["text_to_video"], record["chance"]["text_to_video"]
-    table = Table(f"after {seconds / 60:.1f} minutes, on clips that it has not seen", "%", "by chance", box=None)
+    table = Table(f"after {seconds / 60:.1f} minutes, on test clips", "%", "by chance", box=None)
     table.add_row(
         f"a caption finds its clip first, of {record['clips']}", f"{recalls['R@1']:.1f}", f"{chance['R@1']:.1f}"
     )
@@ -264,14 +273,14 @@ def conclude(out: Path, answers: list[Answer], shown: Answer | None, *, seconds:
     if pairs := record.get("swapped_pairs"):
         table.add_row("a caption fits its clip better than the twin", f"{pairs['accuracy']:.1f}", "50.0")
     if answers:
-        before = sum(answer.rank < answer.twin_rank for answer in answers)
-        table.add_row("a question finds its clip before the twin", f"{100 * before / len(answers):.1f}", "50.0")
+        before_twin = sum(answer.rank < answer.twin_rank for answer in answers)
+        table.add_row("a question finds its clip before the twin", f"{100 * before_twin / len(answers):.1f}", "50.0")
     console().print(table)
     click.echo(f"\nTo look at:\n  {work / 'report' / 'index.html'}  figures, curves, relations, every query")
     if shown is not None:
         click.echo(
-            f"  {out / 'search.html'}  what was found for {shown.question!r}\n"
-            f"  {out / 'sheet.png'}  the clip that was meant, as the detector saw it"
+            f"  {out / 'search.html'}  the results for {shown.question!r}\n"
+            f"  {out / 'sheet.png'}  the right clip, with the boxes of the detector"
         )
     own = ("extract", videos, "--store", out / "own.zarr", "--dry-run")
     click.echo(
@@ -285,10 +294,10 @@ def conclude(out: Path, answers: list[Answer], shown: Answer | None, *, seconds:
 
 
 def serve_command(work: Path, videos: Path) -> str:
-    """The command that shows the search page."""
+    """Return the command that serves the search page."""
     return command("serve", work, "--videos", videos)
 
 
 def command(*words: object) -> str:
-    """A command as one types it."""
+    """Return a command line as a user types it."""
     return shlex.join(["amex", *map(str, words)])

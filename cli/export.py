@@ -8,26 +8,27 @@ from pathlib import Path
 import click
 
 from .options import json_option
+from .parameters import CHECKPOINT
 from .trained import store_option
 
 
 @click.command("export")
-@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("path", metavar="RUN", type=CHECKPOINT)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option(
     "--onnx",
     is_flag=True,
-    help="Also write ONNX graphs of the text side and of the video side, of models whose score is a dot product.",
+    help="Also write ONNX graphs of the text and the video encoder, for models whose score is a dot product.",
 )
 @store_option
 @json_option
 def export(path: Path, out: Path, onnx: bool, store: Path | None, as_json: bool) -> None:
-    """Write a trained model as a folder for others.
+    """Export a trained model as a folder for others.
 
-    It has the weights as safetensors, the configuration, the vocabulary, and a model card: what the model was trained
-    on, the figures that amex eval left beside the checkpoint, and how the streams that it reads are made. RUN is the
-    work folder of a run, or a checkpoint in it. `amex.train.load` reads the folder, without store and manifest.
-    Docs: docs/api.md.
+    The folder has the weights as safetensors, the configuration, the vocabulary, and a model card: the training data,
+    the figures that amex eval wrote beside the checkpoint, and the settings of the streams. RUN is the work folder of a
+    run, or a checkpoint in it. `amex.train.load` reads the folder, without store and manifest. Docs:
+    docs/reference/python.md.
 
     \b
     amex train export run --out my-model
@@ -38,7 +39,7 @@ def export(path: Path, out: Path, onnx: bool, store: Path | None, as_json: bool)
     from ..storage import open_path
     from ..train.checkpoint import load_checkpoint
     from ..train.export import write_export
-    from .features.publish import recognised, seen
+    from .features.publish import described_input, recognised
 
     checkpoint = load_checkpoint(path)
     where = store or open_path(checkpoint.sources["store"])
@@ -49,7 +50,7 @@ def export(path: Path, out: Path, onnx: bool, store: Path | None, as_json: bool)
     facts = {}
     for name in checkpoint.fingerprints:
         facts[name] = describe_stream(opened[name])
-        facts[name] |= {"input": seen(facts[name]["spec"]), "known_weights": recognised(facts[name])}
+        facts[name] |= {"input": described_input(facts[name]["spec"]), "known_weights": recognised(facts[name])}
     files = write_export(checkpoint, opened, out, facts=facts, onnx=onnx)
     if as_json:
         click.echo(json.dumps({"folder": str(out), "files": files}, indent=1))

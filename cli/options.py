@@ -1,8 +1,7 @@
-"""What commands share: types and decorators of options, and what the options of ``amex extract`` say, in one object."""
+"""Options that commands share, and the options of ``amex extract`` as one object."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,91 +15,18 @@ from ..extract.limits import (
     GPU_PART_CLIPS,
     GPU_PART_MINUTES,
     LONGEST_FRAME,
-    MOST_FEEDERS,
+    MAX_FEEDERS,
     PART_CLIPS,
     PART_MINUTES,
+    PRECISIONS,
     STALL,
 )
+from ..extracting import DEFAULT_NETWORKS
+from .parameters import FILE, MANIFEST, POSITIVE, STORAGE_PATH, PartitionNumber, StreamSetting, StreamValue
 
 Command = Callable[..., Any]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-
-
-class StoragePath(click.ParamType):
-    """A folder, or an address such as s3://BUCKET/NAME."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from ..storage import open_path
-
-        return open_path(value)
-
-
-class Positive(click.FloatRange):
-    """A number above zero, up to ``most``, and neither NaN nor infinite."""
-
-    def __init__(self, most: float | None = None) -> None:
-        super().__init__(min=0, min_open=True, max=most)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-class StreamValue(click.ParamType):
-    """``STREAM=VALUE`` as (stream, value).
-
-    Args:
-        optional: whether ``STREAM`` alone may stand for ``STREAM=STREAM``.
-    """
-
-    name = "stream=value"
-
-    def __init__(self, *, optional: bool = False) -> None:
-        self.optional = optional
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        stream, equals, rest = value.partition("=")
-        if not stream or (not rest and not (self.optional and not equals)):
-            self.fail(f"expected STREAM=VALUE, as in r2plus1d_18=random:0, got {value!r}", param, ctx)
-        return stream, rest or stream
-
-
-class StreamSetting(click.ParamType):
-    """``STREAM.KEY=VALUE`` as (stream, key, value)."""
-
-    name = "stream.key=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str, str]:
-        path, equals, text = value.partition("=")
-        stream, _, key = path.rpartition(".")
-        if not (stream and key and equals):
-            self.fail(f"expected NAME.KEY=VALUE, as in r2plus1d_18.stride=8, got {value!r}", param, ctx)
-        return stream, key, text
-
-
-class PartitionNumber(click.ParamType):
-    """``K/N`` as (K, N), K from 0 to N-1."""
-
-    name = "k/n"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        try:
-            number, of = (int(word) for word in value.split("/"))
-        except ValueError:
-            number, of = 0, 0
-        if not 0 <= number < of:
-            self.fail(f"expected K/N with K from 0 to N-1, as in 3/64, got {value!r}", param, ctx)
-        return number, of
-
-
-STORAGE_PATH = StoragePath()
-POSITIVE = Positive()
-FILE = click.Path(path_type=Path)
 
 
 def added(options: list[Callable[[Command], Command]]) -> Callable[[Command], Command]:
@@ -114,48 +40,49 @@ def added(options: list[Callable[[Command], Command]]) -> Callable[[Command], Co
     return decorate
 
 
-root_option = click.option(
-    "--root", type=FILE, help="The folder that has known data sets by name.  [default: $AMEX_ROOT, or ./data]"
-)
+root_option = click.option("--root", type=FILE, help="The folder of known data sets.  [default: $AMEX_ROOT, or ./data]")
 dataset_option = click.option(
     "--dataset",
     metavar="NAME[:PROTOCOL]",
-    help="A known data set, for its store and manifest below the data root. `amex datasets` lists them.",
+    help="A known data set, or your own (python:MODULE:NAME): uses its store and manifest below the data root. "
+    "`amex datasets` lists all.",
 )
 workers_per_gpu_option = click.option(
     "--workers-per-gpu",
     type=click.IntRange(min=1),
-    help="Workers that share each GPU, for networks that leave half of it idle. Each has its share of the cores.  "
-    "[default: 1]",
+    help="Workers per GPU, for networks that leave half of it idle. They share the cores.  [default: 1]",
 )
 
 clip_options = added(
     [
-        click.option("--manifest", "manifest_path", type=FILE, help="Instead of FOLDER: clips of `amex manifest`."),
+        click.option(
+            "--manifest", "manifest_path", type=MANIFEST, help="Instead of FOLDER: a manifest of `amex manifest`."
+        ),
         click.option(
             "--dataset",
             metavar="NAME[:PROTOCOL]",
-            help="Instead of FOLDER: a known data set, with one of its published splits. `amex datasets` lists them.",
+            help="Instead of FOLDER: a known data set and one of its published splits, or your own "
+            "(python:MODULE:NAME). `amex datasets` lists all.",
         ),
         click.option("--protocol", help="The same as NAME:PROTOCOL."),
         root_option,
         click.option(
             "--annotations",
             type=FILE,
-            help="The folder of the annotation files, or the one there is; with FOLDER the file of captions.  "
+            help="The folder of the annotation files, or the only file; with FOLDER the file of captions.  "
             "[default: ROOT/NAME/annotations; captions.csv or captions.jsonl in FOLDER]",
         ),
         click.option(
             "--videos",
             type=STORAGE_PATH,
-            help="The folder the videos are in, any layout, or s3://... or https://...; not needed for text alone.  "
+            help="The folder of the videos, in any layout, or s3://... or https://...; not needed for text alone.  "
             "[default: FOLDER, or ROOT/NAME/videos]",
         ),
         click.option(
             "--store",
             type=STORAGE_PATH,
-            help="The Zarr store to write or to go on with: a folder, or s3://BUCKET/NAME.  "
-            "[default: ROOT/NAME/features.zarr; must be given for FOLDER and --manifest]",
+            help="The Zarr store to create, or to add to: a folder, or s3://BUCKET/NAME.  "
+            "[default: ROOT/NAME/features.zarr; required for FOLDER and --manifest]",
         ),
     ]
 )
@@ -168,20 +95,19 @@ stream_options = added(
             multiple=True,
             type=StreamValue(optional=True),
             metavar="NAME[=NETWORK]",
-            help="What to compute; repeat for several, all in one pass over each video. `amex streams` lists what "
-            "there is. NAME=NETWORK keeps a variant under a name of its own; NETWORK may also be frames:MODEL or "
-            "video:MODEL (transformers), timm:MODEL, python:MODULE:FACTORY (your own), mmdet:CONFIG, clip:MODEL or "
-            "text:MODEL.  [default: clip_vit_b32, or where that cannot be downloaded efficientnet_lite2: `amex search` "
-            "can search both without training; with captions also text_clip, or text_bert by minilm]",
+            help="A stream to extract; repeat for more, all in one pass over each video. `amex streams` lists all. "
+            "NAME=NETWORK stores it under another name; NETWORK may also be frames:MODEL or video:MODEL "
+            "(transformers), timm:MODEL, python:MODULE:FACTORY (your own), mmdet:CONFIG, clip:MODEL or text:MODEL.  "
+            "[default: clip_vit_b32, or efficientnet_lite2 if CLIP cannot be downloaded; `amex search` can search "
+            "both without training; with captions also text_clip, or text_bert by minilm]",
         ),
         click.option(
             "--recipe",
             "recipes",
             multiple=True,
             metavar="NAME",
-            help="The streams that a paper's users extract, such as clip4clip, under its names and fed by its "
-            "convention. `amex streams --recipes` lists them. --weights and --set apply as to streams of yours, and "
-            "--stream adds to them.",
+            help="Extract the streams of a paper, such as clip4clip, with its names and its sampling. `amex streams "
+            "--recipes` lists all. --weights and --set change them, and --stream adds to them.",
         ),
         click.option(
             "--preset",
@@ -189,7 +115,7 @@ stream_options = added(
             multiple=True,
             type=StreamValue(),
             metavar="NAME=PRESET",
-            help="Feed a stream by another convention.",
+            help="Sample and resize videos for a stream as this preset does. `amex streams` lists all.",
         ),
         click.option(
             "--set",
@@ -197,15 +123,15 @@ stream_options = added(
             multiple=True,
             type=StreamSetting(),
             metavar="NAME.KEY=VALUE",
-            help="One option of a stream. Windows: fps (a number or native) or count (so many samples a clip), at "
-            "(shown or nearest: the frame on screen, or the nearest in time), frames, step, stride (in samples), tail "
-            "(pad or drop); frames:, video: and timm: also pooling and layer. Objects: fps or count, at, boxes, score "
-            "(the lowest), classes (a,b,...). Text: layers, max_tokens. For example --set r2plus1d_18.stride=8",
+            help="Set an option of a stream. Windows: fps (a number or native) or count (samples per clip), at (shown "
+            "or nearest: the frame on screen, or the nearest in time), frames, step, stride (in samples), tail (pad or "
+            "drop); frames:, video: and timm: also pooling and layer. Objects: fps or count, at, boxes, score (the "
+            "minimum), classes (a,b,...). Text: layers, max_tokens. For example --set r2plus1d_18.stride=8",
         ),
         click.option(
             "--text-encoder",
             metavar="MODEL",
-            help="What text_bert is: minilm (needs no download), a directory, or a name on the model hub.  "
+            help="The model of text_bert: minilm (needs no download), a directory, or a name on the model hub.  "
             "[default: BERT base, uncased]",
         ),
         click.option(
@@ -213,8 +139,8 @@ stream_options = added(
             multiple=True,
             type=StreamValue(),
             metavar="NAME=WHICH",
-            help="A checkpoint file (of CLIP and text models: a directory), `default` (published, downloaded once), "
-            "or random:SEED to try things out.",
+            help="The weights of a stream: a checkpoint file (for CLIP and text models a directory), default "
+            "(published, downloaded once), or random:SEED for a trial.",
         ),
     ]
 )
@@ -225,30 +151,30 @@ compute_options = added(
             "--device",
             default="auto",
             show_default=True,
-            help="auto (a GPU where the workers have one), cpu, cuda (all GPUs) or cuda:INDEX.",
+            help="auto (GPUs if the workers have any), cpu, cuda (all GPUs) or cuda:INDEX.",
         ),
         click.option(
             "--precision",
             default="auto",
             show_default=True,
-            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-            help="auto is bf16 where the device computes in it: faster, and part of what the store remembers.",
+            type=click.Choice(PRECISIONS),
+            help="auto is bf16 if the device supports it, which is faster. The store records the precision.",
         ),
         click.option(
             "--compile",
             "compiled",
             is_flag=True,
-            help="torch.compile the networks of windows: faster after 30 s; needs a C++ compiler.",
+            help="Compile the networks of windows (torch.compile): faster after 30 s; needs a C++ compiler.",
         ),
         click.option(
             "--deterministic",
             is_flag=True,
-            help="On a GPU, choose kernels by their repeatability, not by speed. Part of what the store remembers.",
+            help="On a GPU, use only deterministic kernels, which are slower. The store records this.",
         ),
         click.option(
             "--batch-size",
             type=click.IntRange(min=1),
-            help="Windows, or frames with objects, a batch.  [default: 1 on a CPU; on a GPU 16, and 4 with objects]",
+            help="Windows per batch; for objects, frames.  [default: 1 on a CPU; on a GPU 16, for objects 4]",
         ),
     ]
 )
@@ -270,45 +196,47 @@ JOB_OPTIONS = {
 cluster_options = added(
     [
         click.option(
-            "--workers", type=click.IntRange(min=1), help="Processes on this machine.  [default: 1, or one a GPU]"
+            "--workers", type=click.IntRange(min=1), help="Processes on this machine.  [default: 1, or one per GPU]"
         ),
         workers_per_gpu_option,
         click.option(
             "--feeders",
             type=click.IntRange(min=1),
-            help="Processes a worker that decode and transform, each its own video.  [default: with a GPU as many as "
-            f"the worker has cores, at most {MOST_FEEDERS}; on a CPU a quarter of its cores, at least 1]",
+            help="Processes per worker that decode and transform, each its own video.  [default: with a GPU one per "
+            f"core of the worker, at most {MAX_FEEDERS}; on a CPU a quarter of its cores, at least 1]",
         ),
         click.option(
             "--cluster",
             default="local",
             show_default=True,
-            help="Who does the work. local: this machine. slurm, pbs, sge, lsf: batch jobs, which are submitted, "
-            "replaced when they are lost, and cancelled at the end. runner: the tasks of an allocation you have, "
+            help="Where the workers run. local: on this machine. slurm, pbs, sge, lsf: in batch jobs, which are "
+            "submitted, replaced if they are lost, and cancelled at the end. runner: in the tasks of your allocation, "
             "as in `srun amex extract ...`. tcp://... or tls://...: the workers of a Dask scheduler.",
         ),
-        click.option("--jobs", type=click.IntRange(min=1), help="Batch jobs.  [default: 1]"),
-        click.option("--queue", help="Their queue (partition)."),
-        click.option("--account", help="Who pays (project)."),
-        click.option("--cpus", type=click.IntRange(min=1), help="Cores of a job.  [default: 8]"),
-        click.option("--memory", help="Memory of a job.  [default: 32GB]"),
-        click.option("--gpus-per-job", type=click.IntRange(min=0), help="A worker for each; none computes on the CPU."),
-        click.option("--walltime", help="As the batch system writes it: 4:00:00."),
+        click.option("--jobs", type=click.IntRange(min=1), help="Number of batch jobs.  [default: 1]"),
+        click.option("--queue", help="The queue (partition) of the jobs."),
+        click.option("--account", help="The account (project) of the jobs."),
+        click.option("--cpus", type=click.IntRange(min=1), help="Cores per job.  [default: 8]"),
+        click.option("--memory", help="Memory per job.  [default: 32GB]"),
+        click.option(
+            "--gpus-per-job", type=click.IntRange(min=0), help="GPUs per job, with one worker each; 0 for CPU."
+        ),
+        click.option("--walltime", help="Time limit of a job, such as 4:00:00."),
         click.option(
             "--job-directive",
             "job_directives",
             multiple=True,
             metavar="TEXT",
-            help="A further line of the job script's head, as in --job-directive=--constraint=a100; repeatable.",
+            help="A directive in the head of the job script, as in --job-directive=--constraint=a100; repeat for more.",
         ),
         click.option(
             "--job-prologue",
             multiple=True,
             metavar="LINE",
-            help="A shell line before amex starts in a job, as in --job-prologue 'module load cuda'; repeatable.",
+            help="A shell command before amex in the job, as in --job-prologue 'module load cuda'; repeat for more.",
         ),
-        click.option("--interface", help="The network between nodes, as in ib0."),
-        click.option("--print-job", is_flag=True, help="Print the script of a job; submit nothing."),
+        click.option("--interface", help="The network interface between nodes, such as ib0."),
+        click.option("--print-job", is_flag=True, help="Print the job script, and submit nothing."),
     ]
 )
 
@@ -317,21 +245,21 @@ run_options = added(
         click.option(
             "--part-clips",
             type=click.IntRange(min=1),
-            help="Clips a group. Groups are cut into parts, which are written together; a crash loses the parts in "
-            f"flight.  [default: {PART_CLIPS}; on a GPU {GPU_PART_CLIPS}, but not with --partition]",
+            help="Clips per group. Groups are divided into parts, and a part is written as a whole; a crash loses only "
+            f"unwritten parts.  [default: {PART_CLIPS}; on a GPU {GPU_PART_CLIPS}, but not with --partition]",
         ),
         click.option(
             "--part-minutes",
             type=POSITIVE,
-            help="Minutes of video a part, at most, as expected from clips and file sizes. The clips of a video stay "
+            help="Maximum minutes of video per part, estimated from clips and file sizes. The clips of a video stay "
             f"together.  [default: {PART_MINUTES:g}; on a GPU {GPU_PART_MINUTES:g}]",
         ),
         click.option(
             "--partition",
             type=PartitionNumber(),
             metavar="K/N",
-            help="Only every N-th group, from the K-th (0 to N-1): for job arrays, whose tasks know nothing of each "
-            "other.",
+            help="Extract only every N-th group, starting with group K (0 to N-1): for job arrays, whose tasks do not "
+            "communicate.",
         ),
         click.option(
             "--deadline",
@@ -339,7 +267,7 @@ run_options = added(
             show_default=True,
             metavar="SECONDS",
             type=POSITIVE,
-            help="Time without a later frame after which a decoder is killed.",
+            help="End a decoder that returns no further frame for this long; its video fails.",
         ),
         click.option(
             "--longest-frame",
@@ -347,22 +275,22 @@ run_options = added(
             show_default=True,
             metavar="SECONDS",
             type=click.IntRange(min=1),
-            help="Longest time one frame may be shown. A longer frame is damage; raise it for slides.",
+            help="Maximum duration of one frame. A longer frame counts as damage; raise it for slides.",
         ),
         click.option(
             "--decoder",
             default="auto",
             show_default=True,
             type=click.Choice(list(DECODERS)),
-            help="auto: decord for the files that it serves right, PyAV for all others. nvdec: the GPU's own decoder. "
-            "PyAV serves what the chosen one cannot. A choice other than auto is part of what the store remembers.",
+            help="auto: decord for the files that it decodes correctly, PyAV for all others. nvdec: the decoder of "
+            "the GPU. PyAV decodes what the chosen decoder cannot. The store records a choice other than auto.",
         ),
         click.option(
             "--damaged",
             default="fail",
             show_default=True,
             type=click.Choice(["fail", "keep"]),
-            help="If a video is damaged part-way: fail the clip, or keep the windows before the damage.",
+            help="For a video that is damaged midway: fail the clip, or keep the windows before the damage.",
         ),
         click.option(
             "--stall",
@@ -370,45 +298,47 @@ run_options = added(
             show_default=True,
             metavar="SECONDS",
             type=click.IntRange(min=1),
-            help="End a worker that makes no progress for this long; the video it worked on fails.",
+            help="End a worker that makes no progress for this long; its current video fails.",
         ),
-        click.option("--limit", type=click.IntRange(min=1), help="Only the first so many clips of the manifest."),
-        click.option("--retry-failed", is_flag=True, help="Also try clips again that failed before."),
+        click.option(
+            "--limit",
+            type=click.IntRange(min=1),
+            help="Extract only the first clips of the manifest, up to this number.",
+        ),
+        click.option("--retry-failed", is_flag=True, help="Try failed clips again."),
         click.option(
             "--changed",
             default="recompute",
             show_default=True,
             type=click.Choice(["recompute", "keep"]),
-            help="What to do with clips whose times or video changed since extraction.",
+            help="For clips whose times or video changed since extraction: extract them again, or keep their features.",
         ),
         click.option(
             "--digest",
             is_flag=True,
-            help="Record the sha256 of video files. A file that has only a new time of modification is then the same "
-            "file.",
+            help="Record the sha256 of video files. A file with only a new modification time then counts as unchanged.",
         ),
-        click.option("--repair", is_flag=True, help="First read every byte in the store; compute damaged parts again."),
+        click.option(
+            "--repair", is_flag=True, help="First verify every byte of the store, and extract damaged parts again."
+        ),
         click.option(
             "--dry-run",
             is_flag=True,
-            help="Say what would be done, how long and how many bytes; do nothing. Needs no weights.",
+            help="Print what would be done, the time and the bytes, and do nothing. Needs no weights.",
         ),
     ]
 )
 
 
-# Streams of a run that names none, the first choice first; the last is what earlier versions computed.
-USUAL = ("clip_vit_b32", "efficientnet_lite2", "r2plus1d_18")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions:
-    """What the command line of ``amex extract`` says, under the names of its options.
+    """The options of ``amex extract``, by name.
 
     Attributes:
         dataset: ``folder`` for videos of one's own.
-        store, videos: filled in by ``places.placed`` where they are left out.
-        streams: (name, network) of each ``--stream``; so are ``presets`` and ``weights``, by stream.
+        store, videos: ``places.placed`` fills in omitted values.
+        streams: (name, network) of each ``--stream``.
+        presets, weights: (stream, value) of each ``--preset`` and ``--weights``.
         settings: (stream, key, value) of each ``--set``.
         partition: (K, N).
     """
@@ -465,18 +395,18 @@ class ExtractOptions:
 
     @property
     def networks(self) -> dict[str, str]:
-        """The network of each stream, by the stream's name in the store; where none is named, the default's.
+        """The network of each stream by its name in the store.
 
-        An option for one of the streams that are computed by default chooses it.
+        Without ``--stream`` it is the default network that another option names, else the first default network.
         """
         if self.streams:
             return dict(self.streams)
         named = {*dict(self.weights), *dict(self.presets), *self.stream_settings}
-        return {name: name for name in USUAL if name in named} or {USUAL[0]: USUAL[0]}
+        return {name: name for name in DEFAULT_NETWORKS if name in named} or {DEFAULT_NETWORKS[0]: DEFAULT_NETWORKS[0]}
 
     @property
     def stream_settings(self) -> dict[str, dict[str, str]]:
-        """What ``--set`` says, by stream."""
+        """The settings of ``--set`` by stream."""
         settings: dict[str, dict[str, str]] = {}
         for stream, key, value in self.settings:
             settings.setdefault(stream, {})[key] = value

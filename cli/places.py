@@ -1,4 +1,4 @@
-"""Where things are that a command line leaves out: by the name of a data set, or from what a store was made from."""
+"""Paths that a command line omits: by the name of a data set, or from the record of an extraction in a store."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from ..errors import plural
 from .options import ExtractOptions
 
 if TYPE_CHECKING:
-    from ..manifests import Clip, Dataset, Home, Problem
+    from ..manifests import Clip, Dataset, DatasetFolder, Problem
 
 
 class Known(NamedTuple):
     """A data set that is named on the command line.
 
     Attributes:
-        name: ``msrvtt:1k-A``.
-        asked: whether the protocol is named too, and not the default.
+        name: the data set and its protocol, such as ``msrvtt:1k-A``.
+        asked: whether the protocol was given, and is not the default.
     """
 
     name: str
     dataset: Dataset
     protocol: str
-    home: Home
+    home: DatasetFolder
     asked: bool
 
 
 def known(text: str, root: Path | None, protocol: str | None = None) -> Known:
-    """What ``NAME`` or ``NAME:PROTOCOL`` means; raises ManifestError for what is not known."""
-    from ..manifests import Home, data_root, named
+    """Return the data set that ``NAME`` or ``NAME:PROTOCOL`` names; raise ManifestError if it is unknown."""
+    from ..manifests import DatasetFolder, data_root, named
 
     dataset, after_colon = named(text)
     if protocol and after_colon and protocol != after_colon:
         raise click.UsageError(f"{text} and --protocol {protocol} are two protocols: give one")
     chosen = dataset.protocol(after_colon or protocol)
-    home = Home(data_root(root) / dataset.name)
+    home = DatasetFolder(data_root(root) / dataset.name)
     return Known(f"{dataset.name}:{chosen}", dataset, chosen, home, bool(after_colon or protocol))
 
 
 def scan(which: Known, annotations: Path | None, val: float | None = None) -> list:
-    """Clips and problems of a known data set.
+    """Return the clips and problems of a known data set.
 
     Args:
-        annotations: as of ``Dataset.scan``, and only read; None for those below the data root, of which missing files
-            are fetched.
-        val: as of ``Dataset.scan``; None for its default.
+        annotations: a folder to read. None reads those below the data root, and downloads missing files.
+        val: the share of train that becomes val, see ``Dataset.scan``; None for its default.
     """
     if annotations is None:
         annotations = which.home.annotations
@@ -58,9 +58,9 @@ def scan(which: Known, annotations: Path | None, val: float | None = None) -> li
 
 
 def default_manifest(which: Known, items: Iterable[Clip | Problem]) -> Path:
-    """Where the manifest of what ``scan`` returned is kept.
+    """Return the default path of the manifest of what ``scan`` returned.
 
-    One file of annotations tells by its kind which protocol it is of, where none is asked for.
+    If no protocol was asked for, the kind of the annotation file decides it.
     """
     from ..manifests import Clip
 
@@ -69,7 +69,7 @@ def default_manifest(which: Known, items: Iterable[Clip | Problem]) -> Path:
 
 
 def manifest_of(which: Known) -> Path:
-    """The manifest of a known data set, made from its annotations if it is not there."""
+    """Return the manifest of a known data set; create it from the annotations if it does not exist."""
     from ..manifests import Clip, write_manifest
 
     path = which.home.manifest(which.protocol)
@@ -77,14 +77,14 @@ def manifest_of(which: Known) -> Path:
         clips = [item for item in scan(which, None) if isinstance(item, Clip)]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_manifest(clips, path)
-        click.echo(f"{path}: {len(clips):,} clips of {which.name}", err=True)
+        click.echo(f"{path}: {plural(len(clips), 'clip')} of {which.name}", err=True)
     return path
 
 
 def store_and_manifest(
     dataset: str | None, root: Path | None, store: Path | None, manifest: Path | None
 ) -> tuple[Path, Path]:
-    """What to train on: what is given, else a known data set's, else the manifest that the store was made from.
+    """Return the store and the manifest: given, or of a known data set, or the manifest that the store was made from.
 
     Raises:
         UsageError: listing all that is missing.
@@ -96,7 +96,7 @@ def store_and_manifest(
     if store is not None and manifest is None:
         from ..features import open_store, read_sources
 
-        open_store(store)  # says what is wrong with it
+        open_store(store)  # raises an error that explains the problem
         manifest = read_sources(store).manifest
     if manifest is None:
         missing.append("--manifest, the clips with captions and splits")
@@ -106,18 +106,19 @@ def store_and_manifest(
 
 
 def work_folder(which: str, store: Path, manifest: Path) -> Path:
-    """Where a training run goes that is given no folder: ``runs/CONFIG-MANIFEST`` beside the store.
+    """Return the default folder of a training run: ``runs/CONFIG-MANIFEST`` beside the store.
 
     Raises:
-        UsageError: for a store that is not on this machine.
+        UsageError: if the store is not on this machine.
     """
     if "://" in str(store):
         raise click.UsageError("missing: --work-dir, since the store is not on this machine")
-    return store.parent / "runs" / f"{Path(which).stem}-{manifest.stem}"
+    name = Path(which.rpartition(":")[2]).stem  # of python:MODULE:CLASS the class
+    return store.parent / "runs" / f"{name}-{manifest.stem}"
 
 
 def videos_of(store: Path, given: Path | None) -> Path | None:
-    """The folder of the videos: what is given, else the one that the store was made from, if it is there."""
+    """Return the given folder of videos, else the folder that the store was made from, if it exists."""
     if given is not None:
         return given
     from ..features import read_sources
@@ -127,10 +128,10 @@ def videos_of(store: Path, given: Path | None) -> Path | None:
 
 
 def placed(options: ExtractOptions) -> ExtractOptions:
-    """The options of an extraction with store, videos and data set filled in; nothing heavy is imported for it.
+    """Return the options of an extraction with store, videos and data set filled in. Import nothing heavy.
 
     Raises:
-        UsageError: listing all that is missing or contradicts itself.
+        UsageError: listing all options that are missing or contradict each other.
     """
     dataset, videos, store = options.dataset, options.videos, options.store
     problems = []

@@ -1,4 +1,4 @@
-"""``amex demo --real DIR``: a folder of videos is extracted and searched, and a page shows what was found."""
+"""``amex demo --real DIR``: extract and search a folder of videos, and write a page of the results."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import plural, printable
+from ..searching import Searching, open_searcher
 from .extract import extract
 from .search import print_hits
-from .searching import Searching, open_searcher
 from .trained import thumbnails
 
 if TYPE_CHECKING:
     from ..train.search import Hit
 
-QUERIES = 4  # shown
-HITS = 5  # of each
+QUERIES = 4  # that are shown
+HITS = 5  # per query
 
-# Asked where the videos have no captions: what people film. Those that fit best are shown.
+# Queries for videos without captions: common subjects. The ones that fit best are shown.
 QUESTIONS = (
     "someone cooking in a kitchen",
     "food on a plate",
@@ -54,12 +54,10 @@ QUESTIONS = (
 
 
 def real_demo(ctx: click.Context, videos: Path, out: Path) -> None:
-    """Extracts a folder, searches it a few times, and writes a page of what was found.
-
-    A video that cannot be read is left out.
+    """Extract a folder, search it a few times, and write a page of the results. Unreadable videos are left out.
 
     Raises:
-        AmexError: if the folder has no video, or none that can be read.
+        AmexError: if the folder has no readable video.
     """
     store, page = out / "my.zarr", out / "found.html"
     click.echo(f"[1/3] amex extract {videos} --store {store}")
@@ -69,13 +67,13 @@ def real_demo(ctx: click.Context, videos: Path, out: Path) -> None:
         if ended.code not in (0, 3):  # 3: some clips failed
             raise
     searcher = open_searcher(store)
-    click.echo(f"\n[2/3] searching with {searcher.says}; {searcher.coverage.clip_line}")
+    click.echo(f"\n[2/3] searching with {searcher.description}; {searcher.coverage.clip_line}")
     results = chosen_searches(searcher)
     for query, hits in results.items():
         click.echo(f"\namex search {store} {shlex.quote(printable(query))}")
         print_hits(hits)
     if all(hit.weak for hits in results.values() for hit in hits[:1]):
-        click.echo("\nall are weak: what the videos show is not among the things that these queries are of")
+        click.echo("\nall results are weak: the videos show other things than these queries ask for")
 
     from ..train.report import write_results
 
@@ -84,7 +82,7 @@ def real_demo(ctx: click.Context, videos: Path, out: Path) -> None:
         title=f"Found in {plural(len(searcher.clips), 'clip')}",
         results=results,
         coverage=searcher.coverage,
-        says=searcher.says,
+        description=searcher.description,
         thumbnail=thumbnails(searcher.store, videos),
     )
     click.echo(
@@ -98,16 +96,16 @@ def real_demo(ctx: click.Context, videos: Path, out: Path) -> None:
 
 
 def chosen_searches(searcher: Searching) -> dict[str, list[Hit]]:
-    """A few queries with their best hits: captions of the user's, or else the questions that fit best."""
+    """Return a few queries with their best hits: captions of the user, else the questions that fit best."""
     captions = [clip.captions[0] for clip in searcher.clips if clip.captions]
     if captions:
         step = max(1, len(captions) // QUERIES)
         queries = list(dict.fromkeys(captions[::step]))[:QUERIES]
         return {query: searcher.clips_for(query, HITS) for query in queries}
-    found = {query: searcher.clips_for(query, HITS) for query in QUESTIONS}
-    best_first = sorted(found.items(), key=lambda item: item[1][0].weak - item[1][0].score)
-    of_others: dict[str, tuple[str, list[Hit]]] = {}  # one question a clip, as long as there are clips
+    by_question = {query: searcher.clips_for(query, HITS) for query in QUESTIONS}
+    best_first = sorted(by_question.items(), key=lambda item: item[1][0].weak - item[1][0].score)
+    by_clip: dict[str, tuple[str, list[Hit]]] = {}  # one question a clip, as long as there are clips
     for query, hits in best_first:
-        of_others.setdefault(hits[0].clip.clip_id, (query, hits))
-    chosen = dict([*of_others.values(), *best_first])
+        by_clip.setdefault(hits[0].clip.clip_id, (query, hits))
+    chosen = dict([*by_clip.values(), *best_first])
     return {query: chosen[query] for query in list(chosen)[:QUERIES]}

@@ -12,8 +12,9 @@ import click
 
 from ..console import console
 from ..errors import check_text, printable
-from .options import STORAGE_PATH, json_option
-from .searching import open_searcher
+from ..searching import open_searcher
+from .options import json_option
+from .parameters import STORAGE_PATH
 from .trained import manifest_option, store_option, strict_option, thumbnails, videos_option
 
 if TYPE_CHECKING:
@@ -23,23 +24,23 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("path", metavar="RUN|STORE", type=STORAGE_PATH)
 @click.argument("query", required=False)
-@click.option("--video", "clip_id", help="Instead of QUERY a clip of the store: find the captions that fit it.")
-@click.option("-k", "--top", default=10, show_default=True, type=click.IntRange(min=1), help="How many results.")
+@click.option("--video", "clip_id", help="Find captions for this clip of the store, instead of a QUERY.")
+@click.option("-k", "--top", default=10, show_default=True, type=click.IntRange(min=1), help="Number of results.")
 @store_option
 @manifest_option
-@click.option("--split", default="all", show_default=True, help="Which of the manifest's clips to search.")
+@click.option("--split", default="all", show_default=True, help="The split to search; all for all clips.")
 @click.option(
     "--index",
     "kind",
     default="Flat",
     show_default=True,
-    help="Of a run, FAISS's name of the index: Flat compares with every clip; IVF4096,PQ64 suits millions.",
+    help="For a run: a FAISS index. Flat compares with every clip; IVF4096,PQ64 suits millions of clips.",
 )
 @click.option(
     "--text-encoder",
     metavar="MODEL",
-    help="Encodes a QUERY: of a run one that is no caption of the store.  [default: the model that the stream was made "
-    "with, if it is minilm or a published one; minilm for names of classes]",
+    help="The model that encodes QUERY.  [default: the model of the text stream, if it is minilm or published; minilm "
+    "for class names]",
 )
 @strict_option
 @click.option("--html", type=click.Path(path_type=Path), help="Also write a self-contained page, with thumbnails.")
@@ -62,10 +63,10 @@ def search(
 ) -> None:
     """Find clips for a text, or with --video texts for a clip.
 
-    A store is searched without training: by CLIP, or by the classes of efficientnet_lite2 and their names. It says
-    which. A hit is "weak" if other texts fit its clip as well. Docs: docs/search.md.
+    A store is searched without training: by CLIP, or by the class names of efficientnet_lite2. The first line says
+    which. A hit is "weak" if other texts fit its clip equally well. Docs: docs/guides/search.md.
 
-    Of a run, embeddings and index are kept beside the checkpoint: the first search computes them.
+    For a run, embeddings and the index are kept beside the checkpoint; the first search computes them.
 
     \b
     amex search my.zarr "someone frying in a wok"
@@ -89,7 +90,7 @@ def search(
         text_encoder=text_encoder,
         strict=strict,
     )
-    click.echo(f"searching with {searcher.says}; {searcher.coverage.clip_line}", err=True)
+    click.echo(f"searching with {searcher.description}; {searcher.coverage.clip_line}", err=True)
     hits = searcher.clips_for(query, top) if query is not None else searcher.captions_for(clip_id or "", top)
     if html:
         from ..train.report import write_results
@@ -99,7 +100,7 @@ def search(
             title=query or clip_id or "",
             results={"": hits},
             coverage=searcher.coverage,
-            says=searcher.says,
+            description=searcher.description,
             thumbnail=thumbnails(searcher.store, videos),
         )
     if as_json:
@@ -112,9 +113,10 @@ def search(
 
 def print_hits(hits: Sequence[Hit]) -> None:
     """A table of results."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("", "score", "", "clip", "seconds", "caption", box=None)
+    clip = Column("clip", overflow="fold")  # an id is never cut: it is typed again
+    table = Table("", "score", "", clip, "seconds", "caption", box=None)
     for hit in hits:
         begin = "" if hit.start is None else f"{hit.start:.1f} to {'end' if hit.end is None else f'{hit.end:.1f}'}"
         weak = "weak" if hit.weak else ""

@@ -1,4 +1,4 @@
-"""``amex serve``: a page of this machine that searches a run or a store, and plays what it finds."""
+"""``amex serve``: a local page that searches a run or a store, and plays the clips."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import AmexError
-from .options import STORAGE_PATH
+from ..errors import AmexError, needs
+from .parameters import FOLDER, STORAGE_PATH
 from .trained import manifest_option, store_option
 
 if TYPE_CHECKING:
-    from .searching import Searching
+    from ..searching import Searching
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-# Seconds that answers which are under way have after Ctrl-C.
+# Seconds that unfinished answers get after Ctrl-C.
 LAST_ANSWERS = 1
-# A text that any searcher takes: the first search makes what the later ones need.
+# A query for a warm-up: the first search computes what later ones need.
 TRIAL = "a person"
 
 
@@ -29,18 +29,18 @@ TRIAL = "a person"
 @click.argument("path", metavar="RUN|STORE", type=STORAGE_PATH)
 @store_option
 @manifest_option
-@click.option("--split", default="all", show_default=True, help="Which of the manifest's clips to search.")
+@click.option("--split", default="all", show_default=True, help="The split to search; all for all clips.")
 @click.option(
-    "--text-encoder", metavar="MODEL", help="Encodes queries.  [default: what the stream of text was made with]"
+    "--text-encoder", metavar="MODEL", help="The model that encodes queries.  [default: the model of the text stream]"
 )
 @click.option(
     "--videos",
-    type=STORAGE_PATH,
+    type=FOLDER,
     help="The folder of the videos.  [default: that of the last extraction into the store]",
 )
 @click.option("--host", default=LOOPBACK[0], show_default=True, help="The address to listen on.")
 @click.option(
-    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Its port; 0 takes a free one."
+    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="The port; 0 for any free one."
 )
 @click.option("--open", "opened", is_flag=True, help="Open the page in a browser.")
 def serve(
@@ -56,22 +56,24 @@ def serve(
 ) -> None:
     """Search in a browser: a local page that plays the clips.
 
-    It is for this machine alone, and ends with Ctrl-C.
+    Only this machine can open the page, unless --host says otherwise. Ctrl-C ends it.
 
     \b
     amex serve run --open
     amex serve features.zarr --videos my_videos --port 0
     """
+    with needs("serve", "the search page"):
+        import uvicorn  # noqa: F401 - only whether it is installed
     listener = listen(host, port)
     with contextlib.closing(listener):
-        from .searching import open_searcher
+        from ..searching import open_searcher
 
         searcher = open_searcher(path, store=store, manifest=manifest_path, split=split, text_encoder=text_encoder)
         run(searcher, listener, host, videos, opened=opened)
 
 
 def run(searcher: Searching, listener: socket.socket, host: str, videos: Path | None, *, opened: bool) -> None:
-    """Serves the page until it is interrupted."""
+    """Serve the page until it is interrupted."""
     import uvicorn
 
     from .page import Library, VideoFiles, clip_streams, make_app, open_pictures
@@ -92,14 +94,14 @@ def run(searcher: Searching, listener: socket.socket, host: str, videos: Path | 
             app,
             lifespan="off",
             ws="none",
-            log_level="critical",  # what fails is said by the page, and in the end answers are cut off
+            log_level="critical",  # the page shows errors; at the end, answers are cut off
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=LAST_ANSWERS,
         )
-        click.echo(f"{searcher.says}: {searcher.coverage.clip_line}; Ctrl-C ends it", err=True)
+        click.echo(f"{searcher.description}: {searcher.coverage.clip_line}; Ctrl-C ends it", err=True)
         if host not in LOOPBACK:
-            click.echo(f"warning: whoever reaches {host} can look through these clips and videos", err=True)
+            click.echo(f"warning: anyone who can reach {host} can view these clips and videos", err=True)
         click.echo(url)
         if opened:
             click.launch(url)  # the socket listens: the browser waits for the rest
@@ -109,7 +111,7 @@ def run(searcher: Searching, listener: socket.socket, host: str, videos: Path | 
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; an AmexError that says what to do where that cannot be."""
+    """Return a listening socket; raise an AmexError that suggests another port if that fails."""
     try:
         family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server((host, port), family=family)
@@ -124,7 +126,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def shown_videos(searcher: Searching, videos: Path | None) -> tuple[Path | None, str]:
-    """The folder of the videos: given, or the store's. None, and a line that says why, where none can be shown."""
+    """Return the folder of videos, given or recorded in the store; or None and a line that says why there is none."""
     from ..features import read_sources
     from ..storage import storage_at
 
@@ -141,11 +143,11 @@ def shown_videos(searcher: Searching, videos: Path | None) -> tuple[Path | None,
 
 
 def names_of(host: str) -> Sequence[str]:
-    """The names by which a browser may call a server that listens on a host."""
+    """Return the host names by which a browser may call a server that listens on ``host``."""
     return ("localhost", host, *(() if host in LOOPBACK else (socket.gethostname(),)))
 
 
 def address(host: str, port: int) -> str:
-    """What a browser opens: where a server listens everywhere, the name of this machine."""
+    """Return the URL of the page; if the server listens on all addresses, with the name of this machine."""
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/"

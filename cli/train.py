@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 
-from ..console import console
-from ..errors import AmexError, did_you_mean
+from ..console import print_table
+from ..errors import AmexError, did_you_mean, plural
 from .export import export
-from .options import FILE, STORAGE_PATH, added, dataset_option, json_option, root_option
+from .options import added, dataset_option, json_option, root_option
+from .parameters import MANIFEST, STORE
 from .places import store_and_manifest, work_folder
 from .trained import strict_option
 
@@ -21,13 +22,13 @@ trained_on_options = added(
     [
         click.option(
             "--store",
-            type=STORAGE_PATH,
+            type=STORE,
             help="The features, from `amex extract`.  [default: those of --dataset]",
         ),
         click.option(
             "--manifest",
             "manifest_path",
-            type=FILE,
+            type=MANIFEST,
             help="The clips.  [default: those of --dataset, or those that the store was made from]",
         ),
     ]
@@ -38,39 +39,41 @@ set_option = click.option(
     "settings",
     multiple=True,
     metavar="SECTION.KEY=VALUE",
-    help="Change one value of the configuration, for example --set train.lr=1e-3; `amex configs MODEL` lists all.",
+    help="Change one option, for example --set train.lr=1e-3; repeat for more. `amex configs MODEL` lists all.",
 )
 
 
 @click.command()
 @click.argument("name", required=False)
 def configs(name: str | None) -> None:
-    """List models and configurations, or print the one NAME.
+    """List models and configurations, or print one of them.
 
-    With the NAME of a configuration print it, of a model what can be set. Every key of a model is listed with its
-    default and what it means, those of its objective, data and training after them.
+    The NAME of a configuration prints its file, the NAME of a model its options: each with its default and its meaning,
+    followed by those of the objective, the data and the training.
+
+    \b
+    amex configs
+    amex configs amenet
     """
-    from ..train.config import CONFIGS, MODELS, Auto, Config, known_configs
+    from ..train.config import CONFIGS, MODELS, Auto, Config, known_configs, load_config
 
     if name is None:
         click.echo(f"models: {', '.join(MODELS)}\nconfigurations: {', '.join(known_configs())}")
     elif name in known_configs():
         click.echo((CONFIGS / f"{name}.py").read_text().rstrip())
-    elif name in MODELS:
-        from rich.table import Table
-
-        table = Table("key", "default", "meaning", box=None)
-        config = Config.model_validate({"model": {"name": name}})
+    elif name in MODELS or name.startswith("python:"):
+        rows = []
+        config = load_config(name)
         for section in Config.model_fields:
             defaults = getattr(config, section)
             for key, field in type(defaults).model_fields.items():
                 default = getattr(defaults, key)
-                shown = "auto" if default is None and Auto in field.metadata else repr(default)
-                table.add_row(f"{section}.{key}", shown, field.description or "")
-        console().print(table)
+                text = "auto" if default is None and Auto in field.metadata else repr(default)
+                rows.append((f"{section}.{key}", text, field.description or ""))
+        print_table(("key", "default", "meaning"), rows, narrow=1)
     else:
-        known = (*MODELS, *known_configs())
-        raise AmexError(f"no configuration is called {name!r}; there is {', '.join(known)}{did_you_mean(name, known)}")
+        names = (*MODELS, *known_configs())
+        raise AmexError(f"no configuration is called {name!r}; there is {', '.join(names)}{did_you_mean(name, names)}")
 
 
 class Train(click.Command):
@@ -90,10 +93,10 @@ class Train(click.Command):
 @click.option(
     "--work-dir",
     type=click.Path(path_type=Path),
-    help="Where checkpoints and logs go.  [default: runs/CONFIG-MANIFEST beside the store]",
+    help="The folder for checkpoints and logs.  [default: runs/CONFIG-MANIFEST beside the store]",
 )
 @set_option
-@click.option("--resume", is_flag=True, help="Go on with the run in --work-dir, exactly; begin it if there is none.")
+@click.option("--resume", is_flag=True, help="Resume the run in --work-dir exactly; start it if there is none.")
 @strict_option
 @json_option
 def train(
@@ -108,17 +111,18 @@ def train(
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Train a model from a store alone.
+    """Train a model on the features of a store.
 
-    CONFIG is a model (amenet, hgr, ...), a configuration that comes with amex (`amex configs`), or a Python
-    file of one. best.pth is the checkpoint with the best rsum on the validation split, or the last where few
-    clips validate (train.keep).
+    CONFIG is a model (amenet, hgr, ...; your own: python:MODULE:CLASS), a configuration that comes with amex
+    (`amex configs`), or a Python file.
+    best.pth is the checkpoint with the best rsum on the validation split, or the last one if the validation split has
+    few clips (train.keep).
 
     \b
     amex train amenet --dataset youcook2
     amex train amenet --store my.zarr
 
-    A trained model as a folder for others, see its --help:
+    To export a trained model as a folder for others, see its --help:
 
     \b
     amex train export RUN --out FOLDER
@@ -129,11 +133,12 @@ def train(
     torchrun --nproc-per-node 4 -m amex.cli train amenet --store S --manifest M --work-dir W
     """
     from ..train.config import load_config
-    from ..train.fitting import fit
 
     config = load_config(which, settings)
     store, manifest_path = store_and_manifest(dataset, root, store, manifest_path)
     work_dir = work_dir or work_folder(which, store, manifest_path)
+    from ..train.fitting import fit
+
     done = fit(
         config,
         store=store,
@@ -144,7 +149,7 @@ def train(
         say=lambda line: click.echo(line, err=True),
     )
     if int(os.environ.get("RANK", "0")):
-        return  # of several processes, the first speaks
+        return  # only the first of several processes prints
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(done) | {"best": str(done.best)}, indent=1))
         return
@@ -153,11 +158,11 @@ def train(
     )
     val = done.splits["val"]
     if val["coverage"]["clips"] == 1:
-        chosen = "of 1 clip, which says nothing of the model"
+        chosen = "of 1 clip, which is too few to judge the model"
     else:
-        chosen = "which chose it" if val["keep"] == "best" else "whose clips are too few to choose one: it is the last"
+        chosen = "which chose it" if val["keep"] == "best" else "which has too few clips to choose one: it is the last"
     click.echo(
-        f"{done.best}: epoch {done.epoch}, {done.parameters:,} parameters\n"
+        f"{done.best}: epoch {done.epoch}, {plural(done.parameters, 'parameter')}\n"
         f"on split {config.data.val}, {chosen}: {figures}\n"
         f"Next: amex eval {work_dir}, amex report {work_dir}, amex serve {work_dir}, tensorboard --logdir {work_dir}"
     )

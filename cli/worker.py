@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
-from .options import FILE, workers_per_gpu_option
+from .options import workers_per_gpu_option
+from .parameters import FILE
 
 
 @click.command()
@@ -14,38 +16,43 @@ from .options import FILE, workers_per_gpu_option
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: 1, or one a GPU]")
 @workers_per_gpu_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs) or cuda:INDEX.")
-@click.option("--cpus", type=click.IntRange(min=1), help="Cores to share among them.  [default: those of this machine]")
-@click.option("--name", help="Of the first worker; the others are NAME-1, NAME-2, ...")
+@click.option(
+    "--cpus", type=click.IntRange(min=1), help="Cores that the workers share.  [default: all of this machine]"
+)
+@click.option("--name", help="Name of the first worker; the others are NAME-1, NAME-2, ...")
 @click.option("--interface", help="The network to the scheduler, as in ib0.")
-@click.option("--tls-ca-file", type=FILE, help="Of a tls:// scheduler: its authority.")
-@click.option("--tls-cert", type=FILE, help="This worker's certificate.")
-@click.option("--tls-key", type=FILE, help="And its key.")
+@click.option("--tls-ca-file", type=FILE, help="For tls://: the certificate of the authority.")
+@click.option("--tls-cert", type=FILE, help="For tls://: the certificate of this worker.")
+@click.option("--tls-key", type=FILE, help="For tls://: the key of this worker.")
 def worker(
     address: str, device: str, workers: int | None, workers_per_gpu: int | None, cpus: int | None, **options: Any
 ) -> None:
-    """Work for the Dask scheduler at ADDRESS, until it ends.
+    """Work for the Dask scheduler at ADDRESS until it ends.
 
-    One process a GPU, which sees that GPU alone, with its share of the cores for decoding beside it. Batch jobs of
-    `amex extract --cluster slurm` run this command; in a container or on a machine of your own, start it yourself:
+    Starts one process per GPU, which sees only that GPU and uses its share of the cores for decoding. Batch jobs of
+    `amex extract --cluster slurm` run this command. On other machines, or in a container, start it yourself:
 
     \b
     dask scheduler --host 10.0.0.1
-    amex worker tcp://10.0.0.1:8786                 (on each machine that is to help)
+    amex worker tcp://10.0.0.1:8786                 (on each machine that helps)
     amex extract --cluster tcp://10.0.0.1:8786 ...
 
-    Whoever can reach a scheduler can run code on its workers. On a network that others use, give it keys (tls://).
+    Anyone who can reach a scheduler can run code on its workers. In a shared network, use keys (tls://).
     """
     keys = [options.pop(f"tls_{name}") for name in ("ca_file", "cert", "key")]
     if any(keys) != all(keys):
         raise click.UsageError("--tls-ca-file, --tls-cert and --tls-key belong together")
 
+    if not is_address(address):
+        raise click.UsageError(f"ADDRESS is that of a Dask scheduler, as in tcp://10.0.0.1:8786, not {address!r}")
+
     from dask.system import CPU_COUNT
 
     from ..extract.encoders import choose_device
-    from ..extract.run import gpus_of, security_of, serve
+    from ..extract.run import gpus_of, run_workers, security_of
 
     device = choose_device(device)
-    serve(
+    run_workers(
         address,
         workers=default_workers(device, workers, workers_per_gpu),
         gpus=gpus_of(device),
@@ -55,8 +62,17 @@ def worker(
     )
 
 
+def is_address(text: str) -> bool:
+    """Return whether a text has the form ``PROTOCOL://HOST:PORT``."""
+    parts = urlsplit(text)
+    try:
+        return bool(parts.scheme and parts.hostname and parts.port)
+    except ValueError:  # the port is no number
+        return False
+
+
 def default_workers(device: str, workers: int | None = None, per_gpu: int | None = None) -> int:
-    """How many workers a machine has: as many as asked for, or ``per_gpu`` a GPU; without GPUs one.
+    """Return the number of workers of a machine: as given, or ``per_gpu`` for each GPU; without GPUs one.
 
     Raises:
         UsageError: if both are given, or there are no GPUs to share.

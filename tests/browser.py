@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -65,13 +66,17 @@ class Page:
         self._call("Emulation.setEmulatedMedia", features=named)
 
     def size(self, width: int, height: int) -> None:
-        given = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
-        self._call("Emulation.setDeviceMetricsOverride", **given)
+        parameters = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+        self._call("Emulation.setDeviceMetricsOverride", **parameters)
+
+    def screenshot(self) -> bytes:
+        """Return the visible part of the page as a PNG."""
+        return base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"])
 
     def run(self, script: str) -> Any:
         """The value of an expression."""
-        given = {"expression": script, "returnByValue": True, "awaitPromise": True, "userGesture": True}
-        answer = self._call("Runtime.evaluate", **given)
+        parameters = {"expression": script, "returnByValue": True, "awaitPromise": True, "userGesture": True}
+        answer = self._call("Runtime.evaluate", **parameters)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -86,9 +91,9 @@ class Page:
     def press(self, key: str) -> None:
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
         code = CODES.get(key, ord(key.upper()) if len(key) == 1 else 0)
-        given = {"key": key, "windowsVirtualKeyCode": code, "text": text}
-        self._call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **given)
-        self._call("Input.dispatchKeyEvent", type="keyUp", **given)
+        parameters = {"key": key, "windowsVirtualKeyCode": code, "text": text}
+        self._call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **parameters)
+        self._call("Input.dispatchKeyEvent", type="keyUp", **parameters)
 
     def type(self, text: str) -> None:
         self._call("Input.insertText", text=text)

@@ -85,7 +85,7 @@ def write(store: Path, stream: str, spec: dict[str, Any], clips: Sequence[ClipRo
 class ByWords:
     """A searcher: a clip's score is the share of the query's words that its captions have."""
 
-    says = "words in common <b>"
+    description = "words in common <b>"
 
     def __init__(self, store: Store, clips: Sequence[Clip] = CLIPS) -> None:
         self.store, self.clips = store, clips
@@ -118,8 +118,8 @@ class ByWords:
 
     @staticmethod
     def _hit(rank: int, score: float, clip: Clip, caption: str = "") -> Hit:
-        said = caption or clip.captions[0]
-        return Hit(rank=rank, score=score, clip=clip, caption=said, start=clip.start or 0.5, end=clip.end or 1.5)
+        text = caption or clip.captions[0]
+        return Hit(rank=rank, score=score, clip=clip, caption=text, start=clip.start or 0.5, end=clip.end or 1.5)
 
 
 @contextmanager

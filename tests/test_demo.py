@@ -51,9 +51,9 @@ def test_a_question_is_a_caption_of_no_clip_and_names_who_does_it_first() -> Non
             captions |= set(describe(scene, np.random.default_rng(seed)))
         if scene.event in RELATIONS:
             objects = [{"label": thing.label, "size": thing.size} for thing in scene.things]
-            asked = question(SimpleNamespace(extras={"event": scene.event, "objects": objects}))
-            assert asked.startswith(f"the {objects[0]['size']} {objects[0]['label']} {scene.event} the ")
-            questions.add(asked)
+            query = question(SimpleNamespace(extras={"event": scene.event, "objects": objects}))
+            assert query.startswith(f"the {objects[0]['size']} {objects[0]['label']} {scene.event} the ")
+            questions.add(query)
     assert len(questions) > 80
     assert not questions & captions
 
@@ -85,13 +85,14 @@ def test_the_end_tells_what_was_measured_against_chance_and_commands_that_can_be
 ) -> None:
     out = finished(tmp_path / "it's here")  # a name that a shell would take apart
     (out / "videos").mkdir()
+    (out / "store.zarr").mkdir()
     answers = [answer(), answer(rank=3, twin_rank=2), answer(rank=1), answer(rank=DEPTH + 1, twin_rank=DEPTH + 1)]
     conclude(out, answers, answers[0], seconds=90)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for figures in ("41.2 +1.2", "97.5 +12.5", "81.2 +50.0", "50.0 +50.0"):
-        assert re.search(figures, said), figures
-    assert "1.5 minutes" in said
-    printed = commands_in(said)
+        assert re.search(figures, output), figures
+    assert "1.5 minutes" in output
+    printed = commands_in(output)
     assert [words[0] for words in printed] == ["serve", "search", "features", "extract"]
     for words in printed:
         if words[0] != "serve":
@@ -104,9 +105,9 @@ def test_the_end_is_told_where_there_was_nothing_to_ask(tmp_path: Path, capsys: 
     del record["swapped_pairs"], record["chance"]["text_to_video"]["R@10"]  # so few clips that ten are all of them
     (out / "amenet" / "eval-test.json").write_text(json.dumps(record))
     conclude(out, [], None, seconds=1)
-    said = capsys.readouterr().out
-    assert "search.html" not in said
-    assert "report/index.html" in said
+    output = capsys.readouterr().out
+    assert "search.html" not in output
+    assert "report/index.html" in output
 
 
 def test_the_search_page_is_served_by_a_command_that_can_be_typed(tmp_path: Path) -> None:
@@ -162,12 +163,12 @@ def test_the_demo_goes_from_nothing_to_a_trained_model_and_a_report(
     # The features carry signal: what the detector is surest of is there.
     for clip in clips[:6]:
         rows = store["objects"][clip.clip_id]
-        found = {store["objects"].spec["output"]["labels"][label] for label in rows["labels"][rows["scores"] > 0.9]}
-        assert found == {thing["label"] for thing in clip.extras["objects"]}
+        actual = {store["objects"].spec["output"]["labels"][label] for label in rows["labels"][rows["scores"] > 0.9]}
+        assert actual == {thing["label"] for thing in clip.extras["objects"]}
     assert amex("features", "verify", folder / "here" / "store.zarr").exit_code == 0
-    asked = [words[2] for words in commands_in(run.stdout) if words[0] == "search"]
-    assert len(asked) == 3
-    assert not captions & set(asked)
+    queries = [words[2] for words in commands_in(run.stdout) if words[0] == "search"]
+    assert len(queries) == 3
+    assert not captions & set(queries)
 
 
 @pytest.mark.slow
@@ -204,7 +205,7 @@ def test_the_demo_learns_words_where_there_is_no_text_encoder(tmp_path: Path) ->
     )
     assert "so words are learned" in run.stdout
     assert set(open_store(tmp_path / "here" / "store.zarr")) == {"objects", "r2plus1d_tiny"}
-    assert "2 questions, each for one clip" in run.stdout
+    assert "2 queries, each about one clip" in run.stdout
     assert "a question finds its clip before the twin" in run.stdout
 
 
@@ -240,7 +241,7 @@ def test_the_demo_learns_who_does_it_to_whom(tmp_path: Path) -> None:
     assert record["swapped_pairs"]["accuracy"] >= 65
     assert record["text_to_video"]["R@10"] > 5 * record["chance"]["text_to_video"]["R@10"]
     ranks = [
-        tuple(map(int, found)) for found in re.findall(r"meant: .* place (\d+); its twin .* place (\d+)", run.stdout)
+        tuple(map(int, found)) for found in re.findall(r"right: .* place (\d+); its twin .* place (\d+)", run.stdout)
     ]
     assert ranks
     assert all(own == 1 < twin for own, twin in ranks)

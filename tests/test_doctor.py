@@ -74,7 +74,7 @@ def test_a_decoder_whose_frames_are_wrong_is_broken(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(video, "NEAR", -1)
     (broken,) = (finding for finding in video.video(Subject(folder=Path())) if "PyAV" in finding.what)
     assert (broken.state, broken.essential) == ("broken", True)
-    assert "the frames are not those that were encoded" in broken.found
+    assert "the decoded frames differ from the encoded ones" in broken.found
 
 
 def test_what_cannot_be_imported_says_what_to_install(
@@ -115,7 +115,7 @@ def test_something_essential_that_is_broken_is_exit_status_3(tmp_path: Path, mon
     monkeypatch.setattr(sys.modules["amex.cli.doctor"], "CHECKS", checks)
     well = amex("doctor", "--store", tmp_path / "not" / "yet.zarr")
     assert well.exit_code == 0, well.output
-    assert "what is essential works; 0 optional things missing or broken" in well.output
+    assert "the essential parts work; 0 optional parts missing or broken" in well.output
     for wrong in ("/sys", "/dev/null"):
         result = amex("doctor", "--store", wrong)
         assert result.exit_code == 3
@@ -168,7 +168,7 @@ def test_servers_that_never_answer_hold_nothing_up(monkeypatch: pytest.MonkeyPat
         finding = models._network(set())
     assert (finding.state, finding.essential) == ("missing", False)
     assert address in finding.found
-    assert "only weights at hand can be used" in finding.remedy
+    assert "only weights on this disk can be used" in finding.remedy
     assert threading.active_count() < 50
 
 

@@ -77,7 +77,7 @@ def test_filters_are_applied_before_results_are_counted(page: httpx.Client) -> N
 def test_what_is_searched_with_is_said(page: httpx.Client) -> None:
     about = page.get("/api/about").json()
     assert about == {
-        "says": "words in common <b>", "clips": "6 of 6 clips", "streams": ["motion", "objects"],
+        "description": "words in common <b>", "clips": "6 of 6 clips", "streams": ["motion", "objects"],
         "splits": ["test", "train"], "captions": True, "no_pictures": "",
     }  # fmt: skip
 
@@ -127,8 +127,8 @@ def test_an_error_of_the_searcher_is_text(page: httpx.Client, capfd: pytest.Capt
 
 def test_a_video_is_sent_in_ranges_and_not_again(page: httpx.Client, store: Path) -> None:
     data = (store.parent / "videos" / "a.mp4").read_bytes()
-    whole = page.get("/video?clip=dog")
-    assert (whole.status_code, whole.content, whole.headers["content-type"]) == (200, data, "video/mp4")
+    complete = page.get("/video?clip=dog")
+    assert (complete.status_code, complete.content, complete.headers["content-type"]) == (200, data, "video/mp4")
     part = page.get("/video?clip=dog", headers={"Range": "bytes=100-199"})
     assert (part.status_code, part.content) == (206, data[100:200])
     assert part.headers["content-range"] == f"bytes 100-199/{len(data)}"
@@ -137,7 +137,7 @@ def test_a_video_is_sent_in_ranges_and_not_again(page: httpx.Client, store: Path
     head = page.head("/video?clip=dog")
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(data)))
     for name, mark in (("If-None-Match", "etag"), ("If-Modified-Since", "last-modified")):
-        again = page.get("/video?clip=dog", headers={name: whole.headers[mark]})
+        again = page.get("/video?clip=dog", headers={name: complete.headers[mark]})
         assert (again.status_code, again.content) == (304, b"")
     assert page.post("/video?clip=dog").status_code == 405
 
@@ -200,7 +200,7 @@ def test_a_strangers_store_gives_away_no_file_and_a_folder_of_links_inside_works
 def test_a_site_that_points_its_name_here_is_told_nothing(page: httpx.Client, host: str, status: int) -> None:
     answer = page.get("/api/about", headers={"Host": host})
     assert answer.status_code == status
-    assert ("says" in answer.text) == (status == 200)
+    assert ("description" in answer.text) == (status == 200)
 
 
 def test_a_server_for_others_goes_by_the_name_of_its_machine() -> None:
@@ -350,8 +350,8 @@ def test_an_address_that_is_taken_is_one_line_that_says_what_to_do(tmp_path: Pat
 def test_a_run_is_served_until_it_is_interrupted(tmp_path: Path, number: int) -> None:
     store = tiny_store(tmp_path)
     settings = (word for setting in (*TINY, "train.epochs=1") for word in ("--set", setting))
-    given = ("--store", store, "--manifest", tmp_path / "m.jsonl")
-    trained = amex("train", "global", *settings, *given, "--work-dir", tmp_path / "run")
+    arguments = ("--store", store, "--manifest", tmp_path / "m.jsonl")
+    trained = amex("train", "global", *settings, *arguments, "--work-dir", tmp_path / "run")
     assert trained.exit_code == 0, trained.output
     command = [sys.executable, "-m", "amex.cli", "serve", str(tmp_path / "run"), "--port", "0"]
     temporary = tmp_path / "temporary"
@@ -368,7 +368,7 @@ def test_a_run_is_served_until_it_is_interrupted(tmp_path: Path, number: int) ->
         with httpx.Client(base_url=url, timeout=60) as page:
             found = page.get("/api/clips", params={"q": "a dog chases a cat", "k": 15}).json()["hits"]
             assert [hit["rank"] for hit in found] == list(range(1, 16))
-            assert "(global)" in page.get("/api/about").json()["says"]
+            assert "(global)" in page.get("/api/about").json()["description"]
             assert page.get("/api/captions?clip=train0").json()["captions"]
             begin = time.monotonic()
             process.send_signal(number)

@@ -1,8 +1,7 @@
-"""What is mistyped is answered with what may be meant; ``python -m amex`` and completion are fast and work anywhere."""
+"""Mistyped names get suggestions; ``python -m amex`` and completion are fast and work in any folder."""
 
 from __future__ import annotations
 
-import configparser
 import os
 import pickle
 import shutil
@@ -17,7 +16,7 @@ from conftest import amex, write_lines
 from tiny import FRAMES, TINY, drawn_store, lines
 
 from amex.errors import AmexError, did_you_mean, nearest
-from amex.features import ClipNotThere, open_store
+from amex.features import MissingClip, open_store
 from amex.manifests import ManifestError, named
 from amex.train.config import load_config
 
@@ -32,11 +31,11 @@ def started(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProce
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of one stream, ``motion``."""
+    """Return a store with one stream, ``motion``."""
     return drawn_store(tmp_path_factory.mktemp("tiny"), {"motion": FRAMES})
 
 
-def test_names_that_are_near_are_named_whatever_their_case() -> None:
+def test_similar_names_are_suggested_in_any_case() -> None:
     assert nearest("VIDEO7.mp4", ["video7.mp4", "video71.mp4", "other.mp4"])[:2] == ["video7.mp4", "video71.mp4"]
     assert did_you_mean("tset", ["test", "train"]) == "; did you mean 'test'?"
     assert did_you_mean("x", ["test", "train"]) == ""
@@ -44,7 +43,7 @@ def test_names_that_are_near_are_named_whatever_their_case() -> None:
     assert did_you_mean("\x1b[2Ja.mp4", ["\x1b[2Jb.mp4"]) == r"; did you mean '\x1b[2Jb.mp4'?"
 
 
-def test_of_many_names_the_nearest_are_known_at_once() -> None:
+def test_suggestions_among_many_names_are_fast() -> None:
     names = [f"folder{i % 1000}/video_{i:07d}.mp4" for i in range(300_000)]
     begin = time.process_time()
     assert nearest("folder41/vidoe_0250041.mp4", names)[0] == "folder41/video_0250041.mp4"
@@ -61,9 +60,7 @@ def test_of_many_names_the_nearest_are_known_at_once() -> None:
         (("streams", "--recipe"), "--recipes"),
     ],
 )
-def test_a_mistyped_command_or_option_is_answered_with_the_one_that_is_meant(
-    arguments: tuple[str, ...], words: str
-) -> None:
+def test_a_mistyped_command_or_option_gets_a_suggestion(arguments: tuple[str, ...], words: str) -> None:
     result = amex(*arguments)
     assert result.exit_code == 2
     assert words in result.output
@@ -81,7 +78,7 @@ def test_a_mistyped_command_or_option_is_answered_with_the_one_that_is_meant(
           "--set", "model.text=words"), "no clip of split 'vall'; it has test, train, val; did you mean 'val'?"),
     ],
 )  # fmt: skip
-def test_a_mistyped_clip_stream_or_split_is_answered_with_the_nearest(
+def test_a_mistyped_clip_stream_or_split_gets_a_suggestion(
     arguments: tuple[str, ...], words: str, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(store.parent)
@@ -91,33 +88,31 @@ def test_a_mistyped_clip_stream_or_split_is_answered_with_the_nearest(
     assert "Traceback" not in result.output
 
 
-def test_search_names_the_clips_that_may_be_meant(store: Path, tmp_path: Path) -> None:
+def test_search_suggests_similar_clip_ids(store: Path, tmp_path: Path) -> None:
     manifest = write_lines(tmp_path / "m.jsonl", *lines())
-    given = ("--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w")
+    arguments = ("--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w")
     settings = (word for setting in (*TINY, "train.epochs=1") for word in ("--set", setting))
-    assert amex("train", "global", *given, *settings).exit_code == 0
+    assert amex("train", "global", *arguments, *settings).exit_code == 0
     wrong = amex("search", tmp_path / "w", "--video", "trian3")
     assert wrong.exit_code == 1
     assert "clip 'trian3' is not among the 15 clips" in wrong.output
     assert "did you mean 'train3' or" in wrong.output
 
 
-def test_a_clip_that_is_not_there_looks_for_near_ones_only_when_it_is_read(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_suggestions_for_missing_clips_are_computed_lazily(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = open_store(store)["motion"]
     calls = []
     monkeypatch.setattr(
         "amex.features.schema.did_you_mean", lambda name, among: calls.append(name) or (name and "; near")
     )
-    with pytest.raises(ClipNotThere) as caught:
+    with pytest.raises(MissingClip) as caught:
         stream["trian3"]
     assert not calls
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert str(caught.value).endswith("extract it first; near")
 
 
-def test_mistyped_data_sets_protocols_and_configurations_are_answered() -> None:
+def test_mistyped_data_sets_protocols_and_configurations_get_suggestions() -> None:
     with pytest.raises(ManifestError, match="did you mean 'youcook2'"):
         named("youcok2")
     with pytest.raises(ManifestError, match="did you mean '1k-A'"):
@@ -129,7 +124,7 @@ def test_mistyped_data_sets_protocols_and_configurations_are_answered() -> None:
 def test_python_m_amex_is_amex_wherever_it_is_started(tmp_path: Path) -> None:
     shown = started("-m", "amex", "--version", cwd=tmp_path)
     assert (shown.returncode, shown.stdout.split()[0]) == (0, "amex,")
-    (tmp_path / "amex").symlink_to(ROOT)  # a checkout that is not installed: from the folder above it
+    (tmp_path / "amex").symlink_to(ROOT)  # a checkout that is not installed, run from its parent folder
     command = [sys.executable, "-m", "amex", "streams", "--help"]
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     assert subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=False).returncode == 0
@@ -157,27 +152,14 @@ def test_completion_offers_what_fits_without_loading_torch(line: str, offered: s
     assert completed.stderr == "loaded\n"
 
 
-def test_every_room_is_in_the_wheel() -> None:
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    listed = set(setup["options"]["packages"].split())
-    outside = {"tests", "benchmarks", "build", "docs"}
-    rooms = {
-        ".".join(("amex", *path.parent.relative_to(ROOT).parts))
-        for path in ROOT.rglob("__init__.py")
-        if path.relative_to(ROOT).parts[0] not in outside
-    }
-    assert rooms == listed
-
-
 @pytest.mark.slow
 def test_a_wheel_has_what_python_m_amex_runs(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
-    source = tmp_path / "source"  # pip builds in the folder itself
+    source = tmp_path / "source"  # pip builds in place
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", "tests", "benchmarks", "build", "*.egg-info"))
     subprocess.run([*pip, str(source)], check=True, cwd=tmp_path)
     (wheel,) = tmp_path.glob("amex-*.whl")
-    held = set(zipfile.ZipFile(wheel).namelist())
-    assert {"amex/__main__.py", "amex/cli/__init__.py"} <= held
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"amex/__main__.py", "amex/cli/__init__.py"} <= names
     pages = [*(ROOT / "cli" / "page" / "static").iterdir(), *(ROOT / "train" / "pages").iterdir()]
-    assert {f"amex/{page.relative_to(ROOT).as_posix()}" for page in pages} <= held
+    assert {f"amex/{page.relative_to(ROOT).as_posix()}" for page in pages} <= names

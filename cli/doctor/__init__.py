@@ -1,9 +1,9 @@
-"""Whether a machine can do amex's work: every part is really tried, each check in a process of its own.
+"""Check whether amex works on a machine: every part is really used, each check in a process of its own.
 
     for finding in examine(Path(".")):
         print(finding.state, finding.what, finding.found, finding.remedy)
 
-Knows what to try, and what to do where it fails; nothing is installed, downloaded or left behind.
+Nothing is installed, downloaded or left behind.
 """
 
 from .checks import CHECKS, examine

@@ -9,11 +9,11 @@ from .checks import report
 from .findings import Subject
 
 module, function, folder, bucket = sys.argv[1:]
-# What libraries print is no finding.
+# Libraries may print to standard output: only findings go there.
 findings = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)
 check = getattr(importlib.import_module(f"{__package__}.{module}"), function)
 for finding in check(Subject(folder=Path(folder), bucket=bucket)):
     print(report(finding), file=findings, flush=True)
-# Threads that a library has left, such as one that waits for a server, do not hold up the end.
+# Do not wait for threads of libraries, such as one that waits for a server.
 os._exit(0)

@@ -1,4 +1,4 @@
-"""The checks, and their processes: one that crashes or hangs costs its own lines of the table alone."""
+"""Run each check in a process of its own: a crash or a hang affects only the lines of that check."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pathlib import Path
 from ...errors import plural, printable
 from .findings import ROOT, Finding, Subject
 
-# Seconds for one check: an installation on a busy network file system takes half a minute to import torch.
+# Time limit of a check in seconds. On a busy network file system, importing torch takes half a minute.
 LIMIT = 60.0
-# Checks at the same time. Each is a process of its own, and most wait for the disk that Python imports from.
+# Number of parallel checks. Most of them wait for the disk that Python imports from.
 TOGETHER = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A function of a module of this package, which yields findings.
+    """A function of a module of this package that yields findings.
 
     Attributes:
-        what: it looks at, as a table says if it ends without saying anything itself.
-        essential: whether amex is of no use where it crashes.
+        what: the subject, for the table if the check ends without a finding.
+        essential: whether amex cannot work if the check crashes.
     """
 
     module: str
@@ -53,23 +53,23 @@ CHECKS = (
 
 
 def examine(folder: Path, bucket: str = "", progress: Callable[[], None] = lambda: None) -> list[Finding]:
-    """Runs all checks, several at a time, and returns what they found in the order of ``CHECKS``.
+    """Run all checks, several at a time; return their findings in the order of ``CHECKS``.
 
     Args:
-        folder, bucket: as of ``Subject``.
+        folder, bucket: see ``Subject``.
         progress: called after each check, from another thread.
     """
     subject = Subject(folder=folder, bucket=bucket)
     processes: list[subprocess.Popen[str]] = []
 
     def examined(check: Check) -> list[Finding]:
-        found = _run(check, subject, processes)
+        findings = _run(check, subject, processes)
         progress()
-        return found
+        return findings
 
     with ThreadPoolExecutor(TOGETHER) as pool:
         try:
-            return [finding for found in pool.map(examined, CHECKS) for finding in found]
+            return [finding for findings in pool.map(examined, CHECKS) for finding in findings]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
@@ -78,8 +78,8 @@ def examine(folder: Path, bucket: str = "", progress: Callable[[], None] = lambd
 
 
 def _run(check: Check, subject: Subject, processes: list[subprocess.Popen[str]]) -> list[Finding]:
-    """What a check finds, and a finding more where it does not come to its end."""
-    beside = str(ROOT.parent)  # a checkout is found where it lies; what the user puts before it stays before it
+    """Run a check; return its findings, and one more if it did not finish."""
+    beside = str(ROOT.parent)  # for a checkout; the user's entries take precedence
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH", ""), beside)))
     command = [sys.executable, "-m", __package__, check.module, check.function, str(subject.folder), subject.bucket]
     process = subprocess.Popen(
@@ -90,7 +90,7 @@ def _run(check: Check, subject: Subject, processes: list[subprocess.Popen[str]])
         text=True,
         errors="replace",
         env={**os.environ, "PYTHONPATH": path},
-        start_new_session=True,  # so that it ends with all that it has started
+        start_new_session=True,  # so that its children can be killed with it
     )
     processes.append(process)
     output = problem = ""
@@ -115,18 +115,18 @@ def _run(check: Check, subject: Subject, processes: list[subprocess.Popen[str]])
 
 
 def _last_words(code: int, errors: str) -> str:
-    """Why a process ended, in a line."""
+    """Return in one line why a process ended."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
     return printable(f"{how}: {lines[-1]}" if lines and code > 0 else how)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends a process and all that it has started."""
+    """Kill a process and all its children."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def report(finding: Finding) -> str:
-    """A finding as its process writes it: a line of JSON."""
+    """Return a finding as a line of JSON."""
     return json.dumps(asdict(finding))

@@ -15,16 +15,22 @@ from ..options import json_option
 
 
 @click.command()
-@click.option("--store", "folder", default=".", help="Where a store is, or is to be.  [default: here]")
-@click.option("--s3", "bucket", default="", metavar="ADDRESS", help="Also list this: s3://BUCKET or s3://BUCKET/NAME.")
+@click.option("--store", "folder", default=".", help="The folder of the store.  [default: here]")
+@click.option(
+    "--s3", "bucket", default="", metavar="ADDRESS", help="Also check access to s3://BUCKET or s3://BUCKET/NAME."
+)
 @json_option
 def doctor(folder: str, bucket: str, as_json: bool) -> None:
-    """Try all that amex needs here, and say what to do.
+    """Check this machine, and say how to fix what fails.
 
-    Every check really does what it is about, in a process of its own: encode and decode videos, compute on each GPU,
+    Every check does what extraction and training do, in its own process: encode and decode videos, compute on each GPU,
     start a worker, write to the disk. Nothing is downloaded, and nothing is left behind.
 
-    Exit status: 0 what is essential works; 3 something essential is missing or broken.
+    \b
+    amex doctor
+    amex doctor --store /scratch/my.zarr --s3 s3://bucket/features
+
+    Exit status: 0 the essential parts work; 3 an essential part is missing or broken.
     """
     from . import CHECKS, examine
 
@@ -35,22 +41,22 @@ def doctor(folder: str, bucket: str, as_json: bool) -> None:
     with progress_bar() as bar:
         task = bar.add_task("trying", total=len(CHECKS))
         findings = examine(Path(folder), bucket, progress=lambda: bar.advance(task))
-    wanting = [finding for finding in findings if finding.essential and finding.state != "ok"]
+    failures = [finding for finding in findings if finding.essential and finding.state != "ok"]
     if as_json:
-        record = {"ok": not wanting, "checks": [dataclasses.asdict(finding) for finding in findings]}
+        record = {"ok": not failures, "checks": [dataclasses.asdict(finding) for finding in findings]}
         click.echo(json.dumps(record, indent=1))
     else:
         print_findings(findings)
-        if wanting:
-            click.echo(f"amex cannot work here: {', '.join(finding.what for finding in wanting)}", err=True)
+        if failures:
+            click.echo(f"amex cannot work here: {', '.join(finding.what for finding in failures)}", err=True)
         else:
             others = sum(finding.state != "ok" for finding in findings)
-            click.echo(f"what is essential works; {plural(others, 'optional thing')} missing or broken")
-    sys.exit(3 if wanting else 0)
+            click.echo(f"the essential parts work; {plural(others, 'optional part')} missing or broken")
+    sys.exit(3 if failures else 0)
 
 
 def print_findings(findings: list) -> None:
-    """A table: what, its state, what there is, and below that what to do."""
+    """Print a table: subject, state, details, and below them the remedy."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Memory and limits of this machine, what it computes with, and who can work for it."""
+"""Checks of memory, limits, torch, GPUs, Dask and batch systems."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...errors import first_line
+from ...errors import first_line, plural
 from .findings import Finding, Subject, tried
 
 GIB = 1 << 30
-# A worker and its feeders take so much at the highest (docs/performance.md).
+# Peak memory of a worker and its feeders (docs/performance.md).
 WORKER = 2 * GIB
-# Files that a process may have open: a read asks for 64 ranges of a store together, beside what Dask needs.
+# Required limit of open files: a read opens 64 ranges of a store at once, besides the files of Dask.
 FILES = 1024
-# What a batch system submits with -> what --cluster calls it.
+# The submit command of a batch system, and its name in --cluster.
 BATCH_COMMANDS = {"sbatch": "slurm", "qsub": "pbs or sge", "bsub": "lsf"}
 
 
 def machine(subject: Subject) -> Iterator[Finding]:
-    """Memory, shared memory, open files."""
+    """Check memory, shared memory and open files."""
     total, free = _memory()
     cores = len(os.sched_getaffinity(0))
-    found = f"{cores} cores, {total / GIB:.1f} GiB of memory, {free / GIB:.1f} free"
+    memory = f"{plural(cores, 'core')}, {total / GIB:.1f} GiB of memory, {free / GIB:.1f} free"
     if free < WORKER:
         remedy = "a worker and its feeders take up to 2 GiB: end other programs, or use --workers 1 --feeders 1"
-        yield Finding(what="memory", state="broken", found=found, remedy=remedy)
+        yield Finding(what="memory", state="broken", found=memory, remedy=remedy)
     else:
-        yield Finding(what="memory", state="ok", found=found)
+        yield Finding(what="memory", state="ok", found=memory)
     yield tried("memory that processes share", _share, remedy="amex uses TMPDIR in its place: have it on a fast disk")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    found = f"{soft:,} may be open, {hard:,} if asked for" if hard > soft else f"{soft:,} may be open"
+    limits = f"{soft:,} may be open, up to {hard:,} with ulimit" if hard > soft else f"{soft:,} may be open"
     if soft < FILES:
         remedy = f"ulimit -n {min(FILES, hard) if hard > 0 else FILES} before amex"
-        yield Finding(what="open files", state="broken", found=found, remedy=remedy)
+        yield Finding(what="open files", state="broken", found=limits, remedy=remedy)
     else:
-        yield Finding(what="open files", state="ok", found=found)
+        yield Finding(what="open files", state="ok", found=limits)
 
 
 def _memory() -> tuple[int, int]:
-    """Bytes of memory that this process may use, in all and now: of the machine, or of its control group."""
+    """Return the total and the free memory of this process in bytes: of the machine, or of its control group."""
     fields = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
     total, free = (int(fields[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
     with contextlib.suppress(OSError, ValueError):  # no such group, or no limit
@@ -65,7 +65,7 @@ def _share() -> str:
 
 
 def computing(subject: Subject) -> Iterator[Finding]:
-    """torch, torchvision and the GPUs, on each of which a small computation runs."""
+    """Check torch, torchvision and the GPUs with small computations."""
     again = "pip install --force-reinstall torch torchvision, both of one release"
 
     def compute() -> str:
@@ -115,7 +115,7 @@ def _gpus() -> Iterator[Finding]:
         except (RuntimeError, AssertionError) as error:
             reason = f": {first_line(error)}"
         remedy = "install a torch that is built for this driver (pytorch.org says how), or use --device cpu"
-        yield Finding(what="GPU", state="broken", found=f"{driver}; {build}, and sees no GPU{reason}", remedy=remedy)
+        yield Finding(what="GPU", state="broken", found=f"{driver}; {build}, and finds no GPU{reason}", remedy=remedy)
         return
     for index in range(torch.cuda.device_count()):
 
@@ -132,7 +132,7 @@ def _gpus() -> Iterator[Finding]:
 
 
 def workers(subject: Subject) -> Iterator[Finding]:
-    """A worker of this machine, which is started as ``amex extract`` starts it; and batch systems."""
+    """Start a worker as ``amex extract`` does, and look for batch systems."""
 
     def ask() -> str:
         from ...extract.run.cluster import local
@@ -147,9 +147,9 @@ def workers(subject: Subject) -> Iterator[Finding]:
         "programs speak to 127.0.0.1"
     )
     yield tried("Dask", ask, remedy=remedy, essential=True)
-    there = [f"{command} (--cluster {name})" for command, name in BATCH_COMMANDS.items() if shutil.which(command)]
-    if there:
-        yield Finding(what="batch systems", state="ok", found=", ".join(there))
+    commands = [f"{command} (--cluster {name})" for command, name in BATCH_COMMANDS.items() if shutil.which(command)]
+    if commands:
+        yield Finding(what="batch systems", state="ok", found=", ".join(commands))
     else:
-        found = f"none of {', '.join(BATCH_COMMANDS)} is on PATH"
-        yield Finding(what="batch systems", state="missing", found=found, remedy="nothing, unless this is a cluster")
+        absent = f"none of {', '.join(BATCH_COMMANDS)} is on PATH"
+        yield Finding(what="batch systems", state="missing", found=absent, remedy="nothing, unless this is a cluster")

@@ -1,4 +1,4 @@
-"""What training and detectors run on, and the weights that are at hand."""
+"""Checks of training, detectors and weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 from ...errors import AmexError, first_line
 from .findings import Finding, Subject, tried
 
-# Seconds for a server to answer.
+# Seconds to wait for a server.
 PATIENCE = 5.0
 
 
 def training(subject: Subject) -> Iterator[Finding]:
-    """mmengine, FAISS, and MMDetection with its operators."""
+    """Check mmengine, FAISS, and MMDetection with its operators."""
 
     def runner() -> str:
         from mmengine.runner import Runner  # noqa: F401 - only whether it loads
@@ -31,21 +31,21 @@ def training(subject: Subject) -> Iterator[Finding]:
         import numpy as np
 
         vectors = np.eye(4, dtype=np.float32)
-        made = faiss.index_factory(4, "Flat", faiss.METRIC_INNER_PRODUCT)
-        made.add(vectors)
-        if made.search(vectors, 1)[1].ravel().tolist() != [0, 1, 2, 3]:
+        faiss_index = faiss.index_factory(4, "Flat", faiss.METRIC_INNER_PRODUCT)
+        faiss_index.add(vectors)
+        if faiss_index.search(vectors, 1)[1].ravel().tolist() != [0, 1, 2, 3]:
             raise ArithmeticError("a search finds the wrong vectors")
         return f"FAISS {faiss.__version__}"
 
-    remedy = "mend torch first, if that is broken; then pip install --force-reinstall --no-deps"
-    yield tried("training", runner, remedy=f"{remedy} onedl-mmengine", essential=True)
-    yield tried("search", index, remedy=f"{remedy} faiss-cpu")
+    remedy = "fix torch first if it is broken; then pip install --force-reinstall --no-deps"
+    yield tried("training", runner, remedy=f"{remedy} onedl-mmengine", essential=True, extra="train")
+    yield tried("search", index, remedy=f"{remedy} faiss-cpu", extra="train")
     again = "only streams of objects need it: pip install --force-reinstall onedl-mmcv onedl-mmdetection onedl-mmengine"
-    yield tried("detectors", _detectors, remedy=again)
+    yield tried("detectors", _detectors, remedy=again, extra="objects")
 
 
 def _detectors() -> str:
-    """Who serves MMDetection's operators, each of which runs on every device."""
+    """Run MMDetection's operators on every device; return which implementation is used."""
     import torch
 
     compiled = importlib.util.find_spec("mmcv") is not None and importlib.util.find_spec("mmcv._ext") is not None
@@ -57,9 +57,9 @@ def _detectors() -> str:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [8, 8, 9, 9]], device=device)
-        kept, _ = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), iou_threshold=0.5)
-        if len(kept) != 2:
-            raise ArithmeticError(f"NMS on {device} keeps {len(kept)} boxes of 2")
+        boxes_kept, _ = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), iou_threshold=0.5)
+        if len(boxes_kept) != 2:
+            raise ArithmeticError(f"NMS on {device} keeps {len(boxes_kept)} of 2 boxes")
         rois = torch.tensor([[0.0, 0, 0, 8, 8]], device=device)
         aligned = RoIAlign((2, 2), spatial_scale=1.0)(torch.full((1, 1, 16, 16), 3.0, device=device), rois)
         if not torch.allclose(aligned, torch.full_like(aligned, 3.0)):
@@ -69,7 +69,7 @@ def _detectors() -> str:
 
 
 def weights(subject: Subject) -> Iterator[Finding]:
-    """Published weights on this disk, and whether others can be had."""
+    """Check the published weights on this disk, and whether others can be downloaded."""
     from ...extract.encoders import DEFAULT_MODELS, NETWORKS
     from ...extract.encoders.weights import FromHub, Installed, Published, UserSupplied
 
@@ -92,8 +92,8 @@ def weights(subject: Subject) -> Iterator[Finding]:
             if isinstance(file, Installed) and not _is_installed(file.distribution):
                 absent.append(name)
             else:
-                found, _, remedy = str(error).rpartition(": ")
-                yield Finding(what=f"weights of {name}", state="broken", found=found, remedy=remedy)
+                problem, _, remedy = str(error).rpartition(": ")
+                yield Finding(what=f"weights of {name}", state="broken", found=problem, remedy=remedy)
         else:
             at_hand.append(name)
     yield from _at_hand("networks", at_hand, absent)
@@ -124,7 +124,9 @@ def _is_installed(package: str) -> bool:
 
 
 def _cached(name: str) -> bool:
-    """Whether a model is in the cache of its hub, with weights."""
+    """Return whether a model with weights is in the cache of the hub."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return False
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json")
@@ -135,31 +137,32 @@ def _cached(name: str) -> bool:
 
 
 def _network(hosts: set[str]) -> Finding:
-    """Whether the servers of weights answer, all asked at once."""
-    from huggingface_hub import constants
-
-    said: dict[str, str] = {}
+    """Check whether the servers of weights answer, all at once."""
+    answers: dict[str, str] = {}
 
     def ask(address: str) -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
         except urllib.error.HTTPError:
-            said[address] = ""  # an answer, be it a refusal
+            answers[address] = ""  # a refusal is an answer too
         except Exception as error:  # of many kinds
-            said[address] = first_line(getattr(error, "reason", None) or error)
+            answers[address] = first_line(getattr(error, "reason", None) or error)
         else:
-            said[address] = ""
+            answers[address] = ""
 
-    asked = {address: threading.Thread(target=ask, args=(address,), daemon=True) for address in hosts}
-    if not constants.HF_HUB_OFFLINE:
-        asked[constants.ENDPOINT] = threading.Thread(target=ask, args=(constants.ENDPOINT,), daemon=True)
-    for thread in asked.values():
+    threads = {address: threading.Thread(target=ask, args=(address,), daemon=True) for address in hosts}
+    if importlib.util.find_spec("huggingface_hub") is not None:
+        from huggingface_hub import constants
+
+        if not constants.HF_HUB_OFFLINE:
+            threads[constants.ENDPOINT] = threading.Thread(target=ask, args=(constants.ENDPOINT,), daemon=True)
+    for thread in threads.values():
         thread.start()
-    for thread in asked.values():
+    for thread in threads.values():
         thread.join(PATIENCE + 1)  # a name may take longer to be looked up
-    silent = {address: said.get(address, "no answer") for address in asked if said.get(address, "no answer")}
-    if not silent:
-        return Finding(what="downloads", state="ok", found=f"{', '.join(sorted(asked))} answer")
-    found = "; ".join(f"{address}: {reason}" for address, reason in sorted(silent.items()))
-    remedy = "only weights at hand can be used: with a network set HTTPS_PROXY, else copy weights to this disk"
-    return Finding(what="downloads", state="missing", found=found, remedy=remedy)
+    failures = {address: answers.get(address, "no answer") for address in threads if answers.get(address, "no answer")}
+    if not failures:
+        return Finding(what="downloads", state="ok", found=f"{', '.join(sorted(threads))} answer")
+    problems = "; ".join(f"{address}: {reason}" for address, reason in sorted(failures.items()))
+    remedy = "only weights on this disk can be used: set HTTPS_PROXY if you need a proxy, or copy weights here"
+    return Finding(what="downloads", state="missing", found=problems, remedy=remedy)

@@ -1,4 +1,4 @@
-"""The packages that amex needs, those that it can use, and what reads sentences."""
+"""Checks of required and optional packages, and of the parsers of captions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from packaging.requirements import Requirement
 from ... import __version__
 from .findings import ROOT, Finding, Subject, tried
 
-# What brings nothing to those who use amex.
-FOR_DEVELOPERS = {"bench", "dev", "test"}
+# Extras that a user of amex does not need, and the one that names others.
+NOT_LISTED = {"all", "bench", "dev", "docs", "test"}
 
 
 def packages(subject: Subject) -> Iterator[Finding]:
-    """Python, amex, its requirements in their versions, and its extras."""
+    """Check Python, amex, its requirements and its extras, with their versions."""
     yield Finding(what="Python", state="ok", found=f"{platform.python_version()}, {sys.executable}", essential=True)
     yield Finding(what="amex", state="ok", found=f"{__version__}, {ROOT}", essential=True)
     needed: defaultdict[str, list[Requirement]] = defaultdict(list)
@@ -27,40 +27,40 @@ def packages(subject: Subject) -> Iterator[Finding]:
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
             needed[extra].append(requirement)
     yield _installed("requirements", needed.pop("", []), essential=True)
-    for extra in sorted(needed.keys() - FOR_DEVELOPERS):
+    for extra in sorted(needed.keys() - NOT_LISTED):
         yield _installed(f"amex[{extra}]", needed[extra])
 
 
 def _extra(requirement: Requirement) -> str:
-    """The extra that a requirement belongs to; empty for what every installation needs."""
+    """Return the extra that a requirement belongs to; empty for a requirement of every installation."""
     _, _, name = str(requirement.marker or "").partition("extra == ")
     return name.strip("\"' ")
 
 
 def _installed(what: str, wanted: list[Requirement], *, essential: bool = False) -> Finding:
-    """Whether packages are there in the versions that are asked for."""
-    there, problems, lacking = [], [], []
+    """Check whether packages are installed in the required versions."""
+    present, problems, to_install = [], [], []
     for requirement in wanted:
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
             problems.append(f"{requirement.name} is not installed")
         else:
-            there.append(f"{requirement.name} {installed}")
+            present.append(f"{requirement.name} {installed}")
             if requirement.specifier.contains(installed, prereleases=True):
                 continue
             problems.append(f"{requirement.name} {installed} is not {requirement.specifier}")
-        lacking.append(f"'{requirement.name}{requirement.specifier}'")
+        to_install.append(f"'{requirement.name}{requirement.specifier}'")
     if not problems:
-        found = ", ".join(there) if len(there) < 6 else f"all {len(there)} packages"
-        return Finding(what=what, state="ok", found=found, essential=essential)
-    remedy = f"pip install {' '.join(lacking)}" if essential else f"pip install '{what}'"
-    state = "broken" if there and essential else "missing"
+        versions = ", ".join(present) if len(present) < 6 else f"all {len(present)} packages"
+        return Finding(what=what, state="ok", found=versions, essential=essential)
+    remedy = f"pip install {' '.join(to_install)}" if essential else f"pip install '{what}'"
+    state = "broken" if present and essential else "missing"
     return Finding(what=what, state=state, found="; ".join(problems), remedy=remedy, essential=essential)
 
 
 def language(subject: Subject) -> Iterator[Finding]:
-    """The parsers of captions, for role graphs."""
+    """Check the parsers of captions, for role graphs."""
 
     def parse() -> str:
         from ...language import role_parser
@@ -71,7 +71,9 @@ def language(subject: Subject) -> Iterator[Finding]:
             raise ValueError("no graph of a plain sentence")
         return "amex's rules parse a sentence"
 
-    yield tried("captions to role graphs", parse, remedy="pip install --force-reinstall textblob lemminflect")
+    yield tried(
+        "captions to role graphs", parse, remedy="pip install --force-reinstall textblob lemminflect", extra="text"
+    )
     models = sorted(point.name for point in entry_points(group="spacy_models"))
     if models:
         yield Finding(what="spaCy's models", state="ok", found=", ".join(models))

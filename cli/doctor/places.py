@@ -1,4 +1,4 @@
-"""Where a store may lie: a folder with its disk, and an object store."""
+"""Checks of the places of a store: a folder with its disk, and an object store."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from ...errors import AmexError
 from ...storage import open_path, reachable, write_text
 from .findings import Finding, Subject, tried
 
-# Bytes that are written and synced at once, about a part of a store.
+# Bytes per synced write, about the size of a part of a store.
 BLOCK = 8 << 20
-# What is written to measure a disk: so much, or as much as it takes in so many seconds.
+# A disk is measured with this many bytes, or for this many seconds.
 MEASURED, SECONDS = 8 * BLOCK, 3.0
 SMALL_FILES = 64
-# Less than this is soon full: an hour of video is some 10 MB of rows of windows, and a gigabyte of objects.
+# Minimum free bytes: an hour of video has some 10 MB of rows of windows, and a gigabyte of objects.
 FREE = 2 << 30
-# Files a second below which commits, each a file of its own, hold up a run.
+# Files per second below which commits slow a run down: each commit is a file.
 FEW_FILES = 10
 
 
 def folder(subject: Subject) -> Iterator[Finding]:
-    """Space, speed and locks of the folder of a store."""
+    """Check space, speed and locks of the folder of a store."""
     place = subject.folder.absolute()
     remedy = "choose a folder that you may write to, with --store"
     if place.exists() and not place.is_dir():
-        found = f"{place} is a file"
-        yield Finding(what="the folder of the store", state="broken", found=found, remedy=remedy, essential=True)
+        problem = f"{place} is a file"
+        yield Finding(what="the folder of the store", state="broken", found=problem, remedy=remedy, essential=True)
         return
     while not place.is_dir() and place != place.parent:
         place = place.parent
     try:
         scratch = tempfile.mkdtemp(dir=place, prefix=".amex-doctor-")
     except OSError as error:
-        found = f"{place}: {error.strerror}"
-        yield Finding(what="the folder of the store", state="broken", found=found, remedy=remedy, essential=True)
+        problem = f"{place}: {error.strerror}"
+        yield Finding(what="the folder of the store", state="broken", found=problem, remedy=remedy, essential=True)
         return
     try:
         yield _space(place)
         speed = f"the disk of {place} cannot be used: {remedy}"
         yield tried("the disk's speed", lambda: _speed(Path(scratch)), remedy=speed, essential=True)
         yield tried("small files", lambda: _small_files(Path(scratch)), remedy=speed, essential=True)
-        locks = "two programs that rewrite a stream at once are not kept apart here: run one at a time"
+        locks = "locks do not work here: never run two programs that rewrite the same stream at the same time"
         yield tried("file locks", lambda: _locks(Path(scratch)), remedy=locks)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -56,15 +56,15 @@ def folder(subject: Subject) -> Iterator[Finding]:
 
 def _space(place: Path) -> Finding:
     free = shutil.disk_usage(place).free
-    found = f"{free / (1 << 30):,.1f} GiB free in {place}"
+    space = f"{free / (1 << 30):,.1f} GiB free in {place}"
     if free < FREE:
         remedy = "make room, or choose another folder: an hour of video takes 10 MB, with objects a gigabyte"
-        return Finding(what="disk space", state="broken", found=found, remedy=remedy)
-    return Finding(what="disk space", state="ok", found=found)
+        return Finding(what="disk space", state="broken", found=space, remedy=remedy)
+    return Finding(what="disk space", state="ok", found=space)
 
 
 def _speed(scratch: Path) -> str:
-    """Writes a file to the disk itself, and reads it from there."""
+    """Write a file to the disk, and read it back, past the cache."""
     block, written, begin = os.urandom(BLOCK), 0, time.monotonic()
     path = scratch / "block"
     with path.open("wb", buffering=0) as handle:
@@ -85,7 +85,7 @@ def _speed(scratch: Path) -> str:
 
 
 def _small_files(scratch: Path) -> str:
-    """Writes files as commits are written: synced, and there whole or not at all."""
+    """Write files as commits are written: synced and atomically."""
     begin, count = time.monotonic(), 0
     while count < SMALL_FILES and time.monotonic() - begin < SECONDS:
         write_text(scratch / f"{count}.json", "x" * 4096)
@@ -102,12 +102,12 @@ def _locks(scratch: Path) -> str:
         try:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return "one program at a time has a lock"
+            return "a lock excludes other programs"
     raise OSError("two programs may have one lock at the same time")
 
 
 def bucket(subject: Subject) -> Iterator[Finding]:
-    """An object store that can be listed."""
+    """Check that an object store can be listed."""
     if not subject.bucket:
         return
 

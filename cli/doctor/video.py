@@ -1,4 +1,4 @@
-"""Decoders, on files of each codec that are made here: do the frames come, all of them and the right ones?"""
+"""Checks of the decoders: they decode files of each codec, which are encoded here, and all frames are compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...errors import first_line
 from ...storage import temporary_folder
 from .findings import Finding, Subject, tried
 
-# What can stand in a file, what makes it, and in which container.
+# Codecs, with the encoder and the container of their test files.
 CODECS = {
     "H.264": ("libx264", "mp4"),
     "HEVC": ("libx265", "mp4"),
@@ -23,12 +23,12 @@ CODECS = {
     "MPEG-4": ("mpeg4", "avi"),
 }
 FRAMES, WIDTH, HEIGHT = 8, 128, 96
-# How far a frame's mean may be from what was painted, of 255: codecs are not exact.
+# Tolerance of a frame's mean grey, of 255: codecs are lossy.
 NEAR = 8.0
 
 
 def video(subject: Subject) -> Iterator[Finding]:
-    """PyAV and, with a GPU, its decoder."""
+    """Check PyAV and, with a GPU, its decoder."""
     remedy = "pip install --force-reinstall --only-binary av av"
     loads = tried("decoding by PyAV", lambda: import_module("av").__name__, remedy=remedy, essential=True)
     if loads.state != "ok":
@@ -46,7 +46,7 @@ def video(subject: Subject) -> Iterator[Finding]:
 
 
 def decord(subject: Subject) -> Iterator[Finding]:
-    """decord, which is asked first for most videos."""
+    """Check decord, the first choice for most videos."""
     remedy = "pip install --force-reinstall decord2; until then, amex extract --decoder pyav"
     loads = tried("decoding by decord", lambda: import_module("decord").__name__, remedy=remedy)
     if loads.state != "ok":
@@ -59,7 +59,7 @@ def decord(subject: Subject) -> Iterator[Finding]:
 def _finding(
     what: str, decoder: str, files: dict[str, Path], unmade: dict[str, str], *, remedy: str, essential: bool = False
 ) -> Finding:
-    """What a decoder makes of the files."""
+    """Decode the files with one decoder; return the finding."""
     package = {"pyav": "av", "nvdec": "av", "decord": "decord2"}[decoder]
     good, others, wrong = [], [], []
     for codec, path in files.items():
@@ -69,47 +69,47 @@ def _finding(
             wrong.append(f"{codec}: {first_line(error)}")
         else:
             (others if others_take else good).append(codec)
-    found = f"{package} {version(package)}: {', '.join(good) or 'nothing'}"
-    found += f"; {', '.join(others)} {'goes' if len(others) == 1 else 'go'} to PyAV" if others else ""
-    found += f"; not tried: {', '.join(unmade)}, which cannot be made here" if unmade else ""
+    details = f"{package} {version(package)}: {', '.join(good) or 'nothing'}"
+    details += f"; {', '.join(others)} {'goes' if len(others) == 1 else 'go'} to PyAV" if others else ""
+    details += f"; not tried: {', '.join(unmade)}, which cannot be made here" if unmade else ""
     if not files:
-        found, remedy = "no file to try it on, since PyAV can make none", "see what is said of PyAV"
+        details, remedy = "no file to try it on, since PyAV can make none", "see the remedy for PyAV"
     if wrong or not good:
-        found = f"{'; '.join(wrong)} ({found})" if wrong else found
-        return Finding(what=what, state="broken", found=found, remedy=remedy, essential=essential)
-    return Finding(what=what, state="ok", found=found, essential=essential)
+        details = f"{'; '.join(wrong)} ({details})" if wrong else details
+        return Finding(what=what, state="broken", found=details, remedy=remedy, essential=essential)
+    return Finding(what=what, state="ok", found=details, essential=essential)
 
 
 def _decode(decoder: str, path: Path) -> bool:
-    """Decodes a file as ``amex extract --decoder`` does, and returns whether another decoder serves it.
+    """Decode a file as ``amex extract --decoder`` does; return whether another decoder is used for it.
 
     Raises:
-        ValueError: if frames are missing or wrong. Whatever the decoder raises.
+        ValueError: if frames are missing or wrong. Also any error of the decoder.
     """
     from ...extract.video import Sampling, SamplingRequest
-    from ...extract.video.decoders import DecodingRequest, choose
+    from ...extract.video.decoders import DecodingRequest, choose_decoder
 
     request = DecodingRequest(
         path=str(path),
         requests=[SamplingRequest(None, None, Sampling(fps=None, frames=1, stride=1))],
-        longest=Fraction(600),
+        longest_frame=Fraction(600),
         decoder=decoder,
         threads=1,
     )
-    choice = choose(request, {}, lambda: [], lambda reached: None)
+    choice = choose_decoder(request, {}, lambda: [], lambda reached: None)
     if choice.decoder.split()[0] != decoder:
         return True
     means = [shown.image().mean() for shown in choice.frames() if shown.image is not None]
     if len(means) != FRAMES:
         raise ValueError(f"{len(means)} of {FRAMES} frames")
     if any(abs(mean - _grey(number)) > NEAR for number, mean in enumerate(means)):
-        raise ValueError("the frames are not those that were encoded")
+        raise ValueError("the decoded frames differ from the encoded ones")
     return False
 
 
 @contextlib.contextmanager
 def _files() -> Iterator[tuple[dict[str, Path], dict[str, str]]]:
-    """A file of each codec, and why there is none of others."""
+    """Yield a file of each codec, and the errors of codecs that cannot be encoded here."""
     files, unmade = {}, {}
     with temporary_folder() as folder:
         for codec, (encoder, container) in CODECS.items():
@@ -124,12 +124,12 @@ def _files() -> Iterator[tuple[dict[str, Path], dict[str, str]]]:
 
 
 def _grey(number: int) -> int:
-    """Of a frame, as RGB."""
+    """Return the grey value of a frame."""
     return 40 + 24 * number
 
 
 def _encode(path: Path, encoder: str) -> None:
-    """Writes frames of one grey each."""
+    """Encode frames of one grey each."""
     import av
     import numpy as np
 

@@ -12,7 +12,7 @@ from .publish import features_card
 
 @click.group()
 def features() -> None:
-    """Look at a store and keep it; features in and out."""
+    """Inspect and maintain a store; import and export features."""
 
 
 for command in (

@@ -1,4 +1,4 @@
-"""Keep a store in order: verify and repair it, compact it, copy and merge it, remove what is not wanted."""
+"""``amex features verify``, ``compact``, ``cp``, ``merge`` and ``rm``: maintain a store."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import click
 
 from ...console import progress_bar
 from ...errors import AmexError, did_you_mean, first_line, plural, printable
-from ..options import FILE, POSITIVE, STORAGE_PATH, json_option
+from ..options import json_option
+from ..parameters import MANIFEST, POSITIVE, STORAGE_PATH, STORE
 from .options import store_argument
 
 
 @contextlib.contextmanager
 def bytes_bar() -> Iterator[Any]:
-    """A progress bar of bytes, with their rate and how long the rest will take."""
+    """Show a progress bar of bytes, with the rate and the remaining time."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     text = TextColumn("{task.description}", markup=False)
@@ -32,26 +33,33 @@ def bytes_bar() -> Iterator[Any]:
 
 
 def shows(progress: Any, what: str) -> Callable[[int, int], None]:
-    """A task of a bar, as functions of the store report what is done."""
+    """Add a task to a progress bar; return a function that updates it."""
     task = progress.add_task(printable(what), total=None)
     return lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @click.command("verify")
 @store_argument
-@click.option("--quick", is_flag=True, help="Of rows compare only the names and sizes of files; read all the rest.")
-@click.option("--prune", is_flag=True, help="Also remove what interrupted runs left behind. Not while one is running.")
+@click.option("--quick", is_flag=True, help="Do not read rows: compare the names and sizes of their files.")
+@click.option("--prune", is_flag=True, help="Also delete leftovers of interrupted runs. Do not use it during a run.")
 @click.option(
     "--repair",
     is_flag=True,
-    help="First make anew what needs no videos: metadata of groups, seals, problems.json. `amex extract --repair` does "
-    "that too, and computes damaged parts again.",
+    help="First rebuild what needs no videos: metadata of groups, seals, problems.json. `amex extract --repair` does "
+    "this too, and extracts damaged parts again.",
 )
 @json_option
 def features_verify(store: Path, quick: bool, prune: bool, repair: bool, as_json: bool) -> None:
-    """Compare every byte with its checksum. Exits with 1 on damage."""
-    from ...features import mend, verify_store
-    from ...features.care.verify import without_seal
+    """Compare every byte with its checksum.
+
+    Exits with 1 if something is damaged.
+
+    \b
+    amex features verify my.zarr
+    amex features verify my.zarr --repair
+    """
+    from ...features import repair_metadata, verify_store
+    from ...features.care.verify import files_without_checksum
     from ...storage import reachable, storage_at
 
     say: Callable[[str], object] = (lambda text: None) if as_json else click.echo
@@ -59,10 +67,10 @@ def features_verify(store: Path, quick: bool, prune: bool, repair: bool, as_json
     damages: list[dict[str, Any]] = []
     begun = time.monotonic()
     with reachable(store), bytes_bar() as progress:
-        mended = mend(store) if repair else []
-        for path in mended:
-            made = "removed; the next amex extract writes it" if path == "problems.json" else "made anew"
-            say(f"{path}: {made}")
+        rebuilt = repair_metadata(store) if repair else []
+        for path in rebuilt:
+            what = "removed; the next amex extract writes it" if path == "problems.json" else "made anew"
+            say(f"{path}: {what}")
         task = progress.add_task(printable(str(store)), total=sum(storage_at(store).sizes().values()))
 
         def advance(count: int) -> None:
@@ -79,7 +87,7 @@ def features_verify(store: Path, quick: bool, prune: bool, repair: bool, as_json
             damages.append(dataclasses.asdict(damage))
             if prune and damage.kind == "leftover":
                 storage_at(store / damage.path).remove()
-        unsealed = [] if kinds["metadata"] else without_seal(store)
+        unsealed = [] if kinds["metadata"] else files_without_checksum(store)
     seconds = time.monotonic() - begun
     leftovers = kinds.pop("leftover", 0)
     if leftovers:
@@ -108,16 +116,16 @@ def features_verify(store: Path, quick: bool, prune: bool, repair: bool, as_json
             "damage": [entry for entry in damages if entry["kind"] != "leftover"],
             "leftovers": [entry["path"] for entry in damages if entry["kind"] == "leftover"],
             "pruned": prune,
-            "repaired": mended,
+            "repaired": rebuilt,
             "without_checksum": unsealed,
         }
         click.echo(json.dumps(record, indent=1))
     if kinds:
         raise AmexError(
             f"{plural(kinds.total(), 'damage')} in {store}: run the same amex extract command with --repair; "
-            "what needs no videos, amex features verify --repair makes anew"
+            "amex features verify --repair rebuilds what needs no videos"
         )
-    say(f"{store} is intact{', as far as --quick looks' if quick else ''}")
+    say(f"{store} is intact{', as far as --quick checks' if quick else ''}")
 
 
 @click.command("compact")
@@ -128,20 +136,22 @@ def features_verify(store: Path, quick: bool, prune: bool, repair: bool, as_json
     default=256.0,
     show_default=True,
     type=POSITIVE,
-    help="MB of rows a new part. They are in memory until it is written.",
+    help="MB of rows per new part. They are held in memory until the part is written.",
 )
-@click.option(
-    "--old", is_flag=True, help="Rewrite large parts of older formats too, for the layout that reads fastest."
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
+@click.option("--old", is_flag=True, help="Also rewrite large parts of older formats, for faster reads.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and write nothing.")
 @json_option
 def features_compact(
     store: Path, streams: tuple[str, ...], part_mb: float, old: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Join small parts of streams, and drop rows that do not count.
+    """Join small parts of streams, and drop replaced rows.
 
-    Runs, trainings and readers may go on beside it. A second compaction does nothing. Damaged parts are named and left
-    as they are; the exit status is 1 then.
+    Extraction, training and readers may run at the same time. A second compaction does nothing. Damaged parts are
+    reported and not changed; the exit status is then 1.
+
+    \b
+    amex features compact my.zarr
+    amex features compact my.zarr r2plus1d_18 --dry-run
     """
     from ...features import StoreError, compact, open_store
     from ...storage import reachable
@@ -163,11 +173,11 @@ def features_compact(
                 click.echo(f"{name}: {rewritten(record[name], 'would be' if dry_run else 'are now')}")
     if as_json:
         click.echo(json.dumps({"dry_run": dry_run, "streams": record}, indent=1))
-    refuse_damaged({**unreadable, **{name: entry["damaged"] for name, entry in record.items()}}, "are as they were")
+    refuse_damaged({**unreadable, **{name: entry["damaged"] for name, entry in record.items()}}, "are not changed")
 
 
 def rewritten(entry: dict[str, Any], are: str) -> str:
-    """What became of the parts of a stream, in words."""
+    """Describe how many parts and bytes a stream had before and has after a compaction."""
     before = f"{plural(entry['parts_before'], 'part')}, {entry['bytes_before'] / 1e6:,.2f} MB"
     if (entry["parts_before"], entry["bytes_before"]) == (entry["parts_after"], entry["bytes_after"]):
         return f"nothing to do, {before}"
@@ -178,7 +188,7 @@ def rewritten(entry: dict[str, Any], are: str) -> str:
 
 
 def refuse_damaged(damaged: dict[str, dict[str, str]], became: str) -> None:
-    """Names damaged parts, by stream and part, on standard error, and ends with an error if there are any."""
+    """Print damaged parts on standard error, and raise an AmexError if there are any."""
     lines = [
         f"{'/'.join(filter(None, (stream, part)))}: {reason}"
         for stream, of in damaged.items()
@@ -191,7 +201,10 @@ def refuse_damaged(damaged: dict[str, dict[str, str]], became: str) -> None:
 
 
 manifest_option = click.option(
-    "--manifest", "manifest_path", type=FILE, help="Copy the clips in it alone; of text its captions.  [default: all]"
+    "--manifest",
+    "manifest_path",
+    type=MANIFEST,
+    help="Copy only its clips; of text streams its captions.  [default: all]",
 )
 
 
@@ -204,8 +217,12 @@ manifest_option = click.option(
 def features_cp(store: Path, target: Path, manifest_path: Path | None, streams: tuple[str, ...], as_json: bool) -> None:
     """Copy streams, or clips of a manifest, into another store.
 
-    DEST is made, or added to. Failures and all that is recorded of clips are copied with them. The same command goes on
-    where an interrupted one stopped.
+    DEST is created, or added to. Failures and commit records are copied too. After an interrupt, the same command
+    resumes.
+
+    \b
+    amex features cp my.zarr s3://bucket/my.zarr --stream r2plus1d_18
+    amex features cp my.zarr small.zarr --manifest test.jsonl
     """
     from ...manifests import read_manifest
 
@@ -219,38 +236,41 @@ def features_cp(store: Path, target: Path, manifest_path: Path | None, streams: 
 
 
 def say_lacking(store: Path, manifest: Path, chosen: dict[str, set[str]]) -> None:
-    """Says on standard error how many clips of a manifest a store lacks; refuses a manifest of which it has nothing."""
+    """Print how many clips of a manifest a store lacks; raise an AmexError if it lacks all."""
     from ...features import open_store
 
-    known: set[str] = set()
+    present: set[str] = set()
     of_captions = False
     for stream in open_store(store, skip_damaged=True).values():
         of_text = stream.spec["output"].get("of") == "captions"
-        wanted = list(chosen["captions" if of_text else "clips"])
-        matches = [clip_id for clip_id in wanted if stream.state(clip_id) != "absent"]
+        ids = list(chosen["captions" if of_text else "clips"])
+        matches = [clip_id for clip_id in ids if stream.state(clip_id) != "absent"]
         of_captions |= of_text and bool(matches)
-        known.update([] if of_text else matches)
-    if not known and not of_captions:
-        raise AmexError(f"{store} has nothing of {manifest}")
-    if lacking := len(chosen["clips"] - known):
-        click.echo(f"{manifest}: {store} has nothing of {plural(lacking, 'clip')}", err=True)
+        present.update([] if of_text else matches)
+    if not present and not of_captions:
+        raise AmexError(f"{store} has no features of {manifest}")
+    if missing := len(chosen["clips"] - present):
+        click.echo(f"{manifest}: {store} has no features of {plural(missing, 'clip')}", err=True)
 
 
 @click.command("merge")
-@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=STORAGE_PATH)
-@click.option("--into", "target", required=True, type=STORAGE_PATH, help="The store to make, or to add to.")
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=STORE)
+@click.option("--into", "target", required=True, type=STORAGE_PATH, help="The store to create, or to add to.")
 @json_option
 def features_merge(stores: tuple[Path, ...], target: Path, as_json: bool) -> None:
-    """Join stores into one, as those of several machines.
+    """Join stores into one, such as those of several machines.
 
-    Parts are copied as they are, and every byte is compared. The STOREs stay as they are. A clip that several have
-    counts once. The same command goes on where an interrupted one stopped.
+    Parts are copied unchanged, and every byte is compared. The STOREs are not changed. A clip that is in several stores
+    counts once. After an interrupt, the same command resumes.
+
+    \b
+    amex features merge a.zarr b.zarr --into all.zarr
     """
     copy_stores(stores, target, as_json)
 
 
 def copy_stores(stores: tuple[Path, ...] | list[Path], target: Path, as_json: bool, **chosen: Any) -> None:
-    """Copies stores into one, and says what became of them."""
+    """Copy stores into one, and print what was copied."""
     from ...features import check_mergeable, copy_store
     from ...storage import reachable
 
@@ -265,10 +285,10 @@ def copy_stores(stores: tuple[Path, ...] | list[Path], target: Path, as_json: bo
             damaged |= {f"{store}/{name}": entry.damaged for name, entry in copied.items()}
             damaged |= {str(store): problem.damaged} if problem else {}
             for name, entry in copied.items() if not as_json else ():
-                known = f", {entry.known:,} {'was' if entry.known == 1 else 'were'} there" if entry.known else ""
+                existing = f", {entry.known:,} existed already" if entry.known else ""
                 size = f"{plural(entry.parts, 'part')}, {entry.bytes / 1e6:,.2f} MB"
                 click.echo(
-                    f"{printable(str(store))}: stream {name}, {plural(entry.clips, 'clip')} copied{known} ({size})"
+                    f"{printable(str(store))}: stream {name}, {plural(entry.clips, 'clip')} copied{existing} ({size})"
                 )
     if as_json:
         click.echo(json.dumps({"into": str(target), "stores": record}, indent=1))
@@ -283,7 +303,7 @@ def copy_stores(stores: tuple[Path, ...] | list[Path], target: Path, as_json: bo
     "--clips",
     "file",
     type=click.File(encoding="utf-8"),
-    help="Remove these, from STREAM or from all: a file of ids, one a line, or a manifest; - for standard input.",
+    help="Remove clips from STREAM, or from all streams: a file of ids, one a line, or a manifest; - is stdin.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -297,8 +317,8 @@ def features_rm(
     amex features rm s.zarr r2plus1d_18 a.mp4 b.mp4      # clips of it
     amex features rm s.zarr --clips ids.txt              # clips of all streams
 
-    Clips that are removed, or their failures, are absent then: amex extract computes them again if its manifest has
-    them. Remove a stream only while nothing uses it.
+    Removed clips and failures are absent afterwards: amex extract extracts them again if its manifest has them. Remove
+    a stream only while no program reads it.
     """
     ids = [*clips, *(read_ids(file) if file else ())]
     if file is None and not ids:
@@ -317,14 +337,14 @@ def features_rm(
 
 
 def counted(entry: dict[str, Any]) -> str:
-    """Clips and failures of a stream, in words."""
+    """Describe the clips and failures of a stream."""
     clips, failures = entry["clips"], entry["failures"]
     counts = [plural(clips, "clip")] * bool(clips or not failures) + [plural(failures, "failure")] * bool(failures)
     return " and ".join(counts)
 
 
 def read_ids(file: IO[str]) -> list[str]:
-    """The clip ids in a file: one a line, or those of a manifest's lines."""
+    """Return the clip ids of a file: one a line, or those of a manifest."""
     try:
         lines = [line for line in file.read().removeprefix("\ufeff").split("\n") if line]
         if not all(line.startswith("{") for line in lines):
@@ -336,7 +356,7 @@ def read_ids(file: IO[str]) -> list[str]:
 
 
 def remove_whole(store: Path, stream: str, yes: bool) -> dict[str, Any]:
-    """Removes a stream; returns what was in it."""
+    """Remove a stream; return its counts."""
     from ...features import StoreError, open_store, remove_stream
     from ...storage import reachable
 
@@ -359,18 +379,18 @@ def remove_whole(store: Path, stream: str, yes: bool) -> dict[str, Any]:
 
 
 def remove_some(store: Path, stream: str | None, ids: list[str], yes: bool) -> dict[str, Any]:
-    """Removes clips from a stream, or from all; returns how many of each, and the ids that are in none."""
+    """Remove clips from one stream or from all; return the counts by stream, and the unknown ids."""
     from ...features import StoreError, open_store, remove_clips
     from ...storage import reachable
 
     opened = open_store(store, skip_damaged=True)
-    wanted = dict.fromkeys(ids)
+    unique_ids = dict.fromkeys(ids)
     removed: dict[str, Any] = {}
     unreadable: dict[str, Any] = {}
-    unknown = set(wanted)
+    unknown = set(unique_ids)
     for name in [stream] if stream else list(opened):
         try:
-            states = Counter(map(opened[name].state, wanted))
+            states = Counter(map(opened[name].state, unique_ids))
         except StoreError as error:
             if stream:
                 raise
@@ -378,23 +398,25 @@ def remove_some(store: Path, stream: str | None, ids: list[str], yes: bool) -> d
             continue
         unknown -= {clip_id for clip_id in unknown if opened[name].state(clip_id) != "absent"}
         removed[name] = {"clips": states["done"] + states["empty"], "failures": states["failed"], "damaged": {}}
-    count = len(wanted) - len(unknown)
+    count = len(unique_ids) - len(unknown)
     if unknown:
         first = printable(min(unknown)) + (", ..." if len(unknown) > 1 else "")
-        # One alone may be a slip; of many, such as those of another manifest, the search for near ones would take long.
-        known = (
+        # For many unknown ids, such as those of another manifest, the search for similar ids would take long.
+        candidates = (
             dict.fromkeys(itertools.chain.from_iterable(opened[name] for name in removed)) if len(unknown) == 1 else ()
         )
-        near = did_you_mean(min(unknown), known)
-        click.echo(f"{len(unknown):,} of {plural(len(wanted), 'id')} not in {stream or store}: {first}{near}", err=True)
+        near = did_you_mean(min(unknown), candidates)
+        click.echo(
+            f"{len(unknown):,} of {plural(len(unique_ids), 'id')} not in {stream or store}: {first}{near}", err=True
+        )
     if count and not yes:
         each = ", ".join(f"{counted(entry)} of {name}" for name, entry in removed.items())
         click.confirm(f"remove {plural(count, 'clip')} from {store} ({each})?", abort=True, err=True)
-    if not wanted:
+    if not unique_ids:
         raise AmexError("there are no ids of clips to remove")
     with reachable(store), bytes_bar() as bar:
         for name, entry in removed.items():
-            entry["damaged"] = remove_clips(store, name, wanted, progress=shows(bar, name)).damaged
+            entry["damaged"] = remove_clips(store, name, unique_ids, progress=shows(bar, name)).damaged
     if not count:
         raise AmexError(f"nothing to remove: none of these ids is in {stream or store}")
     return {"removed": {**removed, **unreadable}, "unknown": sorted(unknown)}

@@ -1,4 +1,4 @@
-"""Features from elsewhere, and for other programs."""
+"""``amex features import`` and ``export``: features of and for other programs."""
 
 from __future__ import annotations
 
@@ -14,42 +14,43 @@ import click
 
 from ...console import progress_bar
 from ...errors import AmexError, plural
-from ..options import FILE, POSITIVE, STORAGE_PATH, json_option
+from ..options import json_option
+from ..parameters import MANIFEST, POSITIVE, SOURCE, STORAGE_PATH
 from .options import ids_of, skip_damaged_option, store_argument, warn_skipped
 
-# Each has a function ``features.export_*``.
+# The formats of export; ``features.export_*`` writes each.
 EXPORTED = ("npy", "hdf5", "parquet", "webdataset", "safetensors", "hgr")
 ENDINGS = {".h5": "hdf5", ".hdf5": "hdf5", ".parquet": "parquet", ".safetensors": "safetensors"}
 
 
 @click.command("import")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--store", required=True, type=STORAGE_PATH, help="The store to write or to go on with.")
+@click.argument("source", type=SOURCE)
+@click.option("--store", required=True, type=STORAGE_PATH, help="The store to create, or to add to.")
 @click.option(
     "--format",
     "form",
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "npy", "hdf5", "hgr", "butd", "safetensors"]),
-    help="npy: .npy, .npz or an exported folder. hdf5: one dataset a clip. hgr: HGR's folders. butd: bottom-up "
-    "attention's TSV. safetensors: what export wrote.",
+    help="npy: .npy, .npz or an exported folder. hdf5: one dataset per clip. hgr: HGR's folders. butd: the TSV of "
+    "bottom-up attention. safetensors: an export of amex.",
 )
-@click.option("--stream", "name", help="What to call it.  [default: the array's, file's or folder's name]")
-@click.option("--array", "arrays", multiple=True, help="Of several arrays in SOURCE, one to take; repeat for more.")
+@click.option("--stream", "name", help="The name of the stream.  [default: the name of the array, file or folder]")
+@click.option("--array", "arrays", multiple=True, help="An array of SOURCE to import; repeat for more.  [default: all]")
 @click.option(
     "--captions",
-    type=click.Path(path_type=Path),
-    help="JSON lines with video (or clip_id), and captions and split if known: names the rows of NumPy files, in order "
-    "or those rows alone that their field row names. Of other files, picks the clips to take.",
+    type=SOURCE,
+    help="JSON lines with video (or clip_id), and optionally captions, split and row. For NumPy files, the ids of the "
+    "rows: in order, or of the rows in field row. For other files, the clips to import.",
 )
 @click.option(
-    "--manifest", "manifest_path", type=click.Path(path_type=Path), help="Write a manifest of the clips here."
+    "--manifest", "manifest_path", type=click.Path(path_type=Path), help="Also write a manifest of the clips."
 )
-@click.option("--allow-nan", is_flag=True, help="Take features that are NaN or infinite. Times never are.")
+@click.option("--allow-nan", is_flag=True, help="Accept features that are NaN or infinite. Times must be finite.")
 @click.option(
     "--max-gb",
     type=click.FloatRange(min=0, min_open=True),
-    help="Refuse SOURCE if it holds more than this once it is unpacked.  [default: 10 times its size, at least 1 GB]",
+    help="Refuse SOURCE if it is larger than this when unpacked.  [default: 10 times its size, at least 1 GB]",
 )
 @json_option
 def features_import(
@@ -64,7 +65,7 @@ def features_import(
     max_gb: float | None,
     as_json: bool,
 ) -> None:
-    """Bring features from elsewhere into a store, value for value.
+    """Import features of other programs, value for value.
 
     \b
     amex features import features.npz --captions captions.jsonl --store s.zarr --manifest m.jsonl
@@ -99,14 +100,14 @@ def features_import(
         for entry in sources:
             stream = name or entry.name
             task = bar.add_task(stream, total=len(entry.ids))
-            written, known = import_stream(
+            written, present = import_stream(
                 entry, store, stream, origin=source, allow_nan=allow_nan, progress=functools.partial(bar.advance, task)
             )
-            record[stream] = {"imported": written, "known": known}
+            record[stream] = {"imported": written, "known": present}
             if as_json:
                 continue
-            were = f", {known:,} {'was' if known == 1 else 'were'} there" if known else ""
-            click.echo(f"{store}: stream {stream}, {plural(written, 'clip')} imported{were}")
+            existing = f", {present:,} existed already" if present else ""
+            click.echo(f"{store}: stream {stream}, {plural(written, 'clip')} imported{existing}")
     listed = write_manifest(clips, manifest_path) if manifest_path else None
     if as_json:
         click.echo(json.dumps({"streams": record, "manifest_clips": listed}, indent=1))
@@ -125,20 +126,20 @@ def features_import(
     "form",
     type=click.Choice(EXPORTED),
     help="npy, hdf5 and safetensors can be imported again. parquet is for vector databases and SQL, safetensors and "
-    "webdataset for training elsewhere; these need pip install 'amex[export]'. hgr is what HGR's programs read.  "
+    "webdataset for training elsewhere; these need pip install 'amex[export]'. hgr is the format of HGR's programs.  "
     "[default: by the ending of --out, else npy]",
 )
 @click.option(
     "--pool",
     type=click.Choice(["mean"]),
-    help="One float32 vector a clip, the mean of its rows; of objects, of the boxes that are there. Of a caption its "
-    "own vector, if the stream has one.",
+    help="Export one float32 vector per clip, the mean of its rows (of objects: of its boxes). A caption has its "
+    "sentence vector, if the stream has one.",
 )
 @click.option(
     "--manifest",
     "manifest_path",
-    type=FILE,
-    help="Export the clips of this manifest alone, or their captions, in its order. hgr needs it, for splits and "
+    type=MANIFEST,
+    help="Export only the clips of this manifest, or their captions, in its order. hgr needs it for splits and "
     "captions.",
 )
 @click.option(
@@ -146,7 +147,7 @@ def features_import(
     type=POSITIVE,
     default=256,
     show_default=True,
-    help="About how large a file is, of parquet, webdataset and safetensors.",
+    help="Approximate size of a file of parquet, webdataset and safetensors.",
 )
 @json_option
 @skip_damaged_option
@@ -161,20 +162,20 @@ def features_export(
     as_json: bool,
     skip_damaged: bool,
 ) -> None:
-    """Write a stream as files that other programs read.
+    """Write a stream as files for other programs.
 
     \b
     amex features export s.zarr r2plus1d_18 --out vectors.parquet --format parquet --pool mean
     amex features export s.zarr r2plus1d_18 --out shards --format webdataset --manifest train.jsonl
     """
-    from ... import features
-    from ...manifests import read_manifest
-
     form = form or ENDINGS.get(out.suffix, "npy")
     if form == "hgr" and manifest_path is None:
         raise click.UsageError("--format hgr needs --manifest, for splits and captions")
     if form == "hgr" and pool:
         raise click.UsageError("--format hgr has means beside the rows: leave out --pool")
+    from ... import features
+    from ...manifests import read_manifest
+
     contents = features.open_store(store, skip_damaged=skip_damaged)[stream]
     warn_skipped(contents)
     clips = read_manifest(manifest_path) if manifest_path else []
@@ -203,22 +204,22 @@ def features_export(
 
 
 def of_known_splits(clips: Sequence[Any], path: Path | None) -> list[Any]:
-    """The clips of a manifest that HGR's folders have a place for; says on standard error how many have none."""
-    kept = [clip for clip in clips if clip.split in ("train", "val", "test")]
-    if not kept:
+    """Return the clips in splits that HGR's folders can hold; print how many are left out."""
+    matches = [clip for clip in clips if clip.split in ("train", "val", "test")]
+    if not matches:
         raise AmexError(f"no clip of {path} is in the split train, val or test, and HGR's folders have no others")
-    if left := len(clips) - len(kept):
-        click.echo(f"{path}: {plural(left, 'clip')} in none of the splits train, val and test left out", err=True)
-    return kept
+    if left_out := len(clips) - len(matches):
+        click.echo(f"{path}: {plural(left_out, 'clip')} in none of the splits train, val and test left out", err=True)
+    return matches
 
 
 def chosen(contents: Any, clips: Sequence[Any], path: Path) -> list[str]:
-    """The clips of a manifest, or their captions, that a stream has; says on standard error how many it lacks."""
-    wanted = ids_of(clips, contents)
-    ids = [clip_id for clip_id in wanted if clip_id in contents]
+    """Return the ids of a manifest's clips or captions that a stream has; print how many it lacks."""
+    ids_of_manifest = ids_of(clips, contents)
+    ids = [clip_id for clip_id in ids_of_manifest if clip_id in contents]
     if not ids:
         raise AmexError(f"stream {contents.name} has none of {path}")
-    if lacking := Counter(contents.state(clip_id) for clip_id in wanted if clip_id not in contents):
-        counts = ", ".join(f"{count:,} {state}" for state, count in sorted(lacking.items()))
-        click.echo(f"{path}: {contents.name} has no features of {lacking.total():,} ({counts})", err=True)
+    if missing := Counter(contents.state(clip_id) for clip_id in ids_of_manifest if clip_id not in contents):
+        counts = ", ".join(f"{count:,} {state}" for state, count in sorted(missing.items()))
+        click.echo(f"{path}: {contents.name} has no features of {missing.total():,} ({counts})", err=True)
     return ids

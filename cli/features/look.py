@@ -12,18 +12,25 @@ import click
 
 from ...console import console
 from ...errors import AmexError, plural, printable
-from ..options import FILE, json_option
+from ..options import json_option
+from ..parameters import FOLDER, MANIFEST
 from ..places import videos_of
 from .options import ids_of, skip_damaged_option, store_argument, warn_skipped
 
-WIDEST_ID = 60  # of a column; captions are longer
+MAX_ID_WIDTH = 60  # of the column; captions are longer
 
 
 @click.command("info")
 @store_argument
 @json_option
 def features_info(store: Path, as_json: bool) -> None:
-    """Streams with their clips, rows, bytes and settings. Exits with 1 if a commit record is damaged."""
+    """Show streams: clips, rows, bytes and settings.
+
+    Exits with 1 if a commit record is damaged.
+
+    \b
+    amex features info my.zarr
+    """
     from ...features import bytes_of, open_store
 
     opened = open_store(store, skip_damaged=True)
@@ -55,7 +62,7 @@ def features_info(store: Path, as_json: bool) -> None:
 
 
 def print_info(store: Path, record: dict[str, Any]) -> None:
-    """The record of ``features info``, by stream, as text."""
+    """Print the record of ``features info``, stream by stream."""
     click.echo(f"{store}: {plural(len(record), 'stream')}" + ("" if record else "; add one with amex extract"))
     for name, entry in record.items():
         output = entry["spec"]["output"]
@@ -77,7 +84,7 @@ def print_info(store: Path, record: dict[str, Any]) -> None:
 
 
 def described(entry: dict[str, Any]) -> str:
-    """How a stream was made, in words; a store that another program made may have a spec of its own."""
+    """Describe how a stream was made; the spec of another program may not say it."""
     try:
         return f"{entry['spec']['network']}, {fed(entry['spec'])}{computed(entry)}"
     except (KeyError, TypeError):
@@ -85,12 +92,12 @@ def described(entry: dict[str, Any]) -> str:
 
 
 def ledger(stream: str, failure: Any) -> dict[str, Any]:
-    """A failure as an entry of ``features failures --json``; a clip that is kept in part has the same keys."""
+    """Return a failure as an entry of ``features failures --json``; cut-off clips have the same keys."""
     return {"stream": stream, **vars(failure), "missing": None, "kept": False}
 
 
 def cut_off(name: str, stream: Any) -> list[dict[str, Any]]:
-    """The clips of a stream that are kept as far as their video is undamaged, as entries of the ledger."""
+    """Return the clips that were cut off at damage, as entries of ``features failures --json``."""
     return [
         {
             "stream": name,
@@ -108,21 +115,21 @@ def cut_off(name: str, stream: Any) -> list[dict[str, Any]]:
 
 
 def fed(spec: dict[str, Any]) -> str:
-    """What a stream's encoder looked at, in words."""
+    """Describe the input of a stream's encoder."""
     if "source" in spec:
         return f"array {spec['source']['array']} of sha256 {spec['source']['sha256'][:12]}"
     if "sampling" not in spec:
-        return f"up to {spec['max_tokens']} tokens"
+        return f"up to {plural(spec['max_tokens'], 'token')}"
     sampling = spec["sampling"]
     rate = "native rate" if sampling["fps"] is None else f"{sampling['fps']:g} fps"
-    rate = f"{sampling['count']} samples a clip" if sampling.get("count") else rate
+    rate = f"{plural(sampling['count'], 'sample')} a clip" if sampling.get("count") else rate
     if sampling["frames"] == sampling["stride"] == 1:
         return f"frames, {rate}"
-    return f"{sampling['frames']} frames every {sampling['stride']}, {rate}"
+    return f"{plural(sampling['frames'], 'frame')} every {sampling['stride']}, {rate}"
 
 
 def computed(entry: dict[str, Any]) -> str:
-    """How a stream was computed, in words; of imported ones that is not known."""
+    """Describe the precision and the weights of a stream, or the file that it was imported from."""
     if "compute" not in entry["spec"]:
         return f", from {entry['provenance']['imported_from']}"
     return f", {entry['spec']['compute']['precision']}, weights {entry['provenance']['weights']}"
@@ -136,14 +143,16 @@ def computed(entry: dict[str, Any]) -> str:
     default=20,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Clips a stream to list; 0 for all, without their times.",
+    help="Maximum number of clips per stream; 0 lists all, without times.",
 )
 @click.option(
     "--state",
     type=click.Choice(["done", "empty", "failed", "absent"]),
     help="List clips in this state.  [default: done and empty]",
 )
-@click.option("--manifest", "manifest_path", type=FILE, help="List its clips alone; of text its captions.")
+@click.option(
+    "--manifest", "manifest_path", type=MANIFEST, help="List only its clips; of text streams only its captions."
+)
 @json_option
 @skip_damaged_option
 def features_ls(
@@ -155,16 +164,20 @@ def features_ls(
     as_json: bool,
     skip_damaged: bool,
 ) -> None:
-    """Clips of a stream, or of every stream, with rows and times.
+    """List the clips of one stream or of all, with their rows.
 
-    Failed clips have the stage and the reason. With --json each clip has clip_id, state, rows, span (seconds of the
-    first and the last row; null where there are none, or with --limit 0), stage, reason and attempts.
+    For a failed clip, the stage and the reason are listed. With --json each clip has clip_id, state, rows, span
+    (seconds of the first and the last row; null without rows, or with --limit 0), stage, reason and attempts.
+
+    \b
+    amex features ls my.zarr
+    amex features ls my.zarr r2plus1d_18 --state failed
     """
-    from ...features import open_store
-    from ...manifests import read_manifest
-
     if state == "absent" and manifest_path is None:
         raise click.UsageError("--state absent needs --manifest: a store does not know which clips it lacks")
+    from ...features import is_caption_stream, open_store
+    from ...manifests import read_manifest
+
     clips = read_manifest(manifest_path) if manifest_path else None
     opened = open_store(store, skip_damaged=skip_damaged)
     record = {}
@@ -172,32 +185,33 @@ def features_ls(
         contents = opened[name]
         warn_skipped(contents)
         matches = list(listed(contents, clips, state))
-        shown = described_clips(contents, matches[: limit or None], spans=bool(limit))
-        record[name] = {"clips": len(matches), "listed": shown}
+        entries = described_clips(contents, matches[: limit or None], spans=bool(limit))
+        record[name] = {"clips": len(matches), "listed": entries}
         if as_json:
             continue
-        click.echo(f"{name}: {plural(len(matches), f'{state} clip' if state else 'clip')}")
-        names = [printable(entry["clip_id"]) for entry in shown]
-        width = min(WIDEST_ID, max(map(len, names), default=0))
-        for clip_id, entry in zip(names, shown, strict=True):
+        noun = "caption" if is_caption_stream(contents.spec) else "clip"
+        click.echo(f"{name}: {plural(len(matches), f'{state} {noun}' if state else noun)}")
+        names = [printable(entry["clip_id"]) for entry in entries]
+        width = min(MAX_ID_WIDTH, max(map(len, names), default=0))
+        for clip_id, entry in zip(names, entries, strict=True):
             click.echo(f"  {clip_id:{width}}  {clip_text(contents.spec['output'], entry)}")
-        if len(shown) < len(matches):
-            click.echo(f"  ... {len(matches) - len(shown):,} more; --limit 0 lists all")
+        if len(entries) < len(matches):
+            click.echo(f"  ... {len(matches) - len(entries):,} more; --limit 0 lists all")
     if as_json:
         click.echo(json.dumps(record, indent=1))
 
 
 def listed(stream: Any, clips: list[Any] | None, state: str | None) -> Iterator[str]:
-    """The ids of a stream, or those of a manifest, that are in a state; without one those that have rows."""
-    wanted = {state} if state else {"done", "empty"}
+    """Yield the ids of a stream or of a manifest in a state; without a state, those with rows or empty."""
+    states = {state} if state else {"done", "empty"}
     if clips is None and state in (None, "failed"):
         return iter(stream.failures if state else stream)
     ids = stream if clips is None else ids_of(clips, stream)
-    return (clip_id for clip_id in ids if stream.state(clip_id) in wanted)
+    return (clip_id for clip_id in ids if stream.state(clip_id) in states)
 
 
 def described_clips(stream: Any, clip_ids: list[str], *, spans: bool) -> list[dict[str, Any]]:
-    """Clips as ``features ls --json`` has them. Rows are read for ``spans`` alone."""
+    """Return clips as entries of ``features ls --json``. Rows are read only for ``spans``."""
     entries = []
     with_rows = [clip_id for clip_id in clip_ids if clip_id in stream]
     read = dict(zip(with_rows, stream.read(with_rows), strict=True)) if spans and with_rows else {}
@@ -214,7 +228,7 @@ def described_clips(stream: Any, clip_ids: list[str], *, spans: bool) -> list[di
 
 
 def clip_text(output: dict[str, Any], entry: dict[str, Any]) -> str:
-    """A clip of ``features ls`` in words."""
+    """Describe an entry of ``features ls``."""
     if entry["state"] == "failed":
         return f"failed: {entry['stage']}: {printable(entry['reason'])} ({plural(entry['attempts'], 'try')})"
     if entry["state"] != "done":
@@ -228,13 +242,18 @@ def clip_text(output: dict[str, Any], entry: dict[str, Any]) -> str:
 @click.argument("clip")
 @click.option(
     "--videos",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     help="The folder of the videos.  [default: the one that the store was made from]",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The PNG to write.  [default: CLIP.png, here]")
-@click.option("--stream", help="Whose frames and boxes to show.  [default: one of objects, if there is one]")
-@click.option("--frames", default=12, show_default=True, type=click.IntRange(min=1), help="At most so many.")
-@click.option("--boxes", default=10, show_default=True, type=click.IntRange(min=0), help="At most so many a frame.")
+@click.option("--out", type=click.Path(path_type=Path), help="The PNG to write.  [default: CLIP.png]")
+@click.option("--stream", help="The stream of frames and boxes to show.  [default: a stream of objects, else any]")
+@click.option("--frames", default=12, show_default=True, type=click.IntRange(min=1), help="Maximum number of frames.")
+@click.option(
+    "--boxes", default=10, show_default=True, type=click.IntRange(min=0), help="Maximum number of boxes per frame."
+)
+@click.option(
+    "--score", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Leave out boxes with a lower score."
+)
 @json_option
 def features_show(
     store: Path,
@@ -244,24 +263,29 @@ def features_show(
     stream: str | None,
     frames: int,
     boxes: int,
+    score: float,
     as_json: bool,
 ) -> None:
-    """Draw CLIP: frames with boxes and scores, and windows.
+    """Draw CLIP as a picture: frames, boxes, and windows in time.
 
-    The windows of all streams are on a time axis.
+    The windows of all streams are drawn on a time axis below the frames.
+
+    \b
+    amex features show my.zarr clip.mp4 --out clip.png --score 0.5
     """
-    from ...extract.sheet import contact_sheet
     from ...features import open_store
 
     opened = open_store(store)
     if (videos := videos_of(store, videos)) is None:
         raise click.UsageError("give --videos: the folder that the store was made from is not known, or gone")
+    from ...extract.sheet import contact_sheet
+
     out = out or Path(clip.replace("/", "_")).with_suffix(".png")
-    shown = contact_sheet(opened, clip, videos, out, stream=stream, frames=frames, boxes=boxes)
+    frame_count = contact_sheet(opened, clip, videos, out, stream=stream, frames=frames, boxes=boxes, score=score)
     if as_json:
-        click.echo(json.dumps({"clip_id": clip, "picture": str(out), "frames": shown}, indent=1))
+        click.echo(json.dumps({"clip_id": clip, "picture": str(out), "frames": frame_count}, indent=1))
     else:
-        click.echo(f"{printable(str(out))}: {plural(shown, 'frame')}")
+        click.echo(f"{printable(str(out))}: {plural(frame_count, 'frame')}")
 
 
 @click.command("failures")
@@ -269,11 +293,13 @@ def features_show(
 @json_option
 @skip_damaged_option
 def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
-    """Which clips failed: stage, reason, and how many tries.
+    """List failed clips: stage, reason, and number of attempts.
 
-    Clips that `--damaged keep` cut off at damage are listed too, at the stage `kept`, with the seconds that are
-    missing. With --json they have `kept` true and no `attempts`; `missing` is null where that is unknown, and of
-    clips that failed.
+    Clips that `--damaged keep` cut off at damage are listed too, at stage `kept`, with the missing seconds. With --json
+    their `kept` is true and their `attempts` is null; `missing` is null if it is unknown, and for failed clips.
+
+    \b
+    amex features failures my.zarr
     """
     from rich.table import Table
 
@@ -298,11 +324,11 @@ def features_failures(store: Path, as_json: bool, skip_damaged: bool) -> None:
         cells = ["" if entry[column] is None else printable(str(entry[column])) for column in columns]
         table.add_row(*cells, seconds if entry["kept"] else "all")
     console().print(table)
-    kept = sum(entry["kept"] for entry in entries)
-    if kept:
-        click.echo(f"{plural(kept, 'clip')} {'lacks' if kept == 1 else 'lack'} what damage has cut off")
-    if failed := len(entries) - kept:
-        again = "it" if failed == 1 else "them"
-        click.echo(f"{plural(failed, 'failure')}; try {again} again with amex extract ... --retry-failed")
+    kept_count = sum(entry["kept"] for entry in entries)
+    if kept_count:
+        click.echo(f"{plural(kept_count, 'clip')} cut off where the video is damaged")
+    if failed_count := len(entries) - kept_count:
+        again = "it" if failed_count == 1 else "them"
+        click.echo(f"{plural(failed_count, 'failure')}; try {again} again with amex extract ... --retry-failed")
         if any(entry["stage"] == "decode" for entry in entries):
-            click.echo("with --damaged keep beside it, what comes before damage is kept")
+            click.echo("add --damaged keep to keep the windows before the damage")

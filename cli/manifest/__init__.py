@@ -12,7 +12,7 @@ from .parse import manifest_parse
 
 @click.group()
 def manifest() -> None:
-    """Make, look at and change manifests: clips and captions."""
+    """Create, inspect and change manifests of clips."""
 
 
 for command in (

@@ -13,7 +13,8 @@ import click
 from ...console import progress_bar
 from ...errors import plural, printable
 from ..demo import draw_shapes
-from ..options import FILE, json_option, root_option
+from ..options import json_option, root_option
+from ..parameters import FILE
 from ..places import default_manifest, known, scan
 from .summary import in_one_line, out_option, summarise
 
@@ -37,7 +38,7 @@ class BuildCommand(click.Command):
 
 
 def a_number(context: click.Context, parameter: click.Parameter, value: float) -> float:
-    """Refuses nan, which no range of click's does."""
+    """Refuse NaN, which click's ranges accept."""
     if math.isnan(value):
         raise click.BadParameter("nan is not a number", context, parameter)
     return value
@@ -46,7 +47,9 @@ def a_number(context: click.Context, parameter: click.Parameter, value: float) -
 @click.command("build", cls=BuildCommand)
 @click.argument("dataset", metavar="NAME[:PROTOCOL]")
 @click.option("--annotations", type=FILE, help="See below.  [default: ROOT/NAME/annotations, fetched]")
-@click.option("--videos", type=FILE, help="For folder: where the videos are, of which --annotations has the captions.")
+@click.option(
+    "--videos", type=FILE, help="For folder: the folder of the videos; --annotations is the file of captions."
+)
 @click.option("--protocol", help="The same as NAME:PROTOCOL.")
 @root_option
 @click.option(
@@ -56,7 +59,7 @@ def a_number(context: click.Context, parameter: click.Parameter, value: float) -
     show_default=True,
     type=click.FloatRange(0, 0.5),
     callback=a_number,
-    help="Where the protocol has train and test alone: share of train's videos that become val, which chooses the "
+    help="If the protocol has only train and test: the share of train's videos that becomes val, which selects the "
     "checkpoint. 0 trains on all of train.",
 )
 @click.option("--out", type=FILE, help="The manifest to write, JSON lines.  [default: ROOT/NAME/PROTOCOL.jsonl]")
@@ -69,13 +72,13 @@ def manifest_build(
     share: float,
     out: Path | None,
 ) -> None:
-    """Write the manifest of a data set from its annotation files.
+    """Create the manifest of a data set from its annotations.
+
+    Exits with 3 if clips are left out.
 
     \b
     amex manifest build folder --videos my_videos --out mine.jsonl
     amex manifest build msrvtt:7k --annotations msrvtt_lists --out msrvtt.jsonl
-
-    Exits with 3 if it leaves anything out.
     """
     from ...manifests import Clip, Problem, write_manifest
 
@@ -101,31 +104,36 @@ def manifest_build(
 def own_videos(
     annotations: Path | None, videos: Path | None, protocol: str | None, share: float, out: Path | None
 ) -> list[Any]:
-    """The clips of a folder of videos, of which the annotations are the captions."""
-    from ...manifests import DATASETS, scan_folder, with_val
+    """Return the clips of a folder of videos, with the captions of the annotations."""
+    from ...manifests import DATASETS, add_val_split, scan_folder
 
     folder = DATASETS["folder"]
     folder.protocol(protocol)
-    lacking = [flag for flag, given in (("--videos", videos or annotations), ("--out", out)) if given is None]
-    if lacking:
-        raise click.UsageError(f"folder needs {' and '.join(lacking)}")
+    missing = [flag for flag, given in (("--videos", videos or annotations), ("--out", out)) if given is None]
+    if missing:
+        raise click.UsageError(f"folder needs {' and '.join(missing)}")
     if videos is None:
         return folder.scan(annotations, val=share)
-    return with_val(scan_folder(videos, annotations), share)
+    return add_val_split(scan_folder(videos, annotations), share)
 
 
 @click.command("shapes")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write to.")
-@click.option("--clips", default=200, show_default=True, type=click.IntRange(min=1), help="How many.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="What they show.")
-@click.option("--size", default=160, show_default=True, help="Pixels, both sides.")
-@click.option("--train-twins", is_flag=True, help="Pairs with the roles exchanged for training too, as in the demo.")
+@click.option("--clips", default=200, show_default=True, type=click.IntRange(min=1), help="Number of clips.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Another seed draws other clips."
+)
+@click.option("--size", default=160, show_default=True, help="Width and height in pixels.")
+@click.option("--train-twins", is_flag=True, help="Also draw training pairs with exchanged roles, as in the demo.")
 def manifest_shapes(out: Path, clips: int, seed: int, size: int, train_twins: bool) -> None:
-    """Draw the embedded data set of moving shapes.
+    """Draw the Shapes data set: short videos of moving shapes.
 
-    Short videos of shapes that move, push, follow and orbit, and their manifest. Of ten clips seven are for
-    training, one for validation and two for testing; most test pairs show the same objects with the roles
-    exchanged. Seeds 1000 and 2000 are the ones that amex's own small networks were made with.
+    Writes videos of shapes that move, push, follow and orbit, and their manifest. Of ten clips, seven are for training,
+    one for validation and two for testing. Most test clips have a twin with the same objects in exchanged roles. Seeds
+    1000 and 2000 are the training data of amex's own small networks.
+
+    \b
+    amex manifest shapes --out shapes --clips 200
     """
     from ...manifests import read_manifest
 
@@ -154,18 +162,21 @@ class Columns(click.ParamType):
     "--columns",
     type=Columns(),
     default={},
-    help="Which column is which, where the usual names do not tell: video=url,caption=text,start=begin,end=stop,"
-    "times=pairs,split=fold,clip_id=id.",
+    help="The columns by meaning, if they have unusual names: video=url,caption=text,start=begin,end=stop,times=pairs,"
+    "split=fold,clip_id=id.",
 )
 @out_option
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(0), help="How many bad rows to print.")
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(0), help="Maximum number of bad rows to print."
+)
 @json_option
 def manifest_import(path: Path, columns: dict[str, str], out: Path, limit: int, as_json: bool) -> None:
-    """Make a manifest of a list of clips: csv, tsv, JSON, parquet.
+    """Create a manifest from a list: csv, tsv, JSON or parquet.
 
-    Times are seconds or h:mm:ss, in two columns or in one of [start, end]. A row with lists of times and captions is a
-    clip for each. Rows of one stretch of one video are captions of one clip. A video is an id, a path or an address: of
-    YouTube its id counts, of another its file name. Exits with 3 if it leaves rows out.
+    Times are seconds or h:mm:ss, in two columns or in one column of [start, end]. A row with lists of times and
+    captions becomes one clip for each entry. Rows with the same video and times are captions of one clip. A video is an
+    id, a path or an address: of a YouTube address the id is used, of other addresses the file name. Exits with 3 if
+    rows are left out.
 
     \b
     amex manifest import panda70m_training_2m.csv --out panda.jsonl
@@ -191,7 +202,7 @@ def manifest_import(path: Path, columns: dict[str, str], out: Path, limit: int, 
         task = bar.add_task("reading", total=None)
 
         def advance(rows: int) -> None:
-            bar.update(task, description=f"{rows:,} rows")
+            bar.update(task, description=plural(rows, "row"))
 
         result = import_list(table, chosen, out, report=report, advance=advance)
     if as_json:

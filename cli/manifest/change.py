@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ...errors import AmexError, plural, printable
-from ..options import FILE, POSITIVE, STORAGE_PATH
+from ..parameters import FILE, FOLDER, MANIFEST, POSITIVE, STORE
 from .summary import manifest_argument, out_option, summarise
 
 SHARE = click.FloatRange(0, 1, max_open=True)
@@ -18,16 +18,19 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 
 @click.command("split")
 @manifest_argument
-@click.option("--val", default=0.1, show_default=True, type=SHARE, help="Share of videos to choose a checkpoint on.")
-@click.option("--test", default=0.1, show_default=True, type=SHARE, help="Share of videos to test on.")
-@click.option("--seed", default=0, show_default=True, help="Another seed draws other videos.")
-@click.option("--again", is_flag=True, help="Replace the splits that the clips are in.")
-@click.option("--out", type=FILE, help="The manifest to write.  [default: the same, in place]")
+@click.option("--val", default=0.1, show_default=True, type=SHARE, help="Share of videos for validation.")
+@click.option("--test", default=0.1, show_default=True, type=SHARE, help="Share of videos for testing.")
+@click.option("--seed", default=0, show_default=True, help="Another seed draws other splits.")
+@click.option("--again", is_flag=True, help="Replace existing splits.")
+@click.option("--out", type=FILE, help="The manifest to write.  [default: the same file]")
 def manifest_split(path: Path, val: float, test: float, seed: int, again: bool, out: Path | None) -> None:
-    """Draw train, val and test, all clips of a video together.
+    """Draw train, val and test; a video is in one split.
 
-    The draw of a video depends on the seed and the video's id alone: everybody gets the same splits, and clips that are
-    added later change no other clip's.
+    The split of a video depends only on the seed and the id of the video: the same id is in the same split everywhere,
+    and new clips do not change the splits of others.
+
+    \b
+    amex manifest split my.jsonl --val 0.1 --test 0.2
     """
     from ...manifests import read_manifest, write_manifest
     from ...manifests.choosing import split_clips
@@ -41,11 +44,13 @@ def manifest_split(path: Path, val: float, test: float, seed: int, again: bool, 
 
 @click.command("filter")
 @manifest_argument
-@click.option("--store", type=STORAGE_PATH, help="Keep clips that have features in it.")
-@click.option("--stream", "streams", multiple=True, help="In this stream of it; by default in all that are of clips.")
-@click.option("--split", "splits", multiple=True, help="Keep clips of this split; may be given again.")
-@click.option("--min-seconds", type=POSITIVE, help="Keep clips that are so long. A clip without an end is kept.")
-@click.option("--videos", type=STORAGE_PATH, help="Keep clips whose video is in this folder.")
+@click.option("--store", type=STORE, help="Keep clips that have features in it.")
+@click.option(
+    "--stream", "streams", multiple=True, help="A stream that must have them.  [default: all streams of clips]"
+)
+@click.option("--split", "splits", multiple=True, help="Keep clips of this split; repeat for more.")
+@click.option("--min-seconds", type=POSITIVE, help="Keep clips of at least this length. Clips without an end are kept.")
+@click.option("--videos", type=FOLDER, help="Keep clips whose video is in this folder.")
 @out_option
 def manifest_filter(
     path: Path,
@@ -56,9 +61,13 @@ def manifest_filter(
     videos: Path | None,
     out: Path,
 ) -> None:
-    """Keep the clips that have features, videos or a split.
+    """Keep the clips that have features, a video or a split.
 
-    Says how many it leaves out, and why: for the first of these conditions that does not hold.
+    Prints how many clips are left out, by the first condition that they fail.
+
+    \b
+    amex manifest filter my.jsonl --store my.zarr --out with_features.jsonl
+    amex manifest filter my.jsonl --split train --min-seconds 2 --out train.jsonl
     """
     from ...manifests import read_manifest, write_manifest
 
@@ -76,22 +85,22 @@ def manifest_filter(
     ):
         for clip_id, reason in reasons_of:
             reasons.setdefault(clip_id, reason)
-    kept = [clip for clip in clips if clip.clip_id not in reasons]
+    matches = [clip for clip in clips if clip.clip_id not in reasons]
     for reason, count in Counter(reasons.values()).items():
         click.echo(printable(f"left out: {plural(count, 'clip')} {reason}"))
-    if min_seconds and (open_ended := sum(clip.end is None for clip in kept)):
+    if min_seconds and (open_ended := sum(clip.end is None for clip in matches)):
         click.echo(f"kept: {plural(open_ended, 'clip')} to the end of the video, of unknown length")
-    if not kept:
+    if not matches:
         raise AmexError(f"no clip of {path} is left; {out} is not written")
-    write_manifest(kept, out)
-    click.echo(f"{out}: {summarise(kept)}")
+    write_manifest(matches, out)
+    click.echo(f"{out}: {summarise(matches)}")
 
 
 Reasons = Iterator[tuple[str, str]]
 
 
 def of_split(clips: Sequence[Any], splits: tuple[str, ...]) -> Reasons:
-    """The clips of other splits."""
+    """Yield the clips of other splits, with the reason."""
     existing = {clip.split for clip in clips}
     for split in splits:
         if split not in existing:
@@ -103,14 +112,14 @@ def of_split(clips: Sequence[Any], splits: tuple[str, ...]) -> Reasons:
 
 
 def too_short(clips: Sequence[Any], min_seconds: float | None) -> Reasons:
-    """The clips that are known to be shorter."""
+    """Yield the clips that are known to be shorter, with the reason."""
     for clip in clips:
         if min_seconds and clip.end is not None and clip.end - (clip.start or 0.0) < min_seconds:
             yield clip.clip_id, f"shorter than {min_seconds:g} s"
 
 
 def without_video(clips: Sequence[Any], videos: Path | None) -> Reasons:
-    """The clips of which the folder has no file, or of which two could be meant."""
+    """Yield the clips whose video is missing or ambiguous in the folder, with the reason."""
     from ...manifests import VideoError, VideoFinder
 
     if videos is None:
@@ -129,18 +138,18 @@ def without_video(clips: Sequence[Any], videos: Path | None) -> Reasons:
 
 
 def without_features(clips: Sequence[Any], store: Path | None, streams: tuple[str, ...]) -> Reasons:
-    """The clips that have no rows in one of the streams."""
-    from ...features import is_of_captions, open_store
+    """Yield the clips without rows in one of the streams, with the reason."""
+    from ...features import is_caption_stream, open_store
 
     if store is None:
         return
     opened = open_store(store)
-    names = streams or [name for name, stream in opened.items() if not is_of_captions(stream.spec)]
+    names = streams or [name for name, stream in opened.items() if not is_caption_stream(stream.spec)]
     if not names:
         raise click.UsageError(f"{store} has no stream of clips: name one with --stream")
     for name in names:
         stream = opened[name]
-        if is_of_captions(stream.spec):
+        if is_caption_stream(stream.spec):
             raise click.UsageError(f"stream {name!r} has features of captions, not of clips")
         for clip, state in zip(clips, stream.states([clip.clip_id for clip in clips]), strict=True):
             if state != "done":
@@ -148,12 +157,15 @@ def without_features(clips: Sequence[Any], store: Path | None, streams: tuple[st
 
 
 @click.command("merge")
-@click.argument("paths", metavar="MANIFEST...", nargs=-1, required=True, type=FILE)
+@click.argument("paths", metavar="MANIFEST...", nargs=-1, required=True, type=MANIFEST)
 @out_option
 def manifest_merge(paths: tuple[Path, ...], out: Path) -> None:
-    """Put manifests together; equal clips count once.
+    """Join manifests; equal clips count once.
 
-    Clips that have one id and are not the same are refused, by name.
+    Different clips with the same id are an error, which names them.
+
+    \b
+    amex manifest merge a.jsonl b.jsonl --out both.jsonl
     """
     from ...manifests import read_manifest, write_manifest
     from ...manifests.choosing import merge_clips

@@ -11,6 +11,7 @@ import click
 
 from ...errors import plural, printable
 from ..options import json_option
+from ..parameters import FOLDER
 from .summary import in_one_line, manifest_argument, summarise
 
 LEAKS_NAMED = 3
@@ -18,9 +19,13 @@ LEAKS_NAMED = 3
 
 @click.command("show")
 @manifest_argument
-@click.option("--limit", default=5, show_default=True, help="How many clips to print.")
+@click.option("--limit", default=5, show_default=True, help="Number of clips to print.")
 def manifest_show(path: Path, limit: int) -> None:
-    """Print what a manifest holds, and its first clips."""
+    """Print a summary of a manifest, and its first clips.
+
+    \b
+    amex manifest show my.jsonl --limit 3
+    """
     from ...manifests import read_manifest
 
     clips = read_manifest(path)
@@ -38,13 +43,16 @@ def manifest_show(path: Path, limit: int) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Draw the durations, words and captions too: a .png, .svg, .pdf or .html file.",
+    help="Also draw histograms of durations, words and captions: a .png, .svg, .pdf or .html file.",
 )
 @json_option
 def manifest_stats(path: Path, out: Path | None, as_json: bool) -> None:
     """Count clips, hours, captions and words, and find leaks.
 
-    A leak is a video, or a caption, that is in two splits. Captions are compared without their case and blanks.
+    A leak is a video or a caption that is in two splits. Captions are compared without case and repeated blanks.
+
+    \b
+    amex manifest stats my.jsonl --out my.png
     """
     from ...manifests import read_manifest
     from ...manifests.statistics import statistics
@@ -85,13 +93,16 @@ WRONG = {"missing": "video", "unreadable": "video", "too_short": "clip", "manife
 
 @click.command("check")
 @manifest_argument
-@click.option("--videos", required=True, type=click.Path(path_type=Path), help="The folder the videos are in.")
+@click.option("--videos", required=True, type=FOLDER, help="The folder the videos are in.")
 @json_option
 def manifest_check(path: Path, videos: Path, as_json: bool) -> None:
-    """Say which videos are missing, unreadable or too short.
+    """Find videos that are missing, unreadable or too short.
 
-    Too short is a video that ends before a clip of it. Reads headers only: damage inside a file shows when it is
-    extracted. Exits with 3 if anything is wrong.
+    A video is too short if it ends before one of its clips. Only headers are read: damage inside a file is found by
+    extraction. Exits with 3 if a problem is found.
+
+    \b
+    amex manifest check my.jsonl --videos my_videos
     """
     from ...extract.run import check_videos
     from ...manifests import scan_manifest

@@ -1,4 +1,4 @@
-"""What a manifest holds, in one line, and the arguments that the commands share."""
+"""The one-line summary of a manifest, and the arguments that the commands share."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 import click
 
 from ...errors import plural, printable
+from ..parameters import MANIFEST
 
-manifest_argument = click.argument("path", type=click.Path(path_type=Path))
+manifest_argument = click.argument("path", metavar="MANIFEST", type=MANIFEST)
 out_option = click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="The manifest to write, JSON lines."
 )
 
 
 def summarise(clips: Iterable[Any]) -> str:
-    """Clips, videos, splits and captions, and which split was carved from another."""
+    """Summarise clips: their number, videos, splits and captions, and which split was carved from another."""
     splits, videos, captions = Counter[str](), set(), 0
     carved: dict[str, str] = {}
     for clip in clips:
@@ -31,8 +32,8 @@ def summarise(clips: Iterable[Any]) -> str:
 
 
 def in_one_line(splits: Mapping[str, int], videos: int, captions: int, carved: Mapping[str, str]) -> str:
-    """The summary of counts: clips by split, and the rest."""
+    """Format a summary: clips by split, videos, captions."""
     counts = ", ".join(f"{count:,} {printable(name) or 'no split'}" for name, count in splits.items())
-    made = "".join(f"; {split} is carved from train: {how}" for split, how in carved.items())
+    carving = "".join(f"; {split} is carved from train: {how}" for split, how in carved.items())
     clips = plural(sum(splits.values()), "clip")
-    return f"{clips} of {plural(videos, 'video')} ({counts}), {plural(captions, 'caption')}{made}"
+    return f"{clips} of {plural(videos, 'video')} ({counts}), {plural(captions, 'caption')}{carving}"

@@ -1,11 +1,11 @@
-"""The addresses of the page, and what guards them.
+"""The addresses of the page, and the checks of their requests.
 
     /            the page; what it shows is in its query string, which the page's script reads
     /static/...  its script and style
     /api/...     JSON: about, clips, captions, boxes, copy
     /still, /video, /copy   a thumbnail, the file, and the copy of a clip (?clip=ID)
 
-All are read-only. An error is JSON with ``error``, a line; for a person who typed an address that is not there, a page.
+All are read-only. An error is JSON with ``error``, a line; for a person who typed an unknown address, a page.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from .library import Library, UnknownClip
 from .pictures import Pictures
 
 STATIC = Path(__file__).parent / "static"
-# Results a page, at most, and characters of a query.
+# Maximum number of results per page, and of characters per query.
 MOST_RESULTS, MOST_CHARACTERS = 500, 2000
-# Threads that wait for thumbnails and files, besides those that search. Copies, which take long, are made in another.
+# Threads for thumbnails and files, besides those for search. Another thread makes copies, which take long.
 PICTURE_THREADS = 4
 
-# Whatever captions and ids hold: nothing runs but the page's own script, and no other site may embed or read anything.
+# Only the page's own script runs, whatever captions and ids contain, and no other site can embed or read anything.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "media-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -53,11 +53,11 @@ HEADERS = {
 
 
 def make_app(library: Library, files: VideoFiles | None, pictures: Pictures, hosts: Collection[str]) -> ASGIApp:
-    """The page as an ASGI application.
+    """Return the page as an ASGI application.
 
     Args:
-        files: None where there are no videos.
-        hosts: names, besides IP addresses, by which a browser may call this server.
+        files: None if there are no videos.
+        hosts: host names, besides IP addresses, by which a browser may call this server.
     """
     answers = Answers(library, files, pictures)
     app = Starlette(
@@ -74,12 +74,12 @@ def make_app(library: Library, files: VideoFiles | None, pictures: Pictures, hos
 
 
 class Answers:
-    """What is answered at each address. Nothing is decoded or searched in the thread that serves."""
+    """The answers of each address. The serving thread neither decodes nor searches."""
 
     def __init__(self, library: Library, files: VideoFiles | None, pictures: Pictures) -> None:
         self._library, self._files, self._pictures = library, files, pictures
 
-    # Each is of the loop that serves, which is not there yet when this is made.
+    # Made on first use: they belong to the serving event loop, which starts after this object is made.
     @cached_property
     def _threads(self) -> CapacityLimiter:
         return CapacityLimiter(PICTURE_THREADS)
@@ -92,14 +92,17 @@ class Answers:
         return JSONResponse(self._library.about())
 
     def clips(self, request: Request) -> Response:
-        asked = request.query_params
-        query = asked.get("q", "").strip()
+        parameters = request.query_params
+        query = parameters.get("q", "").strip()
         if len(query) > MOST_CHARACTERS:
             raise AmexError(f"the query is longer than {MOST_CHARACTERS:,} characters")
-        found = self._library.clips(
-            query, number(asked.get("k", "20")), split=asked.get("split", ""), stream=asked.get("stream", "")
+        answer = self._library.clips(
+            query,
+            number(parameters.get("k", "20")),
+            split=parameters.get("split", ""),
+            stream=parameters.get("stream", ""),
         )
-        return JSONResponse(found)
+        return JSONResponse(answer)
 
     def captions(self, request: Request) -> Response:
         return JSONResponse(self._library.captions(clip_id(request), number(request.query_params.get("k", "5"))))
@@ -123,7 +126,7 @@ class Answers:
         return await sent(request, (await self._decoded(request, self._pictures.copy, self._copy_thread)).path)
 
     async def _decoded(self, request: Request, decode: Callable[..., Any], threads: CapacityLimiter) -> Any:
-        """What ``decode`` makes of the seconds of a clip, in few threads: those that search are left alone."""
+        """Run ``decode`` on the seconds of a clip in one of a few threads, so that searches are not delayed."""
         clip = self._library.clip(clip_id(request))
         return await to_thread.run_sync(lambda: decode(self._path(clip), clip.start, clip.end), limiter=threads)
 
@@ -138,12 +141,12 @@ async def page(request: Request) -> Response:
 
 
 async def sent(request: Request, path: Path) -> Response:
-    """A file: whole, a range of it, or the word that the browser's copy is still good."""
+    """Return a file: as a whole, a range of it, or the status that the browser's copy is valid."""
     status = await to_thread.run_sync(path.stat)
     response = StaticFiles(directory=path.parent).file_response(path, status, request.scope)
     if isinstance(response, FileResponse):
         response.headers["Content-Type"] = media_type(path)
-    response.headers["Cache-Control"] = "private, no-cache"  # asks each time whether it is still good
+    response.headers["Cache-Control"] = "private, no-cache"  # the browser revalidates its copy each time
     return response
 
 
@@ -152,7 +155,7 @@ def clip_id(request: Request) -> str:
 
 
 def number(text: str) -> int:
-    """How many results are asked for, within bounds."""
+    """Parse the number of results, and limit it."""
     try:
         return min(max(1, int(text)), MOST_RESULTS)
     except ValueError:
@@ -160,7 +163,7 @@ def number(text: str) -> int:
 
 
 def refused(request: Request, error: Exception) -> Response:
-    """What is at no address, or not to be had in this way."""
+    """Answer a request for an unknown address or method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404 and not request.url.path.startswith("/api/"):
         return FileResponse(STATIC / "missing.html", status_code=404)
@@ -168,18 +171,18 @@ def refused(request: Request, error: Exception) -> Response:
 
 
 def failed(request: Request, error: Exception) -> Response:
-    """What a searcher, a store or a video has against a request, in words."""
+    """Answer with the error of a searcher, a store or a video."""
     if isinstance(error, AmexError):
         return JSONResponse({"error": str(error)}, 404 if isinstance(error, UnknownClip) else 422)
-    traceback.print_exception(error)  # a fault of the program: whoever started it shall see where
+    traceback.print_exception(error)  # a bug: show where to the person who started amex
     return JSONResponse({"error": f"{type(error).__name__}: {printable(first_line(error))}"}, 500)
 
 
 class Guard:
-    """Answers only browsers that call this server by its own name, and says what a page of it may do.
+    """Answers only requests that call this server by its own name, and adds security headers.
 
-    A site that has its own name point to this machine (DNS rebinding) would read the answers as its own. A browser
-    sends the name it was given, which is then that site's.
+    In a DNS rebinding attack, another site's name points to this machine, and that site could read the answers. The
+    browser then sends that site's name as the host.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
@@ -191,8 +194,8 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        known = scope["type"] != "http" or self._knows(Headers(scope=scope).getlist("host"))
-        answer = self._app if known else PlainTextResponse("this server does not go by that name\n", 421)
+        accepted = scope["type"] != "http" or self._knows(Headers(scope=scope).getlist("host"))
+        answer = self._app if accepted else PlainTextResponse("this server has another name\n", 421)
         await answer(scope, receive, guarded)
 
     def _knows(self, hosts: list[str]) -> bool:
@@ -206,7 +209,7 @@ class Guard:
 
 
 def is_address(host: str) -> bool:
-    """Whether a host is named by its IP address, which no other site can have."""
+    """Return whether a host is an IP address, which no other site can claim."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

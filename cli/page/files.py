@@ -1,4 +1,4 @@
-"""Which file a clip may be played from: one of the videos folder, and only what a store or a manifest names."""
+"""The video file of a clip, restricted to the folder of videos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import AmexError
 from ...manifests import Clip
-from ...manifests.videos import EXTENSIONS, VideoFinder, quoted
+from ...manifests.videos import EXTENSIONS, VideoFinder, quote_path
 
 if TYPE_CHECKING:
     from ...features import Stream
@@ -21,19 +21,19 @@ class VideoFiles:
     """The files of a folder of videos, by clip.
 
     Args:
-        root: on this machine.
-        streams: they say which file they saw. Where none does, the file is found as extraction finds it.
+        root: a folder on this machine.
+        streams: name the file that each clip was extracted from. If none does, the file is searched as in extraction.
     """
 
     def __init__(self, root: Path, streams: Mapping[str, Stream]) -> None:
         self.root, self._streams = root, streams
 
     def path(self, clip: Clip) -> Path:
-        """The file of a clip, free of links.
+        """Return the file of a clip, with links resolved.
 
         Raises:
-            AmexError: if there is none, it is no video, or it lies outside the folder. A store and a manifest may come
-                from strangers, and the page must not give away files through them.
+            AmexError: if there is none, it is not a video, or it is outside the folder. Stores and manifests may come
+                from strangers, and must not make the page send other files.
         """
         name = self._named(clip) or self._finder.find(clip.video).as_posix()
         within = PurePosixPath(name)
@@ -44,8 +44,8 @@ class VideoFiles:
             raise AmexError(f"no video {name!r} below {self.root}")
         if not path.is_relative_to(os.path.realpath(self.root)):
             raise AmexError(
-                f"{name!r} is a link to {quoted(path)}, outside {self.root}: to show it, give the folder that it leads "
-                "to with --videos"
+                f"{name!r} is a link to {quote_path(path)}, outside {self.root}: to show it, give "
+                "the folder that it leads to with --videos"
             )
         if path.suffix.lower() not in EXTENSIONS:
             raise AmexError(f"{name!r} has no extension of a video")
@@ -61,6 +61,6 @@ class VideoFiles:
 
 
 def media_type(path: Path) -> str:
-    """What a file is sent as: a video, or bytes, but never a page or a script, whatever its name says."""
+    """Return the media type of a file: a video type or bytes, never a page or a script."""
     guessed = mimetypes.guess_type(path.name)[0] or ""
     return guessed if guessed.startswith("video/") else "application/octet-stream"

@@ -1,4 +1,4 @@
-"""What the page shows of a searcher and its store, as JSON has it."""
+"""The content of the page as JSON: clips, captions and boxes of a searcher and its store."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import AmexError
-from ...features import is_of_captions, row_arrays
+from ...features import is_caption_stream, row_arrays
 from ...manifests import Clip
 
 if TYPE_CHECKING:
     from ...features import Store, Stream
+    from ...searching import Searching
     from ...train.search import Hit
-    from ..searching import Searching
 
-# Of a clip's boxes: frames at most, and boxes of each.
+# Maximum number of frames with boxes per clip, and of boxes per frame.
 MOST_FRAMES, MOST_BOXES = 1500, 20
-# How much longer than usual the next frame with boxes may be away before the boxes of a frame go.
+# Boxes disappear if the next frame with boxes is later than this multiple of the usual distance.
 PATIENCE = 1.5
 
 
 class UnknownClip(AmexError):
-    """There is no such clip to be found."""
+    """A clip id is unknown."""
 
 
 class Library:
-    """Clips, found and listed. Every method may be called from several threads.
+    """Searches and lists clips. Its methods are thread-safe.
 
     Args:
-        searcher: asked by one thread at a time, as models and indices are not made for more.
-        streams: what ``clip_streams`` has of the searcher's store.
-        no_pictures: a line that says why there are none; empty where there are.
+        searcher: called by one thread at a time, because models and indices are not thread-safe.
+        streams: the result of ``clip_streams`` for the searcher's store.
+        no_pictures: a line that says why there are no pictures; empty if there are.
     """
 
     def __init__(self, searcher: Searching, streams: Mapping[str, Stream], no_pictures: str = "") -> None:
@@ -44,9 +44,9 @@ class Library:
         self._clips = {clip.clip_id: clip for clip in searcher.clips}
 
     def about(self) -> dict[str, Any]:
-        """What is searched and what with, and what there is to choose from."""
+        """Return what is searched, with which model, and the choices of the filters."""
         return {
-            "says": self._searcher.says,
+            "description": self._searcher.description,
             "clips": self._searcher.coverage.clip_line,
             "streams": list(self._streams),
             "splits": sorted({clip.split for clip in self._clips.values() if clip.split}),
@@ -62,7 +62,7 @@ class Library:
             raise UnknownClip("there is no such clip here") from error
 
     def clips(self, query: str, k: int, *, split: str = "", stream: str = "") -> dict[str, Any]:
-        """The ``k`` clips that fit a text best; without one, the first of the manifest.
+        """Return the ``k`` clips that fit a text best; without a text, the first clips of the manifest.
 
         Args:
             split, stream: only clips of this split, and with features in this stream; empty for all.
@@ -80,17 +80,17 @@ class Library:
         return {"hits": hits[:k], "more": len(hits) > k}
 
     def captions(self, clip_id: str, k: int) -> dict[str, Any]:
-        """The ``k`` captions that fit a clip best."""
+        """Return the ``k`` captions that fit a clip best."""
         self.clip(clip_id)
         with self._searching:
             hits = self._searcher.captions_for(clip_id, k)
         return {"captions": [{"caption": hit.caption, "score": _number(hit.score)} for hit in hits]}
 
     def boxes(self, clip_id: str, name: str) -> dict[str, Any]:
-        """The boxes of a clip in a stream of objects.
+        """Return the boxes of a clip in a stream of objects.
 
         Returns:
-            ``frames``: of each ``from`` and ``until`` (seconds on the video's clock, in which its boxes are drawn),
+            ``frames``: each with ``from`` and ``until`` (seconds on the video's clock, in which its boxes are drawn),
             ``size`` (width, height) and ``boxes`` (x0, y0, x1, y1 in pixels of the frame; the label's name, its
             number, the score), the best first.
         """
@@ -124,15 +124,15 @@ class Library:
         return {"frames": frames}
 
     def _found(self, query: str, k: int, wanted: Callable[[Clip], bool]) -> list[dict[str, Any]]:
-        """Searches ever wider, until ``k`` of the hits are wanted."""
-        asked = k
+        """Search, with growing limits, until ``k`` hits pass the filter."""
+        limit = k
         while True:
             with self._searching:
-                hits = self._searcher.clips_for(query, min(asked, len(self._clips)))
-            kept = [hit for hit in hits if wanted(hit.clip)]
-            if len(kept) >= k or asked >= len(self._clips):
-                return [self._hit(hit) for hit in kept[:k]]
-            asked *= 4
+                hits = self._searcher.clips_for(query, min(limit, len(self._clips)))
+            matches = [hit for hit in hits if wanted(hit.clip)]
+            if len(matches) >= k or limit >= len(self._clips):
+                return [self._hit(hit) for hit in matches[:k]]
+            limit *= 4
 
     def _listed(self, k: int, wanted: Callable[[Clip], bool]) -> list[dict[str, Any]]:
         clips = []
@@ -148,7 +148,7 @@ class Library:
         return record | {"rank": hit.rank, "score": _number(hit.score), "weak": hit.weak}
 
     def _record(self, clip: Clip, caption: str) -> dict[str, Any]:
-        """What is known of a clip. Its seconds are the manifest's: rows may be of a few frames of a whole video."""
+        """Return the record of a clip. Times are those of the manifest: rows may cover only a few frames."""
         streams = {name: stream for name, stream in self._streams.items() if clip.clip_id in stream}
         return {
             "clip": clip.clip_id,
@@ -162,17 +162,17 @@ class Library:
 
 
 def clip_streams(store: Store) -> dict[str, Stream]:
-    """The streams of a store that have clips. One that is damaged does not hide the others."""
+    """Return the streams of clips of a store; skip damaged ones."""
     streams = {}
     for name in store:
         with contextlib.suppress(AmexError):
-            if not is_of_captions(store[name].spec):
+            if not is_caption_stream(store[name].spec):
                 streams[name] = store[name]
     return streams
 
 
 def has_boxes(stream: Stream) -> bool:
-    """Whether a stream is of objects, with all that drawing them needs."""
+    """Return whether a stream has all that is needed to draw boxes."""
     return (
         bool(stream.labels)
         and {"boxes", "scores", "labels", "counts", "frame_size", "times"} <= row_arrays(stream.spec).keys()
@@ -180,10 +180,10 @@ def has_boxes(stream: Stream) -> bool:
 
 
 def _label(labels: Sequence[str], number: int) -> str:
-    """The name of a class; of an imported one that the stream has no name for, its number."""
+    """Return the name of a class; its number if an imported stream has no name for it."""
     return labels[number] if 0 <= number < len(labels) else f"class {number}"
 
 
 def _number(value: Any) -> float | None:
-    """A number of JSON, which knows neither NaN nor infinity."""
+    """Return a number for JSON; None for NaN and infinity."""
     return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Pictures of clips, and copies that every browser plays: decoded in processes of their own, kept within bounds."""
+"""Thumbnails of clips, and H.264 copies for browsers. Other processes decode; caches are bounded."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ...errors import AmexError, first_line
 from ...extract.video import Failed, Feeders, Restart, Sampling, SamplingRequest, Window
 from ...storage import temporary_folder
 
-# Lines of a thumbnail, and of a copy.
+# Height of a thumbnail and of a copy in pixels.
 STILL_HEIGHT, COPY_HEIGHT = 240, 480
-# Thumbnails in memory, some 10 kB each; copies on disk, some MB each.
+# Maximum number of thumbnails in memory (some 10 kB each), and of copies on disk (some MB each).
 MOST_STILLS, MOST_COPIES = 1000, 20
-# Seconds of a clip that a copy shows at most.
+# Maximum seconds of a copy.
 COPY_SECONDS = 60.0
-# Ticks a second of a copy's clock, as of MPEG.
+# Ticks per second of a copy's clock, as in MPEG.
 CLOCK = 90_000
 
 
@@ -36,7 +36,7 @@ class Copy(NamedTuple):
 
     Attributes:
         begin, end: the seconds that it shows, on the clock of its video. Its own clock begins at 0.
-        cut: whether the clip goes on after that.
+        cut: whether the clip is longer than the copy.
     """
 
     path: Path
@@ -46,41 +46,41 @@ class Copy(NamedTuple):
 
 
 class Pictures:
-    """Makes pictures and copies. Every method may be called from several threads.
+    """Makes thumbnails and copies. Its methods are thread-safe.
 
-    One video is decoded at a time for thumbnails, and one for copies, so that a long copy holds up no thumbnail.
+    One process decodes for thumbnails and one for copies, so that a long copy delays no thumbnail.
 
     Args:
-        folder: where copies are kept.
+        folder: the folder for copies.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        # Insertion order is the order of age. What cannot be decoded is kept too: it is not tried at every look at it.
+        # In order of age. Errors are kept too, so that a broken clip is not decoded at every view.
         self._stills: dict[tuple[object, ...], bytes | AmexError] = {}
         self._copies: dict[tuple[object, ...], Copy] = {}
-        # With ``keep``, a damaged video is shown as far as it goes.
-        self._still_feeders, self._copy_feeders = (Feeders(keep=True) for _ in range(2))
+        # With ``keep_damaged``, a damaged video is shown up to the damage.
+        self._still_feeders, self._copy_feeders = (Feeders(keep_damaged=True) for _ in range(2))
         self._still_lock, self._copy_lock = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
 
     def close(self) -> None:
-        """Ends the decoding. What is asked for from now on is an error."""
+        """Stop decoding. Later requests raise an error."""
         self._ended.set()
         for lock, feeders in ((self._still_lock, self._still_feeders), (self._copy_lock, self._copy_feeders)):
-            for pid in feeders.pids:  # one that hangs would be waited for
+            for pid in feeders.pids:  # a hanging process would block the close
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             with lock:
                 feeders.close()
 
     def still(self, path: Path, start: float | None, end: float | None) -> bytes:
-        """A JPEG of the frame in the middle of [start, end) seconds of a video. Raises AmexError."""
+        """Return a JPEG of the frame in the middle of [start, end) seconds of a video. Raises AmexError."""
         key = _key(path, start, end)
         picture = self._stills.get(key)
         if picture is None:
             with self._still_lock:
-                picture = self._stills.get(key)  # another thread may have made it meanwhile
+                picture = self._stills.get(key)  # another thread may have made it
                 if picture is None:
                     picture = self._stills[key] = self._make_still(path, start, end)
                     if len(self._stills) > MOST_STILLS:
@@ -90,16 +90,16 @@ class Pictures:
         return picture
 
     def copy(self, path: Path, start: float | None, end: float | None) -> Copy:
-        """[start, end) seconds of a video in a form that every browser plays, without sound. Raises AmexError."""
+        """Return [start, end) seconds of a video as H.264 without sound. Raises AmexError."""
         key = _key(path, start, end)
         with self._copy_lock:
-            made = self._copies.pop(key, None)
-            if made is None or not made.path.is_file():
-                made = self._make_copy(key, path, start, end)
-            self._copies[key] = made
+            copy = self._copies.pop(key, None)
+            if copy is None or not copy.path.is_file():
+                copy = self._make_copy(key, path, start, end)
+            self._copies[key] = copy
             if len(self._copies) > MOST_COPIES:
                 self._copies.pop(next(iter(self._copies))).path.unlink(missing_ok=True)
-            return made
+            return copy
 
     def _make_still(self, path: Path, start: float | None, end: float | None) -> bytes | AmexError:
         pixels = None
@@ -148,7 +148,7 @@ class Pictures:
     def _windows(
         self, feeders: Feeders, path: Path, start: float | None, end: float | None, sampling: Sampling
     ) -> Iterator[Window | None]:
-        """The windows of some seconds of a video; None where all before it are void. Raises AmexError."""
+        """Yield the windows of some seconds of a video; None if all earlier windows are void. Raises AmexError."""
         with contextlib.closing(feeders.read(path, [SamplingRequest(start, end, sampling)])) as events:
             for event in events:
                 if self._ended.is_set():
@@ -162,7 +162,7 @@ class Pictures:
 
 
 class _Encoder:
-    """Frames to an MP4 file, as they come.
+    """Encodes frames to an MP4 file.
 
     Attributes:
         begin, end: the seconds of the video that are in the file.
@@ -189,7 +189,7 @@ class _Encoder:
         self.end = window.end
 
     def finish(self) -> None:
-        """Writes what the encoder holds back."""
+        """Write the frames that the encoder has buffered."""
         self._container.mux(self._stream.encode(None))
 
     def close(self) -> None:
@@ -197,7 +197,7 @@ class _Encoder:
 
 
 def _key(path: Path, start: float | None, end: float | None) -> tuple[object, ...]:
-    """A file that changes has other pictures."""
+    """Return the cache key of a picture, which changes with the file."""
     try:
         status = path.stat()
     except OSError as error:
@@ -207,6 +207,6 @@ def _key(path: Path, start: float | None, end: float | None) -> tuple[object, ..
 
 @contextlib.contextmanager
 def open_pictures() -> Iterator[Pictures]:
-    """Pictures whose copies go with the context."""
+    """Yield pictures; delete their copies on exit."""
     with temporary_folder() as folder, contextlib.closing(Pictures(folder)) as pictures:
         yield pictures

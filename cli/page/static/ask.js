@@ -1,4 +1,4 @@
-// What the server says to a question, an Error with its words where it cannot answer.
+// Returns the JSON answer of the server; throws its error message.
 export async function ask(what, parameters, signal) {
   const answer = await fetch(`/api/${what}?${new URLSearchParams(parameters)}`, { signal });
   const body = await answer.json().catch(() => ({ error: `the server answered with status ${answer.status}` }));

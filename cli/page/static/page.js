@@ -1,4 +1,4 @@
-// The page: its address says what is asked for, the server answers in JSON, and everything shown is made of text nodes.
+// The page. Its address holds the search, the server answers in JSON, and texts are shown as text nodes, never as markup.
 import { ask } from "/static/ask.js";
 import { Player } from "/static/player.js";
 
@@ -22,7 +22,7 @@ function state() {
   };
 }
 
-// The address of a search: what is as usual is left out.
+// Returns the address of a search, without default values.
 function addressOf(asked) {
   const parameters = new URLSearchParams();
   for (const [name, value] of Object.entries(asked)) {
@@ -83,7 +83,7 @@ function setSlider(hits, chosen) {
   $("least").textContent = Number(slider.value).toFixed(3);
 }
 
-// Hides clips below the score that is asked for, and says how many are left.
+// Hides clips below the chosen score, and shows how many are left.
 function filter() {
   const { q, score } = state();
   let left = 0;
@@ -154,7 +154,7 @@ function button(text, action, toggled) {
   return element;
 }
 
-// The captions that fit a clip, each a search of its own.
+// Lists the captions that fit a clip. Each is a link that searches for it.
 async function fitting(article, hit, pressed) {
   const list = article.querySelector(".fitting");
   list.hidden = !pressed;
@@ -240,7 +240,7 @@ addEventListener("popstate", () => show());
 
 try {
   about = await ask("about", {});
-  $("about").textContent = [about.says, about.clips, about.no_pictures].filter(Boolean).join(" · ");
+  $("about").textContent = [about.description, about.clips, about.no_pictures].filter(Boolean).join(" · ");
   for (const name of ["split", "stream"]) for (const value of about[`${name}s`]) $(name).append(new Option(value, value));
   $("split-filter").hidden = !about.splits.length;
 } catch (error) {

@@ -1,4 +1,4 @@
-// One clip: its thumbnail, then its video from the clip's start to its end, and boxes over the frame that is shown.
+// The player of one clip: a thumbnail, then the video from the clip's start to its end, with boxes over the current frame.
 import { ask } from "/static/ask.js";
 
 const COLOURS = ["#ff6b81", "#5dd87a", "#7fa0ff", "#ffa15e", "#d57fe8", "#4ecdc4", "#d9a066", "#f58fe0"];
@@ -14,8 +14,8 @@ export class Player {
     this.stage = article.querySelector(".stage");
     this.note = article.querySelector(".note");
     this.video = null;
-    this.offset = 0; // what the player's clock lacks to the video's own: a copy begins at 0
-    this.over = false; // it has reached the clip's end
+    this.offset = 0; // seconds between the player's clock and the video's: a copy begins at 0
+    this.over = false; // the clip's end is reached
     this.frames = [];
     this.boxes = document.createElementNS(SVG, "svg");
     this.boxes.setAttribute("aria-hidden", "true");
@@ -74,7 +74,7 @@ export class Player {
     });
   }
 
-  // The video, at the clip's start: the file itself, or, if this browser cannot play that, a copy. False if neither can be had.
+  // Loads the video at the clip's start: the file, or a copy if the browser cannot play the file. Returns false on failure.
   ready() {
     this.opening ??= this.open().catch((error) => {
       this.opening = null;
@@ -92,10 +92,10 @@ export class Player {
     video.setAttribute("aria-label", this.hit.caption || this.hit.clip);
     const span = `#t=${this.start}${Number.isFinite(this.end) ? `,${this.end}` : ""}`;
     if (!(await loads(video, `/video?${this.named}${span}`))) {
-      this.say("this browser cannot play the file: it is being converted");
+      this.say("this browser cannot play the file; converting it");
       const copy = await ask("copy", { clip: this.hit.clip });
       this.offset = copy.begin;
-      if (!(await loads(video, `/copy?${this.named}`))) throw new Error("this browser plays no H.264 video");
+      if (!(await loads(video, `/copy?${this.named}`))) throw new Error("this browser cannot play H.264 video");
       this.say(copy.cut ? `a converted copy of the first ${Math.round(copy.end - copy.begin)} s, without sound` : "a converted copy, without sound");
     }
     video.currentTime = Math.max(this.start, 0);
@@ -107,7 +107,7 @@ export class Player {
     return true;
   }
 
-  // Stops at the clip's end, begins again at its start, and draws boxes as frames come.
+  // Stops at the clip's end, restarts at its start, and draws boxes with each frame.
   watch(video) {
     const seen = () => {
       if (!video.paused && !this.over && video.currentTime >= this.end - TINY) {
@@ -146,7 +146,7 @@ export class Player {
       if (!(await this.ready()) || this.wanted !== stream) return; // pressed again meanwhile
       this.frames = frames;
       const middle = frames[Math.floor(frames.length / 2)];
-      // Where nothing plays yet, a frame that was looked at is shown.
+      // If nothing plays yet, show a frame that has boxes.
       if (middle && this.video.paused && Math.abs(this.video.currentTime - this.start) < 0.05) {
         this.video.currentTime = middle.from - this.offset + TINY;
       }
@@ -166,16 +166,18 @@ export class Player {
       this.boxes.replaceChildren();
       return;
     }
-    // Pixels of the frame in the coordinates of the picture, which is as large as the player can show it whole.
+    // Map pixels of the frame to the picture inside the player.
     const { videoWidth, videoHeight } = this.video;
     const [width, height] = frame.size;
     const inner = element("svg", { viewBox: `0 0 ${width} ${height}`, width: videoWidth, height: videoHeight, preserveAspectRatio: "none" });
-    for (const { box, label, number, score } of frame.boxes) {
+    for (const { box, label, number, score } of [...frame.boxes].reverse()) { // the best is drawn last, over the others
       const [x0, y0, x1, y1] = box;
       const colour = COLOURS[number % COLOURS.length];
       const size = height / 22;
       inner.append(element("rect", { x: x0, y: y0, width: Math.max(x1 - x0, 0), height: Math.max(y1 - y0, 0), stroke: colour }));
-      const text = element("text", { x: x0 + size / 4, y: y0 < 1.2 * size ? y0 + size : y0 - size / 4, "font-size": size });
+      const right = x0 > 0.6 * width; // a label stays in the frame
+      const x = right ? Math.min(x1, width) - size / 4 : Math.max(x0, 0) + size / 4;
+      const text = element("text", { x, y: y0 < 1.2 * size ? y0 + size : y0 - size / 4, "font-size": size, "text-anchor": right ? "end" : "start" });
       text.textContent = score === null ? label : `${label} ${score.toFixed(2)}`;
       inner.append(text);
     }
@@ -190,8 +192,7 @@ function element(name, attributes) {
   return made;
 }
 
-// Whether a video element can show a source: one that only sounds has no width. A phone may wait with the first frame
-// until it is to play.
+// Returns whether a video element can show a source. Audio alone has no width. A phone may load no frame before it plays.
 function loads(video, source) {
   return new Promise((resolve) => {
     const over = new AbortController();

@@ -1,4 +1,4 @@
-"""docs/results.md, and what the pages of the models say of claims, are what the figures' files give."""
+"""docs/results.md and the claims on the models' pages are up to date with the files of figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The program, as a module."""
+    """The program as a module."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import results
 
@@ -26,7 +26,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> Any:
     sys.modules.pop("results")
 
 
-def test_pages_are_what_the_figures_give(results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_up_to_date_with_the_figures(results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["results.py", "--check"])
     with pytest.raises(SystemExit) as ended:
         results.main()
@@ -52,13 +52,13 @@ def test_every_row_can_be_configured_and_every_claim_is_about_two_rows(results: 
     [
         ([3, 1, 5], False, "holds"),
         ([3, -1, 5], False, "not shown"),
-        ([-3, -5, -1], False, "the opposite"),
+        ([-3, -5, -1], False, "contradicted"),
         ([-3, -5, -1], True, "holds"),
-        ([3, 1, 5], True, "the opposite"),
+        ([3, 1, 5], True, "contradicted"),
         ([0, 0, 0], False, "not shown"),
     ],
 )
-def test_a_claim_holds_where_the_interval_lies_on_its_side(
+def test_a_claim_holds_if_the_interval_excludes_zero_on_its_side(
     results: Any, bounds: list[float], falls: bool, shown: str
 ) -> None:
     assert results.verdict(bounds, falls=falls) == shown
@@ -82,15 +82,15 @@ def test_trained_tables_become_files_and_pages(results: Any, monkeypatch: pytest
     record = json.loads((tmp_path / "results" / "tiny.json").read_text())
     assert record["rows"].keys() == {"plain", "fast"}
     assert record["clips"] == 3
-    found = record["rows"]["fast"]["less first"]["rsum"]
-    assert record["claims"] == [{"claim": "c", "figure": "rsum", "interval": found}]
+    actual = record["rows"]["fast"]["less first"]["rsum"]
+    assert record["claims"] == [{"claim": "c", "figure": "rsum", "interval": actual}]
     difference = record["rows"]["fast"]["mean"]["rsum"] - record["rows"]["plain"]["mean"]["rsum"]
-    assert found[0] == pytest.approx(difference, abs=0.01)
+    assert actual[0] == pytest.approx(difference, abs=0.01)
     made = results.pages(plan)
     page, of_model = made[tmp_path / "results.md"], made[tmp_path / "global.md"]
-    assert "a gallery of 3 clips, 3 captions; seed 0 alone" in page
+    assert "a gallery of 3 clips, 3 captions; seed 0 only" in page
     assert re.search(r"\| fast \|.*\| [+-]\d+\.\d \[", page)
-    assert "| haste helps | Tiny | fast less plain | rsum |" in page
+    assert "| haste helps | Tiny | fast minus plain | rsum |" in page
     assert "haste helps (Tiny)" in of_model
     assert "stale words" not in of_model
     assert of_model.endswith("\nrest\n")

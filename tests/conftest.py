@@ -1,4 +1,4 @@
-"""Fixtures that tests share: one Dask cluster for the session, small videos, and the places of real data."""
+"""Shared fixtures: one Dask cluster for the session, small videos, the folders of real data."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from videos import encode
 from amex.cli import main
 from amex.cli.options import ExtractOptions
 
-# Torch reads these when it is first imported: here by the fixture `cluster`, or by a module of tests. Networks of tests
-# are small, and threads that spin while they wait take the cores from the tests that run beside them.
+# Torch reads these when it is first imported, by the fixture `cluster` or by a test module. The networks of tests are
+# small, and threads that spin while they wait slow down the tests that run at the same time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Machines are noisy: how long an example takes is no property of the code.
+# The duration of an example depends on the load of the machine.
 settings.register_profile("amex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("amex")
 
-# For processes that train together: NCCL gives no two of them one GPU. What they are compared with is on the CPU too.
+# For distributed training: NCCL does not let two processes share a GPU. The run to compare with is on the CPU too.
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for the whole suite; none but this one for single files, and for tests that change the system."""
-    whole = all(Path(argument).is_dir() for argument in config.args)
-    return 2 if whole and config.option.markexpr != "system" else 0
+    """Return 2 for the whole suite; 0 (this process) for single files and for tests that change the system."""
+    full_suite = all(Path(argument).is_dir() for argument in config.args)
+    return 2 if full_suite and config.option.markexpr != "system" else 0
 
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A temporary folder for this process and those it starts: tests look at what runs leave there."""
+    """Set a temporary folder for this process and its children: tests check which files runs leave there."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         monkeypatch.setattr(tempfile, "tempdir", None)
@@ -63,13 +63,13 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def parity() -> Path:
-    """Outputs of the official programs that need the real clips."""
+    """Outputs of the official programs on the real clips."""
     return _real("parity", "AMEX_PARITY")
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
-    """The address of a scheduler with one worker process, so that runs need not start one each."""
+    """The address of a scheduler with one worker process, which runs share."""
     from amex.extract.run.cluster import local
 
     with local(1) as workers:
@@ -90,7 +90,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
-    """The server, its address and one's credentials being where programs look for them."""
+    """An S3 server; the environment variables have its address and the credentials."""
     from s3_server import Server
     from stand_in import AT_ONCE
 
@@ -105,43 +105,43 @@ def server() -> Iterator[Any]:
 
 @pytest.fixture
 def s3(server: Any) -> str:
-    """The address of a bucket of its own."""
+    """The address of a new bucket."""
     import boto3
     from s3fs import S3FileSystem
 
     server.trouble = server.harm = lambda environ: None
     S3FileSystem.clear_instance_cache()
-    bucket = f"bucket{uuid.uuid4().hex}"  # hypothesis seeds random anew
+    bucket = f"bucket{uuid.uuid4().hex}"  # not from random, which hypothesis seeds
     boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
 
 
-# A stream that is quick to compute and still is the real network: two frames a window, one window every 16 frames.
+# The real network, quick to compute: two frames a window, one window every 16 frames.
 QUICK = ("--weights", "r2plus1d_18=random:0", "--set", "r2plus1d_18.frames=2", "--set", "r2plus1d_18.stride=16")
 
 
 def amex(*arguments: Any) -> Result:
-    """Runs the command line in this process."""
+    """Run the command line in this process."""
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def extract(videos: Path, store: Path, cluster: str, *more: Any, code: int = 0) -> dict[str, Any]:
-    """Runs ``amex extract --json`` on a folder, or on the --manifest among ``more``, and returns the result."""
+    """Run ``amex extract --json`` on a folder, or on the --manifest among ``more``; return the result."""
     source = () if "--manifest" in more else ("--dataset", "folder")
-    given = ("--videos", videos, "--store", store, "--cluster", cluster, "--device", "cpu", "--json")
-    result = amex("extract", *source, *given, *(QUICK if "--weights" not in more else ()), *more)
+    options = ("--videos", videos, "--store", store, "--cluster", cluster, "--device", "cpu", "--json")
+    result = amex("extract", *source, *options, *(QUICK if "--weights" not in more else ()), *more)
     assert result.exit_code == code, result.output
     return json.loads(result.stdout) if code in (0, 3) else {"output": result.output}
 
 
 def extract_options(*arguments: Any) -> ExtractOptions:
-    """What ``amex extract`` makes of its command line."""
-    given = ["--dataset", "folder", "--videos", "V", "--store", "s.zarr", *map(str, arguments)]
-    return ExtractOptions(**main.commands["extract"].make_context("extract", given).params)
+    """Return the options that ``amex extract`` parses from its command line."""
+    words = ["--dataset", "folder", "--videos", "V", "--store", "s.zarr", *map(str, arguments)]
+    return ExtractOptions(**main.commands["extract"].make_context("extract", words).params)
 
 
 def write_lines(path: Path, *records: dict[str, Any] | str) -> Path:
-    """Writes a manifest: records as JSON, strings as they are."""
+    """Write a manifest: records as JSON, strings unchanged."""
     lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -1,4 +1,4 @@
-"""`amex ablate`: results are of what there is now, and none is lost or made twice."""
+"""`amex ablate`: results belong to the current inputs, and no run is lost or repeated."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Bench:
         assert amex("manifest", "parse", self.manifest).exit_code == 0
 
     def run(self, *more: Any, code: int = 0) -> str:
-        given = ("--store", self.store, "--manifest", self.manifest, "--work-dir", self.work)
+        arguments = ("--store", self.store, "--manifest", self.manifest, "--work-dir", self.work)
         few = ("train.epochs=1", "data.batch_size=9")
         settings = (word for setting in (*TINY, *few) for word in ("--set", setting))
         named = ("--variant", "a", "--variant", "b") if "--variant" not in more else ()
         seeds = ("--seeds", "0") if "--seeds" not in more else ()
-        result = amex("ablate", self.config, *given, *settings, *named, *seeds, *more)
+        result = amex("ablate", self.config, *arguments, *settings, *named, *seeds, *more)
         assert result.exit_code == code, result.output
         return result.output
 
@@ -42,7 +42,7 @@ class Bench:
         return json.loads((self.work / name).read_text())
 
     def trained(self) -> dict[str, int]:
-        """The runs there are, with when each was trained."""
+        """The existing runs, with their training times."""
         return {str(path): path.stat().st_mtime_ns for path in self.work.glob("*/seed*/last.pth")}
 
 
@@ -55,7 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture
 def bench(finished: Bench, tmp_path: Path) -> Bench:
-    """A copy of the finished runs; paths in it are part of what decides no figure."""
+    """A copy of the finished runs; their paths determine no figure."""
     shutil.copytree(finished.config.parent, tmp_path / "copy")
     copied = object.__new__(Bench)
     for name, path in vars(finished).items():
@@ -63,11 +63,11 @@ def bench(finished: Bench, tmp_path: Path) -> Bench:
     return copied
 
 
-def test_what_is_finished_is_not_trained_again(bench: Bench) -> None:
+def test_finished_runs_are_not_trained_again(bench: Bench) -> None:
     before, table = bench.trained(), bench.table()
-    said = bench.run()
+    result = bench.run()
     assert bench.trained() == before
-    assert "again" not in said
+    assert "again" not in result
     assert {name: entry["mean"] for name, entry in bench.table().items()} == {
         name: entry["mean"] for name, entry in table.items()
     }
@@ -78,7 +78,7 @@ def change_setting(bench: Bench) -> None:
 
 
 def change_features(bench: Bench) -> None:
-    """Features made in the same way from other videos: the same stream, other rows."""
+    """Features of other videos with the same settings: the same stream, other rows."""
     stream = open_store(bench.store)["motion"]
     rows = {clip: stream[clip].arrays for clip in stream}
     shutil.rmtree(bench.store)
@@ -109,15 +109,15 @@ def change_graphs(bench: Bench) -> None:
         (change_graphs, "learned_from.role graphs: '"),
     ],
 )
-def test_what_changed_is_trained_again_and_named(bench: Bench, change: Any, words: str) -> None:
+def test_changed_inputs_are_named_and_trained_again(bench: Bench, change: Any, words: str) -> None:
     before, table = bench.trained(), bench.table()
     change(bench)
-    said = bench.run()
-    assert said.count("trained again") == 2
-    assert words in said
+    result = bench.run()
+    assert result.count("trained again") == 2
+    assert words in result
     after = bench.trained()
     assert len(after) == 4
-    assert before.items() < after.items()  # the runs of before are still there
+    assert before.items() < after.items()  # the earlier runs still exist
     for name, entry in bench.table().items():
         assert (bench.work / entry["runs"]["0"]["folder"] / "best.pth").is_file()
         assert entry["runs"]["0"]["folder"] != table[name]["runs"]["0"]["folder"]
@@ -135,19 +135,19 @@ def test_features_of_other_clips_and_paths_change_nothing(bench: Bench) -> None:
     assert bench.trained() == before
 
 
-def test_a_changed_test_split_is_evaluated_again_with_the_weights_there_are(bench: Bench) -> None:
+def test_a_changed_test_split_is_evaluated_again_without_training(bench: Bench) -> None:
     before, table = bench.trained(), bench.table()
     write_lines(bench.manifest, *lines(test1=["a dog chases a cat", "a horse chases a car"]))
-    said = bench.run()
-    assert said.count("evaluated again") == 2
+    result = bench.run()
+    assert result.count("evaluated again") == 2
     assert bench.trained() == before
     assert all(bench.table()[name]["mean"] != entry["mean"] for name, entry in table.items())
     assert "again" not in bench.run()
 
 
-def test_one_variant_leaves_the_results_of_the_others_in_the_table(bench: Bench) -> None:
+def test_training_one_variant_keeps_the_results_of_others_in_the_table(bench: Bench) -> None:
     table = bench.table()
-    said = bench.run("--variant", "b", "--seeds", "1")
+    result = bench.run("--variant", "b", "--seeds", "1")
     both = bench.table()
     assert both["a"] == table["a"]
     assert both["b"]["runs"].keys() == {"0", "1"}
@@ -155,14 +155,14 @@ def test_one_variant_leaves_the_results_of_the_others_in_the_table(bench: Bench)
     figures = [run["figures"]["rsum"] for run in both["b"]["runs"].values()]
     assert both["b"]["mean"]["rsum"] == pytest.approx(np.mean(figures))
     assert both["b"]["std"]["rsum"] == pytest.approx(np.std(figures, ddof=1))
-    assert re.search(r"^\s*a .* 1 ", said, re.MULTILINE)
-    assert re.search(r"^\s*b .* 2 ", said, re.MULTILINE)
+    assert re.search(r"^\s*a .* 1 ", result, re.MULTILINE)
+    assert re.search(r"^\s*b .* 2 ", result, re.MULTILINE)
 
 
-def test_results_of_other_settings_are_left_out_of_the_table_by_name_and_come_back(bench: Bench) -> None:
+def test_results_of_other_settings_leave_the_table_and_return_with_their_settings(bench: Bench) -> None:
     table = bench.table()
-    said = bench.run("--variant", "b", "--set", "train.lr=0.02")
-    assert "a, seed 0: not in the table, unfinished or made from something else" in said
+    result = bench.run("--variant", "b", "--set", "train.lr=0.02")
+    assert "a, seed 0: not in the table, unfinished or made from other data" in result
     assert bench.table().keys() == {"b"}
     before = bench.trained()
     bench.run("--variant", "b")
@@ -178,16 +178,16 @@ def test_merged_figures_have_a_table_of_their_own(bench: Bench) -> None:
     assert bench.trained() == before
 
 
-def test_figures_of_an_earlier_amex_are_not_taken_for_those_of_this_one(bench: Bench) -> None:
+def test_figures_of_an_earlier_amex_are_not_reused(bench: Bench) -> None:
     (run,) = (bench.work / "a").iterdir()
     old = run.rename(bench.work / "a" / "seed0")
     (old / "made_from.json").unlink()
-    said = bench.run("--variant", "a")
-    assert f"{old} was made by an earlier amex" in said
+    result = bench.run("--variant", "a")
+    assert f"{old} was made by an earlier amex" in result
     assert bench.table().keys() == {"a", "b"}
 
 
-def test_an_interrupted_run_goes_on_in_its_folder(bench: Bench) -> None:
+def test_an_interrupted_run_resumes_in_its_folder(bench: Bench) -> None:
     (run,) = (bench.work / "a").iterdir()
     (run / "result-test.json").unlink()
     table, before = bench.table(), bench.trained()
@@ -197,7 +197,7 @@ def test_an_interrupted_run_goes_on_in_its_folder(bench: Bench) -> None:
 
 
 def test_variants_are_compared_with_the_first_query_by_query(bench: Bench) -> None:
-    said = bench.run("--seeds", "0,1")
+    result = bench.run("--seeds", "0,1")
     table = bench.table()
     assert "against" not in table["a"]
     against = table["b"]["against"]
@@ -207,7 +207,7 @@ def test_variants_are_compared_with_the_first_query_by_query(bench: Bench) -> No
         assert difference == pytest.approx(table["b"]["mean"][figure] - table["a"]["mean"][figure])
         assert low <= difference <= high
     assert {"rsum", "t2v R@1", "v2t R@10"} <= against["intervals"].keys()
-    assert re.search(r"less a .*rsum", said)
+    assert re.search(r"less a .*rsum", result)
     for run in table["a"]["runs"].values():
         ranks = Ranks.load(bench.work / run["folder"] / "ranks-test.npz")
         for way in ("t2v", "v2t"):
@@ -218,12 +218,12 @@ def test_variants_of_other_queries_are_not_compared(bench: Bench) -> None:
     path = next((bench.work / "b").iterdir()) / "ranks-test.npz"
     ranks = Ranks.load(path)
     dataclasses.replace(ranks, queries="others").save(path)
-    said = bench.run()
-    assert "b is not compared with a: their galleries or captions differ" in said
+    result = bench.run()
+    assert "b is not compared with a: galleries or captions differ" in result
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"junk")])
-def test_ranks_that_are_gone_or_damaged_are_made_again_with_the_weights_there_are(bench: Bench, spoil: Any) -> None:
+def test_missing_or_damaged_ranks_are_computed_again_without_training(bench: Bench, spoil: Any) -> None:
     before, table = bench.trained(), bench.table()
     path = next((bench.work / "b").iterdir()) / "ranks-test.npz"
     spoil(path)
@@ -236,24 +236,24 @@ def test_ranks_that_are_gone_or_damaged_are_made_again_with_the_weights_there_ar
 def test_variants_that_would_share_a_folder_are_refused_by_name(finished: Bench, tmp_path: Path) -> None:
     config = tmp_path / "c.py"
     config.write_text("model = {'name': 'global'}\nvariants = {'lr 1': [], 'no graph': [], 'lr=1': ['train.lr=1']}\n")
-    given = ("--store", finished.store, "--manifest", finished.manifest, "--work-dir", tmp_path / "w")
-    result = amex("ablate", config, *given, "--variant", "no graph")
+    arguments = ("--store", finished.store, "--manifest", finished.manifest, "--work-dir", tmp_path / "w")
+    result = amex("ablate", config, *arguments, "--variant", "no graph")
     assert result.exit_code == 1
-    assert "variants 'lr 1' and 'lr=1' would both be kept in the folder 'lr-1': rename one" in result.output
+    assert "variants 'lr 1' and 'lr=1' would share the folder 'lr-1': rename one" in result.output
     assert not (tmp_path / "w").exists()
 
 
-def test_a_split_that_is_not_there_is_refused_before_anything_is_trained(finished: Bench, tmp_path: Path) -> None:
-    given = ("--store", finished.store, "--manifest", finished.manifest, "--work-dir", tmp_path / "w")
-    result = amex("ablate", finished.config, *given, "--variant", "a", "--split", "tset")
+def test_an_unknown_split_is_refused_before_training(finished: Bench, tmp_path: Path) -> None:
+    arguments = ("--store", finished.store, "--manifest", finished.manifest, "--work-dir", tmp_path / "w")
+    result = amex("ablate", finished.config, *arguments, "--variant", "a", "--split", "tset")
     assert result.exit_code == 1
     assert "no clip of split 'tset'" in result.output
     assert not (tmp_path / "w").exists()
 
 
-def test_concepts_that_no_pair_of_a_batch_or_of_the_split_has_are_left_out_of_the_figures(tmp_path: Path) -> None:
+def test_concepts_absent_from_a_batch_or_split_are_ignored_in_its_figures(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "mcsan")
-    # Two clips in nine share a verb; the test clips have no word of theirs.
+    # Two clips in nine share a verb; the test clips have none of their words.
     alone = {
         f"train{number}": [f"the {word} alone"] for number, word in enumerate(["dog", "cat", "horse"] * 2 + ["dog"])
     }
@@ -265,11 +265,11 @@ def test_concepts_that_no_pair_of_a_batch_or_of_the_split_has_are_left_out_of_th
     assert 0 <= run["train"]["video_action_mAP"] <= 1
 
 
-def test_word_vectors_that_changed_are_trained_with_again(tmp_path: Path) -> None:
+def test_changed_word_vectors_cause_a_new_training(tmp_path: Path) -> None:
     bench, table = Bench(tmp_path), tmp_path / "words.npz"
-    given = ("--variant", "a", "--set", f"model.word_vectors={table}")
+    arguments = ("--variant", "a", "--set", f"model.word_vectors={table}")
     np.savez(table, words=np.array(["dog", "cat"]), vectors=np.eye(2, 4, dtype=np.float32))
-    bench.run(*given)
-    assert "again" not in bench.run(*given)
+    bench.run(*arguments)
+    assert "again" not in bench.run(*arguments)
     np.savez(table, words=np.array(["dog", "cat"]), vectors=np.eye(2, 4, 1, dtype=np.float32))
-    assert "learned_from.word vectors: 'sha256 " in bench.run(*given)
+    assert "learned_from.word vectors: 'sha256 " in bench.run(*arguments)

@@ -17,7 +17,7 @@ from amex.extract.encoders.presets import plan_windows
 
 
 class Sums:
-    """An encoder whose row is the sum of a window; it has memory for so many windows."""
+    """An encoder whose row is the sum of a window; it has memory for a limited number of windows."""
 
     device = torch.device("cpu")
 
@@ -59,23 +59,23 @@ def test_every_window_is_encoded_once_whatever_its_shape(shapes: list[tuple[int,
     assert max(encoder.sizes, default=0) <= min(size, most)
 
 
-def test_too_little_memory_makes_batches_smaller_and_is_said_once() -> None:
-    said: list[str] = []
+def test_too_little_memory_makes_batches_smaller_and_is_noted_once() -> None:
+    notes: list[str] = []
     encoder = Sums(most=3)
     windows = [np.full((1, 2, 2, 3), number, np.uint8) for number in range(32)]
-    encoded(Batches(encoder, 8, note=said.append), windows)
-    assert said == [f"no memory for batches of {size}; batches of {size // 2} from now on" for size in (8, 4)]
+    encoded(Batches(encoder, 8, note=notes.append), windows)
+    assert notes == [f"no memory for batches of {size}; batches of {size // 2} from now on" for size in (8, 4)]
     assert encoder.sizes == [2] * 16
 
 
-def test_what_an_encoder_had_made_when_memory_ran_out_is_free_for_smaller_batches() -> None:
-    made: list[weakref.ref[torch.Tensor]] = []
+def test_memory_of_a_failed_batch_is_freed_before_the_smaller_batches() -> None:
+    outputs: list[weakref.ref[torch.Tensor]] = []
 
     class Layers(Sums):
         def __call__(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
-            assert not [layer for layer in made if layer() is not None]
+            assert not [layer for layer in outputs if layer() is not None]
             layer = windows.float()
-            made.append(weakref.ref(layer))
+            outputs.append(weakref.ref(layer))
             return super().__call__(layer)
 
     encoder = Layers(most=2)
@@ -83,23 +83,23 @@ def test_what_an_encoder_had_made_when_memory_ran_out_is_free_for_smaller_batche
     assert encoder.sizes == [2] * 4
 
 
-def test_no_memory_for_one_window_is_an_error_in_a_line() -> None:
+def test_no_memory_for_one_window_is_a_one_line_error() -> None:
     with pytest.raises(AmexError, match=r"no memory for one window: no memory for so much$"):
         encoded(Batches(Sums(most=0), 2), [np.zeros((1, 2, 2, 3), np.uint8)] * 2)
 
 
-def test_the_memory_of_batches_does_not_grow_with_the_sizes_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_batches_does_not_grow_with_the_number_of_frame_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amex.extract.encoders.batches.PENDING_BYTES", 4 * 3 * 20)
     batches: Batches[int] = Batches(Sums(), 4)
     windows = [np.full((1, 1, width, 3), 1, np.uint8) for width in range(1, 11) for _ in range(3)]
     early = [each for number, window in enumerate(windows) for each in batches.add(number, window)]
     assert [owner for each in early for owner in each.owners] == list(
         range(3 * 8)
-    )  # those of widths 9 and 10 have room
+    )  # the batches of widths 9 and 10 fit in memory
     assert [owner for each in batches.flush() for owner in each.owners] == list(range(24, 30))
 
 
-def test_the_owners_of_a_batch_are_told_before_it_is_encoded() -> None:
+def test_owners_of_a_batch_are_reported_before_it_is_encoded() -> None:
     begun: list[list[int] | None] = []
     encoded(Batches(Sums(), 2, begins=begun.append), [np.zeros((1, 2, 2, 3), np.uint8)] * 3)
     assert begun == [[0, 1], None, [2], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tiny import TINY, lines, tiny_store
 from amex.errors import AmexError
 from amex.language import role_parser
 from amex.manifests import read_manifest
-from amex.train.binary import Question, ask, draw_questions, read_questions, write_questions
+from amex.train.binary import Question, ask, draw_questions, read_questions
 
 _, parse = role_parser()
 
@@ -44,7 +45,7 @@ def test_foils_differ_from_the_caption_in_one_part(tmp_path: Path) -> None:
     assert {question.kind for question in questions} == {"roles", "verb", "agent", "object"}
     by_kind = {(question.caption, question.kind): question.foil for question in questions if question.clip_id != "x"}
     assert by_kind["a dog chases a cat", "roles"] == "a cat chases a dog"
-    # What the clip's other caption says is no foil.
+    # A caption of the same clip is no foil.
     assert not [question for question in questions if question.clip_id == "x" and question.kind == "roles"]
     for question in questions:
         words, others = question.caption.split(), question.foil.split()
@@ -56,7 +57,7 @@ def test_foils_differ_from_the_caption_in_one_part(tmp_path: Path) -> None:
 
 
 class ByLength:
-    """In place of a model: the longer text fits better."""
+    """Replaces a model: the longer text scores higher."""
 
     def embed_video(self, store: Any, ids: list[str]) -> list[str]:
         return ids
@@ -65,14 +66,21 @@ class ByLength:
         return np.array([[len(text)] * len(videos) for text in texts], np.float32)
 
 
+def write_questions(path: Path, questions: list[Question]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(Question._fields)
+        rows.writerows(questions)
+
+
 def test_ties_count_half(tmp_path: Path) -> None:
     questions = [
         Question("a", "a longer one", "short", "verb"),
         Question("a", "same", "sane", "verb"),
         Question("b", "so", "longer", "roles"),
     ]
-    found = ask(ByLength(), None, questions)  # type: ignore[arg-type]
-    assert found == {
+    actual = ask(ByLength(), None, questions)  # type: ignore[arg-type]
+    assert actual == {
         "verb": {"accuracy": 75.0, "queries": 2},
         "roles": {"accuracy": 0.0, "queries": 1},
         "all": {"accuracy": 50.0, "queries": 3},
@@ -96,7 +104,7 @@ def test_eval_asks_a_file_of_foils_and_those_of_role_graphs(run: Path, tmp_path:
 
 
 def test_a_model_ranks_another_data_set_of_the_same_streams(run: Path, tmp_path: Path) -> None:
-    """Transfer: trained on one store, evaluated on another whose features were made in the same way."""
+    """Transfer: trained on one store, evaluated on another with the same feature settings."""
     other = write_lines(
         tmp_path / "other.jsonl",
         *({**line, "clip_id": f"o{line['clip_id']}", "captions": ["a whale eats a fish"]} for line in lines()),
@@ -105,23 +113,23 @@ def test_a_model_ranks_another_data_set_of_the_same_streams(run: Path, tmp_path:
     imported = ("features", "import", tmp_path / "motion.npy", "--captions", other, "--store", tmp_path / "o.zarr")
     assert amex(*imported, "--stream", "motion").exit_code == 0
     assert amex("manifest", "parse", other).exit_code == 0
-    asked = ("eval", run, "--store", tmp_path / "o.zarr", "--manifest", other)
-    refused = amex(*asked)
+    arguments = ("eval", run, "--store", tmp_path / "o.zarr", "--manifest", other)
+    refused = amex(*arguments)
     assert refused.exit_code == 1
     assert "--same-features" in refused.output
-    done = amex(*asked, "--same-features", "--json")
+    done = amex(*arguments, "--same-features", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["clips"] == 3
     np.save(tmp_path / "motion.npy", np.zeros((15, 2, 9), np.float32))
     assert amex(*imported[:-1], tmp_path / "wide.zarr", "--stream", "motion").exit_code == 0
     wide = amex("eval", run, "--store", tmp_path / "wide.zarr", "--manifest", other, "--same-features")
-    assert "was trained on 8 numbers a row of 'motion'" in wide.output
+    assert "was trained on 8 numbers per row of 'motion'" in wide.output
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "there is no file"),
+        (None, "does not exist"),
         ("", "has no column clip_id"),
         ("clip_id,caption\na,b\n", "has no column foil"),
         ("clip_id,caption,foil\n", "it is empty"),
@@ -129,7 +137,7 @@ def test_a_model_ranks_another_data_set_of_the_same_streams(run: Path, tmp_path:
         ("clip_id,caption,foil\na\n", "line 2 lacks caption"),
     ],
 )
-def test_what_holds_no_questions_is_one_line(content: str | None, words: str, tmp_path: Path) -> None:
+def test_a_file_without_questions_is_an_error_in_one_line(content: str | None, words: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "q.csv").write_text(content)
     with pytest.raises(AmexError, match=words) as error:
@@ -137,7 +145,7 @@ def test_what_holds_no_questions_is_one_line(content: str | None, words: str, tm
     assert "q.csv" in str(error.value)
 
 
-def test_a_question_about_a_clip_without_features_is_one_line(run: Path, tmp_path: Path) -> None:
+def test_a_question_about_a_clip_without_features_is_an_error_in_one_line(run: Path, tmp_path: Path) -> None:
     write_questions(tmp_path / "q.csv", [Question("nobody", "a dog chases a cat", "a cat chases a dog")])
     done = amex("eval", run, "--binary", tmp_path / "q.csv")
     assert done.exit_code == 1

@@ -1,4 +1,4 @@
-"""Two models compared query by query: the interval means what it says."""
+"""Two models compared query by query: the interval has its nominal coverage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HITS = st.integers(1, 3).flatmap(
 
 
 def covered(rng: np.random.Generator, runs: int, of_runs: float, of_groups: float, trials: int = 250) -> float:
-    """How often the interval holds the truth, 0, of 40 groups of one to three queries."""
+    """Share of intervals that contain the true difference, 0, for 40 groups of one to three queries."""
     held = 0
     for trial in range(trials):
         groups = np.repeat(np.arange(40), rng.integers(1, 4, size=40))
@@ -33,11 +33,13 @@ def covered(rng: np.random.Generator, runs: int, of_runs: float, of_groups: floa
 @pytest.mark.parametrize(
     ("runs", "of_runs", "of_groups"), [(1, 0.0, 1.0), (3, 0.0, 0.0), (3, 0.0, 1.0), (3, 1.0, 0.5), (8, 0.3, 1.0)]
 )
-def test_the_interval_holds_the_truth_as_often_as_it_says(runs: int, of_runs: float, of_groups: float) -> None:
+def test_the_interval_covers_the_true_difference_at_its_nominal_rate(
+    runs: int, of_runs: float, of_groups: float
+) -> None:
     assert covered(np.random.default_rng(5), runs, of_runs, of_groups) == pytest.approx(0.95, abs=0.035)
 
 
-def test_captions_of_a_clip_are_no_independent_queries() -> None:
+def test_captions_of_a_clip_are_resampled_together() -> None:
     rng = np.random.default_rng(0)
     clips = rng.normal(size=100)
     hits, none = np.repeat(clips, 10), np.zeros(1000)
@@ -56,7 +58,7 @@ def test_the_width_is_that_of_the_standard_error() -> None:
 
 @settings(max_examples=40)
 @given(HITS, st.integers(0, 9))
-def test_models_exchanged_turn_the_interval_round_and_equal_models_differ_by_nothing(
+def test_exchanged_models_mirror_the_interval_and_equal_models_differ_by_zero(
     hits: tuple[np.ndarray, np.ndarray], seed: int
 ) -> None:
     a, b = hits
@@ -69,7 +71,7 @@ def test_models_exchanged_turn_the_interval_round_and_equal_models_differ_by_not
 
 @settings(max_examples=40)
 @given(HITS, st.floats(0.1, 9), st.floats(-5, 5))
-def test_units_scale_the_interval_and_the_names_of_groups_say_nothing(
+def test_units_scale_the_interval_and_group_names_do_not_matter(
     hits: tuple[np.ndarray, np.ndarray], unit: float, shift: float
 ) -> None:
     a, b = hits
@@ -80,7 +82,7 @@ def test_units_scale_the_interval_and_the_names_of_groups_say_nothing(
     assert paired_bootstrap(a, b, names, draws=50) == pytest.approx(plain)
 
 
-def test_parts_are_means_of_their_own_and_add_up() -> None:
+def test_the_result_is_the_sum_of_the_means_of_parts() -> None:
     a, b = np.array([1.0, 1, 1, 0, 1, 0]), np.array([0.0, 0, 1, 0, 0, 1])
     parts = ["t2v"] * 4 + ["v2t"] * 2
     assert paired_bootstrap(a, b, parts=parts)[0] == pytest.approx(2 / 4 + 0 / 2)
@@ -90,14 +92,14 @@ def test_parts_are_means_of_their_own_and_add_up() -> None:
     ("a", "b", "given", "words"),
     [
         ([1, 0], [1, 0, 1], {}, r"got \(1, 2\) and \(1, 3\) hits"),
-        ([], [], {}, "on the same queries"),
-        (np.ones((1, 2, 2)), np.ones((1, 2, 2)), {}, "on the same queries"),
+        ([], [], {}, "the same queries and runs"),
+        (np.ones((1, 2, 2)), np.ones((1, 2, 2)), {}, "the same queries and runs"),
         ([1, np.nan], [1, 0], {}, "NaN"),
         ([1, 0], [1, 0], {"groups": ["x", "x"]}, "in one group"),
-        ([1, 0], [1, 0], {"groups": ["x"]}, "2 queries need as many labels"),
+        ([1, 0], [1, 0], {"groups": ["x"]}, "not one label per query"),
         ([1], [0], {}, "in one group"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(a: object, b: object, given: dict[str, object], words: str) -> None:
+def test_incomparable_hits_are_refused(a: object, b: object, given: dict[str, object], words: str) -> None:
     with pytest.raises(MetricsError, match=words):
         paired_bootstrap(a, b, **given)

@@ -1,4 +1,4 @@
-"""Which streams a training reads: damage in others stops nothing, and what holds nothing is no choice."""
+"""Streams that a training reads: damage in others is ignored, and empty streams are no candidates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLIPS = {"network": "other", "output": {"shape": [8], "dtype": "float32", "times
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """``motion`` is whole, the only commit record of ``torn`` is not."""
+    """``motion`` is intact; the only commit record of ``torn`` is incomplete."""
     store = tiny_store(tmp_path)
     done = amex(
         "features", "import", tmp_path / "motion.npy", "--captions", tmp_path / "m.jsonl", "--store", store,
@@ -37,13 +37,13 @@ def chosen(store: Path, *settings: str) -> list[str]:
 
 @pytest.mark.parametrize("more", [(), ("model.streams=[motion]",)])
 @pytest.mark.parametrize("command", ["train", "ablate"])
-def test_damage_in_another_stream_stops_no_training(store: Path, command: str, more: tuple[str, ...]) -> None:
+def test_damage_in_an_unused_stream_does_not_stop_training(store: Path, command: str, more: tuple[str, ...]) -> None:
     settings = (word for setting in (*TINY, "train.epochs=1", *more) for word in ("--set", setting))
     folder = store.parent
-    given = ("--store", store, "--manifest", folder / "m.jsonl", "--work-dir", folder / "w", *settings)
-    result = amex(command, "global", *given, *(("--seeds", "0") if command == "ablate" else ()))
+    arguments = ("--store", store, "--manifest", folder / "m.jsonl", "--work-dir", folder / "w", *settings)
+    result = amex(command, "global", *arguments, *(("--seeds", "0") if command == "ablate" else ()))
     assert result.exit_code == 0, result.output
-    # What a training reads by default lacks the damaged stream: that is said, but not of a stream that nobody wants.
+    # A default training skips the damaged stream and says so, but only if it would have used the stream.
     left_out = [line for line in result.output.splitlines() if line.startswith("left out: ") and "torn" in line]
     assert len(left_out) == (0 if more else 1)
 
@@ -59,10 +59,10 @@ def test_damage_is_named_where_no_other_stream_is_left(store: Path) -> None:
         chosen(store)
 
 
-def test_a_stream_that_is_declared_only_is_no_default(store: Path) -> None:
+def test_a_stream_without_parts_is_not_a_default(store: Path) -> None:
     declare_stream(store, "begun", CLIPS, {})
     assert list(chosen(store)) == ["motion"]
     assert list(chosen(store, "model.streams=[begun]")) == ["begun"]
     assert amex("features", "rm", store, "motion", "--yes").exit_code == 0
-    with pytest.raises(AmexError, match="has no stream of clips but begun, which holds nothing yet"):
+    with pytest.raises(AmexError, match="has no stream of clips but begun, which is empty"):
         chosen(store)

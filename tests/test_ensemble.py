@@ -1,4 +1,4 @@
-"""Several models as one: their scores weigh alike, and the dual softmax has a temperature that validation chooses."""
+"""Ensembles: models have equal weights, and validation chooses the temperature of the dual softmax."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amex.errors import AmexError
-from amex.train.ensemble import TEMPERATURES, check_alike, choose_temperature, together
+from amex.train.ensemble import TEMPERATURES, check_same_gallery, choose_temperature, combine
 from amex.train.metrics import Scores, Truth, dual_softmax, evaluate
 
 
 @given(st.integers(0, 99), st.floats(0.01, 50), st.floats(-100, 100))
-def test_a_models_scale_gives_it_no_weight(seed: int, factor: float, shift: float) -> None:
+def test_the_scale_of_a_models_scores_does_not_change_its_weight(seed: int, factor: float, shift: float) -> None:
     rng = np.random.default_rng(seed)
     first, second = rng.standard_normal((2, 7, 5))
-    plain = together([Scores.of(first), Scores.of(second)]).block(slice(None), slice(None))
-    scaled = together([Scores.of(first), Scores.of(factor * second + shift)]).block(slice(None), slice(None))
+    plain = combine([Scores.of(first), Scores.of(second)]).block(slice(None), slice(None))
+    scaled = combine([Scores.of(first), Scores.of(factor * second + shift)]).block(slice(None), slice(None))
     assert torch.allclose(plain, scaled, atol=1e-9)
-    pairs = together([Scores.of(first), Scores.of(second)]).block(torch.tensor([1, 6]), torch.tensor([0, 4]))
+    pairs = combine([Scores.of(first), Scores.of(second)]).block(torch.tensor([1, 6]), torch.tensor([0, 4]))
     assert torch.allclose(pairs, plain[[1, 6], [0, 4]])
 
 
-def test_one_model_stays_as_it_is_and_equal_scores_divide_by_nothing() -> None:
+def test_one_model_is_unchanged_and_constant_scores_stay_finite() -> None:
     one = Scores.of(np.eye(3))
-    assert together([one]) is one
-    assert together([Scores.of(np.ones((2, 2)))] * 2).block(slice(None), slice(None)).isfinite().all()
+    assert combine([one]) is one
+    assert combine([Scores.of(np.ones((2, 2)))] * 2).block(slice(None), slice(None)).isfinite().all()
 
 
 def test_the_temperature_is_the_best_of_those_tried() -> None:
@@ -47,9 +47,9 @@ def test_the_temperature_is_the_best_of_those_tried() -> None:
     assert max(rsums.values()) > evaluate(scores, truth)["rsum"] + 20
 
 
-def test_runs_of_other_clips_or_captions_are_not_mixed() -> None:
+def test_runs_with_different_clips_or_captions_are_refused() -> None:
     clips = [SimpleNamespace(clip_id=name) for name in "abc"]
     whole, less = (SimpleNamespace(clips=some, captions=["x"]) for some in (clips, clips[:2]))
-    check_alike([whole, whole], ["one", "two"])
+    check_same_gallery([whole, whole], ["one", "two"])
     with pytest.raises(AmexError, match=r"two has features of 2 clips of this split, one of 3"):
-        check_alike([whole, less], ["one", "two"])
+        check_same_gallery([whole, less], ["one", "two"])

@@ -1,4 +1,4 @@
-"""An epoch has every pair once, in an order that the seed fixes; clips that belong together come in one batch."""
+"""An epoch has every pair once, in an order fixed by the seed; partner clips share a batch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amex.manifests import Clip
-from amex.train.batches import EpochSampler, PairBatches, groups_of
-from amex.train.config import Data
+from amex.train.batches import EpochSampler, PairBatches, partner_groups
+from amex.train.config import DataOptions
 from amex.train.selection import DataError
 
 
 class Pairs:
-    """What of a split the order of an epoch depends on: ``partners`` by clip, None where a clip names no other."""
+    """The parts of a split that determine an epoch's order; ``partners`` by clip, None for no partner."""
 
-    def __init__(self, partners: list[object], captions: list[int], data: Data) -> None:
+    def __init__(self, partners: list[object], captions: list[int], data: DataOptions) -> None:
         self.data = data
         self.clips = [
             Clip(clip_id=f"c{i}", video="v.mp4", split="train", captions=(), extras={} if p is None else {"twin": p})
@@ -36,8 +36,8 @@ def twins(count: int) -> list[object]:
 
 
 def test_without_a_key_an_epoch_is_a_permutation() -> None:
-    split = Pairs([None] * 9, [1] * 9, Data())
-    sampler = EpochSampler(groups_of(split), 3)
+    split = Pairs([None] * 9, [1] * 9, DataOptions())
+    sampler = EpochSampler(partner_groups(split), 3)
     sampler.set_epoch(2)
     assert [index for _, index in sampler] == np.random.default_rng((3, 2)).permutation(9).tolist()
 
@@ -47,13 +47,13 @@ def test_without_a_key_an_epoch_is_a_permutation() -> None:
     captions=st.sampled_from(["one", "all"]),
     world=st.integers(1, 3),
 )
-def test_every_pair_comes_once_and_beside_the_one_it_belongs_to(
+def test_every_pair_occurs_once_next_to_its_partner(
     clips: list[tuple[int | None, int]], captions: str, world: int
 ) -> None:
     partners, counts = [None if p is None else f"c{p}" for p, _ in clips], [count for _, count in clips]
-    split = Pairs(partners, counts, Data(together="twin", captions=captions))
+    split = Pairs(partners, counts, DataOptions(together="twin", captions=captions))
     try:
-        groups = groups_of(split)
+        groups = partner_groups(split)
     except DataError:
         groups = np.arange(len(split))[:, None]
     assert sorted(groups[groups >= 0].tolist()) == list(range(len(split)))
@@ -69,26 +69,26 @@ def test_every_pair_comes_once_and_beside_the_one_it_belongs_to(
 
 
 def test_nearly_every_batch_has_both_or_none() -> None:
-    split = Pairs([*twins(200), *[None] * 80], [3] * 280, Data(together="twin"))
+    split = Pairs([*twins(200), *[None] * 80], [3] * 280, DataOptions(together="twin"))
     both = split_up = 0
-    sampler = EpochSampler(groups_of(split), 0)
+    sampler = EpochSampler(partner_groups(split), 0)
     for epoch in range(20):
         sampler.set_epoch(epoch)
         for batch in PairBatches(sampler, 32, drop_last=False):
-            there = {index for _, index in batch}
-            twins_there = [index for index in there if index < 200]
-            both += sum(index ^ 1 in there for index in twins_there)
-            split_up += sum(index ^ 1 not in there for index in twins_there)
+            present = {index for _, index in batch}
+            twins_there = [index for index in present if index < 200]
+            both += sum(index ^ 1 in present for index in twins_there)
+            split_up += sum(index ^ 1 not in present for index in twins_there)
     assert both + split_up == 20 * 200
     assert split_up < 0.05 * both
 
 
-def test_all_captions_go_with_those_of_the_other_clip_as_far_as_there_are_any() -> None:
-    split = Pairs(["c1", "c0", None], [3, 2, 1], Data(together="twin", captions="all"))
-    assert groups_of(split).tolist() == [[0, 3], [1, 4], [2, -1], [5, -1]]
+def test_captions_are_paired_with_those_of_the_partner_clip() -> None:
+    split = Pairs(["c1", "c0", None], [3, 2, 1], DataOptions(together="twin", captions="all"))
+    assert partner_groups(split).tolist() == [[0, 3], [1, 4], [2, -1], [5, -1]]
 
 
 @pytest.mark.parametrize("partners", [[None] * 4, ["c9"] * 4, ["c0", "c1", "c2", "c3"], [7, None, {}, ["c1"]]])
-def test_a_key_that_joins_nothing_is_an_error(partners: list[object]) -> None:
-    with pytest.raises(DataError, match=r"data\.together=twin: that key of no training clip's extras names another"):
-        groups_of(Pairs(partners, [1] * 4, Data(together="twin")))
+def test_a_key_without_partners_is_an_error(partners: list[object]) -> None:
+    with pytest.raises(DataError, match=r"data\.together=twin: no training clip names another training clip"):
+        partner_groups(Pairs(partners, [1] * 4, DataOptions(together="twin")))

@@ -1,4 +1,4 @@
-"""What a figure is of: which captions are queries, which clips the gallery lacks, what chance would reach."""
+"""The basis of figures: which captions are queries, which clips the gallery lacks, what chance reaches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from amex.features import ClipRows, Failure, Store, create_store, declare_stream
 from amex.features.schema import ClipSource
 from amex.manifests import Clip, read_manifest
 from amex.train.captions import make_text
-from amex.train.config import Config, Data, load_config
+from amex.train.config import Config, DataOptions, load_config
 from amex.train.coverage import FEW_CLIPS, gallery_warning, training_warning
 from amex.train.data import Split, inputs
 from amex.train.evaluate import evaluate_split, truth_of
@@ -37,7 +37,7 @@ TINY = ("model.text=words", "model.word_dim=4", "model.dim=8", "model.streams=[m
 def add_stream(
     store: Path, name: str, rows: Mapping[str, int], failures: Sequence[str] = (), *, of: str = "clips"
 ) -> Path:
-    """A stream with so many random rows of each clip, or tokens of each caption, and clips that failed."""
+    """A stream with random rows for each clip, or tokens for each caption, and failed clips."""
     output = {"shape": [DIM], "dtype": "float32"} | ({"of": "captions"} if of == "captions" else {"times": False})
     spec = {"network": "random", "output": output}
     rng = np.random.default_rng(len(rows))
@@ -58,7 +58,7 @@ def test_a_caption_that_a_clip_repeats_is_a_query_each_time(tmp_path: Path) -> N
     clips = [Clip(clip_id=f"c{i}", video=f"v{i}", captions=captions) for i, captions in enumerate(said)]
     store = open_store(add_stream(tmp_path / "s.zarr", "motion", {clip.clip_id: 2 for clip in clips}))
     config, split = of_clips(store, clips, "data.captions=all")
-    assert split.captions == ["a dog", "a cat", "a bird"]  # features are kept by caption
+    assert split.captions == ["a dog", "a cat", "a bird"]  # features are stored by caption
     assert len(split) == 4  # a pair is trained on once
     torch.manual_seed(0)
     model = build_model(config.model, inputs(store, config, split.text))
@@ -70,16 +70,16 @@ def test_a_caption_that_a_clip_repeats_is_a_query_each_time(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("ties", ["mean", "argsort", "c4c"])
-def test_a_repeated_caption_is_no_rival_of_itself(ties: str) -> None:
-    """Two clips; the first says one thing twice, the second another."""
+def test_a_repeated_caption_does_not_compete_with_itself(ties: str) -> None:
+    """Two clips; the first has one caption twice, the second another."""
     scores = np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8]])
     result = evaluate(Scores.of(scores), Truth(captions=[[0, 1], [2]], queries=3), ties=ties)
     assert result["text_to_video"]["R@1"] == result["video_to_text"]["R@1"] == 100
     assert result["text_to_video"]["queries"] == 3
-    # Tied with another clip's caption it is the first of three, the second, or in the worst case the third of them.
+    # Tied with another clip's caption, it is the first of three, the second, or at worst the third.
     tied = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.8]])
-    found = evaluate(Scores.of(tied), Truth(captions=[[0, 1], [2]], queries=3), ties=ties)["video_to_text"]
-    assert found["MeanR"] == pytest.approx({"mean": (4 / 3 + 1) / 2, "argsort": 1.0, "c4c": (1 + 2 + 1) / 3}[ties])
+    actual = evaluate(Scores.of(tied), Truth(captions=[[0, 1], [2]], queries=3), ties=ties)["video_to_text"]
+    assert actual["MeanR"] == pytest.approx({"mean": (4 / 3 + 1) / 2, "argsort": 1.0, "c4c": (1 + 2 + 1) / 3}[ties])
 
 
 def test_msvds_test_split_has_27763_queries(real_data: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_msvds_test_split_has_27763_queries(real_data: Path, tmp_path: Path) -> 
 
 
 def splits_of(**videos: str) -> list[Clip]:
-    """Clips by split; a letter is the video of one."""
+    """Clips by split; a letter is the video of one clip."""
     return [
         Clip(clip_id=f"{split}{place}", video=video, split=split)
         for split, named in videos.items()
@@ -113,7 +113,11 @@ def splits_of(**videos: str) -> list[Clip]:
         ({"train": "a b", "val": "c", "test": "a.mp4 b.mkv"}, {}, "the test split shares 2 videos ('a', ...)"),
         ({"train": "a b", "val": "c", "test": "a"}, {"select_on_test": True}, "data.allow_overlap=true"),
         ({"train": "a b", "val": "c", "test": "a"}, {"allow_overlap": True}, None),
-        ({"train": "a b", "val": "c", "test": "c"}, {}, "share 1 video ('c'): clips of one video are in both; if you"),
+        (
+            {"train": "a b", "val": "c", "test": "c"},
+            {},
+            "share 1 video ('c'): clips of one video are in both; to allow",
+        ),
         ({"train": "a b", "val": "c", "test": "c"}, {"select_on_test": True}, "data.allow_overlap=true"),
         ({"train": "a b", "val": "c", "test": "c"}, {"allow_overlap": True}, None),
         ({"train": "a b", "val": "c", "test": "c.mp4.webm"}, {}, "share 1 video ('c')"),
@@ -125,17 +129,17 @@ def splits_of(**videos: str) -> list[Clip]:
         ({"learn": "a", "dev": "c"}, {"train": "learn", "val": "learn"}, "data.val=learn shares 1 clip ('learn0')"),
     ],
 )
-def test_no_clip_and_no_video_trains_or_selects_where_it_is_evaluated(
+def test_clips_and_videos_shared_between_splits_are_refused(
     videos: dict[str, str], data: dict[str, Any], words: str | None
 ) -> None:
     clips = splits_of(**videos)
     if words is None:
-        train, val = choose_clips(clips, Data(**data), "m.jsonl")
+        train, val = choose_clips(clips, DataOptions(**data), "m.jsonl")
         assert train
         assert val
         return
     with pytest.raises(DataError) as refused:
-        choose_clips(clips, Data(**data), "m.jsonl")
+        choose_clips(clips, DataOptions(**data), "m.jsonl")
     assert words in str(refused.value)
 
 
@@ -150,20 +154,20 @@ def test_youcook2_is_built_trained_and_tested_as_the_readme_says(tmp_path: Path)
     assert built.exit_code == 0, built.output
     add_stream(store, "motion", {clip.clip_id: 2 for clip in read_manifest(manifest)})
     settings = [word for setting in (*TINY, "train.epochs=1") for word in ("--set", setting)]
-    given = ("--store", store, "--manifest", manifest, "--work-dir", run)
-    trained = amex("train", "global", *given, *settings)
+    arguments = ("--store", store, "--manifest", manifest, "--work-dir", run)
+    trained = amex("train", "global", *arguments, *settings)
     assert trained.exit_code == 0, trained.output
     tested = json.loads(amex("eval", run, "--split", "test", "--json").stdout)
     assert (tested["split"], tested["clips"]) == ("test", 6)
 
 
-# Of every split one clip failed and one is empty; of the test clips' captions one failed and one has no tokens.
+# In every split, one clip failed and one is empty; of the test captions, one failed and one has no tokens.
 LACKING = {"c1": "failed", "c2": "empty", "c11": "failed", "c12": "empty", "c21": "failed", "c22": "empty"}
 
 
 @pytest.fixture(scope="module")
 def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store from which some clips and captions are missing, its manifest, and a run on them."""
+    """A store that lacks some clips and captions, its manifest, and a run on them."""
     folder = tmp_path_factory.mktemp("partial")
     lines = [
         {
@@ -179,8 +183,8 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     failed = [clip_id for clip_id, state in LACKING.items() if state == "failed"]
     add_stream(folder / "s.zarr", "motion", {key: n for key, n in rows.items() if key not in failed}, failed)
     # Captions of clips that are left out need no features.
-    said = [caption for line in lines if line["clip_id"] not in LACKING for caption in line["captions"]]
-    tokens = {caption: 0 if caption == "it is number 24" else 2 for caption in said if caption != "thing 23 moves"}
+    captions = [caption for line in lines if line["clip_id"] not in LACKING for caption in line["captions"]]
+    tokens = {caption: 0 if caption == "it is number 24" else 2 for caption in captions if caption != "thing 23 moves"}
     add_stream(folder / "s.zarr", "text", tokens, ["thing 23 moves"], of="captions")
     done = train(folder, manifest)
     assert done.exit_code == 0, done.output
@@ -191,14 +195,16 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(folder: Path, manifest: Path, *flags: str, work: str = "w") -> Result:
     chosen = ("model.text=text", "model.dim=8", "data.batch_size=4", "train.epochs=1")
     settings = [word for setting in chosen for word in ("--set", setting)]
-    given = ("--store", folder / "s.zarr", "--manifest", manifest, "--work-dir", folder / work)
-    return amex("train", "global", *given, *settings, *flags)
+    arguments = ("--store", folder / "s.zarr", "--manifest", manifest, "--work-dir", folder / work)
+    return amex("train", "global", *arguments, *settings, *flags)
 
 
 def test_clips_that_failed_or_are_empty_are_left_out_and_every_figure_says_so(partial: Path, tmp_path: Path) -> None:
-    said = (partial / "said.txt").read_text()
-    assert "train: 8 of 10 clips: 1 failed in motion, 1 empty in motion; 16 of 20 captions: 4 of clips left out" in said
-    assert "val: 8 of 10 clips" in said
+    output = (partial / "said.txt").read_text()
+    assert (
+        "train: 8 of 10 clips: 1 failed in motion, 1 empty in motion; 16 of 20 captions: 4 of clips left out" in output
+    )
+    assert "val: 8 of 10 clips" in output
     evaluated = amex("eval", partial / "w")
     assert evaluated.exit_code == 0, evaluated.output
     gallery = "gallery 8 of 10 clips: 1 failed in motion, 1 empty in motion"
@@ -220,11 +226,13 @@ def test_clips_that_failed_or_are_empty_are_left_out_and_every_figure_says_so(pa
     reported = amex("report", partial / "w", "--out", tmp_path / "report")
     assert gallery in reported.output
     page = " ".join((tmp_path / "report" / "index.html").read_text().split())
-    assert gallery.replace("gallery", "Gallery") in page
-    assert queries in page
+    assert gallery.replace("gallery", "Gallery:") in page
+    assert queries.replace("queries", "Queries:") in page
     assert "train: 8 of 10 clips: 1 failed in motion" in page
-    found = amex("search", partial / "w", "thing 9 moves", "--split", "test", "-k", "20", "--html", tmp_path / "s.html")
-    assert "8 of 10 clips: 1 failed in motion, 1 empty in motion" in found.output
+    result = amex(
+        "search", partial / "w", "thing 9 moves", "--split", "test", "-k", "20", "--html", tmp_path / "s.html"
+    )
+    assert "8 of 10 clips: 1 failed in motion, 1 empty in motion" in result.output
     assert "8 of 10 clips: 1 failed" in (tmp_path / "s.html").read_text()
 
 
@@ -246,7 +254,7 @@ def test_figures_are_those_of_a_manifest_without_what_is_left_out(partial: Path,
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "report", "search"])
-def test_strict_refuses_what_failed_and_what_is_empty(command: str, partial: Path) -> None:
+def test_strict_refuses_failed_and_empty_clips(command: str, partial: Path) -> None:
     if command == "train":
         result = train(partial, partial / "m.jsonl", "--strict", work="strict")
     else:
@@ -260,9 +268,9 @@ def test_strict_refuses_what_failed_and_what_is_empty(command: str, partial: Pat
 
 EXTRACT = "amex extract --manifest M --videos V --store {} --stream motion"
 REMEDIES = {
-    "failed": f"try what failed again with {EXTRACT} --retry-failed",
-    "empty": "leave what is empty out of the manifest",
-    "absent": f"make what is absent with {EXTRACT}",
+    "failed": f"retry failed clips with {EXTRACT} --retry-failed",
+    "empty": "remove empty clips from the manifest",
+    "absent": f"extract with {EXTRACT}",
 }
 
 
@@ -280,7 +288,7 @@ def test_strict_says_what_to_do_about_each_state(states: Sequence[str], tmp_path
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "report", "search"])
-def test_what_was_never_extracted_is_an_error_but_to_a_search(command: str, partial: Path, tmp_path: Path) -> None:
+def test_unextracted_clips_are_an_error_except_in_a_search(command: str, partial: Path, tmp_path: Path) -> None:
     late = [
         {"clip_id": f"late {split}", "video": f"late {split}", "split": split, "captions": ["it is number 3"]}
         for split in ("train", "test")
@@ -300,21 +308,21 @@ def test_what_was_never_extracted_is_an_error_but_to_a_search(command: str, part
     assert "amex extract --manifest M --videos V" in result.output
 
 
-def test_a_split_of_which_nothing_is_left_is_an_error_that_says_why(tmp_path: Path) -> None:
+def test_a_split_without_usable_clips_is_an_error_that_says_why(tmp_path: Path) -> None:
     lines = [
         {"clip_id": f"c{i}", "video": f"v{i}", "split": "train" if i < 2 else "val", "captions": [f"it is number {i}"]}
         for i in range(4)
     ]
     manifest = write_lines(tmp_path / "m.jsonl", *lines)
     add_stream(tmp_path / "s.zarr", "motion", {f"c{i}": 1 for i in range(4)})
-    said = [line["captions"][0] for line in lines]
-    add_stream(tmp_path / "s.zarr", "text", dict.fromkeys(said[:2], 1), said[2:], of="captions")
+    captions = [line["captions"][0] for line in lines]
+    add_stream(tmp_path / "s.zarr", "text", dict.fromkeys(captions[:2], 1), captions[2:], of="captions")
     mute = train(tmp_path, manifest)
     assert mute.exit_code == 1
     assert "no clip of split 'val' has a caption (0 of 2 captions: 2 failed in text)" in mute.output
     shutil.rmtree(tmp_path / "s.zarr")
     add_stream(tmp_path / "s.zarr", "motion", {"c2": 1, "c3": 1}, ["c0", "c1"])
-    add_stream(tmp_path / "s.zarr", "text", dict.fromkeys(said, 1), of="captions")
+    add_stream(tmp_path / "s.zarr", "text", dict.fromkeys(captions, 1), of="captions")
     lost = train(tmp_path, manifest)
     assert lost.exit_code == 1
     assert "has features of 0 of 2 clips: 2 failed in motion; the first is 'c0'" in lost.output
@@ -327,20 +335,20 @@ def test_an_ablation_says_where_variants_have_different_galleries(partial: Path,
     model = {"name": "global", "text": "words", "dim": 8}
     config = tmp_path / "c.py"
     config.write_text(f"model = {model}\ntrain = {{'epochs': 1}}\nvariants = {variants}\n")
-    given = ("--store", tmp_path / "s.zarr", "--manifest", partial / "m.jsonl", "--work-dir", tmp_path / "w")
-    both = amex("ablate", config, *given, "--seeds", "0", "--variant", "one", "--variant", "other")
+    arguments = ("--store", tmp_path / "s.zarr", "--manifest", partial / "m.jsonl", "--work-dir", tmp_path / "w")
+    both = amex("ablate", config, *arguments, "--seeds", "0", "--variant", "one", "--variant", "other")
     assert both.exit_code == 0, both.output
     assert "one: gallery 8 of 10 clips: 1 failed in motion, 1 empty in motion" in both.output
     assert "other: gallery 10 of 10 clips" in both.output
     shutil.rmtree(tmp_path / "w" / "other")
-    alone = amex("ablate", config, *given, "--seeds", "0", "--variant", "one")
+    alone = amex("ablate", config, *arguments, "--seeds", "0", "--variant", "one")
     assert "\ngallery 8 of 10 clips" in alone.output
 
 
 def tried_at(
     folder: Path, seconds: Mapping[str, tuple[float | None, float | None]], failed: Sequence[str] = ()
 ) -> None:
-    """Clips of the stream ``motion`` are computed again, at other seconds; some fail."""
+    """Extract clips of the stream ``motion`` again at other times; some fail."""
     stream = open_store(folder / "s.zarr")["motion"]
     sources = {key: ClipSource(start=start, end=end, revision=1) for key, (start, end) in seconds.items()}
     rows = [
@@ -363,7 +371,7 @@ def evaluation_of(folder: Path) -> Result:
     return amex("eval", folder / "w", "--store", folder / "s.zarr", "--manifest", folder / "m.jsonl")
 
 
-def test_rows_of_other_seconds_than_the_manifests_are_refused(partial: Path, tmp_path: Path) -> None:
+def test_features_of_other_times_than_the_manifests_are_refused(partial: Path, tmp_path: Path) -> None:
     folder = copied(partial, tmp_path)
     tried_at(folder, {"c20": (5.0, 6.0), "c23": (None, None), "c24": (None, 2.0)})
     result = evaluation_of(folder)
@@ -385,23 +393,23 @@ def test_a_failed_clip_whose_times_were_corrected_is_refused_and_not_left_out(pa
 
 
 @given(st.integers(1, 40), st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(any))
-def test_chance_is_what_a_random_order_reaches(gallery: int, positives: list[int]) -> None:
+def test_chance_equals_the_recall_of_random_rankings(gallery: int, positives: list[int]) -> None:
     truth = [list(range(min(count, gallery))) for count in positives]
-    found = chance(truth, gallery)
+    actual = chance(truth, gallery)
     asked = [len(own) for own in truth if own]
     for k in (1, 5, 10, 50):
         missed = [math.comb(gallery - own, min(k, gallery)) / math.comb(gallery, min(k, gallery)) for own in asked]
-        assert found[f"R@{k}"] == pytest.approx(100 * (1 - sum(missed) / len(asked)))
+        assert actual[f"R@{k}"] == pytest.approx(100 * (1 - sum(missed) / len(asked)))
 
 
-def test_a_gallery_and_a_training_set_that_are_too_small_are_called_so(partial: Path, tmp_path: Path) -> None:
-    said = (partial / "said.txt").read_text()
-    assert "warning: 8 clips with captions are too few to train on" in said
-    assert "warning: a gallery of 8 clips is too small" in said
+def test_small_galleries_and_training_sets_cause_warnings(partial: Path, tmp_path: Path) -> None:
+    output = (partial / "said.txt").read_text()
+    assert "warning: 8 clips with captions are too few to train on" in output
+    assert "warning: a gallery of 8 clips is too small" in output
     lines = [json.loads(line) for line in (partial / "m.jsonl").read_text().splitlines()]
     alone = write_lines(tmp_path / "alone.jsonl", lines[20] | {"captions": lines[20]["captions"][:1]})
     result = amex("eval", partial / "w", "--manifest", alone, "--out", tmp_path / "alone.json")
-    words = "a gallery of 1 clip is too small to say much about a model: chance reaches R@10 100"
+    words = "a gallery of 1 clip is too small to evaluate a model: random ranking reaches R@10 100"
     assert f"warning: {words}" in result.output
     assert "rsum 600.0" in result.output
     assert re.search(r"by chance +100\.0 +100\.0 +100\.0", result.output)
@@ -415,7 +423,7 @@ def test_a_gallery_and_a_training_set_that_are_too_small_are_called_so(partial: 
     assert "8 clips with captions are too few to train on" in page
 
 
-def test_fifty_clips_are_enough_to_be_spoken_of() -> None:
+def test_fifty_clips_cause_no_warning() -> None:
     assert not gallery_warning(FEW_CLIPS)
     assert not training_warning(FEW_CLIPS)
     assert gallery_warning(FEW_CLIPS - 1)

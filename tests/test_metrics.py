@@ -1,4 +1,4 @@
-"""Metrics mean what docs/metrics.md says, on every matrix, in every block size."""
+"""Metrics follow docs/concepts/metrics.md for every matrix and every block size."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ DIAGONAL = Truth(captions=[[i] for i in range(20)], queries=20)
 
 
 def figures(matrix: np.ndarray, ties: str) -> tuple[float, ...]:
-    found = evaluate(Scores.of(matrix), DIAGONAL, ties=ties)["text_to_video"]
-    return tuple(round(found[name], 2) for name in ("R@1", "R@5", "MedR", "MeanR"))
+    actual = evaluate(Scores.of(matrix), DIAGONAL, ties=ties)["text_to_video"]
+    return tuple(round(actual[name], 2) for name in ("R@1", "R@5", "MedR", "MeanR"))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_an_even_number_of_queries_has_the_plain_median() -> None:
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[np.ndarray, list[list[int]]]:
-    """Scores with many ties, and some captions a video: none for some, several for others."""
+    """Scores with many ties, and captions a video: none for some, several for others."""
     own = draw(st.lists(st.integers(0, 3), min_size=1, max_size=7).filter(any))
     starts = np.cumsum([0, *own])
     captions = [list(range(a, b)) for a, b in itertools.pairwise(starts)]
@@ -101,10 +101,10 @@ def test_without_ties_all_rules_agree_and_are_the_textbooks(problem: tuple[np.nd
         ranks.append(at[0])
         precisions.append(np.mean([(i + 1) / place for i, place in enumerate(at)]))
     for result in results.values():
-        found = result["video_to_text"]
-        assert found["queries"] == len(ranks)
-        assert found["MeanR"] == pytest.approx(np.mean(ranks))
-        assert found["R@1"] == pytest.approx(100 * np.mean(np.array(ranks) == 1))
+        actual = result["video_to_text"]
+        assert actual["queries"] == len(ranks)
+        assert actual["MeanR"] == pytest.approx(np.mean(ranks))
+        assert actual["R@1"] == pytest.approx(100 * np.mean(np.array(ranks) == 1))
         assert result["text_to_video"]["gallery"] == len(captions)
     assert results["mean"]["video_to_text"]["mAP"] == pytest.approx(100 * np.mean(precisions))
     assert "mAP" not in results["c4c"]["text_to_video"]
@@ -125,13 +125,13 @@ def test_ranking_groups_is_never_worse_than_ranking_captions(problem: tuple[np.n
 
 def test_a_caption_of_several_videos_is_found_at_the_best_of_them() -> None:
     matrix = np.array([[0.9, 0.1, 0.5]])
-    found = positions(Scores.of(matrix), [[1, 2]], "mean", text_to_video=True)
-    assert found[0].tolist() == [2, 3]
+    actual = positions(Scores.of(matrix), [[1, 2]], "mean", text_to_video=True)
+    assert actual[0].tolist() == [2, 3]
 
 
 def ranked_one_by_one(table: np.ndarray, own: list[list[int]], ties: str) -> list[list[float]]:
-    """What ``positions`` gives, by the definitions alone, from a list of one query's scores at a time."""
-    found = []
+    """The result of ``positions`` from its definition, for one query's scores at a time."""
+    actual = []
     for row, positives in zip(table, own, strict=True):
         order = sorted(range(len(row)), key=lambda item: (-row[item], item))
         places = {}  # by score, the places from 1 that its items share
@@ -140,11 +140,11 @@ def ranked_one_by_one(table: np.ndarray, own: list[list[int]], ties: str) -> lis
         if not positives:
             continue
         if ties == "argsort":
-            found.append(sorted(order.index(item) + 1.0 for item in positives))
+            actual.append(sorted(order.index(item) + 1.0 for item in positives))
         elif ties == "c4c":
             best = max(row[item] for item in positives)
             rivals = len(places[best]) - sum(row[item] == best for item in positives)
-            found.append([places[best][0] + float(place) for place in range(rivals + 1)])
+            actual.append([places[best][0] + float(place) for place in range(rivals + 1)])
         else:
             by_score = Counter(row[item] for item in positives)
             spread = (
@@ -152,8 +152,8 @@ def ranked_one_by_one(table: np.ndarray, own: list[list[int]], ties: str) -> lis
                 for score, count in by_score.items()
                 for j in range(1, count + 1)
             )
-            found.append(sorted(spread))
-    return found
+            actual.append(sorted(spread))
+    return actual
 
 
 @given(problems(), st.sampled_from(["mean", "argsort", "c4c"]), st.integers(1, 40), st.booleans())
@@ -172,16 +172,16 @@ def test_positions_from_blocks_are_those_of_one_query_at_a_time(
             if softmax:
                 scores = dual_softmax(scores, forwards, 0.5)
                 table = scores.block(slice(None), slice(None)).numpy()
-            found = positions(scores, own, ties, text_to_video=forwards)
-            assert [places.tolist() for places in found] == [
+            actual = positions(scores, own, ties, text_to_video=forwards)
+            assert [places.tolist() for places in actual] == [
                 pytest.approx(places) for places in ranked_one_by_one(table if forwards else table.T, own, ties)
             ]
-        found = group_positions(Scores.of(matrix), truth, ties)
+        actual = group_positions(Scores.of(matrix), truth, ties)
     expected = ranked_one_by_one(best.T, [[group] for group in range(len(groups))], ties)
-    assert [places.tolist() for places in found] == [pytest.approx(places) for places in expected]
+    assert [places.tolist() for places in actual] == [pytest.approx(places) for places in expected]
 
 
-def test_captions_that_are_asked_again_have_the_same_scores() -> None:
+def test_repeated_captions_have_the_same_scores() -> None:
     matrix = np.random.default_rng(0).standard_normal((3, 2))
     scores = Scores.of(matrix).of_captions([2, 0, 2])
     assert scores.shape == (3, 2)
@@ -208,13 +208,15 @@ def test_dual_softmax_keeps_the_order_of_negative_scores(text_to_video: bool) ->
 
 @given(hnp.arrays(np.float64, (4, 4), elements=st.floats(-1, 1)), st.floats(-3, 3))
 def test_a_constant_added_to_all_scores_changes_no_dual_softmax(plain: np.ndarray, constant: float) -> None:
-    found, moved = (dual_softmax(Scores.of(x), True).block(slice(None), slice(None)) for x in (plain, plain + constant))
-    assert np.allclose(found, moved, atol=1e-6)
+    actual, moved = (
+        dual_softmax(Scores.of(x), True).block(slice(None), slice(None)) for x in (plain, plain + constant)
+    )
+    assert np.allclose(actual, moved, atol=1e-6)
 
 
 def test_dual_softmax_repairs_a_hub() -> None:
     plain = np.eye(20) * 0.3
-    plain[:, 2] += 0.5  # a video that every caption is near to
+    plain[:, 2] += 0.5  # a video that is close to every caption
     before = evaluate(Scores.of(plain), DIAGONAL)["text_to_video"]
     after = evaluate(dual_softmax(Scores.of(plain), True), DIAGONAL)["text_to_video"]
     assert (before["R@1"], after["R@1"]) == (5, 100)
@@ -222,7 +224,7 @@ def test_dual_softmax_repairs_a_hub() -> None:
 
 @pytest.mark.parametrize("text_to_video", [True, False])
 def test_dual_softmax_ranks_positive_scores_almost_as_the_product_of_scores_and_softmax(text_to_video: bool) -> None:
-    """CAMoE's own formula, where it is sound: published figures are made with it."""
+    """CAMoE's own formula for positive scores: published figures use it."""
     rng = np.random.default_rng(0)
     videos = rng.standard_normal((300, 16)) + 0.8 * rng.standard_normal(16)
     texts = videos + rng.standard_normal((300, 16))
@@ -256,7 +258,7 @@ def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
     ("captions", "queries", "words"),
     [([[0], [3]], 2, "numbered 0 to 1"), ([[], []], 0, "no video has a caption")],
 )
-def test_a_truth_that_cannot_be_is_refused(captions: list[list[int]], queries: int, words: str) -> None:
+def test_invalid_ground_truth_is_refused(captions: list[list[int]], queries: int, words: str) -> None:
     with pytest.raises(MetricsError, match=words):
         Truth(captions=captions, queries=queries)
 
@@ -284,5 +286,5 @@ print(most() - before)
     assert int(run.stdout) < 7.2e5  # kilobytes
 
 
-def test_torch_matrices_are_taken_too() -> None:
+def test_torch_matrices_are_accepted() -> None:
     assert evaluate(Scores.of(torch.eye(20)), DIAGONAL)["rsum"] == 600

@@ -1,4 +1,4 @@
-"""Moments: figures agree with examples computed by hand, and windows of whole videos are scored by any model."""
+"""Moments: figures agree with examples computed by hand, and any model can score windows of whole videos."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_figures_of_moments_agree_with_an_example_by_hand() -> None:
     truths = [np.array([[0.0, 10], [20, 30]]), np.array([[0.0, 4]])]
     ranked = [np.array([[2.0, 10], [0, 10], [21, 30]]), np.array([[8.0, 12], [2, 4]])]
     figures = moment_figures(ranked, truths)
-    # First windows have IoUs of 0.8 and 0; of the second query the other window has 0.5.
+    # First windows have IoUs of 0.8 and 0; the other window of the second query has 0.5.
     assert {name: figures[name] for name in ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU")} == pytest.approx(
         {"R1@0.3": 50, "R1@0.5": 50, "R1@0.7": 50, "mIoU": 40}
     )
@@ -58,8 +58,8 @@ def test_figures_of_moments_agree_with_an_example_by_hand() -> None:
 def test_figures_of_highlights_agree_with_an_example_by_hand() -> None:
     saliency = np.array([[4, 2, 0], [1, 4, 0], [4, 4, 0], [0, 0, 0]])
     scores = np.array([0.9, 0.2, 0.9, 0.1])
-    # Annotator 1: both very good stretches are tied for the first place: precision 1. Annotator 2: one of the first 2,
-    # then two of three: 2/3 is the highest precision at both recalls. Annotator 3 finds nothing very good: 0.
+    # Annotator 1: both very good segments are tied for first place: precision 1. Annotator 2: one of the first 2,
+    # then two of three: 2/3 is the highest precision at both recalls. Annotator 3 has no very good segment: 0.
     assert highlight_figures([scores], [saliency]) == pytest.approx({"HIT@1": 100, "HL-mAP": 100 * (1 + 2 / 3 + 0) / 3})
     assert highlight_figures([-scores], [saliency])["HIT@1"] == 0
     assert saliency_precision(scores, np.ones(4, bool)) == 1
@@ -110,10 +110,10 @@ def test_the_precision_of_saliency_depends_on_no_order_of_ties(entries: list[tup
     assert 0 <= one <= 1
 
 
-def test_no_query_is_refused_and_a_query_without_windows_counts_as_missed() -> None:
-    with pytest.raises(ValueError, match="there is no query"):
+def test_an_empty_set_is_refused_and_a_query_without_windows_is_a_miss() -> None:
+    with pytest.raises(ValueError, match="there are no queries"):
         moment_figures([], [])
-    with pytest.raises(ValueError, match="there is no query"):
+    with pytest.raises(ValueError, match="there are no queries"):
         highlight_figures([], [])
     assert set(moment_figures([np.zeros((0, 2))], [np.array([[0.0, 1]])]).values()) == {0.0}
 
@@ -142,9 +142,7 @@ def test_a_video_that_would_have_too_many_windows_is_refused() -> None:
 
 @settings(max_examples=50)
 @given(spans, st.integers(0, 99), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
-def test_suppression_keeps_what_a_loop_over_sorted_windows_keeps(
-    windows: np.ndarray, seed: int, overlap: float
-) -> None:
+def test_suppression_equals_a_loop_over_sorted_windows(windows: np.ndarray, seed: int, overlap: float) -> None:
     scores = np.random.default_rng(seed).random((2, len(windows)))
     kept = Windows(overlap=overlap).keep(windows, scores, 4)
     for row, own in zip(scores, kept, strict=True):
@@ -155,8 +153,8 @@ def test_suppression_keeps_what_a_loop_over_sorted_windows_keeps(
         assert np.array_equal(own, windows[expected[:4]])
 
 
-def test_a_window_has_the_rows_whose_middles_lie_in_it_or_the_next_one() -> None:
-    times = np.array([[4.0, 6], [0, 2], [2, 4]])  # no order is asked of rows
+def test_a_window_has_the_rows_with_centres_in_it_or_the_nearest_row() -> None:
+    times = np.array([[4.0, 6], [0, 2], [2, 4]])  # rows may have any order
     arrays = {"values": np.array([[9.0], [2], [0], [1]]), "size": np.array([[7], [8]])}
     batch = Batch(arrays, np.array([0, 1, 4]), ("x", "y"), frozenset({"size"}))
     made = cut(batch, 1, times, np.array([[0.0, 6], [1, 3.5], [1.1, 2.9], [3.9, 4.8], [70, 80]]))
@@ -165,7 +163,7 @@ def test_a_window_has_the_rows_whose_middles_lie_in_it_or_the_next_one() -> None
 
 
 class Counting(RetrievalModel):
-    """A window scores for every row that shows what the query says, and loses for every other row."""
+    """A window gains for every row that shows the query's word, and loses for every other row."""
 
     def encode_videos(self, video: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         return {
@@ -180,7 +178,7 @@ class Counting(RetrievalModel):
 
 
 def add(store: Path, name: str, clips: dict[str, dict[str, Any]], failed: Sequence[str] = (), **output: Any) -> None:
-    """A stream with these arrays of each clip or caption, and clips that failed."""
+    """A stream with these arrays for each clip or caption, and failed clips."""
     spec = {"network": name, "output": {"shape": [len(WORDS)], "dtype": "float32"} | output}
     declare_stream(create_store(store), name, spec, {})
     failures = [Failure(clip_id=key, video=key, stage="decode", reason="it is damaged") for key in failed]
@@ -189,7 +187,7 @@ def add(store: Path, name: str, clips: dict[str, dict[str, Any]], failed: Sequen
 
 
 def shows(plan: Sequence[int], rate: float = 1.0) -> dict[str, Any]:
-    """Rows of a video that shows word after word, each so many seconds."""
+    """Rows of a video that shows one word after another, each for some seconds."""
     seconds = np.repeat(np.arange(len(WORDS)), plan)
     times = np.arange(0, len(seconds), 1 / rate)
     return {"values": np.eye(len(WORDS))[seconds[times.astype(int)]], "times": np.stack([times, times + 1 / rate], 1)}
@@ -228,29 +226,29 @@ def split_of(world: Path, clips: Sequence[Clip], streams: str = "fast,slow") -> 
 WINDOWS = Windows(lengths=(2, 4, 8, 12), step=0.25, overlap=0.5)
 
 
-def test_a_model_that_knows_what_it_sees_finds_every_moment(world: Path) -> None:
-    seen: list[tuple[int, int]] = []
+def test_a_perfect_model_finds_every_moment(world: Path) -> None:
+    observed: list[tuple[int, int]] = []
     clips = videos()
-    result = evaluate_moments(Counting(), split_of(world, clips), clips, WINDOWS, lambda *count: seen.append(count))
+    result = evaluate_moments(Counting(), split_of(world, clips), clips, WINDOWS, lambda *count: observed.append(count))
     assert (result["queries"], result["videos"]) == (9, 3)
     assert result["coverage"]["clips_left_out"] == {"failed in fast": 1}
     assert result["figures"]["model"]["R1@0.7"] == 100
     assert result["figures"]["random order"]["R1@0.7"] < 100
-    # The moments of a video take all of it together.
+    # The moments of a video together cover all of it.
     assert result["figures"]["whole video"]["mIoU"] == pytest.approx(100 * (1 + 1 + 1) / 9)
     assert result["warnings"] == []
     assert "highlights" not in result
-    assert seen[-1][0] == seen[-1][1] == len(WORDS) + result["windows"]["scored"]
+    assert observed[-1][0] == observed[-1][1] == len(WORDS) + result["windows"]["scored"]
     json.dumps(result)
 
 
-def test_stretches_of_2_s_are_scored_where_queries_have_saliency(world: Path) -> None:
+def test_segments_of_2_s_are_scored_for_queries_with_saliency(world: Path) -> None:
     truth = [{"clips": [0, 1], "scores": [[4, 4, 4], [4, 0, 4]]}, None, None]
     clips = [replace(clip, extras=clip.extras | {"saliency": truth}) for clip in videos() if clip.clip_id in ("a", "b")]
     result = evaluate_moments(Counting(), split_of(world, clips), clips, WINDOWS)
     assert result["highlights"]["queries"] == 2
     assert result["highlights"]["model"]["HIT@1"] == 100
-    # "b" runs during its first 4 s alone. "a" runs for 8: four stretches are tied.
+    # "b" is true only in its first 4 s. "a" lasts 8 s: four segments are tied.
     of_a, of_b = (2 / 4 + 1 / 4 + 2 / 4) / 3, (1 + 1 / 2 + 1) / 3
     assert result["highlights"]["model"]["HL-mAP"] == pytest.approx(100 * (of_a + of_b) / 2)
 
@@ -274,10 +272,12 @@ def test_moments_after_the_last_row_are_a_warning(world: Path) -> None:
     late = videos(moments=[[[50.0, 60.0]], [[0.0, 1.0]], [[0.0, 1.0]]])
     clips = [replace(clip, extras={"moments": clip.extras["moments"]}) for clip in late if clip.clip_id == "a"]
     result = evaluate_moments(Counting(), split_of(world, clips), clips, WINDOWS)
-    assert result["warnings"] == ["the moments of 1 query begin after the last row of their video: is it another cut?"]
+    assert result["warnings"] == [
+        "the moments of 1 query begin after the last row of their video: is it a different cut?"
+    ]
 
 
-def test_what_cannot_be_scored_is_an_error_that_says_why(world: Path) -> None:
+def test_videos_that_cannot_be_scored_are_an_error_that_says_why(world: Path) -> None:
     clips = videos()
     with pytest.raises(DataError, match="no clip of split 'val' has moments"):
         with_moments([replace(clip, extras={}) for clip in clips], "val")
@@ -303,7 +303,7 @@ def test_what_cannot_be_scored_is_an_error_that_says_why(world: Path) -> None:
     with pytest.raises(DataError, match="clip 'a': 1,000,000,000 s would have"):
         evaluate_moments(Counting(), split_of(world, clips), clips, WINDOWS)
     clips = [replace(clip, extras=clip.extras | {"duration": "long"}) for clip in salient]
-    with pytest.raises(DataError, match="its duration is 'long', no number of seconds"):
+    with pytest.raises(DataError, match="its duration 'long' is no number of seconds"):
         evaluate_moments(Counting(), split_of(world, clips), clips, WINDOWS)
 
 
@@ -379,9 +379,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for clip in videos()
     ]
     write_manifest(made, folder / "m.jsonl")
-    given = ("--store", folder / "s.zarr", "--manifest", folder / "m.jsonl", "--work-dir", folder / "run")
+    arguments = ("--store", folder / "s.zarr", "--manifest", folder / "m.jsonl", "--work-dir", folder / "run")
     done = amex(
-        "train", "global", *given, *(word for setting in (*TINY, "train.epochs=1") for word in ("--set", setting))
+        "train", "global", *arguments, *(word for setting in (*TINY, "train.epochs=1") for word in ("--set", setting))
     )
     assert done.exit_code == 0, done.output
     return folder
@@ -395,7 +395,7 @@ def test_the_command_prints_figures_beside_baselines_and_writes_json(run: Path) 
     shown = of_moments(run, "--length", 4, "--length", 8)
     assert shown.exit_code == 0, shown.output
     assert "moments of 4 videos" in shown.output
-    assert "queries 12 with moments; 12 of 12 captions" in shown.output
+    assert "12 queries with moments; 12 of 12 captions" in shown.output
     for row in ("model", "random order", "whole video", "R1@0.5", "mAP@0.75"):
         assert row in shown.output
     told = of_moments(run, "--length", 4, "--length", 8, "--json", "--out", run / "own.json")

@@ -1,4 +1,4 @@
-"""Training on the stores that newcomers have: what is not there is left out and said, and errors name the command."""
+"""Training on typical first stores: missing streams are skipped with a message, and errors name the command."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def text(weights: str) -> dict[str, Any]:
 
 
 def chosen(store: Path, which: str, *settings: str) -> tuple[ModelOptions, list[str]]:
-    """The options that a training has, and what it says of them."""
+    """The resulting options of a training, and its messages about them."""
     said: list[str] = []
     return choose_streams(load_config(which, settings).model, open_store(store), said.append), said
 
 
 def train(store: Path, *settings: str, which: str = "amenet", code: int = 0) -> str:
-    given = ("--store", store, "--manifest", store.parent / "m.jsonl", "--work-dir", store.parent / "w")
-    result = amex("train", which, *given, *(word for setting in (*SMALL, *settings) for word in ("--set", setting)))
+    arguments = ("--store", store, "--manifest", store.parent / "m.jsonl", "--work-dir", store.parent / "w")
+    result = amex("train", which, *arguments, *(word for setting in (*SMALL, *settings) for word in ("--set", setting)))
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     return result.output
@@ -59,7 +59,7 @@ def train(store: Path, *settings: str, which: str = "amenet", code: int = 0) -> 
 
 def test_without_objects_the_global_branch_is_trained_alone(tmp_path: Path) -> None:
     store = drawn_store(tmp_path, {"frames": FRAMES, "text_bert": text("other")})
-    assert f"no stream of objects in {store}: the relation branch is left out\n" in train(store)
+    assert f"no stream of objects in {store}: the relation branch is disabled\n" in train(store)
     model = load_checkpoint(tmp_path / "w").config.model
     assert (model.relation_branch, model.streams, model.text) == (False, ["frames"], "text_bert")
 
@@ -67,19 +67,19 @@ def test_without_objects_the_global_branch_is_trained_alone(tmp_path: Path) -> N
 def test_without_clips_the_relation_branch_is_trained_alone_and_without_text_words_are_learned(tmp_path: Path) -> None:
     store = drawn_store(tmp_path, {"boxes": OBJECTS})
     output = train(store)
-    assert f"no stream of clips in {store}: the global branch is left out\n" in output
+    assert f"no stream of clips in {store}: the global branch is disabled\n" in output
     assert f"no stream of text in {store}: words are learned from the training captions\n" in output
     model = load_checkpoint(tmp_path / "w").config.model
     assert (model.global_branch, model.objects, model.text) == (False, "boxes", "words")
     assert chosen(store, "hcmi")[0].streams == ["boxes"]
 
 
-def test_of_several_streams_of_text_the_one_by_the_model_of_the_frames_is_read(tmp_path: Path) -> None:
+def test_the_text_stream_of_the_frames_model_is_chosen(tmp_path: Path) -> None:
     store = drawn_store(tmp_path / "a", {"clip": FRAMES, "text_bert": text("other"), "text_clip": text("one")})
     options, said = chosen(store, "global")
     assert options.text == "text_clip"
     assert said == [
-        "text_clip is read, and not text_bert: it is by the model of clip; --set model.text=NAME chooses another"
+        "text stream text_clip, by the model of clip, is read, not text_bert; to choose: --set model.text=NAME"
     ]
     assert chosen(store, "global", "model.text=text_bert")[0].text == "text_bert"
     other = drawn_store(tmp_path / "b", {"frames": FRAMES, "text_bert": text("a"), "text_clip": text("b")})
@@ -100,13 +100,13 @@ def test_the_two_towers_of_a_clip_are_known_to_be_of_one_model(tmp_path: Path) -
     [
         ("amenet", ("model.relation_branch=true",), "has no stream of objects: make one with amex extract"),
         ("amenet", ("model.objects=boxes",), "no such stream"),
-        ("amenet", ("model.streams=[frame]",), "there is frames; did you mean 'frames'?"),
+        ("amenet", ("model.streams=[frame]",), "it has frames; did you mean 'frames'?"),
         ("amenet", ("model.text=text_bert",), "no such stream"),
         ("amenet", ("model.text_bag=true",), "has no stream of text"),
         ("clip_mean", (), "--stream text_clip"),
     ],
 )
-def test_what_a_user_sets_and_what_a_model_needs_stays_an_error(
+def test_missing_streams_that_the_user_or_the_model_requires_are_an_error(
     which: str, settings: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(AmexError) as caught:
@@ -114,16 +114,18 @@ def test_what_a_user_sets_and_what_a_model_needs_stays_an_error(
     assert words in str(caught.value)
 
 
-def test_a_batch_larger_than_the_training_clips_is_all_of_them(tmp_path: Path) -> None:
+def test_a_batch_size_above_the_number_of_clips_uses_all_clips(tmp_path: Path) -> None:
     assert "9 clips with captions are too few to train on" in train(drawn_store(tmp_path, {"frames": FRAMES}))
 
 
 def test_on_one_validation_clip_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
     clips = [{**line, "split": "train" if i else "val"} for i, line in enumerate(lines())]
     output = train(drawn_store(tmp_path, {"frames": FRAMES}, clips), "train.epochs=3")
-    assert "a gallery of 1 clip, which every model ranks first, chooses no checkpoint: the last one is kept" in output
+    assert (
+        "a gallery of 1 clip, which every model ranks first, cannot choose a checkpoint: the last one is kept" in output
+    )
     assert "amex manifest split MANIFEST --val .1" in output
-    assert "on split val, of 1 clip, which says nothing of the model: " in output
+    assert "on split val, of 1 clip, which is too few to judge the model: " in output
     assert "which chose it" not in output
     assert load_checkpoint(tmp_path / "w").epoch == 3
 
@@ -133,7 +135,7 @@ def test_on_one_validation_clip_the_last_checkpoint_is_kept(tmp_path: Path) -> N
     [
         ({"split": ""}, "no clip of split 'train'; it has clips of no split: draw splits with amex manifest split"),
         ({"split": "train"}, "no clip of split 'val'; it has train: draw splits with amex manifest split"),
-        ({"captions": []}, "no clip of split 'train' has a caption: there is nothing to train on. Those of your own"),
+        ({"captions": []}, "no clip of split 'train' has a caption, so there is nothing to train on. Put captions"),
     ],
 )
 def test_a_manifest_that_cannot_be_trained_on_names_the_command_that_helps(
@@ -163,10 +165,10 @@ def test_ten_real_clips_with_captions_train_with_default_settings(real_data: Pat
     trained = amex("train", "amenet", *run, "--json")
     assert trained.exit_code == 0, trained.output
     evaluated = json.loads(amex("eval", tmp_path / "w", "--split", "train", "--json").stdout)
-    assert evaluated["text_to_video"]["R@1"] > 80  # of what it has learned by heart
+    assert evaluated["text_to_video"]["R@1"] > 80  # overfitted to them
 
 
-def test_a_store_that_is_not_there_is_what_training_names(tmp_path: Path) -> None:
+def test_a_missing_store_is_named_by_training(tmp_path: Path) -> None:
     refused = amex("train", "amenet", "--store", tmp_path / "none.zarr")
-    assert "none.zarr is not an amex store; make one with: amex extract" in refused.output
+    assert "none.zarr; make one with: amex extract" in refused.output
     assert "--manifest" not in refused.output

@@ -1,4 +1,4 @@
-"""The objective: which pairs belong together, what each term is, and that a term changes nothing but its gradient."""
+"""The objective: which pairs match, the value of each term, and that a term only adds its gradient."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from amex.train.config import ConfigError, check_config
 from amex.train.fitting import make_optimizer
 from amex.train.losses import contrastive, divergence, focal, hinge, mean_average_precision, mine
 from amex.train.objective import pair_matrix
-from amex.train.options import Objective
+from amex.train.options import ObjectiveOptions
 
 RELATIONS = ["positive", "excused", "negative"]
-# Each term by itself, as a setting of the section.
+# Each term alone, as a setting of the section.
 TERMS: dict[str, dict[str, Any]] = {
     "hinge": {"hinge": 1, "margin": 2.0},
     "hinge, mined": {"hinge": {"levels": 1}, "negatives": 2, "margin": 2.0},
@@ -43,7 +43,7 @@ TERMS: dict[str, dict[str, Any]] = {
 
 
 @given(st.integers(2, 7), st.integers(0, 10**6), st.floats(0, 1), st.integers(1, 3))
-def test_the_hinge_is_the_textbooks_loop(size: int, seed: int, margin: float, most: int) -> None:
+def test_the_hinge_equals_a_plain_loop(size: int, seed: int, margin: float, most: int) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.uniform(-1, 1, (size, size))
     kinds = rng.integers(0, 3, (size, size))  # positive, excused, negative
@@ -69,14 +69,14 @@ def test_the_hinge_is_the_textbooks_loop(size: int, seed: int, margin: float, mo
 
 
 @pytest.mark.parametrize("several", ["mean", "sum"])
-def test_with_one_positive_each_the_cross_entropy_is_clips(several: str) -> None:
+def test_the_cross_entropy_with_one_positive_equals_that_of_clip(several: str) -> None:
     logits, own = torch.randn(5, 5), torch.eye(5).bool()
     truth = torch.arange(5)
     expected = (cross_entropy(logits, truth) + cross_entropy(logits.T, truth)) / 2
     assert torch.allclose(contrastive(logits, own, ~own, several=several), expected)
 
 
-def test_a_positive_is_drawn_near_and_an_excused_pair_is_left_alone() -> None:
+def test_positives_attract_and_excused_pairs_have_no_gradient() -> None:
     logits = torch.zeros(3, 3, requires_grad=True)
     own, pair = torch.eye(3).bool(), torch.zeros(3, 3).bool()
     pair[0, 1] = pair[1, 0] = True
@@ -87,7 +87,7 @@ def test_a_positive_is_drawn_near_and_an_excused_pair_is_left_alone() -> None:
 
 
 @given(st.integers(0, 10**6), st.sampled_from(RELATIONS), st.sampled_from(RELATIONS))
-def test_pairs_are_related_as_the_captions_of_the_clips_say(seed: int, same_clip: Any, same_caption: Any) -> None:
+def test_pairs_are_related_by_clip_and_by_caption(seed: int, same_clip: Any, same_caption: Any) -> None:
     rng = np.random.default_rng(seed)
     captions_of = [set(rng.choice(6, rng.integers(1, 4), replace=False).tolist()) for _ in range(4)]
     pairs = [(clip, int(rng.choice(sorted(captions_of[clip])))) for clip in rng.integers(0, 4, 6)]
@@ -105,7 +105,7 @@ def test_pairs_are_related_as_the_captions_of_the_clips_say(seed: int, same_clip
                 relation = "positive"
             elif mine_ == other:
                 relation = same_clip
-            elif said in captions_of[other]:  # also where the batch has another caption of that clip
+            elif said in captions_of[other]:  # even if the batch contains another caption of that clip
                 relation = same_caption
             assert (bool(positives[i, j]), bool(negatives[i, j])) == (relation == "positive", relation == "negative")
 
@@ -119,24 +119,24 @@ def labels(seed: int, shape: tuple[int, int] = (4, 6)) -> tuple[Tensor, Tensor, 
 
 @given(st.integers(0, 10_000))
 def test_the_focal_loss_without_focus_is_half_the_cross_entropy(seed: int) -> None:
-    found, truth, _ = labels(seed)
-    plain = binary_cross_entropy(found, truth).item()
-    loss = focal(found, truth, torch.ones_like(truth), focus=0.0, balance=0.5)
+    actual, truth, _ = labels(seed)
+    plain = binary_cross_entropy(actual, truth).item()
+    loss = focal(actual, truth, torch.ones_like(truth), focus=0.0, balance=0.5)
     assert loss.item() == pytest.approx(plain / 2, rel=1e-5)
 
 
 @given(st.integers(0, 10_000), st.floats(0, 4), st.floats(0.1, 0.9))
-def test_masked_concepts_count_neither_way(seed: int, focus: float, balance: float) -> None:
-    found, truth, mask = labels(seed)
-    other = torch.where(mask > 0, found, 1 - found)
+def test_masked_concepts_are_ignored(seed: int, focus: float, balance: float) -> None:
+    actual, truth, mask = labels(seed)
+    other = torch.where(mask > 0, actual, 1 - actual)
     flipped = torch.where(mask > 0, truth, 1 - truth)
     how = {"focus": focus, "balance": balance}
-    assert focal(found, truth, mask, **how) == focal(other, flipped, mask, **how)
-    before, after = (mean_average_precision(*given, mask) for given in ((found, truth), (other, flipped)))
+    assert focal(actual, truth, mask, **how) == focal(other, flipped, mask, **how)
+    before, after = (mean_average_precision(*given, mask) for given in ((actual, truth), (other, flipped)))
     assert before == after or (before.isnan() and after.isnan())
 
 
-def test_focus_leaves_the_unsure_and_quiets_the_sure() -> None:
+def test_focus_reduces_the_weight_of_confident_predictions() -> None:
     truth, mask = torch.ones(1, 1), torch.ones(1, 1)
     sure, unsure = (
         focal(torch.tensor([[p]]), truth, mask, focus=2.0, balance=0.5)
@@ -147,16 +147,16 @@ def test_focus_leaves_the_unsure_and_quiets_the_sure() -> None:
     assert unsure > 0.8
 
 
-def test_mean_average_precision_is_the_definition() -> None:
+def test_mean_average_precision_follows_its_definition() -> None:
     chance = torch.tensor([[0.9, 0.1], [0.8, 0.9], [0.7, 0.5], [0.6, 0.2]])
-    truth = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])  # nobody has the second
+    truth = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])  # no row has the second
     assert mean_average_precision(chance, truth, torch.ones(4, 2)).item() == pytest.approx((1 + 2 / 3) / 2)
     mask = torch.ones(4, 2)
     mask[1, 0] = 0
     assert mean_average_precision(chance, truth, mask).item() == 1.0
 
 
-def test_the_divergence_of_equal_sides_is_nothing_and_silence_has_none() -> None:
+def test_the_divergence_of_equal_sides_or_empty_texts_is_zero() -> None:
     texts = torch.randn(4, 6)
     assert divergence(texts, texts, symmetric=True).item() == pytest.approx(0, abs=1e-6)
     others = texts.roll(1, 0)
@@ -171,25 +171,25 @@ def unit_rows(*rows: list[float]) -> Tensor:
     return normalize(torch.tensor(rows, dtype=torch.float32), dim=-1)
 
 
-def test_equal_draws_mine_only_the_same_video() -> None:
+def test_equal_draws_mine_only_identical_videos() -> None:
     views = unit_rows([1, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [1, 0, 0])
     assert mine(views, views, "or").nonzero().tolist() == [[0, 3], [3, 0]]
 
 
 @given(st.floats(-3, 3), st.floats(-3, 3))
-def test_a_video_that_is_there_twice_is_always_mined(a: float, b: float) -> None:
+def test_a_duplicate_video_is_always_mined(a: float, b: float) -> None:
     first, second = unit_rows([1, a], [1, a], [-5, 1]), unit_rows([1, b], [1, b], [-5, 1.1])
     assert mine(first, second, "and")[0, 1]
 
 
-def test_or_mines_what_either_finds_and_and_what_both_find() -> None:
-    # The first video's draws are far apart, so it takes the second for itself; not the other way round.
+def test_or_mines_pairs_found_by_either_side_and_and_pairs_found_by_both() -> None:
+    # The first video's draws are far apart, so it mines the second, but not the reverse.
     first, second = unit_rows([1, 0.8], [1, 0]), unit_rows([1, -0.8], [1, 0.01])
     assert mine(first, second, "or").nonzero().tolist() == [[0, 1], [1, 0]]
     assert not mine(first, second, "and").any()
 
 
-def test_slack_mines_what_is_nearly_as_near_and_never_less_than_before() -> None:
+def test_slack_mines_more_pairs() -> None:
     views = unit_rows([1, 0, 0], [0.95, 0.3, 0], [0, 0, 1])
     assert not mine(views, views, "or").any()
     assert mine(views, views, "or", 0.1).nonzero().tolist() == [[0, 1], [1, 0]]
@@ -199,43 +199,43 @@ def test_slack_mines_what_is_nearly_as_near_and_never_less_than_before() -> None
     assert counts == sorted(counts)
 
 
-# One case a model and a few more; the other cases differ inside of the model alone.
+# One case for each model and a few more; other cases differ only inside the model.
 MODELS = ["amenet", "hgr", "mcsan, objects", "hcmi", "dual encoding"]
 
 
 @pytest.mark.parametrize("term", TERMS)
 @pytest.mark.parametrize("case", MODELS)
-def test_every_term_is_there_for_every_model_and_moves_it(case: str, term: str) -> None:
-    made = make(case, size=6)
+def test_every_term_works_with_every_model_and_gives_gradients(case: str, term: str) -> None:
+    batch = make(case, size=6)
     given = {"contrastive": 1, "divergence": 0, "concepts": 0, "denoise": "off"} | TERMS[term]
     trained = learner(case, **given)
     trained.progress = 0.5
-    once = {name: value for name, value in made.items() if name != "second"}
+    once = {name: value for name, value in batch.items() if name != "second"}
     bare = {"contrastive": 1, "divergence": 0, "concepts": 0, "denoise": "off"}
     plain = set() if {"hinge", "contrastive"} & TERMS[term].keys() else set(learner(case, **bare)(once))
-    terms = trained(made if term == "denoising" else once)
+    terms = trained(batch if term == "denoising" else once)
     own = {name: value for name, value in terms.items() if name not in plain}
     assert own, terms.keys()
     assert all(torch.isfinite(value) for name, value in terms.items() if "mAP" not in name), terms
     losses = [value for name, value in own.items() if name.startswith("loss")]
-    if term != "denoising":  # which changes what is a positive, and has no term of its own
+    if term != "denoising":  # it changes the positives, and has no term of its own
         sum(losses).backward()
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.model.parameters())
 
 
-def test_no_denoising_changes_nothing_else() -> None:
-    """Where nothing is mined a step with denoising is the step without, to the bit."""
+def test_denoising_that_mines_nothing_changes_nothing() -> None:
+    """If nothing is mined, a step with denoising equals the step without, bit for bit."""
     after = []
     for denoise in ("off", "and"):
         trained = learner("hcmi", dropout=0.3, denoise=denoise)
-        made = make("hcmi", size=6)
+        batch = make("hcmi", size=6)
         if denoise == "off":
-            del made["second"]
+            del batch["second"]
         else:
-            made["second"] = made["video"]  # equal draws mine nothing but themselves
+            batch["second"] = batch["video"]  # equal draws mine only themselves
         optimizer = make_optimizer(config("hcmi"), trained, on_gpu=False)
         torch.manual_seed(1)
-        logged = trained.train().train_step(made, optimizer)
+        logged = trained.train().train_step(batch, optimizer)
         after.append((trained.state_dict(), torch.get_rng_state(), logged.get("mined", 0)))
     (plain, chance, _), (denoised, same_chance, mined) = after
     assert mined == 0
@@ -248,53 +248,53 @@ def config(case: str, **more: Any) -> Any:
 
 
 @pytest.mark.parametrize("case", ["amenet", "hgr", "hcmi"])
-def test_cached_gradients_are_those_of_the_whole_batch(case: str) -> None:
+def test_cached_gradients_equal_those_of_the_whole_batch(case: str) -> None:
     gradients = []
     for at_once in (0, 4, 5):
         trained = learner(case, encode_at_once=at_once, denoise="off")
-        made = make(case, size=9)
-        del made["second"]
+        batch = make(case, size=9)
+        del batch["second"]
         optimizer = make_optimizer(config(case), trained, on_gpu=False)
         optimizer.step = lambda **_: None
         optimizer.zero_grad = lambda **_: None
-        trained.train().train_step(made, optimizer)
+        trained.train().train_step(batch, optimizer)
         gradients.append({name: p.grad for name, p in trained.named_parameters() if p.grad is not None})
     for other in gradients[1:]:
         assert other.keys() == gradients[0].keys()
         assert all(torch.allclose(x, other[name], atol=1e-5) for name, x in gradients[0].items())
 
 
-def test_cached_gradients_meet_the_dropout_that_made_the_embeddings() -> None:
+def test_cached_gradients_use_the_dropout_of_the_first_encoding() -> None:
     trained = learner("hgr", dropout=0.5, encode_at_once=3).train()
-    made = make("hgr", size=6)
-    seen = []
+    pairs = make("hgr", size=6)
+    observed = []
     encode = trained.model.encode_pairs
 
     def recorded(batch: dict[str, Any]) -> Any:
-        seen.append(encode(batch))
-        return seen[-1]
+        observed.append(encode(batch))
+        return observed[-1]
 
     trained.model.encode_pairs = recorded
     trained.train_step(
-        {k: v for k, v in made.items() if k != "second"}, make_optimizer(config("hgr"), trained, on_gpu=False)
+        {k: v for k, v in pairs.items() if k != "second"}, make_optimizer(config("hgr"), trained, on_gpu=False)
     )
-    assert len(seen) == 4
-    for first, again in zip(seen[:2], seen[2:], strict=True):
+    assert len(observed) == 4
+    for first, again in zip(observed[:2], observed[2:], strict=True):
         for before, after in zip(first, again, strict=True):
             assert all(torch.equal(x, after[name]) for name, x in before.items())
-    assert not torch.equal(seen[0][0]["verb"], seen[1][0]["verb"])
+    assert not torch.equal(observed[0][0]["verb"], observed[1][0]["verb"])
 
 
 @pytest.mark.parametrize("case", ["dual encoding", "mcsan, projections apart"])
-def test_a_pair_left_over_is_encoded_with_others_where_a_batch_is_normalised(case: str) -> None:
-    trained, made = learner(case, encode_at_once=4, denoise="off"), make(case, size=9)
-    del made["second"]
-    logged = trained.train().train_step(made, make_optimizer(config(case), trained, on_gpu=False))
+def test_a_remaining_pair_is_encoded_with_others_for_batch_normalisation(case: str) -> None:
+    trained, batch = learner(case, encode_at_once=4, denoise="off"), make(case, size=9)
+    del batch["second"]
+    logged = trained.train().train_step(batch, make_optimizer(config(case), trained, on_gpu=False))
     assert torch.isfinite(logged["loss"])
 
 
-def test_what_is_encoded_without_gradients_shares_no_mixed_precision_with_what_learns() -> None:
-    """In older versions of torch, weights that are cast without gradients stay so for the rest of a context."""
+def test_encoding_without_gradients_uses_a_separate_autocast_context() -> None:
+    """Older versions of torch keep weights that were cast without gradients for the rest of a context."""
     trained = learner("hcmi", denoise="or").train()
     optimizer = make_optimizer(config("hcmi"), trained, on_gpu=False)
     contexts, used = iter(range(9)), {}
@@ -316,7 +316,7 @@ def test_what_is_encoded_without_gradients_shares_no_mixed_precision_with_what_l
     assert used[True] != used[False]
 
 
-def test_gradients_of_several_batches_make_one_step() -> None:
+def test_gradients_of_several_batches_are_accumulated() -> None:
     trained = learner("dual encoding")
     optimizer = make_optimizer(config("dual encoding", accumulate=2), trained, on_gpu=False)
     optimizer.initialize_count_status(trained, 0, 4)
@@ -332,20 +332,20 @@ def test_gradients_of_several_batches_make_one_step() -> None:
 
 def test_a_score_that_the_model_does_not_have_is_refused_by_name() -> None:
     with pytest.raises(
-        ConfigError, match=r"objective\.hinge: 'relation' is no score of this model; it has fused, levels"
+        ConfigError, match=r"objective\.hinge: this model has no score 'relation'; it has fused, levels"
     ):
         learner("hgr", hinge={"relation": 1})
     with pytest.raises(ConfigError, match="no term ranks"):
         learner("hgr", hinge=0)
 
 
-def test_naming_one_of_hinge_and_contrastive_replaces_the_models_own_choice() -> None:
+def test_setting_hinge_or_contrastive_replaces_the_models_defaults() -> None:
     def of(**given: Any) -> Any:
         return check_config({"model": {"name": "hcmi"}, "objective": given}, "x").objective
 
     assert (of().hinge, of().contrastive, of().denoise) == ({"video_sentence": 0.5}, {"levels": 3.0}, "or")
     assert (of(hinge=1).hinge, of(hinge=1).contrastive, of(hinge=1).denoise) == ({"fused": 1}, {}, "or")
-    with pytest.raises(ConfigError, match="at least 1 counts"):
+    with pytest.raises(ConfigError, match="must be at least 1"):
         of(negatives=0)
 
 
@@ -358,26 +358,26 @@ def spaces(seed: int, size: int = 64) -> tuple[dict[str, Tensor], dict[str, Tens
 
 def adversary(mode: str, weight: float) -> Adversary:
     torch.manual_seed(0)
-    options = Objective(adversary=mode, adversary_weight=weight, adversary_hidden=8)
+    options = ObjectiveOptions(adversary=mode, adversary_weight=weight, adversary_hidden=8)
     return Adversary({"relation": 8}, options)
 
 
-def test_reversal_teaches_the_classifier_one_way_and_the_encoders_the_other() -> None:
+def test_reversal_trains_discriminator_and_encoders_in_opposite_directions() -> None:
     reversing, plain = adversary("reversal", 0.3), adversary("reversal", 0.3)
     videos, texts = spaces(0)
     reversing(videos, texts, progress=1.0)["loss_adversary"].backward()
     turned, own = videos["relation"].grad.clone(), [p.grad.clone() for p in reversing.parameters()]
     videos, texts = spaces(0)
-    plain._entropy(plain._judge(videos), plain._judge(texts)).backward()
+    plain._entropy(plain._logits(videos), plain._logits(texts)).backward()
     assert torch.allclose(turned, -0.3 * videos["relation"].grad, rtol=1e-3)
     assert all(torch.allclose(a, p.grad) for a, p in zip(own, plain.parameters(), strict=True))
     videos, texts = spaces(0)
     reversing(videos, texts, progress=0.0)["loss_adversary"].backward()
-    assert videos["relation"].grad.abs().sum() == 0  # the factor grows from nothing
+    assert videos["relation"].grad.abs().sum() == 0  # the factor starts at zero
 
 
 @pytest.mark.parametrize("mode", ["alternating", "wasserstein"])
-def test_classifiers_that_step_alone_learn_and_the_encoders_are_moved_to_the_other_side(mode: str) -> None:
+def test_discriminators_with_own_steps_learn_and_encoders_learn_to_fool_them(mode: str) -> None:
     opponent = adversary(mode, 1.0)
     optimizer = torch.optim.Adam(opponent.parameters(), lr=1e-2)
     accuracy = []
@@ -389,11 +389,11 @@ def test_classifiers_that_step_alone_learn_and_the_encoders_are_moved_to_the_oth
         optimizer.step()
         opponent.requires_grad_(False)
         accuracy.append(float(opponent(*sides, progress=0.5)["modality_accuracy"]))
-    assert accuracy[-1] > 0.95 > accuracy[0] or mode == "wasserstein"  # whose zero lies anywhere
+    assert accuracy[-1] > 0.95 > accuracy[0] or mode == "wasserstein"  # its zero is arbitrary
     optimizer.zero_grad()
     videos, texts = spaces(1000)
     opponent(videos, texts, progress=0.5)["loss_adversary"].backward()
-    # Down the slope of the encoders' term videos go to where the texts are, and texts to where the videos are.
+    # Along the gradient of the encoders' term, videos move towards the texts, and texts towards the videos.
     towards = (texts["relation"].mean(0) - videos["relation"].mean(0)).detach()
     assert (-videos["relation"].grad.mean(0)) @ towards > 0 > (-texts["relation"].grad.mean(0)) @ towards
     assert all(p.grad is None and not p.requires_grad for p in opponent.parameters())
@@ -443,7 +443,7 @@ if world > 1:
 
 @pytest.mark.slow
 def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # MCSAN and Dual Encoding normalize over the clips at hand, each process over its own.
+    # MCSAN and Dual Encoding normalise over the clips of a batch, separately in each process.
     cases = [
         ("amenet", {"hinge": {"levels": 1}}),
         ("amenet", {"contrastive": 1, "adversary": "reversal", "encode_at_once": 2}),
@@ -460,7 +460,7 @@ def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path, mo
     alone, together = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
     for case, (one, grads), (two, shared) in zip(cases, alone, together, strict=True):
         for name, value in one.items():
-            if name.startswith(("loss_hinge", "loss_contrastive", "mined")):  # other terms are of a process's own rows
+            if name.startswith(("loss_hinge", "loss_contrastive", "mined")):  # other terms use the rows of one process
                 assert value.item() == pytest.approx(two[name].item(), rel=1e-4), (case, name)
         assert grads.keys() == shared.keys()
         for name, grad in grads.items():

@@ -1,4 +1,4 @@
-"""Every score is computed once, in blocks that change nothing, and is what its formula says."""
+"""Every score is computed once, in blocks that do not change it, and equals its formula."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from amex.features import open_store
 from amex.manifests import Clip
 from amex.train import evaluate
 from amex.train.data import Split, inputs
-from amex.train.evaluate import evaluate_split, score_split, scores_of
+from amex.train.evaluate import evaluate_split, score_embeddings, score_split
 from amex.train.models import Embeddings, RetrievalModel, build_model, parts
 from amex.train.options import HGR
 
@@ -31,7 +31,7 @@ Masks = tuple[list[list[bool]], list[list[bool]]]
 
 @st.composite
 def masks(draw: st.DrawFn) -> Masks:
-    """Which parts captions and videos have: any of them, also none."""
+    """Masks of the parts of captions and videos: any, including empty ones."""
     sides = []
     for most in (3, 5):
         width = draw(st.integers(1, most))
@@ -40,13 +40,13 @@ def masks(draw: st.DrawFn) -> Masks:
 
 
 def drawn(mask: list[list[bool]], seed: int) -> tuple[Tensor, Tensor]:
-    """Vectors of parts, also where there is no part, and the mask."""
-    there = torch.tensor(mask)
-    return torch.randn(*there.shape, 4, generator=torch.Generator().manual_seed(seed)), there
+    """Vectors of parts, with values in padding too, and the mask."""
+    present = torch.tensor(mask)
+    return torch.randn(*present.shape, 4, generator=torch.Generator().manual_seed(seed)), present
 
 
 def one_phrase(phrase: Tensor, rows: Tensor, options: HGR) -> Tensor:
-    """How well a phrase fits the rows that it attends to, as HGR's paper and program say."""
+    """The match of a phrase with the rows it attends to, as in HGR's paper and program."""
     cosines = cosine_similarity(phrase.unsqueeze(0), rows)
     attention = normalize(cosines.clamp(min=0), dim=0, eps=1e-10)
     weights = (options.sharpness * attention).softmax(0)
@@ -62,7 +62,7 @@ def one_pair(words: Tensor, word_weights: Tensor, frames: Tensor, frame_weights:
 
 
 def pair_by_pair(texts: Tensor, said: Tensor, videos: Tensor, shown: Tensor, score: Callable[..., Tensor]) -> Tensor:
-    """(C, V) of a score of the parts that are there; 0 where a side has none."""
+    """(C, V) of a score over present parts; 0 if a side has none."""
     rows = [
         [
             score(caption[some], video[seen]) if some.any() and seen.any() else (caption.sum() + video.sum()) * 0
@@ -74,7 +74,7 @@ def pair_by_pair(texts: Tensor, said: Tensor, videos: Tensor, shown: Tensor, sco
 
 
 def assert_same_and_learn_the_same(found: Callable[..., Tensor], expected: Callable[..., Tensor], *x: Tensor) -> None:
-    """Two functions agree in values, where nothing learns too, and in gradients."""
+    """Check that two functions have equal values, also without gradients, and equal gradients."""
     with torch.no_grad():
         fixed = found(*x)
     ours, theirs = ([value.clone().requires_grad_() for value in x] for _ in range(2))
@@ -85,14 +85,14 @@ def assert_same_and_learn_the_same(found: Callable[..., Tensor], expected: Calla
     (scores * weights).sum().backward()
     (formula * weights).sum().backward()
     for a, b in zip(ours, theirs, strict=True):
-        zeros = torch.zeros_like(a)  # of what takes no part
+        zeros = torch.zeros_like(a)  # of unused inputs
         expected_grad = zeros if b.grad is None else b.grad
         assert torch.allclose(zeros if a.grad is None else a.grad, expected_grad, rtol=1e-3, atol=1e-5)
 
 
 @settings(max_examples=20)
 @given(masks(), st.sampled_from(["embed", "sim"]), st.integers(1, 9), st.integers(0, 99))
-def test_phrases_score_as_the_formula_says_whatever_is_there(there: Masks, fusion: Any, block: int, seed: int) -> None:
+def test_phrase_scores_equal_the_formula_for_any_mask(there: Masks, fusion: Any, block: int, seed: int) -> None:
     (phrases, said), (frames, shown) = drawn(there[0], seed), drawn(there[1], seed + 100)
     options = HGR(fusion=fusion, streams=["frames"])
 
@@ -112,7 +112,7 @@ def test_phrases_score_as_the_formula_says_whatever_is_there(there: Masks, fusio
 
 @settings(max_examples=20)
 @given(masks(), st.integers(1, 9), st.integers(0, 99))
-def test_tokens_score_as_the_formula_says_whatever_is_there(there: Masks, block: int, seed: int) -> None:
+def test_token_scores_equal_the_formula_for_any_mask(there: Masks, block: int, seed: int) -> None:
     (words, said), (frames, shown) = drawn(there[0], seed), drawn(there[1], seed + 100)
     draw = torch.Generator().manual_seed(seed)
     weights, others = (0.1 + torch.rand(mask.shape, generator=draw) for mask in (said, shown))
@@ -130,15 +130,15 @@ def test_tokens_score_as_the_formula_says_whatever_is_there(there: Masks, block:
         )  # fmt: skip
 
 
-def test_a_phrase_that_no_row_fits_attends_to_all_rows_alike() -> None:
+def test_a_phrase_without_a_matching_row_attends_equally_to_all_rows() -> None:
     frames, phrases = torch.tensor([[[-1.0, 0.1], [-1.0, -0.1], [9.0, 9.0]]]), torch.tensor([[[1.0, 0.0]]])
     shown, said = torch.tensor([[True, True, False]]), torch.ones(1, 1, dtype=torch.bool)
-    found = parts.phrase_scores(frames, shown, phrases, said, HGR(streams=["frames"]))
-    assert found.item() == pytest.approx(-1)  # of the mean of both
+    actual = parts.phrase_scores(frames, shown, phrases, said, HGR(streams=["frames"]))
+    assert actual.item() == pytest.approx(-1)  # of the mean of both
 
 
 class Largest(TorchFunctionMode):
-    """How many numbers the largest tensor has that is made."""
+    """Records the number of elements of the largest tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,23 +152,23 @@ class Largest(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("name", ["phrases", "tokens"])
-def test_the_memory_of_scoring_is_that_of_what_goes_in_and_comes_out_and_of_a_block(name: str) -> None:
+def test_scoring_needs_memory_only_for_inputs_outputs_and_one_block(name: str) -> None:
     captions, clips, said, rows, dim = 300, 200, 10, 20, 8
     texts, videos = torch.randn(captions, said, dim), torch.randn(clips, rows, dim)
     with Largest() as largest, torch.no_grad():
         if name == "phrases":
-            there = (torch.ones(x.shape[:2], dtype=torch.bool) for x in (videos, texts))
-            parts.phrase_scores(videos, next(there), texts, next(there), HGR(streams=["frames"]))
+            present = (torch.ones(x.shape[:2], dtype=torch.bool) for x in (videos, texts))
+            parts.phrase_scores(videos, next(present), texts, next(present), HGR(streams=["frames"]))
         else:
             even = torch.full((captions, said), 1 / said), torch.full((clips, rows), 1 / rows)
             parts.token_scores(texts, even[0], videos, even[1])
     block = parts.TEXTS * parts.VIDEOS
-    assert block < captions * clips * said * rows / 20  # what one product of all would be
+    assert block < captions * clips * said * rows / 20  # the size of one product of everything
     assert largest.numbers <= max(block, texts.numel(), videos.numel(), captions * clips)
 
 
 class Counting(RetrievalModel):
-    """A model that counts the pairs whose scores it is asked for."""
+    """A model that counts the pairs it scores."""
 
     def __init__(self, model: RetrievalModel) -> None:
         super().__init__()
@@ -176,14 +176,14 @@ class Counting(RetrievalModel):
         self.encode_videos, self.encode_texts = model.encode_videos, model.encode_texts  # type: ignore[method-assign]
 
     def score(self, videos: Embeddings, texts: Embeddings) -> Tensor:
-        found = self.model.score(videos, texts)
-        self.pairs += found.numel()
-        return found
+        actual = self.model.score(videos, texts)
+        self.pairs += actual.numel()
+        return actual
 
 
 @pytest.fixture
 def split(tmp_path: Path) -> tuple[Counting, Split]:
-    """Ten clips of unequal length with two or three captions each, some of which recur, and swapped twins."""
+    """Ten clips of unequal length with two or three captions each, some repeated, and swapped twins."""
     clips = [
         Clip(
             clip_id=f"c{i}",
@@ -200,7 +200,7 @@ def split(tmp_path: Path) -> tuple[Counting, Split]:
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_an_evaluation_asks_for_every_score_once(split: tuple[Counting, Split], merged: bool) -> None:
+def test_an_evaluation_computes_every_score_once(split: tuple[Counting, Split], merged: bool) -> None:
     model, data = split
     result = evaluate_split(model, data, dsl=True, merged=merged)
     assert {"video_to_text_groups", "dsl", "swapped_pairs"} < set(result)
@@ -208,15 +208,15 @@ def test_an_evaluation_asks_for_every_score_once(split: tuple[Counting, Split], 
     assert model.pairs == len(data.captions) * len(data.clips) == 20 * 10
 
 
-def test_small_blocks_and_a_file_in_place_of_memory_give_the_same_figures(
+def test_block_size_and_scores_in_a_file_do_not_change_figures(
     split: tuple[Counting, Split], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, data = split
     expected = evaluate_split(model, data, dsl=True)
-    scores = scores_of(model, *evaluate.encode(model, data))
+    scores = score_embeddings(model, *evaluate.encode(model, data))
     monkeypatch.setattr(evaluate, "TEXTS", 2)
     monkeypatch.setattr(evaluate, "VIDEOS", 3)
-    monkeypatch.setattr(evaluate, "SIDE", 4)
+    monkeypatch.setattr(evaluate, "BLOCK", 4)
     monkeypatch.setattr(evaluate, "IN_MEMORY", 0)
     in_blocks = score_split(model, data)
     whole = slice(None)
@@ -224,7 +224,7 @@ def test_small_blocks_and_a_file_in_place_of_memory_give_the_same_figures(
     assert evaluate_split(model, data, dsl=True) == expected
 
 
-def test_scores_that_neither_memory_nor_the_disk_can_hold_are_refused_with_what_to_do(
+def test_scores_too_large_for_memory_and_disk_are_an_error_with_a_remedy(
     split: tuple[Counting, Split], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def full(*given: int) -> None:

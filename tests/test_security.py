@@ -1,4 +1,4 @@
-"""What files, names and networks may not do. docs/reliability.md lists these, and where the other attempts are."""
+"""Attacks by files, names and networks fail. docs/concepts/reliability.md lists these and other attempts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distributed import Client, Security
 from videos import encode
 
 from amex.extract.run import keys
-from amex.extract.run.cluster import knock, local
+from amex.extract.run.cluster import check_scheduler, local
 from amex.features import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ PACKAGES = ("", "extract", "features", "manifests", "train", "benchmarks")
 
 
 def calls() -> Iterator[tuple[str, str, ast.Call]]:
-    """Every call in the code: where, the dotted name of what is called, and the call."""
+    """Yield every call in the code: its place, the dotted name of the function, and the call."""
     for path in (path for package in PACKAGES for path in (ROOT / package).glob("**/*.py" if package else "*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
@@ -33,25 +33,25 @@ def keyword(call: ast.Call, name: str) -> object:
     return next((ast.literal_eval(word.value) for word in call.keywords if word.arg == name), None)
 
 
-def test_no_call_unpickles_evaluates_or_asks_a_shell() -> None:
-    seen = set()
+def test_no_call_unpickles_evaluates_or_starts_a_shell() -> None:
+    called = set()
     for place, name, call in calls():
-        seen.add(name)
+        called.add(name)
         assert name not in ("eval", "exec", "os.system", "os.popen", "subprocess.getoutput"), place
-        # One benchmark takes its answers as a pickle: such files are written, and never read.
+        # One benchmark requires pickled answers. amex writes such files and never reads them.
         unpickles = name.split(".")[0] in ("pickle", "cPickle", "dill", "joblib", "marshal", "shelve")
         assert name == "pickle.dump" or not unpickles, place
         assert name not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load"), place
         assert not any(word.arg == "shell" for word in call.keywords), place
-        assert keyword(call, "trust_remote_code") in (None, False), place  # without the word transformers may ask
+        assert keyword(call, "trust_remote_code") in (None, False), place  # else transformers may ask
         if name == "torch.load":
             assert keyword(call, "weights_only") is True, place
         if name in ("np.load", "numpy.load"):
             assert keyword(call, "allow_pickle") is False, place
-    assert {"torch.load", "np.load", "yaml.safe_load", "subprocess.Popen"} <= seen
+    assert {"torch.load", "np.load", "yaml.safe_load", "subprocess.Popen"} <= called
 
 
-def test_what_a_video_is_called_is_never_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_video_is_never_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
     names = [
@@ -70,30 +70,30 @@ def test_what_a_video_is_called_is_never_a_command(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_a_run_on_one_machine_listens_on_the_loopback_alone() -> None:
+def test_a_local_run_listens_only_on_loopback() -> None:
     own = psutil.Process()
     before = {connection.laddr for connection in own.net_connections() if connection.status == psutil.CONN_LISTEN}
     with local(1) as workers:
         workers.client.wait_for_workers(1)
         processes = [own, *own.children(recursive=True)]
         listening = [c.laddr for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
-        assert len(listening) >= 3  # of the scheduler, the nanny and the worker
+        assert len(listening) >= 3  # scheduler, nanny and worker
         assert {address.ip for address in listening if address not in before} == {"127.0.0.1"}
 
 
-def test_a_scheduler_that_others_can_reach_talks_to_none_without_its_keys(tmp_path: Path) -> None:
-    listed = tmp_path / "jobs" / "scheduler.json"
-    with local(1, listed=listed) as workers:
+def test_a_reachable_scheduler_accepts_no_connection_without_its_keys(tmp_path: Path) -> None:
+    address_file = tmp_path / "jobs" / "scheduler.json"
+    with local(1, address_file=address_file) as workers:
         address = workers.client.scheduler.address
         assert address.startswith("tls://")
-        for path in listed.parent.glob("*.pem"):
+        for path in address_file.parent.glob("*.pem"):
             assert path.stat().st_mode & 0o777 == 0o600
         with pytest.raises((OSError, TypeError)):
-            asyncio.run(knock(address, Security()))
+            asyncio.run(check_scheduler(address, Security()))
         with pytest.raises(OSError):
-            asyncio.run(knock(address.replace("tls://", "tcp://"), Security()))
+            asyncio.run(check_scheduler(address.replace("tls://", "tcp://"), Security()))
         with pytest.raises(OSError):
-            asyncio.run(knock(address, keys.temporary_security(tmp_path / "other")))
-        own = (listed.parent / f"{name}.pem" for name in keys.KEYS)
+            asyncio.run(check_scheduler(address, keys.temporary_security(tmp_path / "other")))
+        own = (address_file.parent / f"{name}.pem" for name in keys.KEYS)
         with Client(address, security=keys.security_of(*own), timeout="10s", set_as_default=False) as client:
             assert client.submit(sum, [1, 2]).result(timeout=30) == 3

@@ -1,4 +1,4 @@
-"""Training, evaluation and search, from the command line, on a store that the test makes."""
+"""Training, evaluation and search from the command line, on a store made by the test."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from amex.train.checkpoint import load_checkpoint, read_checkpoint
 from amex.train.config import ConfigError, load_config
 from amex.train.data import Split, keep_in_memory
 from amex.train.evaluate import encode
-from amex.train.fitting import only_run
+from amex.train.fitting import lock_run
 from amex.train.selection import of_split
 
-# A model of a few thousand numbers; words are learned, so that no text model is needed.
+# A model of a few thousand parameters; words are learned, so no text model is needed.
 TINY = (
     "model.text=words", "model.word_dim=8", "model.dim=16", "model.graph_dim=8", "model.graphs=2", "model.key_dim=4",
     "objective.adversary=reversal", "objective.adversary_hidden=8", "data.batch_size=8", "train.epochs=3",
@@ -47,7 +47,7 @@ def settings(*more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A store of clips and objects that carry what their captions say, and its manifest: 48 train, 12 val, 12 test."""
+    """A store of clips and objects that encode their captions, and its manifest: 48 train, 12 val, 12 test."""
     folder = tmp_path_factory.mktemp("made")
     rng = np.random.default_rng(0)
     words = rng.standard_normal((len(KINDS), 16)).astype(np.float32)
@@ -85,8 +85,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def train(made: tuple[Path, Path], work: Path, *more: str, which: str = "amenet", flags: tuple[str, ...] = ()) -> str:
     store, manifest = made
-    given = ("--store", store, "--manifest", manifest, "--work-dir", work)
-    result = amex("train", which, *given, *settings(*more), *flags)
+    arguments = ("--store", store, "--manifest", manifest, "--work-dir", work)
+    result = amex("train", which, *arguments, *settings(*more), *flags)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -100,14 +100,14 @@ def trained(made: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def trained_thrice(made: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the three epochs that ``TINY`` has."""
+    """A run of three epochs with the settings of ``TINY``."""
     work = tmp_path_factory.mktemp("thrice") / "w"
     train(made, work)
     return work
 
 
 def history(work: Path) -> list[dict[str, Any]]:
-    """A run's history, without how long it took."""
+    """A run's history without durations."""
     lines = [json.loads(line) for line in (work / "history.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
@@ -121,7 +121,7 @@ def same_weights(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_model_learns_and_its_checkpoint_says_what_it_is(trained: Path, made: tuple[Path, Path]) -> None:
+def test_a_model_learns_and_its_checkpoint_describes_it(trained: Path, made: tuple[Path, Path]) -> None:
     lines = history(trained)
     assert [line["epoch"] for line in lines] == list(range(1, 41))
     assert lines[-1]["train"]["loss_contrastive_relation"] < 0.5 * lines[0]["train"]["loss_contrastive_relation"]
@@ -133,7 +133,7 @@ def test_a_model_learns_and_its_checkpoint_says_what_it_is(trained: Path, made: 
     assert best.config.model.objects == "objects"
     assert "chases" in best.vocabulary
     assert list((trained / "tensorboard").rglob("events.out.tfevents*"))
-    assert not list(trained.glob(".*"))  # nothing half written
+    assert not list(trained.glob(".*"))  # no incomplete file
 
 
 def test_tensorboard_holds_the_losses_and_the_recalls(trained: Path) -> None:
@@ -163,7 +163,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(made: tupl
         ),
     ],
 )
-def test_a_killed_run_goes_on_bit_for_bit(made: tuple[Path, Path], tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_a_killed_run_resumes_bit_for_bit(made: tuple[Path, Path], tmp_path: Path, more: tuple[str, ...]) -> None:
     more = ("train.epochs=8", *more)
     train(made, tmp_path / "whole", *more)
     store, manifest = made
@@ -186,27 +186,27 @@ def test_a_killed_run_goes_on_bit_for_bit(made: tuple[Path, Path], tmp_path: Pat
 
 def test_resuming_with_other_settings_is_refused_field_by_field(made: tuple[Path, Path], tmp_path: Path) -> None:
     train(made, tmp_path / "w")
-    given = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
-    other = amex("train", "amenet", *given, *settings("train.lr=1e-3", "objective.margin=0.3"), "--resume")
+    arguments = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
+    other = amex("train", "amenet", *arguments, *settings("train.lr=1e-3", "objective.margin=0.3"), "--resume")
     assert other.exit_code == 1
     assert "train.lr: 0.003 then, 0.001 now" in other.output
     assert "objective.margin: 0.2 then, 0.3 now" in other.output
-    again = amex("train", "amenet", *given, *settings())
+    again = amex("train", "amenet", *arguments, *settings())
     assert again.exit_code == 1
     assert "--resume" in again.output
 
 
 def test_two_runs_in_one_folder_at_once_are_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
-    given = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
-    with only_run(tmp_path / "w"):
-        second = amex("train", "amenet", *given, *settings())
+    arguments = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
+    with lock_run(tmp_path / "w"):
+        second = amex("train", "amenet", *arguments, *settings())
     assert second.exit_code == 1
-    assert f"another run is at work in {tmp_path / 'w'}" in second.output
+    assert f"another run is active in {tmp_path / 'w'}" in second.output
     train(made, tmp_path / "w")
 
 
 @pytest.mark.slow
-def test_a_run_under_torchrun_goes_like_one_of_a_single_process(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_run_under_torchrun_equals_one_of_a_single_process(made: tuple[Path, Path], tmp_path: Path) -> None:
     store, manifest = made
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     for name, launcher in (("one", ()), ("two", torchrun)):
@@ -227,7 +227,11 @@ def test_a_run_under_torchrun_goes_like_one_of_a_single_process(made: tuple[Path
 @pytest.mark.parametrize(
     ("gpus", "words"),
     [
-        (1, "2 processes on this machine, 1 GPU: start as many as GPUs, or CUDA_VISIBLE_DEVICES= for the CPU"),
+        (
+            1,
+            "2 processes on this machine, 1 GPU: start one process per GPU, or set CUDA_VISIBLE_DEVICES= to use "
+            "the CPU",
+        ),
         (0, None),
         (2, None),
     ],
@@ -247,8 +251,8 @@ def test_more_processes_than_gpus_are_refused_before_they_wait_for_each_other(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", begun)
-    given = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
-    result = amex("train", "amenet", *given, *settings())
+    arguments = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
+    result = amex("train", "amenet", *arguments, *settings())
     assert result.exit_code == 1
     assert result.output == f"Error: {words or ('with nccl' if gpus else 'with gloo')}\n"
     assert not (tmp_path / "w").exists()
@@ -279,14 +283,16 @@ def test_splits_share_the_memory_and_validation_comes_first(made: tuple[Path, Pa
         Split(store, of_split(clips, n, "m"), config.model, config.data, text).bytes for n in ("val", "train")
     )
     objects = sum(store["objects"].rows_of(clip.clip_id) for clip in of_split(clips, "val", "m"))
-    # A row of motion is 16 halves; one of objects has twice those, two boxes and scores, a count, a size and two times.
+    # A row of motion is 16 halves; one of objects has twice as many, two boxes, scores, a count, a size and two times.
     assert val == 12 * 3 * 16 * 2 + objects * (2 * (16 * 2 + 4 * 4 + 4) + 4 + 2 * 4 + 2 * 8)
     assert kept((val + train) / 1e9) == (True, True)
     assert kept((val + train - 1) / 1e9) == (True, False)
     assert kept((val - 1) / 1e9) == (False, False)
 
 
-def test_features_of_captions_count_and_are_read_as_clips_are(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_features_of_captions_count_towards_memory_and_are_read_like_clips(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
     from test_evaluation import DIM, add_stream
 
     shutil.copytree(made[0], tmp_path / "s.zarr")
@@ -305,7 +311,7 @@ def test_features_of_captions_count_and_are_read_as_clips_are(made: tuple[Path, 
     assert split.bytes == split.texts.bytes + sum(table.bytes for table in split.tables.values())
 
 
-def test_a_split_is_read_by_workers_that_are_spawned(made: tuple[Path, Path]) -> None:
+def test_spawned_workers_can_read_a_split(made: tuple[Path, Path]) -> None:
     store, clips = open_store(made[0]), read_manifest(made[1])
     config = load_config("amenet", [*TINY, "model.objects=objects", "model.streams=[motion]"])
     split = Split(store, clips, config.model, config.data, make_text(store, config, clips, made[1]))
@@ -366,7 +372,7 @@ def test_runs_are_evaluated_together_with_a_temperature_of_validation(trained: P
     assert record["dsl_rsum"] > 0
 
 
-def test_evaluation_names_its_numbers_and_writes_them(trained: Path) -> None:
+def test_evaluation_prints_and_writes_its_figures(trained: Path) -> None:
     result = amex("eval", trained / "best.pth", "--dsl")
     assert result.exit_code == 0, result.output
     assert "amenet on split test, ties by mean" in result.output
@@ -408,11 +414,11 @@ def test_other_models_train_resume_evaluate_search_and_report(
     amex("manifest", "parse", manifest)
     graph = ("model.graph_dim=8", "model.graphs=2", "model.key_dim=4") if which != "dual_encoding" else ()
     wanted = ("model.dim=16", "data.batch_size=8", "train.lr=3e-3", "train.schedule=constant", *graph, *OTHERS[which])
-    given = [word for setting in wanted for word in ("--set", setting)]
+    arguments = [word for setting in wanted for word in ("--set", setting)]
 
     def run(work: Path, epochs: int, *flags: str) -> None:
         places = ("--store", store, "--manifest", manifest, "--work-dir", work)
-        result = amex("train", which, *places, *given, "--set", f"train.epochs={epochs}", *flags)
+        result = amex("train", which, *places, *arguments, "--set", f"train.epochs={epochs}", *flags)
         assert result.exit_code == 0, result.output
 
     run(tmp_path / "w", 6)
@@ -435,18 +441,18 @@ def test_other_models_train_resume_evaluate_search_and_report(
     assert amex("report", tmp_path / "w").exit_code == 0
 
 
-def test_a_model_of_role_graphs_says_how_to_make_them_and_refuses_those_of_another_parser(
+def test_missing_role_graphs_are_an_error_with_a_command_and_other_parsers_are_refused(
     made: tuple[Path, Path], tmp_path: Path
 ) -> None:
     store, manifest = made[0], tmp_path / "m.jsonl"
     shutil.copy(made[1], manifest)
-    given = ("--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w")
+    arguments = ("--store", store, "--manifest", manifest, "--work-dir", tmp_path / "w")
     small = ("--set", "model.dim=8", "--set", "train.epochs=1", "--set", "data.batch_size=8")
-    without = amex("train", "hgr", *given, *small)
+    without = amex("train", "hgr", *arguments, *small)
     assert without.exit_code == 1
     assert f"make them with amex manifest parse {manifest}" in without.output
     amex("manifest", "parse", manifest)
-    assert amex("train", "hgr", *given, *small).exit_code == 0
+    assert amex("train", "hgr", *arguments, *small).exit_code == 0
     kept = tmp_path / "m.rolegraphs.json"
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"parser": "spacy:en_core_web_sm 3.8.0, spacy 3.8"}))
     refused = amex("eval", tmp_path / "w")
@@ -456,7 +462,7 @@ def test_a_model_of_role_graphs_says_how_to_make_them_and_refuses_those_of_anoth
     assert f"{kept} is not JSON" in amex("eval", tmp_path / "w").output
 
 
-def test_search_finds_what_the_scores_say(trained: Path, tmp_path: Path) -> None:
+def test_search_results_follow_the_scores(trained: Path, tmp_path: Path) -> None:
     hits = json.loads(amex("search", trained, "a dog chases a horse", "--json", "-k", "5").stdout)
     assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
     assert hits[0]["score"] >= hits[-1]["score"]
@@ -475,9 +481,7 @@ def test_search_finds_what_the_scores_say(trained: Path, tmp_path: Path) -> None
     assert len(words & set(backwards[0]["caption"].split()) & set(KINDS)) >= 1
 
 
-def test_captions_without_features_are_left_out_of_a_search_and_shift_no_other(
-    made: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_captions_without_features_do_not_shift_others_in_a_search(made: tuple[Path, Path], tmp_path: Path) -> None:
     clips = [json.loads(line) for line in made[1].read_text().splitlines()]
     captions = list(dict.fromkeys(caption for clip in clips for caption in clip["captions"]))
     vectors = {word: np.random.default_rng(i).standard_normal(8) for i, word in enumerate(KINDS)}
@@ -495,16 +499,16 @@ def test_captions_without_features_are_left_out_of_a_search_and_shift_no_other(
     train((tmp_path / "s.zarr", made[1]), tmp_path / "w", "model.text=text")
     newer = ({**clip, "captions": ["never encoded", *clip["captions"]]} for clip in clips)
     manifest = write_lines(tmp_path / "newer.jsonl", *newer)
-    found = [
+    actual = [
         json.loads(amex("search", tmp_path / "w", "--video", "c3", "--json", "--manifest", path).stdout)
         for path in (made[1], manifest)
     ]
-    assert [hit["caption"] for hit in found[0]] == [hit["caption"] for hit in found[1]]
+    assert [hit["caption"] for hit in actual[0]] == [hit["caption"] for hit in actual[1]]
 
 
-def test_a_baseline_of_the_test_split_cannot_be_chosen_on_it(made: tuple[Path, Path], tmp_path: Path) -> None:
-    given = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
-    refused = amex("train", "amenet", *given, *settings("data.val=test"))
+def test_the_test_split_cannot_select_a_checkpoint(made: tuple[Path, Path], tmp_path: Path) -> None:
+    arguments = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
+    refused = amex("train", "amenet", *arguments, *settings("data.val=test"))
     assert refused.exit_code == 1
     assert "data.select_on_test=true" in refused.output
     train(made, tmp_path / "w", "data.val=test", "data.select_on_test=true", "train.epochs=1")
@@ -513,7 +517,7 @@ def test_a_baseline_of_the_test_split_cannot_be_chosen_on_it(made: tuple[Path, P
 def test_an_ablation_compares_variants_over_seeds_and_resumes(made: tuple[Path, Path], tmp_path: Path) -> None:
     config = tmp_path / "mine.py"
     config.write_text("model = {'name': 'amenet'}\nvariants = {'full': [], 'no graph': ['model.graph=none']}\n")
-    given = (
+    arguments = (
         "--store",
         made[0],
         "--manifest",
@@ -524,7 +528,7 @@ def test_an_ablation_compares_variants_over_seeds_and_resumes(made: tuple[Path, 
         "0,1",
         *settings("train.epochs=1"),
     )
-    first = amex("ablate", config, *given, "--json")
+    first = amex("ablate", config, *arguments, "--json")
     assert first.exit_code == 0, first.output
     results = json.loads(first.stdout)
     runs = [results["no graph"]["runs"][seed]["figures"]["rsum"] for seed in ("0", "1")]
@@ -532,14 +536,14 @@ def test_an_ablation_compares_variants_over_seeds_and_resumes(made: tuple[Path, 
     assert results["no graph"]["std"]["rsum"] == pytest.approx(np.std(runs, ddof=1))
     assert results["full"]["runs"]["0"]["parameters"] > results["no graph"]["runs"]["0"]["parameters"]
     started = time.monotonic()
-    again = amex("ablate", config, *given)
+    again = amex("ablate", config, *arguments)
     assert time.monotonic() - started < 5
     assert "±" in again.output
     assert "no graph" in again.output
     assert json.loads((tmp_path / "w" / "ablation-test.json").read_text()).keys() == results.keys()
 
 
-def test_all_errors_of_a_configuration_come_at_once(tmp_path: Path) -> None:
+def test_all_errors_of_a_configuration_are_listed_together(tmp_path: Path) -> None:
     config = tmp_path / "c.py"
     config.write_text("model = {'dims': 5, 'graph': 'both'}\ntrain = {'lr': -1}\nnonsense = {}\n")
     with pytest.raises(ConfigError) as caught:
@@ -561,11 +565,11 @@ def test_every_configuration_that_comes_with_amex_is_valid() -> None:
     assert "train.lr" in amex("configs", "amenet").output
 
 
-def test_an_option_that_another_section_has_is_answered_with_that_section() -> None:
+def test_an_option_in_the_wrong_section_gets_a_suggestion() -> None:
     for setting, words in (
         ("model.margin=0.1", "model.margin: unknown key; did you mean 'objective.margin'?"),
         ("train.dropout=0.1", "train.dropout: unknown key; did you mean 'model.dropout'?"),
-        ("model.ranking=hinge", "losses are in the section objective"),
+        ("model.ranking=hinge", "losses are in section objective"),
         ("train.epoch=3", "train.epoch: unknown key; did you mean 'epochs'?"),
     ):
         with pytest.raises(ConfigError) as caught:
@@ -585,20 +589,20 @@ def test_an_option_that_another_section_has_is_answered_with_that_section() -> N
         ("amenet", ("model.text=''",), "has no stream of text"),
         ("amenet", ("data.train=trian",), "no clip of split 'trian'; it has test, train, val"),
         ("amenet", ("data.val=all",), "data.val=all and the test split share 12 clips ('c60', ...)"),
-        ("amenet", ("data.train=test",), "the test split shares 12 clips ('c60', ...); if you mean"),
+        ("amenet", ("data.train=test",), "the test split shares 12 clips ('c60', ...); to allow"),
         ("amenet", ("data.train=all", "data.select_on_test=true"), "data.val=val shares 12 clips ('c48', ...)"),
         ("amenet", ("model.relation_branch=false", "model.global_branch=false"), "at least one of"),
         ("amenet", ("train.amp=fp16",), "needs a GPU"),
         ("global", ("train.epochs=0",), "greater than or equal to 1"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_it_starts(
+def test_invalid_trainings_are_refused_before_the_first_step(
     which: str, more: tuple[str, ...], words: str, made: tuple[Path, Path], tmp_path: Path
 ) -> None:
     if "amp" in str(more) and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    given = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
-    result = amex("train", which, *given, *settings(*more))
+    arguments = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
+    result = amex("train", which, *arguments, *settings(*more))
     assert result.exit_code == 1
     assert words in result.output
     assert "Traceback" not in result.output
@@ -611,29 +615,29 @@ def test_a_clip_without_features_is_named_with_the_command_that_makes_them(
     lines = made[1].read_text().splitlines()
     late = {"clip_id": "late", "video": "late.mp4", "split": "train", "captions": ["a dog chases a cat"]}
     manifest = write_lines(tmp_path / "m.jsonl", *lines, late)
-    given = ("--store", made[0], "--manifest", manifest, "--work-dir", tmp_path / "w")
-    result = amex("train", "amenet", *given, *settings())
+    arguments = ("--store", made[0], "--manifest", manifest, "--work-dir", tmp_path / "w")
+    result = amex("train", "amenet", *arguments, *settings())
     assert result.exit_code == 1
     assert "'late'" in result.output
     assert f"amex extract --manifest M --videos V --store {made[0]} --stream objects --stream motion" in result.output
 
 
-def test_captions_that_are_missing_are_an_error_and_single_ones_are_left_out(
+def test_a_split_without_captions_is_an_error_and_clips_without_any_stay_in_the_gallery(
     made: tuple[Path, Path], tmp_path: Path
 ) -> None:
     clips = [json.loads(line) for line in made[1].read_text().splitlines()]
     none = write_lines(tmp_path / "none.jsonl", *({**clip, "captions": []} for clip in clips))
-    given = ("--store", made[0], "--work-dir", tmp_path / "w")
-    result = amex("train", "amenet", *given, "--manifest", none, *settings())
+    arguments = ("--store", made[0], "--work-dir", tmp_path / "w")
+    result = amex("train", "amenet", *arguments, "--manifest", none, *settings())
     assert result.exit_code == 1
     assert "has a caption" in result.output
-    some = write_lines(
+    subset = write_lines(
         tmp_path / "some.jsonl", *({**c, "captions": c["captions"] if i % 4 else []} for i, c in enumerate(clips))
     )
-    result = amex("train", "amenet", *given, "--manifest", some, *settings("train.epochs=1"))
+    result = amex("train", "amenet", *arguments, "--manifest", subset, *settings("train.epochs=1"))
     assert result.exit_code == 0, result.output
     record = json.loads(amex("eval", tmp_path / "w", "--json").stdout)
-    assert record["text_to_video"]["gallery"] == 12  # clips without captions are still in the way
+    assert record["text_to_video"]["gallery"] == 12  # clips without captions are still in the gallery
     assert record["video_to_text"]["queries"] == 9
 
 
@@ -646,15 +650,15 @@ def test_nan_features_are_named(made: tuple[Path, Path], tmp_path: Path, memory:
     source = ("--captions", made[1], "--allow-nan")
     done = amex("features", "import", tmp_path / "bad.npy", *source, "--store", tmp_path / "s.zarr")
     assert done.exit_code == 0, done.output
-    given = ("--store", tmp_path / "s.zarr", "--manifest", made[1], "--work-dir", tmp_path / "w")
-    result = amex("train", "amenet", *given, *settings("model.streams=[bad]", *memory))
+    arguments = ("--store", tmp_path / "s.zarr", "--manifest", made[1], "--work-dir", tmp_path / "w")
+    result = amex("train", "amenet", *arguments, *settings("model.streams=[bad]", *memory))
     assert result.exit_code == 1
     (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
     assert "NaN or infinity for 'c5'" in line
     assert "Traceback" not in result.output
 
 
-def test_a_worker_that_is_killed_ends_the_run_in_one_line_and_the_run_goes_on_in_memory(
+def test_a_killed_worker_ends_the_run_in_one_line_and_resuming_works(
     made: tuple[Path, Path], trained_thrice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main = os.getpid()
@@ -667,8 +671,8 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line_and_the_run_goes_on_in
         return read(self, items)
 
     monkeypatch.setattr(Split, "__getitems__", killed)
-    given = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
-    result = amex("train", "amenet", *given, *settings("data.memory_gb=0", "data.workers=1"))
+    arguments = ("--store", made[0], "--manifest", made[1], "--work-dir", tmp_path / "w")
+    result = amex("train", "amenet", *arguments, *settings("data.memory_gb=0", "data.workers=1"))
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].startswith(
         "Error: a process that reads features ended early (DataLoader worker"
@@ -688,7 +692,7 @@ class Trap:
 
 @pytest.mark.parametrize("command", ["eval", "search", "report", "train"])
 @pytest.mark.parametrize("what", ["none", "text", "trap", "weights", "half", "later"])
-def test_what_is_no_checkpoint_is_refused_and_nothing_in_it_runs(
+def test_files_that_are_no_checkpoint_are_refused_without_executing_code(
     command: str, what: str, trained: Path, made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -712,8 +716,8 @@ def test_what_is_no_checkpoint_is_refused_and_nothing_in_it_runs(
     if command == "train":
         if what == "none":
             pytest.skip("--resume begins a run where there is none")
-        given = ("--store", made[0], "--manifest", made[1], "--work-dir", work, "--resume")
-        result = amex("train", "amenet", *given, *settings())
+        arguments = ("--store", made[0], "--manifest", made[1], "--work-dir", work, "--resume")
+        result = amex("train", "amenet", *arguments, *settings())
     else:
         result = amex(command, work, *(["a dog"] if command == "search" else []))
     assert result.exit_code == 1
@@ -751,10 +755,10 @@ def test_features_of_another_fingerprint_are_refused(trained: Path, made: tuple[
         (("a dog", "--index", "Flatt"), 1, "--index Flatt"),
         (("a dog", "--index", "IVF4096"), 1, "--index IVF4096"),
         (("a dog", "--videos", "nowhere", "--html", "x.html"), 1, "is not a folder"),
-        (("a dog", "--manifest", "none.jsonl"), 1, "cannot read the manifest"),
+        (("a dog", "--manifest", "none.jsonl"), 1, "there is no manifest none.jsonl"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused(
+def test_invalid_searches_are_refused(
     arguments: tuple[str, ...], code: int, words: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
